@@ -1,0 +1,11 @@
+"""Learned optimizers that read the network they train as a graph.
+
+Axes, wherever shapes are written: N nodes, E edges, P parameters (scalars), F features, H hidden
+channels, K positions of a kernel, n a run of scalars.
+"""
+
+from l2o_graph.graph import NeuralGraph, neural_graph
+from l2o_graph.optimizer import NGOptimizer
+from l2o_graph.zoo.registry import list_checkpoints
+
+__all__ = ["NGOptimizer", "NeuralGraph", "list_checkpoints", "neural_graph"]

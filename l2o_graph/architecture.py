@@ -1,0 +1,250 @@
+"""nn.Module, or bare parameters -> NetSpec: the neurons of a network and what joins them.
+
+A kernel joins two sets of neurons, a bias sits on one set, and a parameter that fits neither is
+loose: it has no place in the graph and is updated from its own features alone.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+Role = Literal["input", "hidden", "output"]
+Kind = Literal["kernel", "bias", "loose"]
+
+# Modules whose weight is [out, in, *positions]; every other module's parameters are loose.
+KERNEL_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, slots=True)
+class Neurons:
+    """A set of neurons or channels: one layer of nodes.
+
+    Attributes:
+        name: Where the set lies, for people.
+        size: How many neurons it holds.
+        role: Neurons of a hidden set are interchangeable, each input and output is itself.
+        depth: Hidden sets counted from the input, starting at 0; 0 for inputs and outputs.
+    """
+
+    name: str
+    size: int
+    role: Role
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A parameter [out, in, *positions], one edge for each (out, in).
+
+    Attributes:
+        parameter: Its index among the parameters.
+        source: Index of the set of neurons that it reads.
+        target: Index of the set of neurons that it writes.
+        positions: Spatial shape of the kernel; () for a linear layer. A linear layer behind a
+            flattened feature map is a kernel with one position for each pixel of the map.
+    """
+
+    parameter: int
+    source: int
+    target: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """A parameter [out] that sits on the neurons it is added to."""
+
+    parameter: int
+    neurons: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetSpec:
+    """Which parameter of a network joins which neurons; hashable, and free of tensors.
+
+    Attributes:
+        names: A name for each parameter.
+        shapes: Shape of each parameter.
+        neurons: The sets of neurons, in the order in which the network computes them.
+        kernels: The parameters that join two sets.
+        biases: The parameters that sit on one set, at most one for each set.
+        loose: Indices of the parameters outside the graph.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    neurons: tuple[Neurons, ...]
+    kernels: tuple[Kernel, ...]
+    biases: tuple[Bias, ...]
+    loose: tuple[int, ...]
+
+    @property
+    def num_nodes(self) -> int:
+        """Neurons in all sets together."""
+        return sum(neurons.size for neurons in self.neurons)
+
+    @property
+    def num_edges(self) -> int:
+        """Pairs of neurons joined by a kernel, each counted once."""
+        return sum(math.prod(self.shapes[k.parameter][:1]) * self.sources(k) for k in self.kernels)
+
+    @property
+    def num_parameters(self) -> int:
+        """Scalars in all parameters together."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def sources(self, kernel: Kernel) -> int:
+        """Size of the set that the kernel reads."""
+        return self.neurons[kernel.source].size
+
+    def __str__(self) -> str:
+        """One line for each parameter: what was understood of it."""
+        lines = [
+            f"{self.num_nodes} neurons, {self.num_edges} edges, {self.num_parameters} parameters"
+        ]
+        place = {i: "loose: updated from its own features alone" for i in self.loose}
+        for k in self.kernels:
+            source, target = self.neurons[k.source], self.neurons[k.target]
+            place[k.parameter] = (
+                f"{source.name} [{source.size}] -> {target.name} [{target.size}]"
+                + (f", {'x'.join(map(str, k.positions))} positions" if k.positions else "")
+            )
+        for b in self.biases:
+            place[b.parameter] = f"bias of {self.neurons[b.neurons].name}"
+        for i, name in enumerate(self.names):
+            lines.append(f"  {name} {list(self.shapes[i])}: {place[i]}")
+        return "\n".join(lines)
+
+
+def spec_of_module(module: nn.Module) -> NetSpec:
+    """Read a network whose linear and convolutional layers are registered in computing order.
+
+    Args:
+        module: An MLP or a CNN with global pooling or flattening before its linear layers.
+
+    Returns:
+        The specification, parameters in the order of ``module.parameters()``.
+    """
+    kinds: dict[int, Kind] = {}
+    for part in module.modules():
+        is_kernel = isinstance(part, KERNEL_MODULES) and getattr(part, "groups", 1) == 1
+        for name, parameter in part.named_parameters(recurse=False):
+            known: Kind = {"weight": "kernel", "bias": "bias"}.get(name, "loose")  # type: ignore[assignment]
+            kinds[id(parameter)] = known if is_kernel else "loose"
+    named = list(module.named_parameters())
+    return _chain([(name, tuple(p.shape), kinds[id(p)]) for name, p in named])
+
+
+def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None = None) -> NetSpec:
+    """Read a network from its bare parameters, by their order and shapes.
+
+    A tensor with two or more axes is a kernel [out, in, *positions]. Vectors of the length of
+    its output that follow it are read as norms read theirs: a lone one, or the first of three,
+    is the kernel's bias, and a pair belongs to a norm and stays loose. With names, the bias is
+    the vector whose name shares the kernel's prefix. What this cannot see is anything but a
+    chain of layers: residual additions, branches, transposed or grouped kernels.
+
+    Args:
+        parameters: Tensors in the order in which the network uses them.
+        names: Their names, as ``named_parameters()`` gives them.
+
+    Returns:
+        The specification, parameters in the order given.
+
+    Raises:
+        ValueError: When there are no parameters.
+    """
+    shapes = [tuple(p.shape) for p in parameters]
+    if not shapes:
+        raise ValueError("expected at least one parameter, found an empty list")
+    kinds: list[Kind] = []
+    for i, shape in enumerate(shapes):
+        if len(shape) >= 2:
+            kinds.append("kernel")
+        elif names is not None:
+            kernel = _last_kernel(kinds)
+            fits = kernel is not None and shape == shapes[kernel][:1]
+            same = kernel is not None and _prefix(names[i]) == _prefix(names[kernel])
+            kinds.append("bias" if fits and same else "loose")
+        else:
+            kinds.append("bias" if _is_bias_by_order(shapes, i) else "loose")
+    names = names or [f"parameter {i}" for i in range(len(shapes))]
+    return _chain(list(zip(names, shapes, kinds, strict=True)))
+
+
+def _prefix(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _last_kernel(kinds: Sequence[Kind]) -> int | None:
+    return next((i for i in reversed(range(len(kinds))) if kinds[i] == "kernel"), None)
+
+
+def _is_bias_by_order(shapes: Sequence[tuple[int, ...]], i: int) -> bool:
+    """Whether vector i comes right after a kernel of its length, in an odd run of vectors."""
+    if i == 0 or len(shapes[i - 1]) < 2 or shapes[i] != shapes[i - 1][:1]:
+        return False
+    run = 0
+    while i + run < len(shapes) and shapes[i + run] == shapes[i]:
+        run += 1
+    return run % 2 == 1
+
+
+def _chain(parameters: Sequence[tuple[str, tuple[int, ...], Kind]]) -> NetSpec:
+    """Join kernels end to end: each reads the neurons that the one before it wrote.
+
+    A kernel that does not fit the neurons before it starts a set of its own, of unknown origin
+    and therefore hidden. That may grant the network a symmetry it lacks, never deny it one.
+    """
+    sets: list[tuple[str, int]] = []
+    kernels: list[Kernel] = []
+    biases: dict[int, int] = {}
+    loose: list[int] = []
+    for i, (name, shape, kind) in enumerate(parameters):
+        last = len(sets) - 1
+        if kind == "kernel":
+            positions = _positions(shape, sets[last][1] if sets else None, kernels)
+            if positions is None:
+                sets.append((f"before {name}", shape[1]))
+                last, positions = last + 1, shape[2:]
+            sets.append((_prefix(name) or name, shape[0]))
+            kernels.append(Kernel(i, last, last + 1, positions))
+        elif kind == "bias" and last >= 0 and last not in biases and shape == (sets[last][1],):
+            biases[last] = i
+        else:
+            loose.append(i)
+    neurons = tuple(
+        Neurons("input", size, "input", 0)
+        if s == 0
+        else Neurons("output", size, "output", 0)
+        if s == len(sets) - 1
+        else Neurons(name, size, "hidden", s - 1)
+        for s, (name, size) in enumerate(sets)
+    )
+    return NetSpec(
+        names=tuple(name for name, _, _ in parameters),
+        shapes=tuple(shape for _, shape, _ in parameters),
+        neurons=neurons,
+        kernels=tuple(kernels),
+        biases=tuple(Bias(parameter, s) for s, parameter in biases.items()),
+        loose=tuple(loose),
+    )
+
+
+def _positions(
+    shape: tuple[int, ...], size: int | None, kernels: Sequence[Kernel]
+) -> tuple[int, ...] | None:
+    """Positions of a kernel that reads a set of this size, or None where it does not fit it."""
+    if shape[1] == size:
+        return shape[2:]
+    # A linear layer behind a flattened feature map: torch flattens channel first, so each
+    # channel's pixels lie together, and [out, C * pixels] is [out, C, pixels] without a copy.
+    after_convolution = bool(kernels) and len(kernels[-1].positions) > 0
+    if size and after_convolution and len(shape) == 2 and shape[1] % size == 0:
+        pixels = shape[1] // size
+        side = math.isqrt(pixels)
+        return (side, side) if side * side == pixels else (pixels,)
+    return None

@@ -1,0 +1,1 @@
+"""Data that ships with the package or is found beside it."""

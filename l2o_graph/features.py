@@ -1,0 +1,121 @@
+"""(weight, gradient, momenta) -> features of each parameter, each a plain function.
+
+Features come first in every shape here, parameters last: (F, P).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Raises whenever the features change, so that a checkpoint is never fed what it was not trained on.
+FEATURE_VERSION = 1
+
+# Kofinas et al. 2024, section 4.3, after Metz et al. 2022.
+MOMENTUM_DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
+
+# A parameter is seen as its weight, its gradient and its momenta.
+NUM_RAW = 2 + len(MOMENTUM_DECAYS)
+WEIGHT, GRADIENT = 0, 1
+NUM_LOG_SIGN = 2 * NUM_RAW
+
+# The momentum that the nominal step follows, looked ahead by one gradient as Nesterov does.
+NOMINAL_DECAY = 0.9
+NOMINAL = MOMENTUM_DECAYS.index(NOMINAL_DECAY)
+
+# Andrychowicz et al. 2016, appendix A: logarithms in units of p; linear below e^-p.
+LOG_UNIT = 10.0
+
+# Below any gradient that float32 training meets; only keeps 0 / 0 from being NaN.
+TINY = 1e-20
+
+
+def zero_momenta(weight: Tensor) -> Tensor:
+    """Momenta before the first step: (5, *weight.shape), float32 whatever the weight's type."""
+    return weight.new_zeros((len(MOMENTUM_DECAYS), *weight.shape), dtype=torch.float32)
+
+
+def decays_for(momenta: Tensor) -> Tensor:
+    """The five decays, shaped to multiply momenta of shape (5, *shape)."""
+    decays = torch.tensor(MOMENTUM_DECAYS, dtype=momenta.dtype, device=momenta.device)
+    return decays.view(-1, *[1] * (momenta.dim() - 1))
+
+
+def next_momenta(momenta: Tensor, gradient: Tensor) -> Tensor:
+    """Let each momentum m take in a gradient: beta m + g, without a factor 1 - beta.
+
+    Args:
+        momenta: (5, *shape).
+        gradient: (*shape).
+    """
+    return momenta * decays_for(momenta) + gradient
+
+
+def log_sign(raw: Float[Tensor, "R P"]) -> Float[Tensor, "two_R P"]:
+    """Logarithm and sign of each value, log rows first (Andrychowicz et al. 2016, appendix A).
+
+    (log|x| / p, sign x) where |x| >= e^-p, else (-1, e^p x), with p = 10.
+    """
+    smallest = torch.e**-LOG_UNIT
+    magnitude = raw.abs()
+    # The clamp makes log|x| / p exactly -1 below e^-p, and x / e^-p clamped to [-1, 1] is the sign.
+    logarithm = magnitude.clamp(min=smallest).log() / LOG_UNIT
+    return torch.cat([logarithm, (raw / smallest).clamp(-1, 1)])
+
+
+def squashed(raw: Float[Tensor, "R P"], scale: Float[Tensor, "R P"]) -> Float[Tensor, "R P"]:
+    """Each value x relative to its tensor's RMS, within (-1, 1): x / sqrt(x^2 + scale^2)."""
+    return raw * (raw * raw + scale * scale + TINY).rsqrt()
+
+
+def root_mean_square(raw: Float[Tensor, "R P"]) -> Float[Tensor, " R"]:
+    """RMS of each row over a tensor; 0 for an empty tensor."""
+    return torch.linalg.vector_norm(raw, dim=1) / max(raw.shape[1], 1) ** 0.5
+
+
+# Newton-Schulz coefficients of Jordan et al. 2024 (Muon): X <- a X + b (X X') X + c (X X')^2 X.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def whitener(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Q with Q M nearly the orthogonal matrix closest to M, from the Gram matrix M M'.
+
+    Every iterate of Muon's Newton-Schulz is a polynomial of M M' times M. Iterating the
+    polynomial alone needs only matrices of M's shorter side, and M itself is multiplied once,
+    in pieces if need be. (For a tall M give M' M; then it is M Q.) A zero matrix gives a finite
+    Q, and with it a zero step.
+    """
+    a, b, c = NEWTON_SCHULZ
+    square = gram.diagonal().sum() + TINY
+    gram = gram / square
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    q = identity
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        current = q @ gram @ q  # the Gram matrix of the current iterate
+        q = q @ (a * identity + b * current + c * (current @ current))
+    return q * square.rsqrt()
+
+
+# Tensor features: five ratios of momentum to gradient, the scale of the weights, size and age.
+NUM_TENSOR = len(MOMENTUM_DECAYS) + 3
+
+
+def tensor_features(
+    scale: Float[Tensor, " R"], fan_in: int, step: Float[Tensor, ""]
+) -> Float[Tensor, " T"]:
+    """What all parameters of a tensor share, in units of about 1.
+
+    A momentum many times its gradient has found a direction; one that grew only as noise adds
+    up has not. That is what a step size should depend on, and no parameter can see it alone.
+
+    Args:
+        scale: RMS over the tensor of weight, gradient and momenta.
+        fan_in: Values read by one neuron of the tensor, 1 for a vector.
+        step: Updates that the tensor had before this one.
+    """
+    logs = (scale + TINY).log()
+    ratios = (logs[2:] - logs[GRADIENT]).clamp(-10, 10) / 4
+    weight = logs[WEIGHT].clamp(-LOG_UNIT, LOG_UNIT) / 4
+    size = torch.log(torch.ones_like(step) * fan_in) / 4
+    age = torch.log1p(step) / 4
+    return torch.cat([ratios, torch.stack([weight, size, age])])

@@ -1,0 +1,224 @@
+"""Features -> first node and edge states, for kernels of any size or as the paper pads them."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.features import NUM_LOG_SIGN, NUM_TENSOR
+from l2o_graph.graph import (
+    NODE_POSITION_SIZE,
+    OFFSET_SIZE,
+    Topology,
+    kernel_offsets,
+    node_positions,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of scalars of one parameter, a grid of cells with K positions each.
+
+    A cell of a kernel is an edge; of a bias or a loose parameter it is a single scalar.
+
+    Attributes:
+        parameter: Index of the parameter.
+        start: First scalar of the run within the flattened parameter.
+        stop: End of the run.
+        positions: Spatial shape of a cell; () for a single scalar.
+        shared: (T,) features that the whole tensor shares.
+    """
+
+    parameter: int
+    start: int
+    stop: int
+    positions: tuple[int, ...]
+    shared: Float[Tensor, " T"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars:
+    """Features of the scalars of several parts, one part after the other.
+
+    Attributes:
+        parts: The parts.
+        x: (F, n) features.
+    """
+
+    parts: tuple[Part, ...]
+    x: Float[Tensor, "F n"]
+
+
+class CellLinear(nn.Module):
+    """One linear map of inputs that live on different axes of a part's grid.
+
+    Every scalar has features, every position an offset from the kernel's centre, every tensor
+    shared features and every cell a state. The map of their concatenation is the sum of a map
+    of each, computed on its own axis and broadcast: nothing is copied to each scalar first.
+    """
+
+    def __init__(self, features: int, context: int, hidden: int):
+        super().__init__()
+        self.scalar = nn.Linear(features, hidden)
+        self.offset = nn.Linear(OFFSET_SIZE, hidden, bias=False)
+        self.tensor = nn.Linear(NUM_TENSOR, hidden, bias=False)
+        self.cell = nn.Linear(context, hidden, bias=False) if context else None
+
+    def forward(
+        self, scalars: Scalars, context: Float[Tensor, "cells C"] | None = None
+    ) -> list[Float[Tensor, "hidden cells K"]]:
+        """Map every part.
+
+        Args:
+            scalars: Features of n scalars.
+            context: A state for each cell of each part, in order, where the map takes one.
+        """
+        # (hidden, F) @ (F, n): features first keeps every row contiguous.
+        mapped = torch.addmm(self.scalar.bias[:, None], self.scalar.weight, scalars.x)
+        state = None if self.cell is None or context is None else self.cell(context).T
+        answer, at, cell = [], 0, 0
+        for part in scalars.parts:
+            offsets = kernel_offsets(part.positions).to(mapped)
+            size, positions = part.stop - part.start, len(offsets)
+            grid = mapped[:, at : at + size].unflatten(1, (-1, positions))
+            cells = grid.shape[1]
+            shift = self.offset(offsets).T + self.tensor(part.shared)[:, None]  # (hidden, K)
+            term = shift[:, None]
+            if state is not None:
+                term = term + state[:, cell : cell + cells, None]
+            answer.append(grid + term)
+            at, cell = at + size, cell + cells
+        return answer
+
+
+class OffsetEmbedding(nn.Module):
+    """First states without bounds: any kernel size, any number of inputs, outputs and layers.
+
+    A kernel is read position by position, each scalar's features with its offset from the
+    centre, and the mean over the positions is the edge. A node is its bias's features and a
+    function of its index.
+    """
+
+    def __init__(self, features: int, hidden: int, inner: int):
+        super().__init__()
+        self.kernel = CellLinear(features, 0, inner)
+        self.edge = nn.Linear(inner, 2 * hidden)
+        self.bias = CellLinear(features, 0, inner)
+        self.node = nn.Linear(inner, hidden)
+        self.position = nn.Linear(NODE_POSITION_SIZE, hidden)
+
+    def edges(self, scalars: Scalars) -> Float[Tensor, "2 E H"]:
+        """States of the edges of kernel parts, forward and reverse."""
+        pooled = [nn.functional.silu(grid).mean(-1) for grid in self.kernel(scalars)]
+        both = self.edge(torch.cat(pooled, dim=1).T)
+        return torch.stack(both.chunk(2, dim=-1))
+
+    def nodes(self, topology: Topology, biases: Scalars) -> Float[Tensor, "N H"]:
+        """States of all nodes; ``biases`` has the parts of ``topology.spec.biases``, in order."""
+        states = self.position(node_positions(topology.spec).to(self.position.weight))
+        if biases.parts:
+            grids = [nn.functional.silu(grid).mean(-1) for grid in self.bias(biases)]
+            states = states + placed(topology, self.node(torch.cat(grids, dim=1).T))
+        return states
+
+
+def placed(topology: Topology, rows: Float[Tensor, "B H"]) -> Float[Tensor, "N H"]:
+    """Rows of the biases, in order, at the nodes that have one; zeros at the others."""
+    spec, at, of_set = topology.spec, 0, {}
+    for bias in spec.biases:
+        size = spec.neurons[bias.neurons].size
+        of_set[bias.neurons] = rows[at : at + size]
+        at += size
+    empty = [rows.new_zeros(neurons.size, rows.shape[1]) for neurons in spec.neurons]
+    return torch.cat([of_set.get(n, zero) for n, zero in enumerate(empty)])
+
+
+class PaddedEmbedding(nn.Module):
+    """The paper's first states: kernels zero-padded to a fixed size, positions from a table.
+
+    Kofinas et al. 2024, sections 3.1 and 3.2, with the sizes of their optimizer experiments: a
+    kernel is centred in ``max_kernel`` x ``max_kernel`` positions and all their features are
+    one edge feature; forward edges read [x, 0, x], reverse edges [0, x, x]; a bias takes the
+    centre of as many positions. The table of ``table`` rows is sinusoidal at first and trained:
+    a row for each input, one for each hidden layer, one for each output.
+    """
+
+    def __init__(self, hidden: int = 64, max_kernel: int = 5, table: int = 10_000):
+        super().__init__()
+        self.max_kernel = max_kernel
+        width = NUM_LOG_SIGN * max_kernel**2
+        self.edge = nn.Sequential(nn.Linear(3 * width, hidden), nn.Linear(hidden, hidden))
+        self.node = nn.Sequential(nn.Linear(width, hidden), nn.Linear(hidden, hidden))
+        self.position = nn.Parameter(_wave(table, hidden))
+
+    def check(self, topology: Topology) -> None:
+        """Refuse what the padding and the table have no room for.
+
+        Raises:
+            ValueError: For a kernel larger than ``max_kernel``, or more positions than rows.
+        """
+        spec, most = topology.spec, self.max_kernel
+        for kernel in spec.kernels:
+            if max(kernel.positions, default=1) > most or len(kernel.positions) > 2:
+                raise ValueError(
+                    f"parameter '{spec.names[kernel.parameter]}': kernel "
+                    f"{'x'.join(map(str, kernel.positions))} exceeds max_kernel {most}x{most} "
+                    "of the paper preset"
+                )
+        needed = int(self._rows(topology).max()) + 1
+        if needed > len(self.position):
+            raise ValueError(
+                f"the paper preset's table has {len(self.position)} positions, "
+                f"the network needs {needed}"
+            )
+
+    def edges(self, scalars: Scalars) -> Float[Tensor, "2 E H"]:
+        """States of the edges of kernel parts, forward and reverse."""
+        cells, at = [], 0
+        for part in scalars.parts:
+            size = part.stop - part.start
+            cells.append(self._padded(scalars.x[:, at : at + size], part.positions))
+            at += size
+        x = torch.cat(cells)
+        nothing = torch.zeros_like(x)
+        forward, reverse = torch.cat([x, nothing, x], dim=1), torch.cat([nothing, x, x], dim=1)
+        return self.edge(torch.stack([forward, reverse]))
+
+    def nodes(self, topology: Topology, biases: Scalars) -> Float[Tensor, "N H"]:
+        """States of all nodes; ``biases`` has the parts of ``topology.spec.biases``, in order."""
+        self.check(topology)
+        width = NUM_LOG_SIGN * self.max_kernel**2
+        features = self.position.new_zeros(topology.spec.num_nodes, width)
+        if biases.parts:
+            features = placed(topology, self._padded(biases.x, ()))
+        return self.node(features) + self.position[self._rows(topology).to(features.device)]
+
+    def _padded(self, x: Tensor, positions: tuple[int, ...]) -> Float[Tensor, "cells width"]:
+        """(F, n) -> (cells, max_kernel^2 F), each kernel in the centre."""
+        height, width = (1,) * (2 - len(positions)) + positions
+        grid = x[:NUM_LOG_SIGN].unflatten(1, (-1, height, width))
+        top, left = (self.max_kernel - height) // 2, (self.max_kernel - width) // 2
+        bottom, right = self.max_kernel - height - top, self.max_kernel - width - left
+        grid = nn.functional.pad(grid, (left, right, top, bottom))
+        return grid.permute(1, 2, 3, 0).flatten(1)
+
+    @staticmethod
+    def _rows(topology: Topology) -> Tensor:
+        """The row of the table that each node reads."""
+        rows, at = [torch.zeros(0, dtype=torch.long)], 0
+        for neurons in topology.spec.neurons:
+            if neurons.role == "hidden":
+                rows.append(torch.full((neurons.size,), at))
+                at += 1
+            else:
+                rows.append(torch.arange(at, at + neurons.size))
+                at += neurons.size
+        return torch.cat(rows)
+
+
+def _wave(rows: int, hidden: int) -> Tensor:
+    """Sinusoidal positions of Vaswani et al. 2017."""
+    frequency = 10_000.0 ** (-torch.arange(0, hidden, 2) / hidden)
+    angles = torch.arange(rows)[:, None] * frequency
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -1,0 +1,245 @@
+"""NG-GNN: a message-passing network over neurons (Kofinas et al. 2024, section 3.2).
+
+PNA aggregation (Corso et al. 2020) of messages that the edges modulate as FiLM does (Perez et
+al. 2018), and edges that are updated from their two nodes. Every edge is walked both ways and
+has a state for each: plane 0 is the forward edge source -> target, plane 1 its reverse.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.graph import Piece, Topology
+
+Chunk = tuple[Piece, ...]
+EdgeStates = Callable[[Chunk], Float[Tensor, "2 E H"]]
+
+# PyTorch Geometric's floor under a variance; at or below it the deviation is called 0.
+SMALLEST_VARIANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What PNA keeps of the messages that reached n nodes: enough to add more of them.
+
+    Attributes:
+        count: Messages that reached each node.
+        total: Their sum and the sum of their squares.
+        low: Their minimum.
+        high: Their maximum.
+    """
+
+    count: int
+    total: Float[Tensor, "n 2H"]
+    low: Float[Tensor, "n H"]
+    high: Float[Tensor, "n H"]
+
+    @staticmethod
+    def of(messages: Float[Tensor, "a b H"], squares: Float[Tensor, "a b H"], dim: int) -> "Tally":
+        """Tally a grid of messages along one of its two sides."""
+        low, high = torch.aminmax(messages, dim=dim)
+        total = torch.cat([messages.sum(dim), squares.sum(dim)], dim=-1)
+        return Tally(messages.shape[dim], total, low, high)
+
+    def beside(self, other: "Tally") -> "Tally":
+        """More messages to the same nodes."""
+        return Tally(
+            self.count + other.count,
+            self.total + other.total,
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+        )
+
+    def above(self, other: "Tally") -> "Tally":
+        """As many messages to further nodes of the same set."""
+        return Tally(
+            self.count,
+            torch.cat([self.total, other.total]),
+            torch.cat([self.low, other.low]),
+            torch.cat([self.high, other.high]),
+        )
+
+    def aggregates(self) -> Float[Tensor, "n 4H"]:
+        """Mean, minimum, maximum and standard deviation."""
+        mean, square = (self.total / self.count).chunk(2, dim=-1)
+        variance = (square - mean * mean).clamp(min=SMALLEST_VARIANCE)
+        deviation = variance.sqrt().masked_fill(variance <= SMALLEST_VARIANCE, 0.0)
+        return torch.cat([mean, self.low, self.high, deviation], dim=-1)
+
+
+def over_pieces(
+    topology: Topology,
+    chunk: Chunk,
+    target_term: Float[Tensor, "N H"],
+    source_term: Float[Tensor, "N H"],
+) -> Float[Tensor, "2 E H"]:
+    """A term of the node that an edge leads to plus a term of the node it comes from."""
+    forward, reverse = [], []
+    for piece in chunk:
+        kernel = topology.spec.kernels[piece.kernel]
+        # (rows, 1, .) against (1, columns, .): rows are the kernel's outputs.
+        rows, columns = topology.nodes(kernel.target), topology.nodes(kernel.source)
+        rows = slice(rows.start + piece.start, rows.start + piece.stop)
+        forward.append((target_term[rows, None] + source_term[None, columns]).flatten(0, 1))
+        reverse.append((source_term[rows, None] + target_term[None, columns]).flatten(0, 1))
+    return torch.stack([torch.cat(forward), torch.cat(reverse)])
+
+
+class GraphNorm(nn.Module):
+    """Layer normalisation over all entries of one graph's nodes, then a scale and shift a channel.
+
+    PyTorch Geometric's LayerNorm in graph mode. The released code called it without saying
+    which node belongs to which graph, so one graph's answer depended on the others in its batch.
+    """
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden))
+        self.bias = nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, x: Float[Tensor, "N H"]) -> Float[Tensor, "N H"]:
+        """Normalise the nodes of a single graph."""
+        centred = x - x.mean()
+        deviation = (centred.square().mean() + 1e-10).sqrt()
+        return centred / (deviation + 1e-5) * self.weight + self.bias
+
+
+class NGGNNLayer(nn.Module):
+    """One round of messages, node updates and edge updates.
+
+    For the edge j -> i with state e, and F = ``hidden`` channels::
+
+        (s, t) = W_film e
+        m_ji   = s * W_message [v_i; v_j] + t
+        a_i    = [mean, min, max, std](m_ji over j), and the same times log(deg_i + 1) / delta
+        u_i    = W_mix W_node [v_i; a_i]
+        e_ji  <- W_out SiLU(W_edge e_ji + W_source v_j + W_target v_i)
+    """
+
+    def __init__(self, hidden: int, delta: float):
+        super().__init__()
+        self.delta = delta
+        self.film = nn.Linear(hidden, 2 * hidden)
+        self.message = nn.Linear(2 * hidden, hidden)
+        self.node = nn.Linear(9 * hidden, hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.edge = nn.Linear(hidden, hidden)
+        self.source = nn.Linear(hidden, hidden)
+        self.target = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, hidden)
+
+    def messages(
+        self,
+        topology: Topology,
+        chunk: Chunk,
+        nodes: Float[Tensor, "N H"],
+        edges: Float[Tensor, "2 E H"],
+    ) -> Float[Tensor, "2 E H"]:
+        """What each edge carries."""
+        of_target, of_source = self.message.weight.chunk(2, dim=1)
+        terms = over_pieces(
+            topology, chunk, nodes @ of_target.T + self.message.bias, nodes @ of_source.T
+        )
+        scale, shift = self.film(edges).chunk(2, dim=-1)
+        return torch.addcmul(shift, scale, terms)
+
+    def next_nodes(
+        self, topology: Topology, chunks: Sequence[Chunk], nodes: Tensor, edges: EdgeStates
+    ) -> Float[Tensor, "N H"]:
+        """Gather the messages of all chunks and update the nodes."""
+        into: dict[int, Tally] = {}  # kernel -> tally of its targets, so far its first rows
+        back: dict[int, Tally] = {}  # kernel -> tally of its sources
+        for chunk in chunks:
+            messages = self.messages(topology, chunk, nodes, edges(chunk))
+            squares = messages * messages
+            at = 0
+            for piece in chunk:
+                columns = topology.grid(topology.spec.kernels[piece.kernel])[1]
+                size = (piece.stop - piece.start) * columns
+                grid = messages[:, at : at + size].unflatten(1, (-1, columns))
+                grid_squares = squares[:, at : at + size].unflatten(1, (-1, columns))
+                at += size
+                rows = Tally.of(grid[0], grid_squares[0], dim=1)
+                cols = Tally.of(grid[1], grid_squares[1], dim=0)
+                k = piece.kernel
+                into[k] = into[k].above(rows) if k in into else rows
+                back[k] = back[k].beside(cols) if k in back else cols
+        reached: dict[int, Tally] = {}
+        for k, kernel in enumerate(topology.spec.kernels):
+            for neurons, tally in ((kernel.target, into[k]), (kernel.source, back[k])):
+                known = reached.get(neurons)
+                reached[neurons] = tally if known is None else known.beside(tally)
+        gathered = torch.cat([reached[n].aggregates() for n in range(len(topology.spec.neurons))])
+        amplification = torch.log(topology.degree.to(nodes) + 1)[:, None] / self.delta
+        received = torch.cat([nodes, gathered, gathered * amplification], dim=-1)
+        return self.mix(self.node(received))
+
+    def next_edges(
+        self,
+        topology: Topology,
+        chunk: Chunk,
+        nodes: Float[Tensor, "N H"],
+        edges: Float[Tensor, "2 E H"],
+    ) -> Float[Tensor, "2 E H"]:
+        """Update the edges of a chunk from the nodes that this layer made."""
+        terms = over_pieces(topology, chunk, self.target(nodes), self.source(nodes))
+        return self.out(nn.functional.silu(self.edge(edges) + terms))
+
+
+class NGGNN(nn.Module):
+    """NG-GNN: node and edge states in, node and edge states out (REFERENCE equations above).
+
+    Args:
+        hidden: Channels of nodes and edges.
+        layers: Rounds of messages. Nodes are normalised and activated after all but the last;
+            edges are updated after every one.
+        delta: Mean of log(degree + 1) that the amplification is relative to.
+    """
+
+    def __init__(self, hidden: int = 32, layers: int = 3, delta: float = 2.3173):
+        super().__init__()
+        self.layers = nn.ModuleList(NGGNNLayer(hidden, delta) for _ in range(layers))
+        self.norms = nn.ModuleList(GraphNorm(hidden) for _ in range(layers - 1))
+
+    def forward(
+        self,
+        topology: Topology,
+        chunks: Sequence[Chunk],
+        nodes: Float[Tensor, "N H"],
+        edges: EdgeStates,
+    ) -> tuple[Float[Tensor, "N H"], EdgeStates]:
+        """Pass messages.
+
+        Args:
+            topology: Where everything lies.
+            chunks: All rows of all kernels, in order.
+            nodes: (N, H) initial states.
+            edges: Gives the initial states (2, E, H) of a chunk's edges.
+
+        Returns:
+            Final node states, and a function that gives a chunk's final edge states. An edge's
+            state follows from its own first state and the node states of each layer, so with
+            several chunks it is computed anew wherever it is asked for, and never stored.
+        """
+        hold = cache if len(chunks) == 1 else _recompute
+        edges = hold(edges)
+        for k, layer in enumerate(self.layers):
+            assert isinstance(layer, NGGNNLayer)
+            nodes = layer.next_nodes(topology, chunks, nodes, edges)
+            if k < len(self.norms):
+                nodes = nn.functional.silu(self.norms[k](nodes))
+            edges = hold(_after(layer, topology, nodes, edges))
+        return nodes, edges
+
+
+def _after(layer: NGGNNLayer, topology: Topology, nodes: Tensor, edges: EdgeStates) -> EdgeStates:
+    """Edge states one layer further."""
+    return lambda chunk: layer.next_edges(topology, chunk, nodes, edges(chunk))
+
+
+def _recompute(edges: EdgeStates) -> EdgeStates:
+    return edges

@@ -1,0 +1,92 @@
+"""The pure core: (parameters, gradients, state) -> (updates, new state), nothing in place.
+
+``NGOptimizer.step`` writes what comes out, the meta-trainer differentiates it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2o_graph.architecture import NetSpec
+from l2o_graph.features import next_momenta, zero_momenta
+from l2o_graph.graph import topology_of
+from l2o_graph.models.embedding import Part
+from l2o_graph.observation import observe
+from l2o_graph.rule import UpdateRule
+
+# Scalars that a step works on at once; each takes some 500 bytes meanwhile.
+CHUNK_SIZE = 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a learned optimizer remembers of one parameter.
+
+    Attributes:
+        momenta: (5, *shape), float32.
+        step: Updates so far, 0-dimensional float32.
+    """
+
+    momenta: Tensor
+    step: Tensor
+
+    @staticmethod
+    def fresh(parameter: Tensor) -> "State":
+        """Before the first gradient."""
+        momenta = zero_momenta(parameter)
+        return State(momenta, momenta.new_zeros(()))
+
+
+def updates(
+    rule: UpdateRule,
+    spec: NetSpec,
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    state: Sequence[State],
+    chunk_size: int = CHUNK_SIZE,
+) -> Iterator[tuple[Part, Tensor]]:
+    """What is to be added to each parameter, in runs of scalars.
+
+    Args:
+        rule: The learned optimizer, in the type to compute in.
+        spec: Which parameter joins which neurons.
+        parameters: The network's parameters; never differentiated through.
+        gradients: Their gradients, which the momenta in ``state`` have taken in already.
+        state: Momenta after this gradient, and the number of updates before it.
+        chunk_size: Scalars worked on at once.
+
+    Yields:
+        A run of scalars of one parameter, and its update (n,). A run may be applied at once:
+        the runs that follow do not read it again.
+    """
+    dtype = next(rule.parameters()).dtype
+    with torch.no_grad():
+        momenta, steps = [s.momenta for s in state], [s.step for s in state]
+        observations = observe(spec, parameters, gradients, momenta, steps, dtype)
+    yield from rule(topology_of(spec), observations, chunk_size)
+
+
+def update(
+    rule: UpdateRule,
+    spec: NetSpec,
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    state: Sequence[State],
+) -> tuple[list[Tensor], list[State]]:
+    """One whole step, differentiable in the rule's weights.
+
+    Returns:
+        The update of each parameter in its shape, and the state after it.
+    """
+    with torch.no_grad():
+        taken = [
+            State(next_momenta(s.momenta, g.to(s.momenta)), s.step)
+            for s, g in zip(state, gradients, strict=True)
+        ]
+    runs: list[list[Tensor]] = [[] for _ in parameters]
+    for part, run in updates(rule, spec, parameters, gradients, taken):
+        runs[part.parameter].append(run)
+    deltas = [torch.cat(r).view_as(p) for r, p in zip(runs, parameters, strict=True)]
+    return deltas, [State(s.momenta, s.step + 1) for s in taken]

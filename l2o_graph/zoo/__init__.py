@@ -1,0 +1,1 @@
+"""Trained learned optimizers, by name."""

@@ -1,0 +1,1 @@
+"""Meta-training and benchmarking of learned optimizers."""

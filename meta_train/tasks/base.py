@@ -1,0 +1,50 @@
+"""What a task offers to the meta-trainer and to the benchmark."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from l2o_graph.architecture import NetSpec
+
+
+class Problem(Protocol):
+    """One network and the data it is trained on, on one device.
+
+    Attributes:
+        module: The network; its parameters are where training starts.
+        spec: Its neurons and parameters.
+    """
+
+    module: nn.Module
+    spec: NetSpec
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of one step, counted from 0; the same for the same problem."""
+        ...
+
+    def loss(self, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Loss of the network with these parameters on a batch."""
+        ...
+
+    def accuracy(self, parameters: Sequence[Tensor]) -> float:
+        """Share of held-out examples that these parameters get right."""
+        ...
+
+
+class Task(Protocol):
+    """A family of problems."""
+
+    def load(self, root: str | Path | None) -> str:
+        """Load the data once; returns what it is, in words."""
+        ...
+
+    def problem(self, seed: int, device: torch.device) -> Problem:
+        """The task itself: its own network, freshly initialised, its own batch size."""
+        ...
+
+    def variation(self, seed: int, device: torch.device) -> Problem:
+        """A problem like it, for meta-training: another width, batch size and class order."""
+        ...

@@ -1,0 +1,132 @@
+"""Classify images with a small CNN or MLP (REFERENCE net: Kofinas et al. 2024, appendix)."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from l2o_graph.architecture import spec_of_module
+from l2o_graph.datasets.images import Images, load_images
+
+CLASSES = 10
+BATCH = 128
+TEST_BATCH = 1000
+
+
+def cnn(channels: int, size: int, width: int) -> nn.Module:
+    """Three convolutions, global average pooling and a linear layer: the paper's optimizee.
+
+    14,378 parameters for one channel and width 16, 56,970 for three and width 32.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * width, CLASSES),
+    )
+
+
+def mlp(channels: int, size: int, width: int) -> nn.Module:
+    """Two hidden layers on flattened images."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * size * size, 2 * width),
+        nn.ReLU(),
+        nn.Linear(2 * width, width),
+        nn.ReLU(),
+        nn.Linear(width, CLASSES),
+    )
+
+
+class ImageProblem:
+    """One network on one image dataset; batches run through shuffled epochs."""
+
+    def __init__(self, module: nn.Module, images: Images, batch: int, seed: int):
+        self.module = module
+        self.spec = spec_of_module(module)
+        self._names = [name for name, _ in module.named_parameters()]
+        self._images, self._batch, self._seed = images, batch, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of one step."""
+        steps = len(self._images.train_y) // self._batch
+        epoch, at = divmod(step, steps)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self._seed * 10_007 + epoch)
+            self._epoch = epoch
+            self._order = torch.randperm(len(self._images.train_y), generator=generator)
+        index = self._order[at * self._batch : (at + 1) * self._batch]
+        index = index.to(self._images.train_y.device)
+        return self._images.normalise(self._images.train_x[index]), self._images.train_y[index]
+
+    def loss(self, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy in nats."""
+        x, y = batch
+        return nn.functional.cross_entropy(self._logits(parameters, x), y)
+
+    @torch.no_grad()
+    def accuracy(self, parameters: Sequence[Tensor]) -> float:
+        """Test accuracy in [0, 1]."""
+        right = 0
+        images = self._images
+        for x, y in zip(
+            images.test_x.split(TEST_BATCH), images.test_y.split(TEST_BATCH), strict=True
+        ):
+            logits = self._logits(parameters, images.normalise(x))
+            right += int((logits.argmax(1) == y).sum())
+        return right / len(images.test_y)
+
+    def _logits(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        named = dict(zip(self._names, parameters, strict=True))
+        return functional_call(self.module, named, (x,))
+
+
+class ImageTask:
+    """A network family on a dataset.
+
+    Args:
+        dataset: A name that ``load_images`` knows.
+        build: (channels, size, width) -> network.
+        width: Of the task's own network.
+    """
+
+    def __init__(self, dataset: str, build: Callable[[int, int, int], nn.Module], width: int):
+        self.dataset, self.build, self.width = dataset, build, width
+        self._images: Images | None = None
+
+    def load(self, root: str | Path | None) -> str:
+        """Load the images."""
+        if self._images is None:
+            self._images = load_images(self.dataset, root)
+        return self._images.name
+
+    def problem(self, seed: int, device: torch.device) -> ImageProblem:
+        """The task's own network and batch size."""
+        return self._problem(seed, device, self.width, BATCH)
+
+    def variation(self, seed: int, device: torch.device) -> ImageProblem:
+        """Half to one and a half times as wide, batches of 32 to 128, all log-uniform."""
+        generator = torch.Generator().manual_seed(seed)
+        width, batch = torch.rand(2, generator=generator).tolist()
+        width = round(self.width * math.exp((2 * width - 1) * math.log(1.5)))
+        return self._problem(seed, device, width, round(32 * 4**batch))
+
+    def _problem(self, seed: int, device: torch.device, width: int, batch: int) -> ImageProblem:
+        if self._images is None:
+            raise RuntimeError("call load() before asking for a problem")
+        images = self._images
+        channels, size = images.train_x.shape[1:3]
+        # torch's default initialisation draws from the global generator and takes no other.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.build(channels, size, width).to(device)
+        return ImageProblem(module, images, batch, seed)
