@@ -205,7 +205,9 @@ def _chain(parameters: Sequence[tuple[str, tuple[int, ...], Kind]]) -> NetSpec:
     loose: list[int] = []
     for i, (name, shape, kind) in enumerate(parameters):
         last = len(sets) - 1
-        if kind == "kernel":
+        if 0 in shape:  # nothing to join or to sit on
+            loose.append(i)
+        elif kind == "kernel":
             positions = _positions(shape, sets[last][1] if sets else None, kernels)
             if positions is None:
                 sets.append((f"before {name}", shape[1]))

@@ -82,7 +82,7 @@ class Topology:
             row = 0
             while row < out:
                 rows = min(out - row, room // (source * positions))
-                if rows == 0 and chunks[-1]:
+                if rows <= 0 and chunks[-1]:  # below 0 after a row that alone exceeds the limit
                     chunks.append([])
                     room = most
                     continue

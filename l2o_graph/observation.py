@@ -32,6 +32,7 @@ class Observation:
         momenta: (5, n) flattened.
         scale: (7,) RMS of weight, gradient and momenta over the tensor.
         shared: (T,) features of the tensor.
+        age: Updates that the parameter had before this one.
         out: Neurons that a kernel writes; 0 for what is not a kernel.
         nominal_scale: RMS over the tensor of the momentum that the nominal step follows.
         whitener: For a kernel, what turns that momentum into an orthogonal matrix.
@@ -42,6 +43,7 @@ class Observation:
     momenta: Float[Tensor, "B n"]
     scale: Float[Tensor, " R"]
     shared: Float[Tensor, " T"]
+    age: Float[Tensor, ""]
     out: int
     nominal_scale: Float[Tensor, ""]
     whitener: Float[Tensor, "s s"] | None
@@ -111,6 +113,7 @@ def observe(
                 momenta=m,
                 scale=scale,
                 shared=f.tensor_features(scale, p.numel() // out if out else 1, step.to(scale)),
+                age=step.to(scale),
                 out=out,
                 nominal_scale=(gram.diagonal().sum() / max(p.numel(), 1)).sqrt(),
                 whitener=f.whitener(gram) if out else None,

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from l2o_graph.architecture import NetSpec, spec_of_module, spec_of_parameters
-from l2o_graph.features import decays_for, zero_momenta
+from l2o_graph.features import MOMENTUM_DECAYS, decays_for
 from l2o_graph.rule import UpdateRule
 from l2o_graph.step import CHUNK_SIZE, State, updates
 from l2o_graph.zoo.registry import load_checkpoint
+
+# A momentum can grow to ten times its gradients, and float32 has to hold the squares of both.
+LONGEST_GRADIENT = 1e17
 
 
 class NGOptimizer(torch.optim.Optimizer):
@@ -25,24 +28,28 @@ class NGOptimizer(torch.optim.Optimizer):
     It remembers five float32 momenta a parameter and a step count, nothing else.
 
     Parameters without a gradient, and frozen ones, are read as context and left as they are. A
-    step in which any gradient is not finite changes nothing, neither parameters nor state, and
-    warns. All parameters with a gradient form one graph across groups and devices; the network
-    runs where the first of them lies, in float64 if any is float64, else in float32.
+    step in which any gradient is not finite, or longer than 1e17, changes nothing, neither
+    parameters nor state, and warns. All parameters with a gradient form one graph across groups
+    and devices; the network runs where the first of them lies, in float64 if any is float64, else
+    in float32.
 
     Args:
         params: Parameters, named parameters or groups, as for any optimizer. Which neurons they
             join is inferred from order, shape and, where given, name.
-        lr: Factor of every update. 1 is what the checkpoint was trained for.
+        lr: Factor of every update. 1 is what the checkpoint was trained for. A tensor has one
+            element.
         weight_decay: Decoupled: each step first takes lr * weight_decay of a parameter away.
         checkpoint: A name of ``list_checkpoints()``, or a path to a file.
         model: The network that the parameters belong to, to read its structure rather than
-            infer it. Those of its parameters that are not in ``params`` are context.
+            infer it. Those of its parameters that are not in ``params`` are context. A pickle
+            or a deep copy of the optimizer holds it too.
         maximize: Ascend rather than descend.
         chunk_size: Scalars worked on at once, some 500 bytes each.
 
     Raises:
         ValueError: For an unknown or unreadable checkpoint, an empty list of parameters, a
-            negative ``lr`` or ``weight_decay``, or a complex parameter.
+            negative ``lr`` or ``weight_decay``, a complex parameter, or one that ``model`` lacks.
+        TypeError: For a parameter that is sharded over processes (a DTensor).
         FileNotFoundError: For a checkpoint path to nothing.
 
     Source:
@@ -65,13 +72,11 @@ class NGOptimizer(torch.optim.Optimizer):
         if chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
         loaded = load_checkpoint(checkpoint)
+        # Before the base class, which adds the groups.
         self._rule = loaded.rule
-        self._placed: dict[tuple[torch.device, torch.dtype], UpdateRule] = {}
         self._chunk_size = chunk_size
-        self._spec: NetSpec | None = None
-        # With a model, the graph spans its parameters, whichever are to be trained.
-        self._model_spec = None if model is None else spec_of_module(model)
-        self._model_parameters = None if model is None else list(model.parameters())
+        self._model = model
+        self._forget()
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -86,24 +91,42 @@ class NGOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: For a negative ``lr`` or ``weight_decay``, a complex parameter, or a
                 parameter that ``model`` lacks.
+            TypeError: For a parameter that is sharded over processes (a DTensor).
         """
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            for key in ("lr", "weight_decay"):
-                if not group[key] >= 0:
-                    raise ValueError(f"{key}: expected a number of at least 0, found {group[key]}")
-            for i, p in enumerate(group["params"]):
-                if p.is_complex():
-                    raise ValueError(f"parameter {i}: expected a real tensor, found {p.dtype}")
-                if self._model_parameters is not None and not _among(p, self._model_parameters):
-                    raise ValueError(
-                        f"parameter {i}, {list(p.shape)}: expected one of the model's parameters"
-                    )
-        except ValueError:
+            self._check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        self._spec = None
+        self._forget()
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for key in ("lr", "weight_decay"):
+            value = group[key]
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ValueError(f"Tensor {key} must be 1-element, found shape {list(value.shape)}")
+            if not value >= 0:
+                raise ValueError(f"{key}: expected a number of at least 0, found {value}")
+        if group["checkpoint"] != self.defaults["checkpoint"]:
+            raise ValueError(
+                f"checkpoint: expected one for all groups, '{self.defaults['checkpoint']}', "
+                f"found '{group['checkpoint']}'"
+            )
+        known = None if self._model is None else set(self._model.parameters())
+        for i, p in enumerate(group["params"]):
+            if hasattr(p, "full_tensor"):  # told by its method: importing its class takes long
+                raise TypeError(
+                    f"parameter {i}: expected a whole tensor, found a {type(p).__name__}; its "
+                    f"neurons lie on several processes, and the graph needs them together"
+                )
+            if p.dtype.is_complex:
+                raise ValueError(f"parameter {i}: expected a real tensor, found {p.dtype}")
+            if known is not None and p not in known:
+                raise ValueError(
+                    f"parameter {i}: expected one of the model's {len(known)} parameters, found "
+                    f"another tensor, of shape {list(p.shape)}"
+                )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -112,7 +135,7 @@ class NGOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
 
         Args:
@@ -129,77 +152,93 @@ class NGOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group_of = {p: group for group in self.param_groups for p in group["params"]}
-        trained = [p for p in group_of if p.grad is not None]
-        for p in trained:
-            assert p.grad is not None
-            if p.grad.layout != torch.strided:
+        gradient_of = {
+            p: -p.grad if group["maximize"] else p.grad
+            for p, group in group_of.items()
+            if p.grad is not None
+        }
+        for p, gradient in gradient_of.items():
+            if gradient.layout != torch.strided:
                 raise RuntimeError(
-                    f"NGOptimizer: expected dense gradients, found {p.grad.layout} for a "
+                    f"NGOptimizer: expected dense gradients, found {gradient.layout} for a "
                     f"parameter of shape {list(p.shape)}"
                 )
-        if not trained:
+        if not gradient_of:
             return loss
-        if not _all_finite([p.grad for p in trained if p.grad is not None]):
+        if not _all_bounded(gradient_of.values()):
             warnings.warn(
-                "NGOptimizer: a gradient is not finite; this step changes nothing", stacklevel=2
+                "NGOptimizer: a gradient is not finite, or its norm is above "
+                f"{LONGEST_GRADIENT:.0e}; this step changes nothing",
+                stacklevel=4,  # past the two wrappers that torch puts around a step
             )
             return loss
-        for p in trained:
-            self._take_in(p, group_of[p]["maximize"])
-        self._apply(group_of, trained)
-        for p in trained:
+        for p, gradient in gradient_of.items():
+            self._take_in(p, gradient)
+        self._apply(group_of, gradient_of)
+        for p in gradient_of:
             self.state[p]["step"] += 1
         return loss
 
-    def _take_in(self, p: Tensor, maximize: bool) -> None:
+    def _take_in(self, p: Tensor, gradient: Tensor) -> None:
         """Let the momenta of a parameter take in its gradient: ``next_momenta``, in place."""
         state = self.state[p]
-        if not state:
-            state["momenta"] = zero_momenta(p)
-            state["step"] = state["momenta"].new_zeros(())
-        momenta, gradient = state["momenta"], p.grad
-        assert gradient is not None
-        gradient = gradient.to(momenta)
-        momenta.mul_(decays_for(momenta)).add_(-gradient if maximize else gradient)
+        if not _fits(state, p):
+            fresh = State.fresh(p)
+            state.update(momenta=fresh.momenta, step=fresh.step)
+        momenta = state["momenta"]
+        momenta.mul_(decays_for(momenta)).add_(gradient.to(momenta))
 
-    def _apply(self, group_of: dict[Tensor, dict[str, Any]], trained: list[Tensor]) -> None:
+    def _apply(
+        self, group_of: dict[Tensor, dict[str, Any]], gradient_of: dict[Tensor, Tensor]
+    ) -> None:
         """Compute the updates run by run, and write each as it comes."""
-        parameters = self._model_parameters or list(group_of)
-        if self._spec is None or self._spec.shapes != tuple(tuple(p.shape) for p in parameters):
-            self._spec = self._model_spec or spec_of_parameters(parameters, self._names())
-        has_gradient = set(trained)
-        gradients, state = [], []
-        for p in parameters:
-            known = self.state.get(p) or {}
-            if p in has_gradient and p.grad is not None:
-                gradients.append(-p.grad if group_of[p]["maximize"] else p.grad)
-            else:
-                gradients.append(_nothing(p, p.shape))
-            momenta = known.get("momenta", _nothing(p, (len(decays_for(p)), *p.shape)))
-            state.append(State(momenta, known.get("step", _nothing(p, ()))))
-        flat = {}
-        rule = self._rule_for(trained)
-        for part, update in updates(
-            rule, self._spec, parameters, gradients, state, self._chunk_size
-        ):
+        parameters, spec = self._network(list(group_of))
+        rule = self._rule_for(list(gradient_of))
+        gradients = [gradient_of.get(p, _nothing(p, p.shape)) for p in parameters]
+        state = [self._state_of(p) for p in parameters]
+        copies: dict[Tensor, Tensor] = {}
+        for part, update in updates(rule, spec, parameters, gradients, state, self._chunk_size):
             p = parameters[part.parameter]
-            if p not in has_gradient:
+            if p not in gradient_of:
                 continue
-            # A view, but for a tensor that is not contiguous: that is written back at the end.
-            weights = flat.setdefault(p, p.reshape(-1))[part.start : part.stop]
-            lr, decay = group_of[p]["lr"], group_of[p]["weight_decay"]
-            update = update.to(p.device) * lr
-            kept = weights.to(update.dtype)
-            weights.copy_((kept - kept * (lr * decay) if decay else kept) + update)
-        for p, weights in flat.items():
-            if not p.is_contiguous():
-                p.copy_(weights.view_as(p))
+            if p.is_contiguous():
+                flat = p.view(-1)
+            else:  # no view has its scalars in order: work on a copy, and write that back
+                flat = copies[p] if p in copies else copies.setdefault(p, p.reshape(-1))
+            weights = flat[part.start : part.stop]
+            lr, decay = _scalar(group_of[p]["lr"]), _scalar(group_of[p]["weight_decay"])
+            kept, update = weights.to(update.dtype), update.to(p.device) * lr
+            weights.copy_((kept - kept * lr * decay if decay else kept) + update)
+        for p, flat in copies.items():
+            p.copy_(flat.view_as(p))
+
+    def _network(self, trained: Sequence[Tensor]) -> tuple[Sequence[Tensor], NetSpec]:
+        """The parameters of the graph and how they join, inferred where that is not yet known."""
+        parameters = self._parameters or trained
+        if self._spec is None or self._spec.shapes != tuple(tuple(p.shape) for p in parameters):
+            if self._model is None:
+                self._spec = spec_of_parameters(parameters, self._names())
+            else:
+                parameters = self._parameters = [*self._model.parameters()]
+                self._spec = spec_of_module(self._model)
+        return parameters, self._spec
 
     def _names(self) -> list[str] | None:
         """Names of the parameters, where every group has them."""
         if not all("param_names" in group for group in self.param_groups):
             return None
-        return [name for group in self.param_groups for name in group["param_names"]]
+        # As a dictionary, like the parameters themselves: a list may name one of them twice.
+        name_of: dict[Tensor, str] = {}
+        for group in self.param_groups:
+            name_of.update(zip(group["params"], group["param_names"], strict=True))
+        return list(name_of.values())
+
+    def _state_of(self, p: Tensor) -> State:
+        """What is remembered of a parameter."""
+        state = self.state.get(p, {})
+        if not _fits(state, p):
+            return State(_nothing(p, (len(MOMENTUM_DECAYS), *p.shape)), _nothing(p, ()))
+        return State(state["momenta"], state["step"])
 
     def _rule_for(self, trained: list[Tensor]) -> UpdateRule:
         """The rule, where the first parameter lies and in the type to compute in."""
@@ -213,49 +252,72 @@ class NGOptimizer(torch.optim.Optimizer):
         """Load a state; momenta stay float32 whatever the parameters' type.
 
         Raises:
-            ValueError: For the state of another checkpoint or of another model.
+            ValueError: For the state of another checkpoint or of another model. The optimizer
+                is then as it was.
         """
-        ours, theirs = self.defaults["checkpoint"], state_dict["param_groups"]
-        for group in theirs:
-            if group.get("checkpoint") != ours:
+        copies: dict[Tensor, dict[str, Tensor]] = {}
+
+        # The base class would cast the momenta to the parameters' type, so it gets none. As the
+        # last hook before and the first after, this works with what the user's own hooks made.
+        def take_out(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+            copies.update(self._copies(found))
+            return {**found, "state": {}}
+
+        def put_in(_: Any) -> None:
+            self.state.update(copies)
+
+        before = self.register_load_state_dict_pre_hook(take_out)
+        after = self.register_load_state_dict_post_hook(put_in, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _copies(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
+        """A copy of each parameter's state, float32 and where the parameter lies."""
+        groups, state = state_dict["param_groups"], state_dict["state"]
+        expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, groups))
+        if expected != found:
+            raise ValueError(f"state_dict: expected groups of {expected} parameters, found {found}")
+        copies = {}
+        for mine, theirs in zip(self.param_groups, groups, strict=True):
+            if _digest(theirs.get("checkpoint")) != _digest(mine["checkpoint"]):
                 raise ValueError(
-                    f"state_dict: expected one of checkpoint '{ours}', "
-                    f"found '{group.get('checkpoint')}'"
+                    f"state_dict: expected one of checkpoint '{mine['checkpoint']}', "
+                    f"found '{theirs.get('checkpoint')}'"
                 )
-        pairs = []
-        for mine, group in zip(self.param_groups, theirs, strict=False):
-            pairs += list(zip(mine["params"], group["params"], strict=False))
-        momenta = {}
-        for p, key in pairs:
-            saved = state_dict["state"].get(key, {}).get("momenta")
-            if saved is None:
-                continue
-            expected = (len(decays_for(p)), *p.shape)
-            if tuple(saved.shape) != expected:
-                raise ValueError(
-                    f"state_dict: expected momenta of shape {list(expected)} for parameter {key}, "
-                    f"found {list(saved.shape)}"
-                )
-            momenta[p] = saved
-        super().load_state_dict(state_dict)
-        # The base class casts every state to its parameter's type; the step count is exempt.
-        for p, saved in momenta.items():
-            self.state[p]["momenta"] = saved.to(p.device, torch.float32, copy=True)
+            for p, key in zip(mine["params"], theirs["params"], strict=True):
+                saved = state.get(key)
+                if not saved:
+                    continue
+                shapes = {"momenta": [len(MOMENTUM_DECAYS), *p.shape], "step": []}
+                found = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in saved.items()}
+                if found != shapes:
+                    raise ValueError(
+                        f"state_dict: expected shapes {shapes} for parameter {key}, found {found}"
+                    )
+                copies[p] = {k: v.to(p.device, torch.float32, copy=True) for k, v in saved.items()}
+        return copies
+
+    def _forget(self) -> None:
+        """Drop what was inferred; the next step infers it anew."""
+        self._placed: dict[tuple[torch.device, torch.dtype], UpdateRule] = {}
+        self._spec: NetSpec | None = None
+        self._parameters: Sequence[Tensor] = ()  # of the model, where there is one
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        for name in ("_rule", "_chunk_size", "_model_spec", "_model_parameters"):
-            state[name] = getattr(self, name)
-        return state
+        own = {name: getattr(self, name) for name in ("_rule", "_chunk_size", "_model")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_rule" in state:  # load_state_dict comes here too, with the rule in its place
-            self._placed, self._spec = {}, None
+        self._forget()
 
 
-def _among(p: Tensor, others: Sequence[Tensor]) -> bool:
-    return any(p is other for other in others)
+def _fits(state: dict[str, Any], p: Tensor) -> bool:
+    """Whether there is a state for a parameter of this shape; reshaped ones start anew."""
+    return bool(state) and state["momenta"].shape[1:] == p.shape
 
 
 def _nothing(p: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -263,7 +325,18 @@ def _nothing(p: Tensor, shape: tuple[int, ...]) -> Tensor:
     return p.new_zeros((), dtype=torch.float32).expand(shape)
 
 
-def _all_finite(gradients: list[Tensor]) -> bool:
-    """Whether all are finite; one wait for the device."""
-    device = gradients[0].device
-    return bool(torch.stack([g.isfinite().all().to(device) for g in gradients]).all())
+def _scalar(value: float | Tensor) -> float | Tensor:
+    """A tensor of one element without its axes: it changes neither shape nor type of a product."""
+    return value.reshape(()) if isinstance(value, Tensor) else value
+
+
+def _digest(identity: str | None) -> str | None:
+    """The part of a checkpoint's identity that a copy under another name shares."""
+    return identity and identity.rpartition("@")[2]
+
+
+def _all_bounded(gradients: Iterable[Tensor]) -> bool:
+    """Whether all are finite and short enough; one wait for the device."""
+    norms = [torch.linalg.vector_norm(g.float()) for g in gradients]
+    # Written so that NaN answers no.
+    return bool((torch.stack([n.to(norms[0].device) for n in norms]) <= LONGEST_GRADIENT).all())

@@ -50,7 +50,7 @@ def updates(
     """What is to be added to each parameter, in runs of scalars.
 
     Args:
-        rule: The learned optimizer, in the type to compute in.
+        rule: The learned optimizer, in the type to compute in and where.
         spec: Which parameter joins which neurons.
         parameters: The network's parameters; never differentiated through.
         gradients: Their gradients, which the momenta in ``state`` have taken in already.
@@ -61,10 +61,15 @@ def updates(
         A run of scalars of one parameter, and its update (n,). A run may be applied at once:
         the runs that follow do not read it again.
     """
-    dtype = next(rule.parameters()).dtype
+    where = next(rule.parameters())
     with torch.no_grad():
         momenta, steps = [s.momenta for s in state], [s.step for s in state]
-        observations = observe(spec, parameters, gradients, momenta, steps, dtype)
+        # A network may be spread over devices; its graph is in one place.
+        parameters, gradients, momenta, steps = (
+            [t.to(where.device) for t in tensors]
+            for tensors in (parameters, gradients, momenta, steps)
+        )
+        observations = observe(spec, parameters, gradients, momenta, steps, where.dtype)
     yield from rule(topology_of(spec), observations, chunk_size)
 
 
@@ -88,5 +93,6 @@ def update(
     runs: list[list[Tensor]] = [[] for _ in parameters]
     for part, run in updates(rule, spec, parameters, gradients, taken):
         runs[part.parameter].append(run)
-    deltas = [torch.cat(r).view_as(p) for r, p in zip(runs, parameters, strict=True)]
+    nothing = state[0].step.new_zeros(0)  # all that an empty parameter gets
+    deltas = [torch.cat([nothing, *r]).view_as(p) for r, p in zip(runs, parameters, strict=True)]
     return deltas, [State(s.momenta, s.step + 1) for s in taken]

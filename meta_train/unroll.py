@@ -82,11 +82,14 @@ def look_ahead(
     snapshots: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """Judge updates by the losses on all later batches of the segment.
+    """Judge the direction of updates by the losses on all later batches of the segment.
 
     Adds to the gradients of the rule that of mean_t log CE(theta_t; B_t), t over the segment,
     by way of the updates at ``snapshots`` of its steps, drawn one from each equal share of it:
-    the gradient with respect to the update at step s is the sum of the gradients at t > s.
+    the gradient with respect to the update at step s is the sum of the gradients at t > s, less
+    its component along that update. That component says how long a step should be, and says it
+    wrong: what noise does to the weights looks permanent where curvature is left out, and a
+    segment sees only so far. Trained on it, steps shrink until training stops.
 
     Returns:
         The loss before each step, on a batch that no update has seen yet.
@@ -116,8 +119,16 @@ def look_ahead(
     for parameters, gradients, state, before in kept:
         deltas, _ = update(rule, problem.spec, parameters, gradients, state)
         later = [(all_ - so_far) * weight for all_, so_far in zip(passed, before, strict=True)]
-        torch.autograd.backward(deltas, later)
+        torch.autograd.backward(deltas, across(later, deltas))
     return losses
+
+
+@torch.no_grad()
+def across(vectors: Sequence[Tensor], directions: Sequence[Tensor]) -> list[Tensor]:
+    """The part of a vector orthogonal to a direction, both spread over tensors."""
+    pairs = list(zip(vectors, directions, strict=True))
+    along = sum((v * d).sum() for v, d in pairs) / sum((d * d).sum() for _, d in pairs)
+    return [v - along * d for v, d in pairs]
 
 
 def roll_out(rule: UpdateRule, problem: Problem, steps: int) -> tuple[list[float], list[Tensor]]:

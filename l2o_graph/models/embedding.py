@@ -67,12 +67,15 @@ class CellLinear(nn.Module):
 
     def forward(
         self, scalars: Scalars, context: Float[Tensor, "cells C"] | None = None
-    ) -> list[Float[Tensor, "hidden cells K"]]:
+    ) -> list[Float[Tensor, "hidden _ _"]]:
         """Map every part.
 
         Args:
             scalars: Features of n scalars.
             context: A state for each cell of each part, in order, where the map takes one.
+
+        Returns:
+            (hidden, cells, K) for each part.
         """
         # (hidden, F) @ (F, n): features first keeps every row contiguous.
         mapped = torch.addmm(self.scalar.bias[:, None], self.scalar.weight, scalars.x)

@@ -34,7 +34,7 @@ class Tally:
     """
 
     count: int
-    total: Float[Tensor, "n 2H"]
+    total: Float[Tensor, "n two_H"]
     low: Float[Tensor, "n H"]
     high: Float[Tensor, "n H"]
 
@@ -63,7 +63,7 @@ class Tally:
             torch.cat([self.high, other.high]),
         )
 
-    def aggregates(self) -> Float[Tensor, "n 4H"]:
+    def aggregates(self) -> Float[Tensor, "n four_H"]:
         """Mean, minimum, maximum and standard deviation."""
         mean, square = (self.total / self.count).chunk(2, dim=-1)
         variance = (square - mean * mean).clamp(min=SMALLEST_VARIANCE)

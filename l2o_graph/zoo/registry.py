@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from l2o_graph.features import FEATURE_VERSION
 from l2o_graph.rule import RuleConfig, UpdateRule
@@ -53,27 +54,40 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """
     name = str(checkpoint)
     if name in list_checkpoints():
-        with resources.as_file(resources.files("l2o_graph.zoo") / (name + SUFFIX)) as file:
-            return _read(file, name)
+        return _parse((resources.files("l2o_graph.zoo") / (name + SUFFIX)).read_bytes(), name, name)
     path = Path(checkpoint)
     if path.is_file():
-        return _read(path, path.stem)
+        return _parse(path.read_bytes(), path.stem, str(path))
     if isinstance(checkpoint, Path) or path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(f"checkpoint file '{path}' does not exist")
+        raise FileNotFoundError(f"checkpoint '{path}': expected a file, found none")
     raise ValueError(
         f"unknown checkpoint '{name}', expected one of {list_checkpoints()} or a path to a file"
     )
 
 
 def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) -> None:
-    """Store a learned optimizer; the file appears whole or not at all."""
+    """Store a learned optimizer; the file appears whole or not at all.
+
+    Args:
+        path: Where to; what was there before stays if anything fails.
+        rule: The network, its weights stored as float32.
+        provenance: How it was made; anything that JSON can hold.
+
+    Raises:
+        ValueError: For weights that are not finite.
+        OSError: For a place that cannot be written to.
+    """
     metadata = {
         "format": FORMAT,
         "feature_version": str(FEATURE_VERSION),
         "config": json.dumps(asdict(rule.config)),
         "provenance": json.dumps(provenance),
     }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in rule.state_dict().items()}
+    tensors = {
+        name: t.detach().to("cpu", torch.float32).contiguous()
+        for name, t in rule.state_dict().items()
+    }
+    _check_finite(tensors, str(path))
     write_atomically(path, save(tensors, metadata))
 
 
@@ -91,35 +105,54 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read(path: Path, name: str) -> Checkpoint:
+def _parse(content: bytes, name: str, origin: str) -> Checkpoint:
+    """Make a checkpoint of a file's content; ``origin`` is where errors say that it lies."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        tensors = load(content)
+    except SafetensorError as error:
         raise ValueError(
-            f"checkpoint '{path}' cannot be read; expected a whole safetensors file, found: {error}"
+            f"checkpoint '{origin}': expected a whole safetensors file, found: {error}"
         ) from error
+    # A safetensors file starts with the length of its JSON header, 8 bytes, little-endian.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__", {})
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"checkpoint '{path}' is not a learned optimizer; expected format '{FORMAT}' in its "
-            f"header, found {metadata.get('format')!r}"
+            f"checkpoint '{origin}': expected format '{FORMAT}' in its header, found "
+            f"{metadata.get('format')!r}: not a learned optimizer"
         )
-    if metadata["feature_version"] != str(FEATURE_VERSION):
+    if metadata.get("feature_version") != str(FEATURE_VERSION):
         raise ValueError(
-            f"checkpoint '{path}' reads feature version {metadata['feature_version']}; this "
-            f"package makes version {FEATURE_VERSION}"
+            f"checkpoint '{origin}': expected feature version {FEATURE_VERSION}, which this "
+            f"package makes, found {metadata.get('feature_version')}"
         )
-    rule = UpdateRule(RuleConfig(**json.loads(metadata["config"])))
     try:
-        rule.load_state_dict(tensors)
+        config = RuleConfig(**json.loads(metadata["config"]))
+        provenance = json.loads(metadata["provenance"])
+        # Weights come from the file: drawing them would disturb the user's random numbers.
+        with torch.device("meta"):
+            rule = UpdateRule(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint '{origin}': expected a RuleConfig and a provenance as JSON in its "
+            f"header, found config {metadata.get('config')!r}: {error!r}"
+        ) from error
+    try:
+        rule.load_state_dict({key: t.float() for key, t in tensors.items()}, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"checkpoint '{path}' does not fit its configuration: {error}") from error
-    if not all(bool(t.isfinite().all()) for t in tensors.values()):
-        raise ValueError(f"checkpoint '{path}' holds weights that are not finite")
+        raise ValueError(
+            f"checkpoint '{origin}': expected the tensors of {config}, found others: {error}"
+        ) from error
+    _check_finite(tensors, origin)
     rule.requires_grad_(False)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Checkpoint(f"{name}@{digest}", rule, json.loads(metadata["provenance"]))
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return Checkpoint(f"{name}@{digest}", rule, provenance)
+
+
+def _check_finite(tensors: dict[str, Tensor], origin: str) -> None:
+    bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
+    if bad:
+        raise ValueError(f"checkpoint '{origin}': expected finite weights, found others in {bad}")
 
 
 def torch_default_rule(config: RuleConfig, seed: int) -> UpdateRule:

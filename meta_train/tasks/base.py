@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from l2o_graph.architecture import NetSpec
 
 
+@runtime_checkable
 class Problem(Protocol):
     """One network and the data it is trained on, on one device.
 
@@ -34,6 +35,7 @@ class Problem(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """A family of problems."""
 

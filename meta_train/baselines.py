@@ -1,0 +1,133 @@
+"""The optimizers that a benchmark compares, hand-designed ones and the learned one, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from l2o_graph import NGOptimizer
+
+# Newton-Schulz coefficients of K. Jordan, "Muon: an optimizer for hidden layers in neural
+# networks" (2024): fast rather than exact, singular values end in about 0.7 to 1.2.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+AUXILIARY_RATE = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """An optimizer with its grid of rates.
+
+    Attributes:
+        label: For tables and plots.
+        rates: The grid; a comparison is with the best of them.
+        make: (network, rate) -> the optimizers that train it together.
+        decays: Whether the rate falls linearly to zero over the run.
+    """
+
+    label: str
+    rates: tuple[float, ...]
+    make: Callable[[nn.Module, float], list[Optimizer]]
+    decays: bool = False
+
+
+def contenders(checkpoint: str | Path = "fmnist") -> dict[str, Contender]:
+    """All known optimizers; ``checkpoint`` is what "ng_gnn" loads, its rate a plain factor."""
+
+    def adam(net: nn.Module, rate: float) -> list[Optimizer]:
+        return [Adam(net.parameters(), lr=rate)]
+
+    def adamw(net: nn.Module, rate: float) -> list[Optimizer]:
+        return [AdamW(net.parameters(), lr=rate)]
+
+    def sgd(net: nn.Module, rate: float) -> list[Optimizer]:
+        return [SGD(net.parameters(), lr=rate, momentum=0.9, nesterov=True)]
+
+    def muon(net: nn.Module, rate: float) -> list[Optimizer]:
+        kernels, rest = split_for_muon(net)
+        return [Muon(kernels, lr=rate), AdamW(rest, lr=AUXILIARY_RATE)]
+
+    def ng_gnn(net: nn.Module, rate: float) -> list[Optimizer]:
+        return [NGOptimizer(net.parameters(), lr=rate, checkpoint=checkpoint)]
+
+    grid = (1e-3, 3e-3, 6e-3, 1e-2, 2e-2)
+    return {
+        "adam": Contender("Adam", grid, adam),
+        "adamw": Contender("AdamW, linear decay", grid, adamw, decays=True),
+        "sgd": Contender("SGD Nesterov, linear decay", (0.03, 0.1, 0.3), sgd, decays=True),
+        "muon": Contender("Muon, linear decay", (0.02, 0.05, 0.1), muon, decays=True),
+        "ng_gnn": Contender("NG-GNN (learned)", (1.0,), ng_gnn),
+    }
+
+
+def split_for_muon(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Kernels and matrices but that of the last layer; and the rest, which AdamW takes."""
+    parameters = list(net.parameters())
+    matrices = [p for p in parameters if p.dim() >= 2][:-1]
+    return matrices, [p for p in parameters if all(p is not m for m in matrices)]
+
+
+class Muon(Optimizer):
+    """Momentum whose update is made orthogonal, for kernels and matrices.
+
+    A kernel counts as a matrix of out x (in * height * width); its update is scaled by
+    sqrt(max(1, rows / columns)).
+
+    Args:
+        params: Parameters of at least two dimensions.
+        lr: Length of a step along each singular direction.
+        momentum: Decay of the Nesterov momentum.
+        iterations: Of Newton and Schulz.
+
+    Raises:
+        ValueError: For a parameter of fewer than two dimensions.
+
+    Source:
+        K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; without
+        weight decay, in the parameters' own type rather than in bfloat16.
+    """
+
+    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, iterations: int = 5):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "iterations": iterations})
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.dim() < 2:
+                    raise ValueError(f"Muon: expected kernels or matrices, found {list(p.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta = group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                momentum = state["momentum"].mul_(beta).add_(p.grad)
+                ahead = (p.grad + beta * momentum).flatten(1)
+                scale = max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
+                update = orthogonalised(ahead, group["iterations"])
+                p.sub_(update.view_as(p), alpha=group["lr"] * scale)
+        return loss
+
+
+def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """A matrix with the same singular vectors, its singular values driven to about 1."""
+    a, b, c = QUINTIC
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]  # the smaller of the two Gram matrices is the cheaper one
+    if tall:
+        x = x.T
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x

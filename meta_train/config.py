@@ -1,0 +1,89 @@
+"""What a meta-training run is: the task, the recipe and the network, in one frozen record."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from l2o_graph.rule import PAPER, RuleConfig
+
+
+@dataclass(frozen=True, slots=True)
+class MetaConfig:
+    """One run of the meta-trainer.
+
+    Attributes:
+        task: A name of ``meta_train.tasks.TASKS``.
+        rule: The learned optimizer's network.
+        seed: Of its weights, of the problems and of everything drawn.
+        outer_steps: Updates of the meta-weights.
+        estimator: "look_ahead" judges an update by the later batches of its segment, "greedy"
+            by its own batch (the paper's).
+        unroll: Inner steps in a segment; one segment an outer step.
+        snapshots: Inner steps of a segment whose updates are differentiated (look_ahead).
+        trajectories: Networks in training at the same time; outer steps take turns on them.
+        shortest: Least inner steps until a trajectory ends and a new one starts.
+        longest: Most inner steps of it; its length is log-uniform between the two.
+        vary: Train on variations of the task (widths, batch sizes) instead of the task itself.
+        lr: Peak rate of the meta-optimizer; it warms up and then falls to 0 as a cosine.
+        warmup: Outer steps of warming up.
+        weight_decay: Of the meta-optimizer, decoupled unless ``greedy``.
+        clip: Norm that a meta-gradient is clipped to; 0 leaves it as it is.
+        evaluate_every: Outer steps between evaluations on held-out rollouts.
+        evaluate_steps: Inner steps of such a rollout.
+        evaluate_seeds: Rollouts in an evaluation.
+        save_every: Outer steps between saved states.
+    """
+
+    task: str = "fmnist_cnn"
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    seed: int = 0
+    outer_steps: int = 1000
+    estimator: Literal["look_ahead", "greedy"] = "look_ahead"
+    unroll: int = 100
+    snapshots: int = 10
+    trajectories: int = 8
+    shortest: int = 200
+    longest: int = 2000
+    vary: bool = True
+    lr: float = 3e-4
+    warmup: int = 50
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    evaluate_every: int = 100
+    evaluate_steps: int = 1000
+    evaluate_seeds: int = 2
+    save_every: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run.
+
+        Raises:
+            ValueError: For a size that is not positive, or more snapshots than steps.
+        """
+        sizes = (
+            "outer_steps", "unroll", "snapshots", "trajectories", "shortest",
+            "evaluate_every", "evaluate_steps", "evaluate_seeds", "save_every",
+        )  # fmt: skip
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.snapshots > self.unroll:
+            raise ValueError(
+                f"snapshots: expected at most unroll = {self.unroll}, found {self.snapshots}"
+            )
+        if self.longest < self.shortest:
+            raise ValueError(
+                f"longest: expected at least shortest = {self.shortest}, found {self.longest}"
+            )
+
+
+def paper_recipe(task: str = "fmnist_cnn") -> MetaConfig:
+    """The recipe of Kofinas et al. 2024 (section 4.3 and their supplement).
+
+    1,000 outer steps, each on a fresh network from its first step for 100 steps, the sum of 100
+    one-step gradients on the batch that made the update, no clipping, Adam at 3e-4 with L2 of
+    1e-4, cosine to 0.
+    """
+    return MetaConfig(
+        task=task, rule=PAPER, estimator="greedy", trajectories=1, shortest=100, longest=100,
+        vary=False, warmup=0, weight_decay=1e-4, clip=0.0,
+    )  # fmt: skip

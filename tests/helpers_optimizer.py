@@ -1,0 +1,67 @@
+"""What the tests of the optimizer share: networks, gradients, a checkpoint."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from conftest import random_rule
+from torch import Tensor, nn
+
+from l2o_graph.rule import RuleConfig
+from l2o_graph.zoo.registry import save_checkpoint
+
+
+def random_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A small rule that answers something, in a file."""
+    path = folder / f"random{seed}.safetensors"
+    rule = random_rule(RuleConfig(hidden=8, layers=2, inner=8), seed)
+    save_checkpoint(path, rule, {"made": "by a test"})
+    return path
+
+
+def mlp(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+
+
+def cnn(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+
+
+def give_gradients(parameters: Iterable[Tensor], seed: int) -> None:
+    """Gradients that depend on nothing but the seed, so that two runs get the same."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in parameters:
+        p.grad = torch.randn(p.shape, generator=generator).to(p)
+
+
+def run(optimizer: torch.optim.Optimizer, steps: Iterable[int]) -> None:
+    """Steps with seeded gradients, one for each number."""
+    for seed in steps:
+        give_gradients((p for g in optimizer.param_groups for p in g["params"]), seed)
+        optimizer.step()
+
+
+def copies(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [p.detach().clone() for p in parameters]
+
+
+def equal(one: Iterable[Tensor], other: Iterable[Tensor]) -> bool:
+    """Whether two lists of tensors agree bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that is remembered, in order."""
+    of_each = optimizer.state_dict()["state"]
+    return [t for key in sorted(of_each) for t in of_each[key].values()]

@@ -1,0 +1,228 @@
+"""The benchmark: a fair comparison, that goes on where it stopped, and says what is wrong."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from l2o_graph.rule import RuleConfig
+from l2o_graph.zoo.registry import save_checkpoint, torch_default_rule
+from meta_train import benchmark
+from meta_train.baselines import contenders
+from meta_train.benchmark import Record, Run, Settings, execute, main, markdown, plan, train
+from meta_train.tasks import get_task
+from meta_train.training import Training
+
+TASK = "fmnist_sample"
+RUN = Run(TASK, "adam", 1e-3, seed=101, steps=3, device="cpu", checkpoint="")
+
+
+def tiny(out, **changes):
+    settings = Settings((TASK,), ("adam", "ng_gnn"), seeds=1, steps=3, grid={"adam": (1e-3,)})
+    return dataclasses.replace(settings, out=out, **changes)
+
+
+def outcome(records):
+    """What a repetition has to reproduce: all but times and dates."""
+    return [(r.run, r.accuracy, r.final_loss, r.curve) for r in records]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmark")
+    optimizers = ["--optimizers", "adam", "muon", "ng_gnn", "--grid", "adam=1e-3,1e-2", "muon=0.05"]
+    counts = ["--seeds", "2", "--steps", "3", "--evaluate-every", "2"]
+    assert main(["--tasks", TASK, *optimizers, *counts, "--out", str(out)]) == 0
+    return out
+
+
+def test_writes_every_run_a_table_and_curves(finished):
+    records = json.loads((finished / "results.json").read_text())
+    runs = {(r["run"]["optimizer"], r["run"]["rate"], r["run"]["seed"]) for r in records}
+    rated = [("adam", 1e-3), ("adam", 1e-2), ("muon", 0.05), ("ng_gnn", 1.0)]
+    assert runs == {(name, rate, seed) for name, rate in rated for seed in (101, 102)}
+    for record in records:
+        assert record["data"] == "FashionMNIST, the packaged sample"
+        assert record["torch"] == torch.__version__
+        assert len(record["curve"]) == 1
+        assert [step for step, _ in record["accuracies"]] == [2]
+        assert 0 < record["update_seconds"] < record["step_seconds"]
+        assert record["run"]["checkpoint"].startswith(
+            "fmnist@" if record["run"]["optimizer"] == "ng_gnn" else ""
+        )
+    table = (finished / "results.md").read_text()
+    for row in ("| Adam | ", "| Muon, linear decay | ", "| NG-GNN (learned) | ", "| Adam | 0.01"):
+        assert row in table
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_optimizers_start_alike_and_see_the_same_batches(tmp_path):
+    names = ("adam", "adamw", "sgd", "ng_gnn")
+    # At a rate of 0 nothing moves: the losses tell the networks and the batches apart.
+    settings = tiny(tmp_path, optimizers=names, grid={n: (0.0,) for n in names}, seeds=2)
+    records = execute(settings, plan(settings))
+    seen = {(r.run.seed, tuple(r.curve), r.accuracy) for r in records}
+    assert len(records) == 8
+    assert {seed for seed, *_ in seen} == {101, 102}
+    assert len(seen) == 2
+
+
+def test_the_rate_decays_to_zero_where_it_should():
+    problem = get_task(TASK)
+    problem.load(None)
+    for name, last in (("muon", 0.0125), ("adam", 0.05)):
+        network = problem.problem(101, torch.device("cpu"))
+        training = Training(network, contenders()[name], 0.05, steps=4)
+        rates = []
+        for _ in range(4):
+            rates.append(training.optimizers[0].param_groups[0]["lr"])
+            training.step()
+        assert rates[0] == 0.05
+        assert rates[-1] == pytest.approx(last)
+
+
+def test_goes_on_after_an_interruption_with_what_is_missing(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def interrupted(settings, run):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(run)
+        return train(settings, run)
+
+    arguments = ["--tasks", TASK, "--optimizers", "adam", "ng_gnn", "--grid", "adam=1e-3"]
+    arguments += ["--seeds", "2", "--steps", "3", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "train", interrupted)
+        assert main(arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.md").exists()
+    first = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert len(first) == 2
+    later = []
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "train", lambda s, run: later.append(run) or train(s, run))
+        assert main(arguments) == 0
+    assert len(later) == 2
+    assert not set(later) & set(done)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())[:2] == first
+    settings = tiny(tmp_path / "run", seeds=2)
+    whole = tiny(tmp_path / "whole", seeds=2)
+    again = outcome(execute(settings, plan(settings)))
+    assert again == outcome(execute(whole, plan(whole)))
+
+
+def test_other_steps_and_other_checkpoints_are_other_runs(tmp_path):
+    settings = tiny(tmp_path)
+    path = tmp_path / "other.safetensors"
+    save_checkpoint(path, torch_default_rule(RuleConfig(hidden=8, layers=2, inner=4), 0), {})
+    known = set(plan(settings))
+    assert not known & set(plan(dataclasses.replace(settings, steps=2)))
+    other = plan(dataclasses.replace(settings, checkpoint=str(path)))
+    assert [run.optimizer for run in other if run in known] == ["adam"]
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_noticed(tmp_path):
+    path = tmp_path / "moving.safetensors"
+    config = RuleConfig(hidden=8, layers=2, inner=4)
+    save_checkpoint(path, torch_default_rule(config, 0), {})
+    settings = tiny(tmp_path, optimizers=("ng_gnn",), checkpoint=str(path))
+    runs = plan(settings)
+    save_checkpoint(path, torch_default_rule(config, 1), {})
+    with pytest.raises(RuntimeError, match="changed: expected moving@"):
+        execute(settings, runs)
+
+
+def test_runs_in_parallel_come_to_the_same(tmp_path):
+    alone, together = tiny(tmp_path / "1"), tiny(tmp_path / "2", jobs=2)
+    expected, found = (execute(s, plan(s)) for s in (alone, together))
+    for one, two in zip(expected, found, strict=True):
+        assert one.run == two.run
+        # Another number of threads may add up in another order.
+        assert two.final_loss == pytest.approx(one.final_loss, rel=1e-4)
+
+
+def test_a_run_that_diverges_says_so(tmp_path):
+    settings = tiny(tmp_path, optimizers=("sgd",), grid={"sgd": (1e30,)}, steps=5)
+    (record,) = execute(settings, plan(settings))
+    assert record.diverged
+    assert record.final_loss is None
+    assert all(math.isfinite(loss) for loss in record.curve)
+    assert "1 of 1 diverged" in markdown([record])
+
+
+def made_up(optimizer, rate, seed, accuracy):
+    run = dataclasses.replace(RUN, optimizer=optimizer, rate=rate, seed=seed)
+    return Record(
+        run, accuracy, 0.5, [1.0], [], False, 0.02, 0.001, "data", "torch", "machine", "2026-01-01"
+    )
+
+
+def test_reports_the_rate_with_the_best_mean_over_seeds():
+    shares = {1e-3: (0.80, 0.82), 1e-2: (0.90, 0.60)}
+    records = [made_up("adam", r, 101 + i, a) for r in shares for i, a in enumerate(shares[r])]
+    table = markdown(records)
+    assert "| Adam | 81.00 ± 1.41 (0.001) |" in table
+    assert "| Adam | 0.001 (best) | 81.00 ± 1.41 | 0.500 ± 0.000 | 20.0 | 1.0 |" in table
+    assert "| Adam | 0.01 | 75.00 ± 21.21 |" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--tasks", "nonsense"], "unknown task 'nonsense', expected one of ['cifar10_cnn', "),
+        (["--optimizers", "nonsense"], "unknown optimizer 'nonsense', expected one of ['adam', "),
+        (["--grid", "nonsense=1"], "unknown optimizer 'nonsense'"),
+        (["--grid", "adam=-1"], "grid of adam: expected rates of at least 0, found [-1.0]"),
+        (["--checkpoint", "nonsense"], "unknown checkpoint 'nonsense', expected one of ['fmnist']"),
+        (["--seeds", "0"], "seeds: expected at least 1, found 0"),
+        (["--steps", "0"], "steps: expected at least 1, found 0"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_line_before_anything_is_written(
+    arguments, text, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert main(["--tasks", TASK, "--out", str(out), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_grid_that_is_no_grid_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--grid", "adam"])
+    assert "expected e.g. adam=1e-3,3e-3, found 'adam'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert main(["--tasks", TASK, "--out", str(out)]) == 2
+    assert f"out: cannot write to folder '{out}'" in capsys.readouterr().err
+
+
+def test_data_that_are_absent_are_reported_in_one_line(tmp_path, capsys, monkeypatch):
+    def no_network(self):
+        raise RuntimeError("no network\nat all")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
+    monkeypatch.setattr(get_task("fmnist_cnn"), "_images", None)
+    arguments = ["--tasks", "fmnist_cnn", "--data-root", str(tmp_path / "none")]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"dataset 'fmnist' is not in {tmp_path / 'none'}" in error
+    assert "--data-root" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"a": 1}', "[{", '[{"run": {}}]'])
+def test_a_foreign_results_file_is_left_as_it_is(content, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    assert main(["--tasks", TASK, "--steps", "1", "--out", str(tmp_path)]) == 2
+    assert "is not a results.json of this benchmark" in capsys.readouterr().err
+    assert path.read_text() == content

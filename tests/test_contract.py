@@ -1,0 +1,652 @@
+"""What a step does: the contract of a torch.optim.Optimizer, and that of a learned one."""
+
+import pytest
+import torch
+from helpers_optimizer import (
+    cnn,
+    copies,
+    equal,
+    give_gradients,
+    mlp,
+    random_checkpoint,
+    run,
+    state_tensors,
+)
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+import l2o_graph.optimizer
+from l2o_graph import NGOptimizer
+from l2o_graph.architecture import spec_of_parameters
+from l2o_graph.step import State, update
+from l2o_graph.zoo.registry import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return random_checkpoint(tmp_path_factory.mktemp("zoo"))
+
+
+def first_update(parameters: list[Tensor], checkpoint) -> list[Tensor]:
+    """What the pure core makes of the gradients that the parameters hold."""
+    rule, spec = load_checkpoint(checkpoint).rule, spec_of_parameters(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    fresh = [State.fresh(p) for p in parameters]
+    return update(rule, spec, copies(parameters), gradients, fresh)[0]
+
+
+# The update ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_pure_update_and_step_agree_bit_for_bit(make, checkpoint):
+    parameters = list(make().parameters())
+    rule, spec = load_checkpoint(checkpoint).rule, spec_of_parameters(parameters)
+    pure, state = copies(parameters), [State.fresh(p) for p in parameters]
+    optimizer = NGOptimizer(parameters, checkpoint=checkpoint)
+    for seed in range(5):
+        give_gradients(parameters, seed)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        deltas, state = update(rule, spec, pure, gradients, state)
+        pure = [p + delta for p, delta in zip(pure, deltas, strict=True)]
+        optimizer.step()
+        assert equal(pure, parameters)
+    for p, s in zip(parameters, state, strict=True):
+        assert torch.equal(optimizer.state[p]["momenta"], s.momenta)
+        assert optimizer.state[p]["step"] == s.step == 5
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_small_chunks_change_rounding_only(make, checkpoint):
+    whole, pieces = make(), make()
+    run(NGOptimizer(whole.parameters(), checkpoint=checkpoint), range(3))
+    run(NGOptimizer(pieces.parameters(), checkpoint=checkpoint, chunk_size=7), range(3))
+    for a, b in zip(whole.parameters(), pieces.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("steps", [20])
+@pytest.mark.parametrize("make, shape", [(mlp, (4,)), (cnn, (1, 8, 8))])
+def test_loss_falls_with_the_packaged_checkpoint(make, shape, steps):
+    model, generator = make(), torch.Generator().manual_seed(0)
+    x = torch.randn(64, *shape, generator=generator)
+    y = (x.flatten(1)[:, 0] > 0).long() + (x.flatten(1)[:, 1] > 0).long()
+    optimizer = NGOptimizer(model.parameters())
+    losses = []
+    for _ in range(steps + 1):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_neither_construction_nor_a_step_draws_random_numbers(checkpoint):
+    model = mlp()
+    give_gradients(model.parameters(), 0)
+    before = torch.get_rng_state()
+    NGOptimizer(model.parameters(), checkpoint=checkpoint).step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_meta_weights_are_frozen_and_nobodys_parameters(checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    run(optimizer, range(1))
+    assert not any(p.requires_grad for p in optimizer._rule.parameters())
+    assert not any(p.requires_grad for r in optimizer._placed.values() for p in r.parameters())
+    listed = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in listed] == [id(p) for p in model.parameters()]
+    assert all(not t.requires_grad for t in state_tensors(optimizer))
+
+
+def test_network_is_inferred_once(checkpoint, monkeypatch):
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return spec_of_parameters(*args)
+
+    monkeypatch.setattr(l2o_graph.optimizer, "spec_of_parameters", counted)
+    optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint)
+    run(optimizer, range(1))
+    spec, rules = optimizer._spec, dict(optimizer._placed)
+    run(optimizer, range(3))
+    assert optimizer._spec is spec and optimizer._placed == rules and len(calls) == 1
+
+
+# Rates and decay -------------------------------------------------------------------------------
+
+
+def test_rate_and_decay_of_each_group_follow_their_formula(checkpoint):
+    parameters = list(mlp().parameters())
+    groups = [
+        {"params": parameters[:2], "lr": 0.5, "weight_decay": 0.1},
+        {"params": parameters[2:3], "weight_decay": 0.3},
+        {"params": parameters[3:]},
+    ]
+    optimizer = NGOptimizer(groups, lr=2.0, checkpoint=checkpoint)
+    give_gradients(parameters, 0)
+    before, u = copies(parameters), first_update(parameters, checkpoint)
+    optimizer.step()
+    for i, (lr, decay) in enumerate([(0.5, 0.1), (0.5, 0.1), (2.0, 0.3), (2.0, 0.0)]):
+        expected = before[i] - before[i] * lr * decay + lr * u[i]
+        assert torch.equal(parameters[i], expected)
+        torch.testing.assert_close(parameters[i], before[i] * (1 - lr * decay) + lr * u[i])
+
+
+def test_zero_rate_changes_nothing_but_the_state(checkpoint):
+    model = mlp()
+    before = copies(model.parameters())
+    optimizer = NGOptimizer(model.parameters(), lr=0.0, weight_decay=0.5, checkpoint=checkpoint)
+    run(optimizer, range(2))
+    assert equal(model.parameters(), before)
+    assert all(state["step"] == 2 for state in optimizer.state.values())
+
+
+def test_a_vanishing_rate_moves_nothing(checkpoint):
+    model, alone = mlp(), nn.Parameter(torch.tensor([1.0, 2.0]))
+    groups = [{"params": [alone], "lr": 1e-28}, {"params": model.parameters()}]
+    run(NGOptimizer(groups, checkpoint=checkpoint), range(2))
+    assert torch.equal(alone, torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rate_may_be_a_tensor(shape, dtype, checkpoint):
+    by_float, by_tensor = mlp(), mlp()
+    rate = torch.full(shape, 0.3, dtype=dtype)
+    run(NGOptimizer(by_float.parameters(), 0.3, 0.1, checkpoint=checkpoint), range(2))
+    run(NGOptimizer(by_tensor.parameters(), rate, 0.1, checkpoint=checkpoint), range(2))
+    assert equal(by_float.parameters(), by_tensor.parameters())
+
+
+SCHEDULERS = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=2),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=8),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, total_iters=8),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, total_iters=2), lr_scheduler.ExponentialLR(o, 0.5)], [2]
+    ),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(
+        o, max_lr=1.0, total_steps=8, cycle_momentum=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=["float", "tensor"])
+def test_schedulers_drive_the_rate(name, lr, checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model.parameters(), lr, checkpoint=checkpoint)
+    scheduler = SCHEDULERS[name](optimizer)
+    rates = set()
+    for seed in range(4):
+        rates.add(float(optimizer.param_groups[0]["lr"]))
+        run(optimizer, [seed])
+        scheduler.step()
+    assert len(rates) > 1
+
+
+def test_plateau_scheduler_drives_the_rate(checkpoint):
+    optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    for seed in range(3):
+        run(optimizer, [seed])
+        scheduler.step(1.0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_a_scheduled_rate_is_the_one_used(checkpoint):
+    scheduled, fixed = mlp(), mlp()
+    optimizer = NGOptimizer(scheduled.parameters(), checkpoint=checkpoint)
+    lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
+    run(optimizer, range(2))
+    run(NGOptimizer(fixed.parameters(), lr=0.25, checkpoint=checkpoint), range(2))
+    assert equal(scheduled.parameters(), fixed.parameters())
+
+
+def test_maximize_is_descent_on_the_negated_loss(checkpoint):
+    up, down = mlp(), mlp()
+    ascent = NGOptimizer(up.parameters(), maximize=True, checkpoint=checkpoint)
+    descent = NGOptimizer(down.parameters(), checkpoint=checkpoint)
+    for seed in range(3):
+        give_gradients(up.parameters(), seed)
+        for p, q in zip(up.parameters(), down.parameters(), strict=True):
+            assert p.grad is not None
+            q.grad = -p.grad
+        ascent.step()
+        descent.step()
+        for p, q in zip(up.parameters(), down.parameters(), strict=True):
+            assert p.grad is not None and q.grad is not None
+            assert torch.equal(p.grad, -q.grad), "a step must leave the gradients alone"
+    assert equal(up.parameters(), down.parameters())
+
+
+# The calling conventions -----------------------------------------------------------------------
+
+
+def test_closure_runs_once_with_gradients_on_and_its_loss_comes_back(checkpoint):
+    model, calls = mlp(), []
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    before = copies(model.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().sum()
+        calls.append((torch.is_grad_enabled(), loss))
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = optimizer.step(closure=closure)
+    assert len(calls) == 1 and calls[0][0] and calls[0][1] is loss
+    assert not equal(model.parameters(), before)
+    assert optimizer.step() is None
+    assert optimizer.step(lambda: 0.5) == 0.5
+
+
+def test_hooks_fire_once(checkpoint):
+    optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint)
+    order = []
+    optimizer.register_step_pre_hook(lambda *_: order.append("before"))
+    optimizer.register_step_post_hook(lambda *_: order.append("after"))
+    run(optimizer, range(1))
+    assert order == ["before", "after"]
+
+
+def test_zero_grad(checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    give_gradients(model.parameters(), 0)
+    optimizer.zero_grad(set_to_none=False)
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_repr_shows_options_and_no_network(checkpoint):
+    text = repr(NGOptimizer(mlp().parameters(), lr=0.5, checkpoint=checkpoint))
+    assert "NGOptimizer" in text and "lr: 0.5" in text and "checkpoint: random0@" in text
+    assert "Linear" not in text and "tensor" not in text
+
+
+def test_accumulated_and_clipped_gradients_are_the_ones_used(checkpoint):
+    model, twin = mlp(), mlp()
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    for half in x.split(4):
+        model(half).square().sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        q.grad = p.grad
+    NGOptimizer(twin.parameters(), checkpoint=checkpoint).step()
+    assert equal(model.parameters(), twin.parameters())
+
+
+def test_grad_scaler(checkpoint):
+    """A scale by a power of two is exact, so the scaler must not be seen in the result."""
+    model, twin = mlp(), mlp()
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # type: ignore[attr-defined]
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    scaler.scale(model(x).square().sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    twin(x).square().sum().backward()
+    NGOptimizer(twin.parameters(), checkpoint=checkpoint).step()
+    assert equal(model.parameters(), twin.parameters())
+
+    before, state = copies(model.parameters()), copies(state_tensors(optimizer))
+    next(model.parameters()).grad[0, 0] = torch.inf  # type: ignore[index]
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**9
+    assert equal(model.parameters(), before) and equal(state_tensors(optimizer), state)
+
+
+def test_a_compiled_model_is_the_model(checkpoint):
+    results = []
+    for compiled in (False, True):
+        model = mlp()
+        used = torch.compile(model, backend="eager") if compiled else model
+        assert isinstance(used, nn.Module)
+        optimizer = NGOptimizer(used.parameters(), model=used, checkpoint=checkpoint)
+        for _ in range(2):
+            optimizer.zero_grad()
+            used(torch.ones(2, 4)).square().sum().backward()
+            optimizer.step()
+        results.append(copies(model.parameters()))
+    assert equal(*results)
+
+
+# Which parameters ------------------------------------------------------------------------------
+
+
+def test_names_tell_a_norm_from_a_bias(checkpoint):
+    """By order alone the lone vector behind a kernel counts as its bias."""
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4, bias=False), nn.RMSNorm(4), nn.Linear(4, 2))
+
+    bare, named, told = network(), network(), network()
+    run(NGOptimizer(bare.parameters(), checkpoint=checkpoint), range(2))
+    run(NGOptimizer(named.named_parameters(), checkpoint=checkpoint), range(2))
+    run(NGOptimizer(told.parameters(), model=told, checkpoint=checkpoint), range(2))
+    assert equal(named.parameters(), told.parameters())
+    assert not equal(named.parameters(), bare.parameters())
+
+
+def test_a_parameter_named_twice_is_one_parameter(checkpoint):
+    listed, twice = mlp(), mlp()
+    names = list(twice.named_parameters())
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = NGOptimizer([*names, names[0]], checkpoint=checkpoint)
+    give_gradients(twice.parameters(), 0)
+    optimizer.step()
+    run(NGOptimizer(listed.named_parameters(), checkpoint=checkpoint), range(1))
+    assert equal(listed.parameters(), twice.parameters())
+
+
+def test_a_part_of_a_model_is_trained_and_the_rest_is_context(checkpoint):
+    def last_layer(scale: float) -> list[Tensor]:
+        model = mlp()
+        with torch.no_grad():
+            model[0].weight *= scale  # type: ignore[operator]
+        before = copies(model[0].parameters())
+        optimizer = NGOptimizer(
+            model[2].parameters(), model=model, weight_decay=0.1, checkpoint=checkpoint
+        )
+        give_gradients(model[0].parameters(), 9)  # not the optimizer's: not its business
+        run(optimizer, range(2))
+        assert equal(model[0].parameters(), before)
+        assert list(optimizer.state) == list(model[2].parameters())
+        return copies(model[2].parameters())
+
+    one, same, other = last_layer(1.0), last_layer(1.0), last_layer(3.0)
+    assert equal(one, same) and not equal(one, other)
+
+
+def test_a_model_in_another_order_than_its_groups(checkpoint):
+    """Decay for kernels and none for biases, as people like it: the model keeps the graph right."""
+    grouped, plain = mlp(), mlp()
+    kernels = [p for p in grouped.parameters() if p.dim() > 1]
+    biases = [p for p in grouped.parameters() if p.dim() == 1]
+    groups = [{"params": kernels}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = NGOptimizer(groups, model=grouped, checkpoint=checkpoint)
+    give_gradients(grouped.parameters(), 0)
+    optimizer.step()
+    run(NGOptimizer(plain.parameters(), model=plain, checkpoint=checkpoint), range(1))
+    assert equal(grouped.parameters(), plain.parameters())
+
+
+def test_a_group_may_come_later(checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model[0].parameters(), checkpoint=checkpoint)
+    run(optimizer, range(2))
+    kept = optimizer.state[model[0].weight]["momenta"]
+    before = copies(model[2].parameters())
+    optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.5})
+    assert optimizer.state[model[0].weight]["momenta"] is kept
+    run(optimizer, range(1))
+    assert [int(state["step"]) for state in optimizer.state.values()] == [3, 3, 1, 1]
+    assert not any(torch.equal(a, b) for a, b in zip(before, model[2].parameters(), strict=True))
+
+
+def test_a_replaced_layer_of_the_model_may_come_later(checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model[0].parameters(), model=model, checkpoint=checkpoint)
+    run(optimizer, range(1))
+    model[2] = nn.Linear(6, 5)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    before = copies(model.parameters())
+    run(optimizer, range(1))
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_frozen_and_unused_parameters_stay_and_have_no_state(checkpoint):
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    optimizer = NGOptimizer(model.parameters(), weight_decay=0.5, checkpoint=checkpoint)
+    before = copies(model.parameters())
+    optimizer.step()
+    assert equal(model.parameters(), before) and not optimizer.state
+    give_gradients(list(model[2].parameters()), 0)
+    optimizer.step()
+    assert equal(model[0].parameters(), before[:2])
+    assert list(optimizer.state) == list(model[2].parameters())
+
+
+def test_a_parameter_that_skips_a_step_keeps_its_state(checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    run(optimizer, range(2))
+    before, momenta = model[0].weight.clone(), optimizer.state[model[0].weight]["momenta"].clone()
+    give_gradients(model.parameters(), 2)
+    model[0].weight.grad = None
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)
+    assert torch.equal(optimizer.state[model[0].weight]["momenta"], momenta)
+    assert optimizer.state[model[0].weight]["step"] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_zero_gradients_move_nothing(make, dtype, checkpoint):
+    model = make().to(dtype)
+    before = copies(model.parameters())
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for _ in range(2):
+        optimizer.step()
+    assert equal(model.parameters(), before)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [()],
+        [(), ()],
+        [(2,)],
+        [(1,), (7,), (3,)],
+        [(10, 5), (10,), ()],
+        [(5, 3), (4, 9), (2,)],
+        [(1, 1)],
+        [(2, 3, 4, 5, 6)],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("chunk_size", [1, 1 << 19])
+def test_any_shapes_can_be_trained(shapes, chunk_size, checkpoint):
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    before = copies(parameters)
+    run(NGOptimizer(parameters, checkpoint=checkpoint, chunk_size=chunk_size), range(2))
+    for p, old in zip(parameters, before, strict=True):
+        assert p.isfinite().all() and (p != old).all()
+
+
+@pytest.mark.parametrize("empty", [(0,), (0, 5), (5, 0), (3, 0, 2)], ids=str)
+def test_empty_parameters_are_allowed(empty, checkpoint):
+    alone, beside = mlp(), mlp()
+    run(NGOptimizer(alone.parameters(), checkpoint=checkpoint), range(2))
+    parameters = [*beside.parameters(), nn.Parameter(torch.zeros(empty))]
+    run(NGOptimizer(parameters, checkpoint=checkpoint), range(2))
+    assert equal(alone.parameters(), beside.parameters())
+    only = NGOptimizer([nn.Parameter(torch.zeros(empty))], checkpoint=checkpoint)
+    run(only, range(2))
+    assert len(only.state) == 1
+
+
+def test_an_empty_parameter_has_an_empty_pure_update(checkpoint):
+    parameters = [torch.ones(3, 2), torch.ones(0, 2)]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    assert [d.shape for d in first_update(parameters, checkpoint)] == [(3, 2), (0, 2)]
+
+
+def test_raw_tensors_can_be_trained(checkpoint):
+    model = mlp()
+    raw = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    run(NGOptimizer(raw, checkpoint=checkpoint), range(2))
+    run(NGOptimizer(model.parameters(), checkpoint=checkpoint), range(2))
+    assert equal(raw, model.parameters())
+
+
+@pytest.mark.parametrize("chunk_size", [11, 1 << 19])
+def test_memory_layout_does_not_matter(chunk_size, checkpoint):
+    def kernels():
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(4, 3, 3, 3), (6, 4, 2, 2), (5, 6)]
+        return [torch.randn(s, generator=generator) for s in shapes]
+
+    contiguous = [nn.Parameter(t) for t in kernels()]
+    a, b, c = kernels()
+    strided = torch.zeros(10, 6)[::2]
+    strided.copy_(c)
+    scattered = [
+        nn.Parameter(a.contiguous(memory_format=torch.channels_last)),
+        nn.Parameter(b.transpose(0, 3).contiguous().transpose(0, 3)),
+        nn.Parameter(strided),
+    ]
+    assert not any(p.is_contiguous() for p in scattered)
+    layouts = [p.stride() for p in scattered]
+    for parameters in (contiguous, scattered):
+        run(NGOptimizer(parameters, 1.0, 0.1, checkpoint=checkpoint, chunk_size=chunk_size), [0, 1])
+    assert equal(contiguous, scattered)
+    assert [p.stride() for p in scattered] == layouts
+
+
+def test_every_parameter_of_a_convolutional_network_moves(checkpoint):
+    model = cnn()
+    before = copies(model.parameters())
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(8, 1, 9, 9)), torch.arange(8) % 3).backward()
+        optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_tied_weights_are_one_parameter(checkpoint):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    optimizer = NGOptimizer(model.parameters(), model=model, checkpoint=checkpoint)
+    before = copies(model.parameters())
+    run(optimizer, range(2))
+    assert model[2].weight is model[0].weight
+    assert len(optimizer.state) == 3 and optimizer.state[model[0].weight]["step"] == 2
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_rounded_once_a_step(dtype, checkpoint):
+    parameters = list(mlp(dtype=dtype).parameters())
+    give_gradients(parameters, 0)
+    expected = [
+        (p.float() + u).to(dtype)
+        for p, u in zip(parameters, first_update(parameters, checkpoint), strict=True)
+    ]
+    optimizer = NGOptimizer(parameters, checkpoint=checkpoint)
+    optimizer.step()
+    assert equal(parameters, expected)
+    assert all(p.dtype == dtype for p in parameters)
+    assert all(t.dtype == torch.float32 for t in state_tensors(optimizer))
+
+
+def test_double_precision_is_computed_in_double(checkpoint):
+    single, double = mlp(), mlp().double()
+    run(NGOptimizer(single.parameters(), checkpoint=checkpoint), range(2))
+    run(NGOptimizer(double.parameters(), checkpoint=checkpoint), range(2))
+    for a, b in zip(single.parameters(), double.parameters(), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+        assert b.dtype == torch.float64 and not torch.equal(b, b.float().double())
+
+
+def test_types_may_be_mixed(checkpoint):
+    model = mlp()
+    model[0].to(torch.bfloat16)
+    model[2].to(torch.float64)
+    before = copies(model.parameters())
+    run(NGOptimizer(model.parameters(), checkpoint=checkpoint), range(2))
+    for a, b in zip(before, model.parameters(), strict=True):
+        assert a.dtype == b.dtype and not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_layer_may_change_its_width(with_model, steps_before, checkpoint):
+    """A parameter of a new shape starts anew; with no steps before, so does everything."""
+    model, wider = mlp(), nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    told = {"model": model} if with_model else {}
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint, **told)
+    run(optimizer, range(steps_before))
+    for p, q in zip(model.parameters(), wider.parameters(), strict=True):
+        p.grad, p.data = None, q.data.clone()
+    run(optimizer, range(2))
+    steps = [int(state["step"]) for state in optimizer.state.values()]
+    assert steps == [2, 2, 2, 2 + steps_before]
+    told = {"model": wider} if with_model else {}
+    run(NGOptimizer(wider.parameters(), checkpoint=checkpoint, **told), range(2))
+    assert equal(model.parameters(), wider.parameters()) == (steps_before == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_step_that_is_not_finite_changes_nothing(dtype, checkpoint):
+    for bad in (torch.inf, -torch.inf, torch.nan, 1e25):
+        model, twin = mlp(dtype=dtype), mlp(dtype=dtype)
+        optimizer = NGOptimizer(model.parameters(), weight_decay=0.1, checkpoint=checkpoint)
+        run(optimizer, range(2))
+        before, state = copies(model.parameters()), copies(state_tensors(optimizer))
+        give_gradients(model.parameters(), 5)
+        model[2].bias.grad[1] = bad
+        with pytest.warns(UserWarning, match="not finite, or .*this step changes nothing"):
+            optimizer.step()
+        assert equal(model.parameters(), before) and equal(state_tensors(optimizer), state)
+        run(optimizer, [2])
+        run(NGOptimizer(twin.parameters(), weight_decay=0.1, checkpoint=checkpoint), range(3))
+        assert equal(model.parameters(), twin.parameters())
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e-12, 1e8, 1e16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_any_size_give_finite_steps(scale, dtype, checkpoint):
+    model = mlp(dtype=dtype)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    for factor in [scale] * 15 + [1.0] * 3:
+        give_gradients(model.parameters(), 0)  # always the same: momenta grow as they can
+        for p in model.parameters():
+            p.grad = None if p.grad is None else p.grad * factor
+        optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(t.isfinite().all() for t in state_tensors(optimizer))
+
+
+def test_a_first_step_that_is_not_finite_makes_no_state(checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    give_gradients(model.parameters(), 0)
+    model[0].weight.grad[0, 0] = torch.nan
+    with pytest.warns(UserWarning, match="not finite"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second kind of device")
+@pytest.mark.parametrize("spread", [False, True])
+def test_other_devices_agree_with_the_cpu(spread, checkpoint):
+    """Also where a network is spread over two devices, or moved after it was handed over."""
+    here, there = mlp(), mlp()
+    optimizer = NGOptimizer(there.parameters(), torch.tensor(0.5), checkpoint=checkpoint)
+    (there[2] if spread else there).to("cuda")
+    run(NGOptimizer(here.parameters(), 0.5, checkpoint=checkpoint), range(3))
+    run(optimizer, range(3))
+    for a, b in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(a, b.cpu(), rtol=1e-3, atol=1e-4)
+        assert optimizer.state[b]["momenta"].device == b.device

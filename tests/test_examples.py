@@ -1,0 +1,83 @@
+"""Every script in examples/ runs; the demo compares three, on whatever data there are."""
+
+import importlib.util
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from meta_train.tasks import get_task
+
+SCRIPTS = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+demo = load(next(path for path in SCRIPTS if path.stem == "demo"))
+
+
+@pytest.fixture(autouse=True)
+def _bare_machine(tmp_path, monkeypatch):
+    """An empty folder to be in, no datasets, no network."""
+
+    def no_network(self):
+        raise RuntimeError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("L2O_GRAPH_DATA", raising=False)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
+    monkeypatch.setattr(get_task("fmnist_cnn"), "_images", None)
+
+
+def write_fashion_mnist(folder):
+    """A dataset of noise in the files of FashionMNIST: 256 training and 1,000 test images."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, n in (("train", 256), ("t10k", 1000)):
+        pixels = torch.randint(0, 256, (n, 28, 28), dtype=torch.uint8).numpy().tobytes()
+        labels = torch.randint(0, 10, (n,), dtype=torch.uint8).numpy().tobytes()
+        images = struct.pack(">iiii", 2051, n, 28, 28) + pixels
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(images)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, n) + labels)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_a_script_runs_without_data_and_network(path):
+    load(path).main(steps=2)
+
+
+def test_on_the_sample_the_demo_says_why_and_compares_all_three(tmp_path, capsys):
+    path = demo.main(steps=3, out=tmp_path / "plots" / "demo.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    printed, progress = capsys.readouterr()
+    assert "data: FashionMNIST, the packaged sample (6,000 of 60,000 images)" in printed
+    assert f"not in {tmp_path / 'data'} and could not be downloaded (no network)" in printed
+    for row in ("Adam, 0.006", "Muon, linear decay, 0.05", "NG-GNN (learned)"):
+        assert row in printed
+    assert "test accuracy" in printed
+    for name in ("adam", "muon", "ng_gnn"):
+        assert f"{name}=2." in progress
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_the_demo_takes_the_whole_dataset_where_there_is_one(
+    by_variable, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "datasets"
+    write_fashion_mnist(folder)
+    if by_variable:
+        monkeypatch.setenv("L2O_GRAPH_DATA", str(folder))
+    demo.main(steps=2, root=None if by_variable else str(folder))
+    assert f"data: all of FashionMNIST, in {folder}" in capsys.readouterr().out
+
+
+def test_a_plot_that_cannot_be_written_stops_the_demo_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to folder '.*file'"):
+        demo.main(steps=3, out=tmp_path / "file" / "demo.png")

@@ -1,0 +1,169 @@
+import pytest
+import reference
+import torch
+from torch import nn
+from torch_geometric.nn import DegreeScalerAggregation, LayerNorm
+
+from l2o_graph.architecture import Kernel, NetSpec, Neurons, spec_of_module
+from l2o_graph.graph import Topology, topology_of
+from l2o_graph.models.ng_gnn import NGGNN, Chunk, GraphNorm, NGGNNLayer
+
+HIDDEN = 4
+
+
+def branched() -> NetSpec:
+    """Two hidden sets side by side and a skip: several kernels into a set and out of one."""
+    sets = [("input", 2, "input", 0), ("a", 3, "hidden", 0), ("b", 1, "hidden", 1)]
+    sets += [("output", 2, "output", 0)]
+    pairs = [(0, 1), (0, 2), (1, 3), (2, 3), (0, 3)]
+    return NetSpec(
+        names=tuple(f"{source}->{target}" for source, target in pairs),
+        shapes=tuple((sets[target][1], sets[source][1]) for source, target in pairs),
+        neurons=tuple(Neurons(*one) for one in sets),
+        kernels=tuple(Kernel(i, *pair, positions=()) for i, pair in enumerate(pairs)),
+        biases=(),
+        loose=(),
+    )
+
+
+SPECS = {
+    "mlp": spec_of_module(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))),
+    # Every node but the middle one has a single edge: its deviation is that of one message.
+    "star": spec_of_module(nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 2))),
+    "one edge": spec_of_module(nn.Linear(1, 1)),
+    "cnn": spec_of_module(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))),
+    "branched": branched(),
+}
+
+
+def pairs_of(topology: Topology) -> list[tuple[int, int]]:
+    """(source, target) of every edge, all forward ones first."""
+    forward = []
+    for kernel in topology.spec.kernels:
+        for target in range(*topology.nodes(kernel.target).indices(10**6)):
+            for source in range(*topology.nodes(kernel.source).indices(10**6)):
+                forward.append((source, target))
+    return forward + [(target, source) for source, target in forward]
+
+
+def first_states(topology: Topology, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random nodes (N, H) and edges (2, E, H), a few edges exactly zero."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = topology.spec
+    nodes = torch.randn(spec.num_nodes, HIDDEN, generator=generator, dtype=torch.float64)
+    edges = torch.randn(2, spec.num_edges, HIDDEN, generator=generator, dtype=torch.float64)
+    edges[:, ::3] = 0
+    return nodes.requires_grad_(), edges.requires_grad_()
+
+
+def rows_of(topology: Topology, edges: torch.Tensor):
+    """The function of a chunk that the model asks for its edges' first states."""
+
+    def states(chunk: Chunk) -> torch.Tensor:
+        runs = []
+        for piece in chunk:
+            grids = [topology.grid(kernel) for kernel in topology.spec.kernels]
+            before = sum(out * source for out, source, _ in grids[: piece.kernel])
+            columns = grids[piece.kernel][1]
+            runs.append(edges[:, before + piece.start * columns : before + piece.stop * columns])
+        return torch.cat(runs, dim=1)
+
+    return states
+
+
+def assert_same_with_gradients(found, expected, leaves):
+    """Outputs agree to 1e-5, and so do the gradients of a random function of them."""
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    weights = [torch.randn_like(a) for a in found]
+    gradients = []
+    for outputs in (found, expected):
+        loss = sum((w * o).sum() for w, o in zip(weights, outputs, strict=True))
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for a, b in zip(*gradients, strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [10**6, 5, 1])
+@pytest.mark.parametrize("name", SPECS)
+def test_layer_equals_the_loop_over_edges(name, most):
+    topology = topology_of(SPECS[name])
+    torch.manual_seed(1)
+    layer = NGGNNLayer(HIDDEN, delta=1.7).double()
+    nodes, edges = first_states(topology)
+    pairs, states = pairs_of(topology), rows_of(topology, edges)
+    chunks = topology.chunks(most)
+
+    next_nodes = layer.next_nodes(topology, chunks, nodes, states)
+    parts = [layer.next_edges(topology, chunk, next_nodes, states(chunk)) for chunk in chunks]
+    found = [next_nodes, torch.cat(parts, dim=1).flatten(0, 1)]
+
+    slow_nodes = reference.next_nodes(layer, list(nodes), pairs, list(edges.flatten(0, 1)))
+    slow_edges = reference.next_edges(layer, slow_nodes, pairs, list(edges.flatten(0, 1)))
+    expected = [torch.stack(slow_nodes), torch.stack(slow_edges)]
+    assert_same_with_gradients(found, expected, [nodes, edges, *layer.parameters()])
+
+
+@pytest.mark.parametrize("most", [10**6, 5])
+@pytest.mark.parametrize("name", SPECS)
+def test_model_equals_the_loop_over_edges(name, most):
+    topology = topology_of(SPECS[name])
+    torch.manual_seed(2)
+    model = NGGNN(HIDDEN, layers=3).double()
+    for p in model.norms.parameters():
+        nn.init.normal_(p)
+    nodes, edges = first_states(topology)
+    chunks = topology.chunks(most)
+    last_nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
+    last_edges = torch.cat([states(chunk) for chunk in chunks], dim=1)
+    slow = reference.ng_gnn(model, list(nodes), pairs_of(topology), list(edges.flatten(0, 1)))
+    assert_same_with_gradients(
+        [last_nodes, last_edges.flatten(0, 1)],
+        [torch.stack(states) for states in slow],
+        [nodes, edges, *model.parameters()],
+    )
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_aggregation_equals_torch_geometric(name):
+    topology = topology_of(SPECS[name])
+    pna = DegreeScalerAggregation(
+        ["mean", "min", "max", "std"], ["identity", "amplification"], deg=torch.tensor([0, 3, 5, 2])
+    ).double()
+    layer = NGGNNLayer(HIDDEN, delta=pna.avg_deg_log.item()).double()
+    nodes, edges = first_states(topology)
+    chunks = topology.chunks(10**6)
+    messages = layer.messages(topology, chunks[0], nodes, edges).flatten(0, 1)
+    targets = torch.tensor([target for _, target in pairs_of(topology)])
+    gathered = pna(messages, targets, dim_size=len(nodes))
+    expected = layer.mix(layer.node(torch.cat([nodes, gathered], dim=1)))
+    found = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_norm_equals_torch_geometric():
+    ours, theirs = GraphNorm(HIDDEN), LayerNorm(HIDDEN, mode="graph")
+    for p in ours.parameters():
+        nn.init.normal_(p)
+    theirs.load_state_dict(ours.state_dict())
+    x = 3 * torch.randn(7, HIDDEN) + 5
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_norm_of_equal_nodes_is_finite_forward_and_backward():
+    x = torch.full((3, HIDDEN), 2.0, requires_grad=True)
+    answer = GraphNorm(HIDDEN)(x)
+    answer.sum().backward()
+    assert not answer.any()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_the_two_directions_of_an_edge_are_told_apart():
+    topology = topology_of(SPECS["mlp"])
+    layer = NGGNNLayer(HIDDEN, delta=1.0).double()
+    nodes, edges = first_states(topology)
+    chunks = topology.chunks(10**6)
+    there = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges))
+    swapped = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges.flip(0)))
+    assert (there - swapped).abs().max() > 1e-3

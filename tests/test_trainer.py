@@ -1,0 +1,189 @@
+"""The outer loop: it learns, it is repeatable, it survives being killed, it says what is wrong."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from l2o_graph import NGOptimizer
+from l2o_graph.rule import RuleConfig
+from l2o_graph.zoo.registry import load_checkpoint
+from meta_train.__main__ import main
+from meta_train.config import MetaConfig, paper_recipe
+from meta_train.trainer import MetaTrainer, meta_train
+
+TINY = MetaConfig(
+    task="fmnist_sample", rule=RuleConfig(hidden=8, layers=2, inner=4), outer_steps=5, unroll=4,
+    snapshots=2, trajectories=2, shortest=4, longest=12, warmup=1, evaluate_every=2,
+    evaluate_steps=3, evaluate_seeds=1, save_every=2,
+)  # fmt: skip
+
+
+def records(log):
+    """What was logged, but for how long it took."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path):
+    result = meta_train(TINY, tmp_path / "run")
+    assert result.finished
+    assert result.checkpoint is not None
+    provenance = load_checkpoint(result.checkpoint).provenance
+    assert provenance["config"]["outer_steps"] == 5
+    assert provenance["data"] == "FashionMNIST, the packaged sample"
+    module = torch.nn.Linear(3, 2)
+    optimizer = NGOptimizer(module.parameters(), checkpoint=result.checkpoint)
+    before = module.weight.detach().clone()
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, module.weight)
+    steps = [r["outer_step"] for r in records(result.log) if "loss" in r]
+    evaluated = [r["outer_step"] for r in records(result.log) if "held_out_loss" in r]
+    assert steps == [1, 2, 3, 4, 5]
+    assert evaluated == [0, 2, 4, 5]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    logs = [
+        records(meta_train(dataclasses.replace(TINY, seed=seed), tmp_path / name).log)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert logs[0] == logs[1]
+    assert logs[0] != logs[2]
+
+
+COMMAND = [
+    sys.executable, "-W", "ignore", "-m", "meta_train", "--task", "fmnist_sample", "--threads", "1",
+    "--unroll", "4", "--snapshots", "2", "--trajectories", "2", "--shortest", "4", "--longest", "12",
+    "--evaluate-every", "100", "--evaluate-steps", "2", "--evaluate-seeds", "1", "--save-every", "1",
+    "--outer-steps", "8",
+]  # fmt: skip
+
+
+def outer_step(state):
+    """How far a saved state is; -1 before the first."""
+    if not state.exists():
+        return -1
+    from safetensors import safe_open
+
+    with safe_open(state, framework="pt") as file:
+        return json.loads(file.metadata()["record"])["outer_step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, number):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([*COMMAND, "--out", whole], check=True, env=env, capture_output=True)
+
+    process = subprocess.Popen(
+        [*COMMAND, "--out", broken], env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while outer_step(broken / "state.safetensors") < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    reached = outer_step(broken / "state.safetensors")
+    assert 2 <= reached < 8
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert b"--resume" in out
+
+    resumed = [*COMMAND, "--out", broken, "--resume"]
+    subprocess.run(resumed, check=True, env=env, capture_output=True)
+    expected, found = (load_file(run / "state.safetensors") for run in (whole, broken))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert records(whole / "log.jsonl") == records(broken / "log.jsonl")
+
+
+def test_the_state_holds_everything(tmp_path):
+    task = MetaTrainer(TINY, torch.device("cpu")).task
+    task.load(None)
+    trainer = MetaTrainer(TINY, torch.device("cpu")).begin()
+    trainer.advance()
+    trainer.save(tmp_path / "state.safetensors")
+    again = MetaTrainer.resume(tmp_path / "state.safetensors", torch.device("cpu"))
+    for _ in range(4):
+        expected, found = trainer.advance(), again.advance()
+        assert {**expected, "seconds": 0} == {**found, "seconds": 0}
+
+
+def test_a_diverged_segment_neither_moves_the_weights_nor_goes_on(tmp_path):
+    task = MetaTrainer(TINY, torch.device("cpu")).task
+    task.load(None)
+    trainer = MetaTrainer(TINY, torch.device("cpu")).begin()
+    lost = trainer.trajectories[0]
+    lost.parameters = [p * float("nan") for p in lost.parameters]
+    before = [p.clone() for p in trainer.rule.parameters()]
+    record = trainer.advance()
+    assert record["skipped"] == 1
+    assert trainer.trajectories[0] is not lost
+    assert all(
+        torch.equal(p, q) for p, q in zip(before, trainer.rule.parameters(), strict=True)
+    )
+
+
+def test_the_papers_recipe_runs(tmp_path):
+    config = dataclasses.replace(
+        paper_recipe("fmnist_sample"), outer_steps=1, unroll=2, shortest=2, longest=2, snapshots=1,
+        evaluate_steps=1, evaluate_seeds=1,
+    )  # fmt: skip
+    result = meta_train(config, tmp_path / "run")
+    assert result.checkpoint is not None
+    rule = load_checkpoint(result.checkpoint).rule
+    assert sum(p.numel() for p in rule.parameters()) == 1_384_322
+
+
+def test_what_is_wrong_is_said(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"unknown task 'fminst', expected one of .*'fmnist_cnn'"):
+        meta_train(dataclasses.replace(TINY, task="fminst"), tmp_path / "run")
+    with pytest.raises(ValueError, match="snapshots: expected at most unroll = 4, found 5"):
+        dataclasses.replace(TINY, snapshots=5)
+    with pytest.raises(ValueError, match="unroll: expected at least 1, found 0"):
+        dataclasses.replace(TINY, unroll=0)
+
+    meta_train(TINY, tmp_path / "run")
+    with pytest.raises(FileExistsError, match="holds a run already; resume it"):
+        meta_train(TINY, tmp_path / "run")
+    with pytest.raises(ValueError, match="another configuration: unroll is 4, not 6"):
+        meta_train(dataclasses.replace(TINY, unroll=6), tmp_path / "run", resume=True)
+
+    (tmp_path / "file").write_text("in the way")
+    status = main(["--task", "fmnist_sample", "--out", str(tmp_path / "file" / "run")])
+    assert status == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_absent_data_is_one_clear_line(tmp_path, capsys, monkeypatch):
+    def offline(*_, **__):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", offline)
+    status = main(["--data-root", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert f"dataset 'fmnist' is not in {tmp_path / 'nothing'}" in error
+    assert "--data-root" in error
+    assert "fmnist_sample" in error
+
+
+@pytest.mark.slow
+def test_meta_training_lowers_the_held_out_loss(tmp_path):
+    config = MetaConfig(
+        task="fmnist_sample", outer_steps=80, lr=3e-3, warmup=5, unroll=50, snapshots=10,
+        trajectories=4, shortest=100, longest=400, evaluate_every=40, evaluate_steps=300,
+    )  # fmt: skip
+    log = meta_train(config, tmp_path / "run").log
+    held_out = [r["held_out_loss"] for r in records(log) if "held_out_loss" in r]
+    assert held_out[-1] < 0.97 * held_out[0]
