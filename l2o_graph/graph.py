@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
 from l2o_graph.architecture import (
     Bias,
@@ -25,6 +25,9 @@ from l2o_graph.architecture import (
     spec_of_module,
     spec_of_parameters,
 )
+
+if TYPE_CHECKING:  # a slow import, and only the exchange needs it
+    import torch_geometric.data
 
 ROLES: tuple[Role, ...] = ("input", "hidden", "output")
 
@@ -170,7 +173,7 @@ class NeuralGraph:
     def __str__(self) -> str:
         return f"NeuralGraph of {self.spec}"
 
-    def to_data(self) -> Data:
+    def to_data(self) -> "torch_geometric.data.Data":
         """Export to torch-geometric.
 
         Returns:
@@ -179,6 +182,8 @@ class NeuralGraph:
             (2E, F * K) with K the most positions of any kernel, smaller kernels padded at the
             end; ``loose`` (F, L) what lies outside the graph; ``spec``, to come back.
         """
+        from torch_geometric.data import Data
+
         topology = topology_of(self.spec)
         features = len(self.values)
         widest = max((topology.grid(k)[2] for k in self.spec.kernels), default=1)
@@ -207,7 +212,7 @@ class NeuralGraph:
         )
 
     @staticmethod
-    def from_data(data: Data) -> "NeuralGraph":
+    def from_data(data: "torch_geometric.data.Data") -> "NeuralGraph":
         """Import what ``to_data`` exported, bit for bit; reads the forward edges only.
 
         Raises:

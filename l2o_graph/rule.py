@@ -1,5 +1,6 @@
 """A learned optimizer's network: embedding, NG-GNN, head and what two numbers mean as a step."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ HALVED_AFTER = 200
 # first-order meta-gradient does not see what that does. A tenth cannot outweigh the nominal step.
 DIRECTION_GAIN = 0.1
 
-# The learned factor of a step size lies between e^-3 and e^3.
-MOST_LOG_FACTOR = 3.0
+# The learned factor of a step lies between 1 / e and e.
+MOST_LOG_FACTOR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,13 @@ class UpdateRule(nn.Module):
 
     Under the preset "nominal", with the head's direction d and magnitude m::
 
-        update = -step * exp(3 tanh(m / 3)) * (nominal + 0.1 tanh(d))
+        update = -step * exp(tanh(m)) * (nominal + 0.1 tanh(d))
 
-    where ``nominal`` has an RMS of 1 over its tensor and ``step`` is s / (1 + age / 200), s
-    learned, one number for kernels, over sqrt(fan_in), and one for all other parameters. With
-    the head at its zero start this is Muon with a step size that falls as 1 / t. No output can
-    grow without bound, and a parameter that never had a gradient does not move. Under "paper"
-    the update is 0.01 d exp(0.01 m).
+    where ``nominal`` has an RMS of 1 over its tensor and ``step`` is s / (1 + age / 200), with
+    s = 0.1 / sqrt(fan_in) for kernels and 0.01 for all other parameters. With the head at its
+    zero start this is Muon with a step size that falls as 1 / t. No output can grow without
+    bound, and a parameter that never had a gradient does not move. Under "paper" the update is
+    0.01 d exp(0.01 m).
     """
 
     def __init__(self, config: RuleConfig):
@@ -87,7 +88,6 @@ class UpdateRule(nn.Module):
             self.embedding = OffsetEmbedding(NUM_FEATURES, hidden, inner)
             self.of_edge, self.of_node = BothEdges(hidden), nn.Linear(hidden, hidden)
             self.head = PerParameterHead(NUM_FEATURES, hidden, inner)
-            self.log_step = nn.Parameter(torch.tensor([KERNEL_STEP, VECTOR_STEP]).log())
 
     def forward(
         self, topology: Topology, observations: Sequence[Observation], chunk_size: int
@@ -144,13 +144,21 @@ class UpdateRule(nn.Module):
                 yield part, 0.01 * direction[run] * (0.01 * magnitude[run]).exp()
                 continue
             observed = observations[part.parameter]
-            log_step = self.log_step[0 if observed.out else 1] - 0.5 * math.log(observed.fan_in)
-            log_step = log_step - (observed.age / HALVED_AFTER).log1p()
-            factor = log_step + MOST_LOG_FACTOR * (magnitude[run] / MOST_LOG_FACTOR).tanh()
+            size = KERNEL_STEP / math.sqrt(observed.fan_in) if observed.out else VECTOR_STEP
+            factor = MOST_LOG_FACTOR * (magnitude[run] / MOST_LOG_FACTOR).tanh()
+            step = size / (1 + observed.age / HALVED_AFTER) * factor.exp()
             # A momentum is zero only where there never was a gradient.
             ever = observed.momenta[-1, part.start : part.stop] != 0
             correction = DIRECTION_GAIN * direction[run].tanh()
-            yield part, -factor.exp() * (scalars.x[NOMINAL_ROW, run] + correction) * ever
+            yield part, -step * (scalars.x[NOMINAL_ROW, run] + correction) * ever
+
+
+def uncorrected(rule: UpdateRule) -> UpdateRule:
+    """The same rule with its head at zero: the nominal step alone."""
+    plain = copy.deepcopy(rule)
+    for p in plain.head.parameters():
+        p.detach().zero_()
+    return plain
 
 
 class ForwardEdges(nn.Sequential):

@@ -61,7 +61,7 @@ def plot_losses(panels: Sequence[Panel]) -> bytes:
         axis.set_title(panel.title, fontsize=11, loc="left")
         axis.set_xlabel("training step")
         axis.set_yscale("log")
-        ticks = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0]
+        ticks = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0]
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.yaxis.minorticks_off()
         axis.set_ylim(*_limits(panel.curves))

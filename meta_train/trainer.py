@@ -75,7 +75,7 @@ class MetaTrainer:
         self.outer_step = 0
         self.started = 0  # trajectories so far
         self.seconds = 0.0
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, Any]] = []
         self.trajectories: list[Trajectory] = []
         self.problems: list[Problem] = []
 
@@ -89,7 +89,7 @@ class MetaTrainer:
             self.trajectories.append(trajectory)
         return self
 
-    def advance(self) -> dict[str, float]:
+    def advance(self) -> dict[str, Any]:
         """One outer step; returns what there is to log of it."""
         config, begin = self.config, time.perf_counter()
         turn = self.outer_step % config.trajectories
@@ -123,7 +123,7 @@ class MetaTrainer:
             "lr": rate, "skipped": float(not sound), "seconds": seconds,
         }  # fmt: skip
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, Any]:
         """Train the task itself from held-out seeds, and remember the outcome."""
         begin = time.perf_counter()
         config, final, accuracy = self.config, [], []

@@ -11,9 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2o_graph.rule import UpdateRule
+from l2o_graph.features import TINY
+from l2o_graph.rule import UpdateRule, uncorrected
 from l2o_graph.step import State, update
 from meta_train.tasks import Problem
+
+# How firmly the length of updates is held: a tenth off costs as much as 1 % of loss.
+HOLD = 1.0
+
+# Updates that a judged update is followed for, and batches that it is judged by.
+REACH = float(__import__("os").environ.get("REACH", "10"))
+BATCHES_AHEAD = 2
 
 
 @dataclass(slots=True)
@@ -82,14 +90,18 @@ def look_ahead(
     snapshots: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """Judge the direction of updates by the losses on all later batches of the segment.
+    """Judge the direction of updates by where they lead when they are kept up for a while.
 
-    Adds to the gradients of the rule that of mean_t log CE(theta_t; B_t), t over the segment,
-    by way of the updates at ``snapshots`` of its steps, drawn one from each equal share of it:
-    the gradient with respect to the update at step s is the sum of the gradients at t > s, less
-    its component along that update. That component says how long a step should be, and says it
-    wrong: what noise does to the weights looks permanent where curvature is left out, and a
-    segment sees only so far. Trained on it, steps shrink until training stops.
+    Adds to the gradients of the rule that of the mean of log CE(theta_s + REACH update_s; B),
+    over ``snapshots`` of the steps, drawn one from each equal share of them, with B the batches
+    that follow. REACH updates are about what a momentum lasts for; the loss that far out knows
+    the curvature that the gradient here does not.
+
+    Only the direction is learned from it: the gradient's component along a tensor's update is
+    dropped, and the update's length is held near the nominal one's by the square of the
+    logarithm of their ratio. How long steps should be cannot be told from so close: what noise
+    does to the loss at once counts in full, what progress does to it later does not, and rules
+    that learn their length from it stop long before the network is trained.
 
     Returns:
         The loss before each step, on a batch that no update has seen yet.
@@ -97,38 +109,45 @@ def look_ahead(
     share = steps / snapshots
     draws = torch.rand(snapshots, generator=generator).tolist()
     chosen = {int((i + draw) * share) for i, draw in enumerate(draws)}
-    kept: list[tuple[list[Tensor], list[Tensor], list[State], list[Tensor]]] = []
-    passed = [torch.zeros_like(p) for p in trajectory.parameters]  # sum of gradients so far
+    nominal = uncorrected(rule)
     losses = []
     for t in range(steps):
-        batch = problem.batch(trajectory.age)
-        loss, gradients = loss_and_gradients(problem, trajectory.parameters, batch)
+        parameters, state = trajectory.parameters, trajectory.state
+        loss, gradients = loss_and_gradients(problem, parameters, problem.batch(trajectory.age))
         losses.append(loss.item())
-        passed = [s + g for s, g in zip(passed, gradients, strict=True)]
-        if t in chosen:
-            kept.append((trajectory.parameters, gradients, trajectory.state, passed))
-        with torch.no_grad():
-            deltas, trajectory.state = update(
-                rule, problem.spec, trajectory.parameters, gradients, trajectory.state
-            )
-        trajectory.parameters = [p + d for p, d in zip(trajectory.parameters, deltas, strict=True)]
         trajectory.age += 1
-    # d log L = dL / L; the mean loss of the segment, because single batches are noisy. Each
-    # snapshot stands for steps / snapshots of the steps.
-    weight = share / (sum(losses) / steps) / steps
-    for parameters, gradients, state, before in kept:
-        deltas, _ = update(rule, problem.spec, parameters, gradients, state)
-        later = [(all_ - so_far) * weight for all_, so_far in zip(passed, before, strict=True)]
-        torch.autograd.backward(deltas, across(later, deltas))
+        judged = t in chosen
+        with torch.set_grad_enabled(judged):
+            deltas, trajectory.state = update(rule, problem.spec, parameters, gradients, state)
+        trajectory.parameters = [p + d.detach() for p, d in zip(parameters, deltas, strict=True)]
+        if not judged:
+            continue
+        with torch.no_grad():
+            plain, _ = update(nominal, problem.spec, parameters, gradients, state)
+        far = [p + REACH * d.detach() for p, d in zip(parameters, deltas, strict=True)]
+        turned, held = torch.zeros(()), torch.zeros(())
+        for k in range(BATCHES_AHEAD):
+            batch = problem.batch(trajectory.age + k)
+            loss, slopes = loss_and_gradients(problem, far, batch)
+            weight = REACH / (loss * BATCHES_AHEAD)  # d log L = dL / L
+            turned = turned + sum(
+                (weight * across(v, d) * d).sum() for v, d in zip(slopes, deltas, strict=True)
+            )
+        held = torch.stack([log_ratio(d, p).square() for d, p in zip(deltas, plain, strict=True)])
+        ((turned + HOLD * held.mean()) / snapshots).backward()
     return losses
 
 
 @torch.no_grad()
-def across(vectors: Sequence[Tensor], directions: Sequence[Tensor]) -> list[Tensor]:
-    """The part of a vector orthogonal to a direction, both spread over tensors."""
-    pairs = list(zip(vectors, directions, strict=True))
-    along = sum((v * d).sum() for v, d in pairs) / sum((d * d).sum() for _, d in pairs)
-    return [v - along * d for v, d in pairs]
+def across(vector: Tensor, direction: Tensor) -> Tensor:
+    """The part of a tensor orthogonal to another."""
+    along = (vector * direction).sum() / (direction.square().sum() + TINY)
+    return vector - along * direction
+
+
+def log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """Logarithm of the ratio of two norms."""
+    return 0.5 * ((a.square().sum() + TINY) / (b.square().sum() + TINY)).log()
 
 
 def roll_out(rule: UpdateRule, problem: Problem, steps: int) -> tuple[list[float], list[Tensor]]:

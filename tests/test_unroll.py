@@ -37,18 +37,6 @@ def meta_gradient(rule: UpdateRule) -> Tensor:
     )
 
 
-def unrolled(rule, problem, steps):
-    """Parameters before and after each step with the graph kept; gradients count as constants."""
-    parameters = [p.detach().clone() for p in problem.module.parameters()]
-    state, visited = [State.fresh(p) for p in parameters], [parameters]
-    for t in range(steps):
-        _, gradients = loss_and_gradients(problem, parameters, problem.batch(t))
-        deltas, state = update(rule, problem.spec, parameters, gradients, state)
-        parameters = [p + d for p, d in zip(parameters, deltas, strict=True)]
-        visited.append(parameters)
-    return visited
-
-
 def test_greedy_is_the_sum_of_one_step_gradients_on_the_same_batch(problem):
     rule, steps = random_rule(), 4
     losses = greedy(rule, problem, Trajectory.start(problem, 0, steps), steps)
@@ -69,36 +57,60 @@ def test_greedy_is_the_sum_of_one_step_gradients_on_the_same_batch(problem):
     assert found.abs().max() > 1e-3
 
 
-def test_look_ahead_is_the_gradient_of_the_mean_loss_of_the_segment(problem):
-    rule, steps = random_rule(), 5
+def test_look_ahead_is_the_gradient_of_the_mean_loss_across_each_update(problem):
+    rule, steps = random_rule(), 4
     generator = torch.Generator().manual_seed(0)
     trajectory = Trajectory.start(problem, 0, steps)
     losses = look_ahead(rule, problem, trajectory, steps, steps, generator)
     found = meta_gradient(rule)
 
+    # Plain autograd through the whole segment, each update's gradient cut to what is across it.
     rule.zero_grad()
-    visited = unrolled(rule, problem, steps)
-    total = sum(problem.loss(visited[t], problem.batch(t)) for t in range(steps))
-    (total / sum(losses)).backward()
-    torch.testing.assert_close(found, meta_gradient(rule), rtol=1e-4, atol=1e-6)
-    for p, q in zip(trajectory.parameters, visited[-1], strict=True):
+    parameters = [p.detach().clone() for p in problem.module.parameters()]
+    state, total = [State.fresh(p) for p in parameters], torch.zeros(())
+    for t in range(steps):
+        loss = problem.loss(parameters, problem.batch(t))
+        assert loss.item() == pytest.approx(losses[t], rel=1e-5)
+        total = total + loss / sum(losses)
+        _, gradients = loss_and_gradients(problem, parameters, problem.batch(t))
+        deltas, state = update(rule, problem.spec, parameters, gradients, state)
+        flat = torch.cat([d.reshape(-1) for d in deltas])
+        unit = flat.detach() / flat.detach().norm()
+        # Backward sees the identity less the projection on the update; forward sees the identity.
+        across = flat - unit * (unit @ flat)
+        flat = across + (flat - across).detach()
+        pieces = flat.split([p.numel() for p in parameters])
+        parameters = [p + d.view_as(p) for p, d in zip(parameters, pieces, strict=True)]
+    total.backward()
+    torch.testing.assert_close(found, meta_gradient(rule), rtol=1e-3, atol=1e-6)
+    for p, q in zip(trajectory.parameters, parameters, strict=True):
         torch.testing.assert_close(p, q.detach())
     assert found.abs().max() > 1e-4
 
 
+def test_look_ahead_does_not_judge_the_length_of_a_step(problem):
+    rule = random_rule()
+    look_ahead(rule, problem, Trajectory.start(problem, 0, 3), 3, 3, torch.Generator())
+    kernels, vectors = rule.log_step.grad.tolist()
+    # Growing both alike lengthens every update and turns none: what one gains the other loses.
+    assert abs(kernels) > 1e-6
+    assert kernels + vectors == pytest.approx(0, abs=1e-3 * abs(kernels))
+
+
 def test_snapshots_estimate_the_same_gradient(problem):
+    """One step of two at random, 24 times over, against both steps."""
     rule = random_rule()
     gradients = {}
-    for snapshots, draws in ((6, 1), (2, 60)):
+    for snapshots, draws in ((2, 1), (1, 24)):
         rule.zero_grad()
         generator = torch.Generator().manual_seed(1)
         for _ in range(draws):
-            look_ahead(rule, problem, Trajectory.start(problem, 0, 6), 6, snapshots, generator)
+            look_ahead(rule, problem, Trajectory.start(problem, 0, 3), 3, snapshots, generator)
         gradients[snapshots] = meta_gradient(rule) / draws
-    cosine = torch.nn.functional.cosine_similarity(gradients[6], gradients[2], dim=0)
-    ratio = gradients[2].norm() / gradients[6].norm()
+    cosine = torch.nn.functional.cosine_similarity(gradients[2], gradients[1], dim=0)
+    ratio = gradients[1].norm() / gradients[2].norm()
     assert cosine > 0.98
-    assert 0.85 < ratio < 1.15
+    assert 0.7 < ratio < 1.4
 
 
 def test_a_trajectory_continues_where_it_stopped(problem):

@@ -52,6 +52,7 @@ class ImageProblem:
     def __init__(self, module: nn.Module, images: Images, batch: int, seed: int):
         self.module = module
         self.spec = spec_of_module(module)
+        self._device = next(module.parameters()).device
         self._names = [name for name, _ in module.named_parameters()]
         self._images, self._batch, self._seed = images, batch, seed
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
@@ -65,8 +66,7 @@ class ImageProblem:
             self._epoch = epoch
             self._order = torch.randperm(len(self._images.train_y), generator=generator)
         index = self._order[at * self._batch : (at + 1) * self._batch]
-        index = index.to(self._images.train_y.device)
-        return self._images.normalise(self._images.train_x[index]), self._images.train_y[index]
+        return self._on_device(self._images.train_x[index], self._images.train_y[index])
 
     def loss(self, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy in nats."""
@@ -81,9 +81,12 @@ class ImageProblem:
         for x, y in zip(
             images.test_x.split(TEST_BATCH), images.test_y.split(TEST_BATCH), strict=True
         ):
-            logits = self._logits(parameters, images.normalise(x))
-            right += int((logits.argmax(1) == y).sum())
+            x, y = self._on_device(x, y)
+            right += int((self._logits(parameters, x).argmax(1) == y).sum())
         return right / len(images.test_y)
+
+    def _on_device(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self._images.normalise(pixels.to(self._device)), labels.to(self._device)
 
     def _logits(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         named = dict(zip(self._names, parameters, strict=True))
