@@ -36,7 +36,7 @@ class MetaConfig:
     task: str = "fmnist_cnn"
     rule: RuleConfig = field(default_factory=RuleConfig)
     seed: int = 0
-    outer_steps: int = 1000
+    outer_steps: int = 300
     estimator: Literal["look_ahead", "greedy"] = "look_ahead"
     unroll: int = 100
     snapshots: int = 10
@@ -44,11 +44,11 @@ class MetaConfig:
     shortest: int = 200
     longest: int = 2000
     vary: bool = True
-    lr: float = 3e-4
-    warmup: int = 50
+    lr: float = 5e-4
+    warmup: int = 20
     weight_decay: float = 1e-2
     clip: float = 1.0
-    evaluate_every: int = 100
+    evaluate_every: int = 50
     evaluate_steps: int = 1000
     evaluate_seeds: int = 2
     save_every: int = 20
@@ -84,6 +84,6 @@ def paper_recipe(task: str = "fmnist_cnn") -> MetaConfig:
     1e-4, cosine to 0.
     """
     return MetaConfig(
-        task=task, rule=PAPER, estimator="greedy", trajectories=1, shortest=100, longest=100,
+        task=task, rule=PAPER, outer_steps=1000, lr=3e-4, estimator="greedy", trajectories=1, shortest=100, longest=100,
         vary=False, warmup=0, weight_decay=1e-4, clip=0.0,
     )  # fmt: skip

@@ -19,10 +19,6 @@ from meta_train.tasks import Problem
 # How firmly the length of updates is held: a tenth off costs as much as 1 % of loss.
 HOLD = 1.0
 
-# Updates that a judged update is followed for, and batches that it is judged by.
-REACH = float(__import__("os").environ.get("REACH", "10"))
-BATCHES_AHEAD = 2
-
 
 @dataclass(slots=True)
 class Trajectory:
@@ -90,18 +86,16 @@ def look_ahead(
     snapshots: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """Judge the direction of updates by where they lead when they are kept up for a while.
+    """Judge the direction of updates by the losses on all later batches of the segment.
 
-    Adds to the gradients of the rule that of the mean of log CE(theta_s + REACH update_s; B),
-    over ``snapshots`` of the steps, drawn one from each equal share of them, with B the batches
-    that follow. REACH updates are about what a momentum lasts for; the loss that far out knows
-    the curvature that the gradient here does not.
-
-    Only the direction is learned from it: the gradient's component along a tensor's update is
-    dropped, and the update's length is held near the nominal one's by the square of the
-    logarithm of their ratio. How long steps should be cannot be told from so close: what noise
-    does to the loss at once counts in full, what progress does to it later does not, and rules
-    that learn their length from it stop long before the network is trained.
+    Adds to the gradients of the rule that of mean_t log CE(theta_t; B_t), t over the segment,
+    by way of the updates at ``snapshots`` of its steps, drawn one from each equal share of it:
+    the gradient with respect to the update at step s is the sum of the gradients at t > s, less
+    its component along that update, tensor by tensor. That component says how long a step
+    should be, and says it wrong: what noise does to the weights looks permanent where curvature
+    is left out, and a segment sees only so far. Rules that were trained on it made their steps
+    shorter and shorter, until networks stopped training. Instead the length of each tensor's
+    update is held near the nominal one's, by the square of the logarithm of their ratio.
 
     Returns:
         The loss before each step, on a batch that no update has seen yet.
@@ -109,32 +103,33 @@ def look_ahead(
     share = steps / snapshots
     draws = torch.rand(snapshots, generator=generator).tolist()
     chosen = {int((i + draw) * share) for i, draw in enumerate(draws)}
-    nominal = uncorrected(rule)
+    kept: list[tuple[list[Tensor], list[Tensor], list[State], list[Tensor]]] = []
+    passed = [torch.zeros_like(p) for p in trajectory.parameters]  # sum of gradients so far
     losses = []
     for t in range(steps):
-        parameters, state = trajectory.parameters, trajectory.state
-        loss, gradients = loss_and_gradients(problem, parameters, problem.batch(trajectory.age))
+        batch = problem.batch(trajectory.age)
+        loss, gradients = loss_and_gradients(problem, trajectory.parameters, batch)
         losses.append(loss.item())
+        passed = [s + g for s, g in zip(passed, gradients, strict=True)]
+        if t in chosen:
+            kept.append((trajectory.parameters, gradients, trajectory.state, passed))
+        with torch.no_grad():
+            deltas, trajectory.state = update(
+                rule, problem.spec, trajectory.parameters, gradients, trajectory.state
+            )
+        trajectory.parameters = [p + d for p, d in zip(trajectory.parameters, deltas, strict=True)]
         trajectory.age += 1
-        judged = t in chosen
-        with torch.set_grad_enabled(judged):
-            deltas, trajectory.state = update(rule, problem.spec, parameters, gradients, state)
-        trajectory.parameters = [p + d.detach() for p, d in zip(parameters, deltas, strict=True)]
-        if not judged:
-            continue
+    # d log L = dL / L, with the mean loss of the segment because single batches are noisy.
+    weight = steps / sum(losses)
+    nominal = uncorrected(rule)
+    for parameters, gradients, state, before in kept:
+        deltas, _ = update(rule, problem.spec, parameters, gradients, state)
         with torch.no_grad():
             plain, _ = update(nominal, problem.spec, parameters, gradients, state)
-        far = [p + REACH * d.detach() for p, d in zip(parameters, deltas, strict=True)]
-        turned, held = torch.zeros(()), torch.zeros(())
-        for k in range(BATCHES_AHEAD):
-            batch = problem.batch(trajectory.age + k)
-            loss, slopes = loss_and_gradients(problem, far, batch)
-            weight = REACH / (loss * BATCHES_AHEAD)  # d log L = dL / L
-            turned = turned + sum(
-                (weight * across(v, d) * d).sum() for v, d in zip(slopes, deltas, strict=True)
-            )
-        held = torch.stack([log_ratio(d, p).square() for d, p in zip(deltas, plain, strict=True)])
-        ((turned + HOLD * held.mean()) / snapshots).backward()
+        later = [weight * (end - at) for end, at in zip(passed, before, strict=True)]
+        turned = sum((across(v, d) * d).sum() for v, d in zip(later, deltas, strict=True))
+        stretched = [log_ratio(d, p).square() for d, p in zip(deltas, plain, strict=True)]
+        ((turned + HOLD * torch.stack(stretched).mean()) / snapshots).backward()
     return losses
 
 

@@ -1,6 +1,6 @@
 """Slow twins: the package's maths again, one neuron, edge and scalar at a time.
 
-Nothing is shared with the package but the weights of its networks and a tuned constant. Features
+Nothing is shared with the package but the weights of its networks and tuned step sizes. Features
 are worked out with ``math``, messages as vectors of H channels, so that gradients compare too.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from l2o_graph.rule import DIRECTION_GAIN as GAIN
+from l2o_graph.rule import DIRECTION_GAIN, HALVED_AFTER, KERNEL_STEP, VECTOR_STEP
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 
@@ -242,8 +242,9 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
             return x.new_zeros(())
         hidden = silu(cell_linear(rule.head.first, x, code, seen[i][1], state))
         direction, magnitude = rule.head.last(hidden)
-        size = rule.log_step[0 if i in kernels else 1].exp() / fan_in**0.5
-        return -size * (3 * (magnitude / 3).tanh()).exp() * (x[-1] + GAIN * direction.tanh())
+        size = KERNEL_STEP / fan_in**0.5 if i in kernels else VECTOR_STEP
+        size /= 1 + (len(histories[i]) - 1) / HALVED_AFTER
+        return -size * magnitude.tanh().exp() * (x[-1] + DIRECTION_GAIN * direction.tanh())
 
     runs: list[list[Tensor]] = [[] for _ in seen]
     for n, edge in enumerate(edges):

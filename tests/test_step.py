@@ -8,7 +8,15 @@ from torch import nn
 
 from l2o_graph.architecture import NetSpec, spec_of_module
 from l2o_graph.features import next_momenta
-from l2o_graph.rule import DIRECTION_GAIN, KERNEL_STEP, VECTOR_STEP, RuleConfig, UpdateRule
+from l2o_graph.rule import (
+    DIRECTION_GAIN,
+    HALVED_AFTER,
+    KERNEL_STEP,
+    VECTOR_STEP,
+    RuleConfig,
+    UpdateRule,
+    uncorrected,
+)
 from l2o_graph.step import State, update, updates
 
 SMALL = RuleConfig(hidden=8, layers=2, inner=8)
@@ -59,11 +67,16 @@ def test_whole_step_equals_the_slow_twin():
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_untrained_step_is_muon_for_kernels_and_momentum_over_rms_for_vectors():
+@pytest.mark.parametrize(
+    "rule",
+    [UpdateRule(SMALL).double(), uncorrected(RULES["nominal"])],
+    ids=["untrained", "uncorrected"],
+)
+def test_nominal_step_is_muon_for_kernels_and_momentum_over_rms_for_vectors(rule):
     network = small_cnn()
     spec, parameters = prepared(network)
     history = [random_like(parameters, seed) for seed in range(4)]
-    deltas = several_steps(UpdateRule(SMALL).double(), spec, parameters, history)[-1]
+    deltas = several_steps(rule, spec, parameters, history)[-1]
     for delta, gradients in zip(deltas, zip(*history, strict=True), strict=True):
         momentum = torch.zeros_like(delta)
         for g in gradients:
@@ -75,6 +88,7 @@ def test_untrained_step_is_muon_for_kernels_and_momentum_over_rms_for_vectors():
             expected = -KERNEL_STEP / matrix.shape[1] ** 0.5 * orthogonal.view_as(delta)
         else:
             expected = -VECTOR_STEP * follow / follow.square().mean().sqrt()
+        expected /= 1 + (len(history) - 1) / HALVED_AFTER
         torch.testing.assert_close(delta, expected, rtol=1e-5, atol=1e-8)
 
 
@@ -183,7 +197,7 @@ def test_gradient_in_a_weight_of_the_rule_is_the_slope():
         deltas, _ = update(rule, spec, parameters, gradients, state)
         return sum((d * t).sum() for d, t in zip(deltas, random_like(deltas, 1), strict=True))
 
-    for weight in (rule.log_step, rule.backbone.layers[0].film.weight):
+    for weight in (rule.head.last.bias, rule.backbone.layers[0].film.weight):
         (slope,) = torch.autograd.grad(loss(), weight)
         entry, small = weight.data.view(-1)[:1], 1e-6
         with torch.no_grad():
@@ -205,10 +219,10 @@ def test_updates_stay_finite_and_bounded_whatever_the_gradients(scale):
     rule = random_rule(SMALL).float()
     for deltas in several_steps(rule, spec, parameters, history):
         for delta in deltas:
-            step = rule.log_step[0 if delta.dim() > 1 else 1].exp()
+            step = KERNEL_STEP / delta[0].numel() ** 0.5 if delta.dim() > 1 else VECTOR_STEP
             # The largest entry of a matrix with singular values below 1.3, or of RMS 1.
             most = 1.3 * max(delta[0].numel(), len(delta)) ** 0.5
-            bound = step * math.e**3 * (most + DIRECTION_GAIN)
+            bound = step * math.e * (most + DIRECTION_GAIN)
             assert delta.isfinite().all()
             assert delta.abs().max() < bound
 
@@ -220,7 +234,9 @@ def test_a_float32_rule_agrees_with_a_float64_rule():
     found, _ = update(random_rule(SMALL).float(), spec, parameters, gradients, state)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float32
-        torch.testing.assert_close(a.double(), b, rtol=2e-3, atol=1e-4)
+        # A Gram matrix squares the condition of its kernel: the weakest of a square kernel's
+        # directions keeps two digits.
+        assert (a - b).abs().max() < 0.05 * b.abs().max()
 
 
 @pytest.mark.parametrize("preset", RULES)
