@@ -25,8 +25,8 @@ NOMINAL = MOMENTUM_DECAYS.index(NOMINAL_DECAY)
 # Andrychowicz et al. 2016, appendix A: logarithms in units of p; linear below e^-p.
 LOG_UNIT = 10.0
 
-# Below any gradient that float32 training meets; only keeps 0 / 0 from being NaN.
-TINY = 1e-20
+# Below the square of any gradient that float32 training meets; only keeps 0 / 0 from being NaN.
+TINY = 1e-30
 
 
 def zero_momenta(weight: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ class Topology:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
 def topology_of(spec: NetSpec) -> Topology:
     """The topology of a network; the second call for an equal network costs nothing."""
     node_start, at = [], 0
@@ -122,6 +123,7 @@ def sinusoids(x: Float[Tensor, "*n"], frequencies: tuple[float, ...]) -> Float[T
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
 def node_positions(spec: NetSpec) -> Float[Tensor, "N D"]:
     """Which input, which output or which hidden layer each node is.
 
@@ -139,6 +141,7 @@ def node_positions(spec: NetSpec) -> Float[Tensor, "N D"]:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
 def kernel_offsets(positions: tuple[int, ...]) -> Float[Tensor, "K D"]:
     """The offset of each position of a kernel from its centre, along up to three axes."""
     axes = [torch.arange(n) - (n - 1) / 2 for n in positions]

@@ -84,6 +84,6 @@ def paper_recipe(task: str = "fmnist_cnn") -> MetaConfig:
     1e-4, cosine to 0.
     """
     return MetaConfig(
-        task=task, rule=PAPER, outer_steps=1000, lr=3e-4, estimator="greedy", trajectories=1, shortest=100, longest=100,
-        vary=False, warmup=0, weight_decay=1e-4, clip=0.0,
+        task=task, rule=PAPER, outer_steps=1000, estimator="greedy", trajectories=1, shortest=100,
+        longest=100, vary=False, lr=3e-4, warmup=0, weight_decay=1e-4, clip=0.0,
     )  # fmt: skip

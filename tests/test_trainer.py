@@ -129,9 +129,7 @@ def test_a_diverged_segment_neither_moves_the_weights_nor_goes_on(tmp_path):
     record = trainer.advance()
     assert record["skipped"] == 1
     assert trainer.trajectories[0] is not lost
-    assert all(
-        torch.equal(p, q) for p, q in zip(before, trainer.rule.parameters(), strict=True)
-    )
+    assert all(torch.equal(p, q) for p, q in zip(before, trainer.rule.parameters(), strict=True))
 
 
 def test_the_papers_recipe_runs(tmp_path):
