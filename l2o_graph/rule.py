@@ -153,6 +153,13 @@ class UpdateRule(nn.Module):
             yield part, -step * (scalars.x[NOMINAL_ROW, run] + correction) * ever
 
 
+def untrained(config: RuleConfig, seed: int) -> UpdateRule:
+    """A rule whose weights follow from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UpdateRule(config)
+
+
 def uncorrected(rule: UpdateRule) -> UpdateRule:
     """The same rule with its head at zero: the nominal step alone."""
     plain = copy.deepcopy(rule)

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
-from l2o_graph.rule import RuleConfig, UpdateRule
+from l2o_graph.rule import RuleConfig, UpdateRule, untrained
 from l2o_graph.step import State
-from l2o_graph.zoo.registry import save_checkpoint, torch_default_rule, write_atomically
+from l2o_graph.zoo.registry import save_checkpoint, write_atomically
 from meta_train.config import MetaConfig
 from meta_train.tasks import Problem, Task, get_task
 from meta_train.unroll import Trajectory, greedy, look_ahead, roll_out
@@ -63,7 +63,7 @@ class MetaTrainer:
     def __init__(self, config: MetaConfig, device: torch.device):
         self.config, self.device = config, device
         self.task: Task = get_task(config.task)
-        self.rule: UpdateRule = torch_default_rule(config.rule, config.seed).to(device)
+        self.rule: UpdateRule = untrained(config.rule, config.seed).to(device)
         kind = torch.optim.Adam if config.estimator == "greedy" else torch.optim.AdamW
         self.optimizer = kind(
             self.rule.parameters(),

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from l2o_graph.rule import RuleConfig
-from l2o_graph.zoo.registry import save_checkpoint, torch_default_rule
+from l2o_graph.rule import RuleConfig, untrained
+from l2o_graph.zoo.registry import save_checkpoint
 from meta_train import benchmark
 from meta_train.baselines import contenders
 from meta_train.benchmark import Record, Run, Settings, execute, main, markdown, plan, train
@@ -117,7 +117,7 @@ def test_goes_on_after_an_interruption_with_what_is_missing(tmp_path, monkeypatc
 def test_other_steps_and_other_checkpoints_are_other_runs(tmp_path):
     settings = tiny(tmp_path)
     path = tmp_path / "other.safetensors"
-    save_checkpoint(path, torch_default_rule(RuleConfig(hidden=8, layers=2, inner=4), 0), {})
+    save_checkpoint(path, untrained(RuleConfig(hidden=8, layers=2, inner=4), 0), {})
     known = set(plan(settings))
     assert not known & set(plan(dataclasses.replace(settings, steps=2)))
     other = plan(dataclasses.replace(settings, checkpoint=str(path)))
@@ -127,10 +127,10 @@ def test_other_steps_and_other_checkpoints_are_other_runs(tmp_path):
 def test_a_checkpoint_that_changes_meanwhile_is_noticed(tmp_path):
     path = tmp_path / "moving.safetensors"
     config = RuleConfig(hidden=8, layers=2, inner=4)
-    save_checkpoint(path, torch_default_rule(config, 0), {})
+    save_checkpoint(path, untrained(config, 0), {})
     settings = tiny(tmp_path, optimizers=("ng_gnn",), checkpoint=str(path))
     runs = plan(settings)
-    save_checkpoint(path, torch_default_rule(config, 1), {})
+    save_checkpoint(path, untrained(config, 1), {})
     with pytest.raises(RuntimeError, match="changed: expected moving@"):
         execute(settings, runs)
 

@@ -92,6 +92,9 @@ def test_identity_follows_from_the_content(tmp_path):
 def test_weights_are_float32_on_the_cpu_whatever_was_saved_and_whatever_is_default(tmp_path):
     path = tmp_path / "double.safetensors"
     save_checkpoint(path, random_rule(SMALL).double(), {})
+    tensors, metadata = parts(path)
+    assert all(t.dtype == torch.float32 for t in tensors.values())
+    path.write_bytes(save({key: t.double() for key, t in tensors.items()}, metadata))
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):

@@ -153,10 +153,3 @@ def _check_finite(tensors: dict[str, Tensor], origin: str) -> None:
     bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
     if bad:
         raise ValueError(f"checkpoint '{origin}': expected finite weights, found others in {bad}")
-
-
-def torch_default_rule(config: RuleConfig, seed: int) -> UpdateRule:
-    """An untrained rule whose weights follow from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UpdateRule(config)
