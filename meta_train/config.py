@@ -15,9 +15,10 @@ class MetaConfig:
         rule: The learned optimizer's network.
         seed: Of its weights, of the problems and of everything drawn.
         outer_steps: Updates of the meta-weights.
-        estimator: "look_ahead" judges an update by the later batches of its segment, "greedy"
-            by its own batch (the paper's).
-        unroll: Inner steps in a segment; one segment an outer step.
+        estimator: "evolution" trains networks twice to the end with perturbed rules,
+            "look_ahead" judges an update by the later batches of its segment, "greedy" by its own
+            batch (the paper's).
+        unroll: Inner steps in a segment; one segment an outer step (not for evolution).
         snapshots: Inner steps of a segment whose updates are differentiated (look_ahead).
         trajectories: Networks in training at the same time; outer steps take turns on them.
         shortest: Least inner steps until a trajectory ends and a new one starts.
@@ -36,22 +37,22 @@ class MetaConfig:
     task: str = "fmnist_cnn"
     rule: RuleConfig = field(default_factory=RuleConfig)
     seed: int = 0
-    outer_steps: int = 300
-    estimator: Literal["look_ahead", "greedy"] = "look_ahead"
+    outer_steps: int = 100
+    estimator: Literal["evolution", "look_ahead", "greedy"] = "evolution"
     unroll: int = 100
     snapshots: int = 10
-    trajectories: int = 8
-    shortest: int = 200
-    longest: int = 2000
+    trajectories: int = 1
+    shortest: int = 150
+    longest: int = 800
     vary: bool = True
-    lr: float = 5e-4
-    warmup: int = 20
-    weight_decay: float = 1e-2
+    lr: float = 3e-2
+    warmup: int = 5
+    weight_decay: float = 0.0
     clip: float = 1.0
-    evaluate_every: int = 50
+    evaluate_every: int = 25
     evaluate_steps: int = 1000
     evaluate_seeds: int = 2
-    save_every: int = 20
+    save_every: int = 5
 
     def __post_init__(self) -> None:
         """Refuse what cannot run.

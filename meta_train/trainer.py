@@ -21,6 +21,7 @@ from l2o_graph.rule import RuleConfig, UpdateRule, untrained
 from l2o_graph.step import State
 from l2o_graph.zoo.registry import save_checkpoint, write_atomically
 from meta_train.config import MetaConfig
+from meta_train.evolution import evolve
 from meta_train.tasks import Problem, Task, get_task
 from meta_train.unroll import Trajectory, greedy, look_ahead, roll_out
 
@@ -96,7 +97,10 @@ class MetaTrainer:
         problem, trajectory = self.problems[turn], self.trajectories[turn]
         age = trajectory.age
         self.optimizer.zero_grad()
-        if config.estimator == "greedy":
+        if config.estimator == "evolution":
+            losses = evolve(self.rule, problem, trajectory.length, self.generator)
+            trajectory.age = trajectory.length
+        elif config.estimator == "greedy":
             losses = greedy(self.rule, problem, trajectory, config.unroll)
         else:
             losses = look_ahead(
@@ -106,13 +110,13 @@ class MetaTrainer:
             torch.nn.utils.clip_grad_norm_(self.rule.parameters(), config.clip or math.inf)
         )
         loss = sum(losses) / len(losses)
-        sound = math.isfinite(norm) and math.isfinite(loss)
+        sound = math.isfinite(norm) and (math.isfinite(loss) or config.estimator == "evolution")
         rate = self._rate()
         if sound:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-        lost = config.estimator != "greedy" and loss > LOST * GUESSING
+        lost = config.estimator == "look_ahead" and loss > LOST * GUESSING
         if not sound or lost or trajectory.age >= trajectory.length:
             self.problems[turn], self.trajectories[turn] = self._new_trajectory()
         self.outer_step += 1

@@ -48,5 +48,5 @@ class Task(Protocol):
         ...
 
     def variation(self, seed: int, device: torch.device) -> Problem:
-        """A problem like it, for meta-training: another width, batch size and class order."""
+        """A problem like it, for meta-training: another width and batch size."""
         ...
