@@ -12,7 +12,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 Role = Literal["input", "hidden", "output"]
-Kind = Literal["kernel", "bias", "loose"]
 
 # Modules whose weight is [out, in, *positions]; every other module's parameters are loose.
 KERNEL_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -128,14 +127,19 @@ def spec_of_module(module: nn.Module) -> NetSpec:
     Returns:
         The specification, parameters in the order of ``module.parameters()``.
     """
-    kinds: dict[int, Kind] = {}
-    for part in module.modules():
-        is_kernel = isinstance(part, KERNEL_MODULES) and getattr(part, "groups", 1) == 1
-        for name, parameter in part.named_parameters(recurse=False):
-            known: Kind = {"weight": "kernel", "bias": "bias"}.get(name, "loose")  # type: ignore[assignment]
-            kinds[id(parameter)] = known if is_kernel else "loose"
     named = list(module.named_parameters())
-    return _chain([(name, tuple(p.shape), kinds[id(p)]) for name, p in named])
+    index = {id(p): i for i, (_, p) in enumerate(named)}
+    kernels, bias_of = [], {}
+    for part in module.modules():
+        own = dict(part.named_parameters(recurse=False))
+        if isinstance(part, KERNEL_MODULES) and getattr(part, "groups", 1) == 1:
+            weight = index.get(id(own.get("weight")))
+            if weight is not None:
+                kernels.append(weight)
+                if "bias" in own:
+                    bias_of[index[id(own["bias"])]] = weight
+    names, shapes = [name for name, _ in named], [tuple(p.shape) for _, p in named]
+    return _chain(names, shapes, sorted(set(kernels)), bias_of)
 
 
 def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None = None) -> NetSpec:
@@ -144,8 +148,8 @@ def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None
     A tensor with two or more axes is a kernel [out, in, *positions]. Vectors of the length of
     its output that follow it are read as norms read theirs: a lone one, or the first of three,
     is the kernel's bias, and a pair belongs to a norm and stays loose. With names, the bias is
-    the vector whose name shares the kernel's prefix. What this cannot see is anything but a
-    chain of layers: residual additions, branches, transposed or grouped kernels.
+    the vector whose name shares the kernel's prefix, wherever it stands. What this cannot see is
+    anything but a chain of layers: residual additions, branches, transposed or grouped kernels.
 
     Args:
         parameters: Tensors in the order in which the network uses them.
@@ -160,27 +164,24 @@ def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None
     shapes = [tuple(p.shape) for p in parameters]
     if not shapes:
         raise ValueError("expected at least one parameter, found an empty list")
-    kinds: list[Kind] = []
+    kernels = [i for i, shape in enumerate(shapes) if len(shape) >= 2]
+    bias_of = {}
     for i, shape in enumerate(shapes):
-        if len(shape) >= 2:
-            kinds.append("kernel")
-        elif names is not None:
-            kernel = _last_kernel(kinds)
-            fits = kernel is not None and shape == shapes[kernel][:1]
-            same = kernel is not None and _prefix(names[i]) == _prefix(names[kernel])
-            kinds.append("bias" if fits and same else "loose")
+        if len(shape) != 1:
+            continue
+        if names is None:
+            owner = i - 1 if _is_bias_by_order(shapes, i) else None
         else:
-            kinds.append("bias" if _is_bias_by_order(shapes, i) else "loose")
+            prefix = _prefix(names[i])
+            owner = next((k for k in kernels if _prefix(names[k]) == prefix), None)
+        if owner is not None:
+            bias_of[i] = owner
     names = names or [f"parameter {i}" for i in range(len(shapes))]
-    return _chain(list(zip(names, shapes, kinds, strict=True)))
+    return _chain(names, shapes, kernels, bias_of)
 
 
 def _prefix(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _last_kernel(kinds: Sequence[Kind]) -> int | None:
-    return next((i for i in reversed(range(len(kinds))) if kinds[i] == "kernel"), None)
 
 
 def _is_bias_by_order(shapes: Sequence[tuple[int, ...]], i: int) -> bool:
@@ -193,31 +194,42 @@ def _is_bias_by_order(shapes: Sequence[tuple[int, ...]], i: int) -> bool:
     return run % 2 == 1
 
 
-def _chain(parameters: Sequence[tuple[str, tuple[int, ...], Kind]]) -> NetSpec:
+def _chain(
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    weights: Sequence[int],
+    bias_of: dict[int, int],
+) -> NetSpec:
     """Join kernels end to end: each reads the neurons that the one before it wrote.
 
     A kernel that does not fit the neurons before it starts a set of its own, of unknown origin
     and therefore hidden. That may grant the network a symmetry it lacks, never deny it one.
+
+    Args:
+        names: Of the parameters.
+        shapes: Of the parameters.
+        weights: Which of them are kernels, in order.
+        bias_of: Bias -> kernel whose output it is added to, among the parameters.
     """
     sets: list[tuple[str, int]] = []
     kernels: list[Kernel] = []
-    biases: dict[int, int] = {}
-    loose: list[int] = []
-    for i, (name, shape, kind) in enumerate(parameters):
-        last = len(sets) - 1
-        if 0 in shape:  # nothing to join or to sit on
-            loose.append(i)
-        elif kind == "kernel":
-            positions = _positions(shape, sets[last][1] if sets else None, kernels)
-            if positions is None:
-                sets.append((f"before {name}", shape[1]))
-                last, positions = last + 1, shape[2:]
-            sets.append((_prefix(name) or name, shape[0]))
-            kernels.append(Kernel(i, last, last + 1, positions))
-        elif kind == "bias" and last >= 0 and last not in biases and shape == (sets[last][1],):
-            biases[last] = i
-        else:
-            loose.append(i)
+    for i in weights:
+        shape, last = shapes[i], len(sets) - 1
+        if 0 in shape:  # nothing to join
+            continue
+        positions = _positions(shape, sets[last][1] if sets else None, kernels)
+        if positions is None:
+            sets.append((f"before {names[i]}", shape[1]))
+            last, positions = last + 1, shape[2:]
+        sets.append((_prefix(names[i]) or names[i], shape[0]))
+        kernels.append(Kernel(i, last, last + 1, positions))
+    written = {kernel.parameter: kernel.target for kernel in kernels}
+    biases: dict[int, int] = {}  # set of neurons -> its bias
+    for i, kernel in bias_of.items():
+        target = written.get(kernel)
+        if target is not None and target not in biases and shapes[i] == (sets[target][1],):
+            biases[target] = i
+    placed = {*written, *biases.values()}
     neurons = tuple(
         Neurons("input", size, "input", 0)
         if s == 0
@@ -227,12 +239,12 @@ def _chain(parameters: Sequence[tuple[str, tuple[int, ...], Kind]]) -> NetSpec:
         for s, (name, size) in enumerate(sets)
     )
     return NetSpec(
-        names=tuple(name for name, _, _ in parameters),
-        shapes=tuple(shape for _, shape, _ in parameters),
+        names=tuple(names),
+        shapes=tuple(shapes),
         neurons=neurons,
         kernels=tuple(kernels),
-        biases=tuple(Bias(parameter, s) for s, parameter in biases.items()),
-        loose=tuple(loose),
+        biases=tuple(Bias(biases[s], s) for s in sorted(biases)),
+        loose=tuple(i for i in range(len(shapes)) if i not in placed),
     )
 
 

@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--task", default="fmnist_cnn", choices=sorted(TASKS))
     parser.add_argument("--preset", default="default", choices=["default", "paper"])
+    parser.add_argument("--estimator", choices=["evolution", "look_ahead", "greedy"])
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-PRESET]")
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
     parser.add_argument("--device", default="cpu")
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     config = paper_recipe(given.task) if given.preset == "paper" else MetaConfig(task=given.task)
-    changes = {f.name: getattr(given, f.name) for f in options}
+    changes = {name: getattr(given, name) for name in ["estimator", *(f.name for f in options)]}
     out = given.out or Path("runs") / f"{given.task}-{given.preset}"
     try:
         config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})

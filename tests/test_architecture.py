@@ -184,3 +184,13 @@ def test_printing_says_what_was_understood():
             "  3.weight [10, 144]: 0 [4] -> output [10], 6x6 positions",
         ]
     )
+
+
+def test_named_biases_find_their_kernels_in_groups_of_another_order():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    named = list(net.named_parameters())
+    kernels_first = [n for n in named if n[1].dim() > 1] + [n for n in named if n[1].dim() == 1]
+    spec = spec_of_parameters([p for _, p in kernels_first], [name for name, _ in kernels_first])
+    found = {spec.names[b.parameter]: spec.neurons[b.neurons].name for b in spec.biases}
+    assert found == {"0.bias": "0", "2.bias": "2", "4.bias": "output"}
+    assert spec.loose == ()

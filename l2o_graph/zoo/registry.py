@@ -25,7 +25,7 @@ class Checkpoint:
     """A learned optimizer as it was stored.
 
     Attributes:
-        identity: Its name and the start of the SHA-256 of its file.
+        identity: Its name and the start of a SHA-256 of its configuration and weights.
         rule: The network, frozen, in float32 on the CPU.
         provenance: How it was made: command, commit, data, outer steps, time, curve.
     """
@@ -145,8 +145,15 @@ def _parse(content: bytes, name: str, origin: str) -> Checkpoint:
         ) from error
     _check_finite(tensors, origin)
     rule.requires_grad_(False)
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    return Checkpoint(f"{name}@{digest}", rule, provenance)
+    return Checkpoint(f"{name}@{_digest(rule)}", rule, provenance)
+
+
+def _digest(rule: UpdateRule) -> str:
+    """Of what the rule computes: safetensors writes the same tensors in any order."""
+    digest = hashlib.sha256(repr((FEATURE_VERSION, rule.config)).encode())
+    for name, tensor in sorted(rule.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _check_finite(tensors: dict[str, Tensor], origin: str) -> None:
