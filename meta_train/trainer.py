@@ -148,8 +148,12 @@ class MetaTrainer:
         return point
 
     def is_best(self) -> bool:
-        """Whether the last evaluation is the best so far, by training loss: no test image votes."""
-        return all(self.curve[-1]["held_out_loss"] <= p["held_out_loss"] for p in self.curve)
+        """Whether the last evaluation is the best since training began.
+
+        By training loss: no test image votes. The untrained rule is not a candidate.
+        """
+        losses = [p["held_out_loss"] for p in self.curve if p["outer_step"] > 0]
+        return bool(losses) and self.curve[-1]["held_out_loss"] == min(losses)
 
     def save(self, path: Path) -> None:
         """Write all of it as safetensors with a JSON header; no pickle."""
