@@ -25,7 +25,7 @@ from meta_train.tasks import Task, get_task
 from meta_train.training import Training
 
 # The rates with the best mean test accuracy after 1,000 steps, of the benchmark's grids.
-RATES = {"adam": 6e-3, "muon": 0.05, "ng_gnn": 1.0}
+RATES = {"adam": 2e-2, "muon": 0.05, "ng_gnn": 1.0}
 SEED = 101
 STEPS, SAMPLE_STEPS = 600, 300
 PATIENCE = 10.0  # seconds that a download may be silent
