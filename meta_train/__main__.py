@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 
 from l2o_graph.datasets.images import DATA_VARIABLE
-from meta_train.config import MetaConfig, paper_recipe
+from meta_train.config import MetaConfig, evolution_recipe, paper_recipe
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
+
+
+RECIPES = {"default": MetaConfig, "evolution": evolution_recipe, "paper": paper_recipe}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,8 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--task", default="fmnist_cnn", choices=sorted(TASKS))
-    parser.add_argument("--preset", default="default", choices=["default", "paper"])
-    parser.add_argument("--estimator", choices=["evolution", "look_ahead", "greedy"])
+    parser.add_argument("--preset", default="default", choices=sorted(RECIPES))
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-PRESET]")
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
     parser.add_argument("--device", default="cpu")
@@ -39,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    config = paper_recipe(given.task) if given.preset == "paper" else MetaConfig(task=given.task)
-    changes = {name: getattr(given, name) for name in ["estimator", *(f.name for f in options)]}
+    config = RECIPES[given.preset](given.task)
+    changes = {f.name: getattr(given, f.name) for f in options}
     out = given.out or Path("runs") / f"{given.task}-{given.preset}"
     try:
         config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})

@@ -37,22 +37,22 @@ class MetaConfig:
     task: str = "fmnist_cnn"
     rule: RuleConfig = field(default_factory=RuleConfig)
     seed: int = 0
-    outer_steps: int = 100
-    estimator: Literal["evolution", "look_ahead", "greedy"] = "evolution"
+    outer_steps: int = 60
+    estimator: Literal["evolution", "look_ahead", "greedy"] = "look_ahead"
     unroll: int = 100
     snapshots: int = 10
-    trajectories: int = 1
-    shortest: int = 150
-    longest: int = 800
+    trajectories: int = 8
+    shortest: int = 200
+    longest: int = 2000
     vary: bool = True
-    lr: float = 3e-2
-    warmup: int = 5
-    weight_decay: float = 0.0
+    lr: float = 5e-4
+    warmup: int = 10
+    weight_decay: float = 1e-2
     clip: float = 1.0
-    evaluate_every: int = 25
+    evaluate_every: int = 30
     evaluate_steps: int = 1000
     evaluate_seeds: int = 2
-    save_every: int = 5
+    save_every: int = 10
 
     def __post_init__(self) -> None:
         """Refuse what cannot run.
@@ -75,6 +75,14 @@ class MetaConfig:
             raise ValueError(
                 f"longest: expected at least shortest = {self.shortest}, found {self.longest}"
             )
+
+
+def evolution_recipe(task: str = "fmnist_cnn") -> MetaConfig:
+    """Evolution strategies on whole runs of 150 to 800 steps; slower, and so far not better."""
+    return MetaConfig(
+        task=task, outer_steps=100, estimator="evolution", trajectories=1, shortest=150,
+        longest=800, lr=3e-2, warmup=5, weight_decay=0.0, evaluate_every=25, save_every=5,
+    )  # fmt: skip
 
 
 def paper_recipe(task: str = "fmnist_cnn") -> MetaConfig:

@@ -63,7 +63,6 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 
 COMMAND = [
     sys.executable, "-W", "ignore", "-m", "meta_train", "--task", "fmnist_sample", "--threads", "1",
-    "--estimator", "look_ahead",
     "--unroll", "4", "--snapshots", "2", "--trajectories", "2", "--shortest", "4",
     "--longest", "12", "--evaluate-every", "100", "--evaluate-steps", "2",
     "--evaluate-seeds", "1", "--save-every", "1", "--outer-steps", "8",
