@@ -12,7 +12,6 @@ from meta_train.config import MetaConfig, evolution_recipe, paper_recipe
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
 
-
 RECIPES = {"default": MetaConfig, "evolution": evolution_recipe, "paper": paper_recipe}
 
 
