@@ -34,7 +34,7 @@ class Observation:
         shared: (T,) features of the tensor.
         age: Updates that the parameter had before this one.
         out: Neurons that a kernel writes; 0 for what is not a kernel.
-        nominal_scale: RMS over the tensor of the momentum that the nominal step follows.
+        nominal_scale: RMS over the tensor of the momentum that the nominal step follows, never 0.
         whitener: For a kernel, what turns that momentum into an orthogonal matrix.
     """
 
@@ -67,7 +67,7 @@ class Observation:
         gradient, momentum = self.gradient, self.momenta[f.NOMINAL]
         if self.whitener is None:
             follow = gradient[start:stop] + f.NOMINAL_DECAY * momentum[start:stop]
-            return follow / (self.nominal_scale + f.TINY)
+            return follow / self.nominal_scale
         size = max(self.fan_in, self.out) ** 0.5
         rows = slice(start // self.fan_in, stop // self.fan_in)
         gradient, momentum = gradient.view(self.out, -1), momentum.view(self.out, -1)
@@ -115,7 +115,7 @@ def observe(
                 shared=f.tensor_features(scale, p.numel() // out if out else 1, step.to(scale)),
                 age=step.to(scale),
                 out=out,
-                nominal_scale=(gram.diagonal().sum() / max(p.numel(), 1)).sqrt(),
+                nominal_scale=(gram.diagonal().sum() / max(p.numel(), 1) + f.TINY).sqrt(),
                 whitener=f.whitener(gram) if out else None,
             )
         )

@@ -58,7 +58,7 @@ def test_on_the_sample_the_demo_says_why_and_compares_all_three(tmp_path, capsys
     printed, progress = capsys.readouterr()
     assert "data: FashionMNIST, the packaged sample (6,000 of 60,000 images)" in printed
     assert f"not in {tmp_path / 'data'} and could not be downloaded (no network)" in printed
-    for row in ("Adam, 0.006", "Muon, linear decay, 0.05", "NG-GNN (learned)"):
+    for row in ("Adam, 0.02", "Muon, linear decay, 0.05", "NG-GNN (learned)"):
         assert row in printed
     assert "test accuracy" in printed
     for name in ("adam", "muon", "ng_gnn"):
