@@ -137,11 +137,16 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(tmp_path):
 
 def test_runs_in_parallel_come_to_the_same(tmp_path):
     alone, together = tiny(tmp_path / "1"), tiny(tmp_path / "2", jobs=2)
-    expected, found = (execute(s, plan(s)) for s in (alone, together))
-    for one, two in zip(expected, found, strict=True):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as parallel runs have; more of them add up in another order
+    try:
+        expected = execute(alone, plan(alone))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(expected, execute(together, plan(together)), strict=True):
         assert one.run == two.run
-        # Another number of threads may add up in another order.
-        assert two.final_loss == pytest.approx(one.final_loss, rel=1e-4)
+        assert one.curve == two.curve
+        assert one.accuracy == two.accuracy
 
 
 def test_a_run_that_diverges_says_so(tmp_path):
