@@ -183,6 +183,7 @@ class MetaTrainer:
         """Read a state that ``save`` wrote; the task's data has to be loaded."""
         with safe_open(path, framework="pt") as file:
             record = json.loads(file.metadata()["record"])
+            # safe_open has keys() but is not iterable, which the linter cannot know.
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         config = record["config"]
         trainer = MetaTrainer(
