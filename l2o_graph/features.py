@@ -3,12 +3,15 @@
 Features come first in every shape here, parameters last: (F, P).
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 # Raises whenever the features change, so that a checkpoint is never fed what it was not trained on.
-FEATURE_VERSION = 1
+FEATURE_VERSION = 2
 
 # Kofinas et al. 2024, section 4.3, after Metz et al. 2022.
 MOMENTUM_DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -67,17 +70,12 @@ def squashed(raw: Float[Tensor, "R P"], scale: Float[Tensor, "R P"]) -> Float[Te
     return raw * (raw * raw + scale * scale + TINY).rsqrt()
 
 
-def root_mean_square(raw: Float[Tensor, "R P"]) -> Float[Tensor, " R"]:
-    """RMS of each row over a tensor; 0 for an empty tensor."""
-    return torch.linalg.vector_norm(raw, dim=1) / max(raw.shape[1], 1) ** 0.5
-
-
 # Newton-Schulz coefficients of Jordan et al. 2024 (Muon): X <- a X + b (X X') X + c (X X')^2 X.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-def whitener(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def whitener(gram: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Q with Q M nearly the orthogonal matrix closest to M, from the Gram matrix M M'.
 
     Every iterate of Muon's Newton-Schulz is a polynomial of M M' times M. Iterating the
@@ -86,36 +84,67 @@ def whitener(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     Q, and with it a zero step.
     """
     a, b, c = NEWTON_SCHULZ
-    square = gram.diagonal().sum() + TINY
-    gram = gram / square
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    q = identity
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        current = q @ gram @ q  # the Gram matrix of the current iterate
-        q = q @ (a * identity + b * current + c * (current @ current))
-    return q * square.rsqrt()
+    square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + TINY
+    gram = (gram / square).reshape(-1, *gram.shape[-2:])
+    current, q = gram, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    for i in range(NEWTON_SCHULZ_STEPS):
+        # b G + c G G, with G the Gram matrix of the current iterate.
+        polynomial = torch.baddbmm(current, current, current, beta=b, alpha=c)
+        q = torch.baddbmm(q, q, polynomial, beta=a) if i else a * q + polynomial
+        current = q @ gram @ q
+    return q.view(*square.shape[:-2], *gram.shape[-2:]) * square.rsqrt()
 
 
-# Tensor features: five ratios of momentum to gradient, the scale of the weights, size and age.
-NUM_TENSOR = len(MOMENTUM_DECAYS) + 3
+# Up to this size a matrix product takes no longer than the call of it.
+SMALL_GRAM = 64
+
+
+def whiteners(grams: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
+    """The whitener of each Gram matrix; small ones together, padded with zeros to one size.
+
+    A padded Gram matrix has nothing to mix its zeros with, so the part that counts is the same.
+    """
+    small = [g for g in grams if len(g) <= SMALL_GRAM]
+    size = max(map(len, small), default=0)
+    padded = [nn.functional.pad(g, (0, size - len(g)) * 2) for g in small]
+    together = iter(whitener(torch.stack(padded))) if small else iter(())
+    return [
+        next(together)[: len(g), : len(g)] if len(g) <= SMALL_GRAM else whitener(g) for g in grams
+    ]
+
+
+# Tensor features: five ratios of momentum to gradient, the scale of the weights, size, age, and
+# whether the tensor reads the inputs of the network, and whether it writes the outputs.
+NUM_ROLES = 2
+NUM_TENSOR = len(MOMENTUM_DECAYS) + 3 + NUM_ROLES
+
+# Where the middle of size and age is put: a fan-in and a number of updates as they usually are.
+USUAL_FAN_IN, USUAL_AGE = 100, 200
 
 
 def tensor_features(
-    scale: Float[Tensor, " R"], fan_in: int, step: Float[Tensor, ""]
-) -> Float[Tensor, " T"]:
-    """What all parameters of a tensor share, in units of about 1.
+    scale: Float[Tensor, "N R"],
+    fan_in: Float[Tensor, " N"],
+    step: Float[Tensor, " N"],
+    roles: Float[Tensor, "N 2"],
+) -> Float[Tensor, "N T"]:
+    """What all parameters of a tensor share, for N tensors: in units of about 1, around 0.
 
     A momentum many times its gradient has found a direction; one that grew only as noise adds
     up has not. That is what a step size should depend on, and no parameter can see it alone.
+    Momenta of pure noise have a ratio of 0 here.
 
     Args:
         scale: RMS over the tensor of weight, gradient and momenta.
         fan_in: Values read by one neuron of the tensor, 1 for a vector.
         step: Updates that the tensor had before this one.
+        roles: 1 where it reads the network's inputs; 1 where it writes its outputs.
     """
     logs = (scale + TINY).log()
-    ratios = (logs[2:] - logs[GRADIENT]).clamp(-10, 10) / 4
-    weight = logs[WEIGHT].clamp(-LOG_UNIT, LOG_UNIT) / 4
-    size = torch.log(torch.ones_like(step) * fan_in) / 4
-    age = torch.log1p(step) / 4
-    return torch.cat([ratios, torch.stack([weight, size, age])])
+    # Of independent gradients g the momentum sum_k beta^k g_k has an RMS of 1 / sqrt(1 - beta^2).
+    noise = scale.new_tensor([-0.5 * math.log(1 - beta * beta) for beta in MOMENTUM_DECAYS])
+    ratios = (logs[:, 2:] - logs[:, GRADIENT, None] - noise).clamp(-10, 10)
+    weight = logs[:, WEIGHT].clamp(-LOG_UNIT, LOG_UNIT)
+    size = (fan_in / USUAL_FAN_IN).log()
+    age = ((step + 1) / (USUAL_AGE + 1)).log()
+    return torch.cat([ratios / 4, torch.stack([weight, size, age], 1) / 4, roles], 1)

@@ -6,6 +6,7 @@ The features of its scalars are made where they are used, for one chunk at a tim
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from l2o_graph import features as f
 from l2o_graph.architecture import NetSpec
 from l2o_graph.models.embedding import Part, Scalars
 
+SLOWEST_SIGN_ROW = f.NUM_LOG_SIGN - 1
 NOMINAL_ROW = f.NUM_LOG_SIGN + f.NUM_RAW
 NUM_FEATURES = NOMINAL_ROW + 1
 
@@ -99,27 +101,53 @@ def observe(
         dtype: What to compute in.
     """
     is_kernel = {kernel.parameter for kernel in spec.kernels}
-    observations = []
-    for i, (p, g, m, step) in enumerate(zip(parameters, gradients, momenta, steps, strict=True)):
-        weight, gradient = p.reshape(-1).to(dtype), g.reshape(-1).to(dtype)
-        m = m.flatten(1).to(dtype) if p.dim() else m[:, None].to(dtype)
-        scale = torch.cat([f.root_mean_square(x) for x in (weight[None], gradient[None], m)])
-        out = p.shape[0] if i in is_kernel else 0
-        gram = _gram(gradient, m[f.NOMINAL], out or 1)
-        observations.append(
-            Observation(
-                weight=weight,
-                gradient=gradient,
-                momenta=m,
-                scale=scale,
-                shared=f.tensor_features(scale, p.numel() // out if out else 1, step.to(scale)),
-                age=step.to(scale),
-                out=out,
-                nominal_scale=(gram.diagonal().sum() / max(p.numel(), 1) + f.TINY).sqrt(),
-                whitener=f.whitener(gram) if out else None,
-            )
+    outs = [p.shape[0] if i in is_kernel else 0 for i, p in enumerate(parameters)]
+    weights = [p.reshape(-1).to(dtype) for p in parameters]
+    gradients = [g.reshape(-1).to(dtype) for g in gradients]
+    momenta = [(m.flatten(1) if m.dim() > 1 else m[:, None]).to(dtype) for m in momenta]
+    ages = torch.stack(list(steps)).to(dtype)
+    sizes = ages.new_tensor([max(len(w), 1) for w in weights])
+    fan_ins = ages.new_tensor(
+        [len(w) // out if out else 1 for w, out in zip(weights, outs, strict=True)]
+    )
+    scale = _norms(weights, gradients, momenta) / sizes.sqrt()[:, None]
+    shared = f.tensor_features(scale, fan_ins, ages, _roles(spec).to(ages))
+    grams = [
+        _gram(g, m[f.NOMINAL], o or 1) for g, m, o in zip(gradients, momenta, outs, strict=True)
+    ]
+    squares = torch.stack([gram.diagonal().sum() for gram in grams])
+    nominal_scale = (squares / sizes + f.TINY).sqrt()
+    found = iter(f.whiteners([gram for gram, out in zip(grams, outs, strict=True) if out]))
+    whiteners = [next(found) if out else None for out in outs]
+    return [
+        Observation(*row)
+        for row in zip(
+            weights, gradients, momenta, scale, shared, ages, outs, nominal_scale, whiteners,
+            strict=True,
         )
-    return observations
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
+def _roles(spec: NetSpec) -> Float[Tensor, "N 2"]:
+    """Of each parameter, whether it reads inputs of the network and whether it writes outputs."""
+    roles = torch.zeros(len(spec.shapes), f.NUM_ROLES)
+    for kernel in spec.kernels:
+        roles[kernel.parameter, 0] = spec.neurons[kernel.source].role == "input"
+        roles[kernel.parameter, 1] = spec.neurons[kernel.target].role == "output"
+    for bias in spec.biases:
+        roles[bias.parameter, 1] = spec.neurons[bias.neurons].role == "output"
+    return roles
+
+
+def _norms(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor]
+) -> Float[Tensor, "N R"]:
+    """Euclidean norm of the weight, the gradient and each momentum of N parameters."""
+    norm = torch.linalg.vector_norm
+    first = [torch.stack([norm(x) for x in xs])[:, None] for xs in (weights, gradients)]
+    return torch.cat([*first, torch.stack([norm(m, dim=1) for m in momenta])], dim=1)
 
 
 def _gram(gradient: Tensor, momentum: Tensor, out: int) -> Float[Tensor, "s s"]:
@@ -127,13 +155,13 @@ def _gram(gradient: Tensor, momentum: Tensor, out: int) -> Float[Tensor, "s s"]:
     gradient, momentum = gradient.view(out, -1), momentum.view(out, -1)
     if gradient.shape[0] > gradient.shape[1]:
         gradient, momentum = gradient.T, momentum.T
-    short, long = gradient.shape
-    gram = gradient.new_zeros(short, short)
-    for block in range(0, long, max(GRAM_BLOCK // max(short, 1), 1)):
-        columns = slice(block, block + max(GRAM_BLOCK // max(short, 1), 1))
-        follow = gradient[:, columns] + f.NOMINAL_DECAY * momentum[:, columns]
-        gram = gram + follow @ follow.T
-    return gram
+    short = len(gradient)
+    width = max(GRAM_BLOCK // max(short, 1), 1)
+    grams = []
+    for g, m in zip(gradient.split(width, dim=1), momentum.split(width, dim=1), strict=True):
+        follow = torch.add(g, m, alpha=f.NOMINAL_DECAY)
+        grams.append(follow @ follow.T)
+    return grams[0] if len(grams) == 1 else sum(grams, gradient.new_zeros(short, short))
 
 
 def scalars_of(observations: Sequence[Observation], parts: Sequence[Part]) -> Scalars:

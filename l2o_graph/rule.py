@@ -13,9 +13,16 @@ from torch import Tensor, nn
 
 from l2o_graph.graph import Piece, Topology
 from l2o_graph.heads.per_parameter import PaperHead, PerParameterHead
+from l2o_graph.heads.per_tensor import PerTensorHead
 from l2o_graph.models.embedding import OffsetEmbedding, PaddedEmbedding, Part, Scalars
 from l2o_graph.models.ng_gnn import NGGNN, Chunk
-from l2o_graph.observation import NOMINAL_ROW, NUM_FEATURES, Observation, scalars_of
+from l2o_graph.observation import (
+    NOMINAL_ROW,
+    NUM_FEATURES,
+    SLOWEST_SIGN_ROW,
+    Observation,
+    scalars_of,
+)
 
 # First step sizes, relative to 1 / sqrt(fan_in) for kernels and absolute for all else, and the
 # steps after which they have halved: what the nominal step alone did best with on FashionMNIST.
@@ -45,9 +52,9 @@ class RuleConfig:
     """
 
     preset: Literal["nominal", "paper"] = "nominal"
-    hidden: int = 32
+    hidden: int = 16
     layers: int = 2
-    inner: int = 16
+    inner: int = 8
 
     def __post_init__(self):
         if self.preset not in ("nominal", "paper"):
@@ -63,12 +70,13 @@ PAPER = RuleConfig("paper", hidden=64, layers=8, inner=64)
 class UpdateRule(nn.Module):
     """Features of a network in training -> its updates.
 
-    Under the preset "nominal", with the head's direction d and magnitude m::
+    Under the preset "nominal", with direction d and magnitude m of a parameter and length l of
+    its tensor::
 
-        update = -step * exp(tanh(m)) * (nominal + 0.1 tanh(d))
+        update = -step * exp(l + tanh(m)) * (nominal + 0.1 tanh(d))
 
     where ``nominal`` has an RMS of 1 over its tensor and ``step`` is s / (1 + age / 200), with
-    s = 0.1 / sqrt(fan_in) for kernels and 0.01 for all other parameters. With the head at its
+    s = 0.1 / sqrt(fan_in) for kernels and 0.01 for all other parameters. With the heads at their
     zero start this is Muon with a step size that falls as 1 / t. No output can grow without
     bound, and a parameter that never had a gradient does not move. Under "paper" the update is
     0.01 d exp(0.01 m).
@@ -88,6 +96,7 @@ class UpdateRule(nn.Module):
             self.embedding = OffsetEmbedding(NUM_FEATURES, hidden, inner)
             self.of_edge, self.of_node = BothEdges(hidden), nn.Linear(hidden, hidden)
             self.head = PerParameterHead(NUM_FEATURES, hidden, inner)
+            self.length = PerTensorHead()
 
     def forward(
         self, topology: Topology, observations: Sequence[Observation], chunk_size: int
@@ -99,9 +108,20 @@ class UpdateRule(nn.Module):
             observations: One for each parameter.
             chunk_size: Scalars worked on at once.
 
-        Yields:
-            A run of scalars and what is to be added to it.
+        Returns:
+            One after the other, a run of scalars and what is to be added to it.
         """
+        if self.config.preset == "paper":
+            return self._answers(topology, observations, chunk_size)
+        lengths = self.length(torch.stack([o.shared for o in observations]))
+        steps = _nominal_steps(observations) * lengths.exp()
+        answers = self._answers(topology, observations, chunk_size)
+        return ((part, answer * steps[part.parameter]) for part, answer in answers)
+
+    def _answers(
+        self, topology: Topology, observations: Sequence[Observation], chunk_size: int
+    ) -> Iterator[tuple[Part, Tensor]]:
+        """Updates, under "nominal" in units of the tensor's step."""
         spec = topology.spec
         chunks = topology.chunks(chunk_size)
         hold = cache if len(chunks) == 1 else _recompute
@@ -119,38 +139,46 @@ class UpdateRule(nn.Module):
         if chunks:
             nodes, edges = self.backbone(topology, chunks, nodes, first_edges)
             for chunk in chunks:
-                yield from self._steps(observations, kernels(chunk), self.of_edge(edges(chunk)))
+                yield from self._steps(kernels(chunk), self.of_edge(edges(chunk)))
         if spec.biases:
             context = torch.cat([nodes[topology.nodes(b.neurons)] for b in spec.biases])
-            yield from self._steps(observations, biases, self.of_node(context))
+            yield from self._steps(biases, self.of_node(context))
         for i in spec.loose:
             for start in range(0, len(observations[i].weight), chunk_size):
                 stop = min(start + chunk_size, len(observations[i].weight))
                 alone = scalars_of(observations, [_run(observations, i, start, stop)])
                 # No neuron, no state: the features have to do.
                 context = nodes.new_zeros(stop - start, self.config.hidden)
-                yield from self._steps(observations, alone, context)
+                yield from self._steps(alone, context)
 
-    def _steps(
-        self, observations: Sequence[Observation], scalars: Scalars, context: Tensor
-    ) -> Iterator[tuple[Part, Tensor]]:
-        """What the head answers, as steps."""
+    def _steps(self, scalars: Scalars, context: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """What the head answers, as updates."""
         direction, magnitude = self.head(scalars, context)
-        at = 0
-        for part in scalars.parts:
-            run = slice(at, at + part.stop - part.start)
-            at = run.stop
-            if self.config.preset == "paper":
-                yield part, 0.01 * direction[run] * (0.01 * magnitude[run]).exp()
-                continue
-            observed = observations[part.parameter]
-            size = KERNEL_STEP / math.sqrt(observed.fan_in) if observed.out else VECTOR_STEP
-            factor = MOST_LOG_FACTOR * (magnitude[run] / MOST_LOG_FACTOR).tanh()
-            step = size / (1 + observed.age / HALVED_AFTER) * factor.exp()
+        if self.config.preset == "paper":
+            answer = 0.01 * direction * (0.01 * magnitude).exp()
+        else:
+            factor = (MOST_LOG_FACTOR * (magnitude / MOST_LOG_FACTOR).tanh()).exp()
             # A momentum is zero only where there never was a gradient.
-            ever = observed.momenta[-1, part.start : part.stop] != 0
-            correction = DIRECTION_GAIN * direction[run].tanh()
-            yield part, -step * (scalars.x[NOMINAL_ROW, run] + correction) * ever
+            ever = scalars.x[SLOWEST_SIGN_ROW] != 0
+            correction = DIRECTION_GAIN * direction.tanh()
+            answer = -factor * (scalars.x[NOMINAL_ROW] + correction) * ever
+        runs = answer.split([part.stop - part.start for part in scalars.parts])
+        yield from zip(scalars.parts, runs, strict=True)
+
+    def of_length(self) -> list[nn.Parameter]:
+        """The weights that say how long the steps of a tensor are; none under "paper"."""
+        return [p for name, p in self.named_parameters() if name.startswith("length.")]
+
+    def of_direction(self) -> list[nn.Parameter]:
+        """All other weights."""
+        return [p for name, p in self.named_parameters() if not name.startswith("length.")]
+
+
+def _nominal_steps(observations: Sequence[Observation]) -> Float[Tensor, " N"]:
+    """The size of each parameter's nominal step."""
+    ages = torch.stack([o.age for o in observations])
+    first = [KERNEL_STEP / math.sqrt(o.fan_in) if o.out else VECTOR_STEP for o in observations]
+    return ages.new_tensor(first) / (1 + ages / HALVED_AFTER)
 
 
 def untrained(config: RuleConfig, seed: int) -> UpdateRule:
@@ -161,7 +189,7 @@ def untrained(config: RuleConfig, seed: int) -> UpdateRule:
 
 
 def uncorrected(rule: UpdateRule) -> UpdateRule:
-    """The same rule with its head at zero: the nominal step alone."""
+    """The same rule with its per-parameter head at zero: the nominal direction alone."""
     plain = copy.deepcopy(rule)
     for p in plain.head.parameters():
         p.detach().zero_()
@@ -185,7 +213,9 @@ class BothEdges(nn.Module):
 
     def forward(self, edges: Float[Tensor, "2 E H"]) -> Float[Tensor, "E H"]:
         """Map the two states of each edge."""
-        return self.map(torch.cat([edges[0], edges[1]], dim=-1))
+        of_forward, of_reverse = self.map.weight.chunk(2, dim=1)
+        forward = torch.addmm(self.map.bias, edges[0], of_forward.T)
+        return torch.addmm(forward, edges[1], of_reverse.T)
 
 
 def _two_layers(hidden: int) -> list[nn.Module]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from l2o_graph.datasets.images import DATA_VARIABLE
-from meta_train.config import MetaConfig, evolution_recipe, paper_recipe
+from meta_train.config import MetaConfig, paper_recipe
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
 
-RECIPES = {"default": MetaConfig, "evolution": evolution_recipe, "paper": paper_recipe}
+RECIPES = {"default": MetaConfig, "paper": paper_recipe}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,16 +15,17 @@ class MetaConfig:
         rule: The learned optimizer's network.
         seed: Of its weights, of the problems and of everything drawn.
         outer_steps: Updates of the meta-weights.
-        estimator: "evolution" trains networks twice to the end with perturbed rules,
-            "look_ahead" judges an update by the later batches of its segment, "greedy" by its own
-            batch (the paper's).
-        unroll: Inner steps in a segment; one segment an outer step (not for evolution).
+        estimator: "look_ahead" judges the direction of an update by the later batches of its
+            segment, "greedy" a whole update by its own batch (the paper's).
+        unroll: Inner steps in a segment; one segment an outer step.
         snapshots: Inner steps of a segment whose updates are differentiated (look_ahead).
         trajectories: Networks in training at the same time; outer steps take turns on them.
         shortest: Least inner steps until a trajectory ends and a new one starts.
         longest: Most inner steps of it; its length is log-uniform between the two.
+        pairs: Pairs of whole runs an outer step that judge the length of updates; 0 for none.
         vary: Train on variations of the task (widths, batch sizes) instead of the task itself.
         lr: Peak rate of the meta-optimizer; it warms up and then falls to 0 as a cosine.
+        length_lr: The same for the per-tensor head.
         warmup: Outer steps of warming up.
         weight_decay: Of the meta-optimizer, decoupled unless ``greedy``.
         clip: Norm that a meta-gradient is clipped to; 0 leaves it as it is.
@@ -37,28 +38,31 @@ class MetaConfig:
     task: str = "fmnist_cnn"
     rule: RuleConfig = field(default_factory=RuleConfig)
     seed: int = 0
-    outer_steps: int = 60
-    estimator: Literal["evolution", "look_ahead", "greedy"] = "look_ahead"
+    outer_steps: int = 100
+    estimator: Literal["look_ahead", "greedy"] = "look_ahead"
     unroll: int = 100
     snapshots: int = 10
     trajectories: int = 8
     shortest: int = 200
     longest: int = 2000
+    pairs: int = 1
     vary: bool = True
     lr: float = 5e-4
+    length_lr: float = 5e-2
     warmup: int = 10
     weight_decay: float = 1e-2
     clip: float = 1.0
-    evaluate_every: int = 30
+    evaluate_every: int = 50
     evaluate_steps: int = 1000
-    evaluate_seeds: int = 2
+    evaluate_seeds: int = 4
     save_every: int = 10
 
     def __post_init__(self) -> None:
         """Refuse what cannot run.
 
         Raises:
-            ValueError: For a size that is not positive, or more snapshots than steps.
+            ValueError: For a size that is not positive, more snapshots than steps, or pairs of runs
+                for a rule without a per-tensor head.
         """
         sizes = (
             "outer_steps", "unroll", "snapshots", "trajectories", "shortest",
@@ -71,18 +75,12 @@ class MetaConfig:
             raise ValueError(
                 f"snapshots: expected at most unroll = {self.unroll}, found {self.snapshots}"
             )
+        if self.pairs < 0 or (self.pairs and self.rule.preset == "paper"):
+            raise ValueError(f"pairs: expected 0 under 'paper', else 0 or more, found {self.pairs}")
         if self.longest < self.shortest:
             raise ValueError(
                 f"longest: expected at least shortest = {self.shortest}, found {self.longest}"
             )
-
-
-def evolution_recipe(task: str = "fmnist_cnn") -> MetaConfig:
-    """Evolution strategies on whole runs of 150 to 800 steps; slower, and so far not better."""
-    return MetaConfig(
-        task=task, outer_steps=100, estimator="evolution", trajectories=1, shortest=150,
-        longest=800, lr=3e-2, warmup=5, weight_decay=0.0, evaluate_every=25, save_every=5,
-    )  # fmt: skip
 
 
 def paper_recipe(task: str = "fmnist_cnn") -> MetaConfig:
@@ -94,5 +92,5 @@ def paper_recipe(task: str = "fmnist_cnn") -> MetaConfig:
     """
     return MetaConfig(
         task=task, rule=PAPER, outer_steps=1000, estimator="greedy", trajectories=1, shortest=100,
-        longest=100, vary=False, lr=3e-4, warmup=0, weight_decay=1e-4, clip=0.0,
+        longest=100, pairs=0, vary=False, lr=3e-4, warmup=0, weight_decay=1e-4, clip=0.0,
     )  # fmt: skip

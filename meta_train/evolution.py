@@ -1,25 +1,24 @@
-"""Antithetic evolution strategies: the meta-gradient of a whole training run, without a graph.
+"""Antithetic evolution strategies: how long steps should be, learned from whole training runs.
 
-What an update is worth shows only much later, and a first-order gradient cannot tell: it takes
-noise for harm that lasts, and does not know the curvature that makes one direction worth more
-than another. Training the same network twice, with the rule moved a little one way and the same
-little the other way, can (Salimans et al. 2017; Metz et al. 2019 for learned optimizers). It says
-one number a pair, so it only moves the last layer of the head: what its hidden units, which see
-features and graph, mean for direction and magnitude.
+What a long step costs and what it brings show only much later, and a first-order gradient cannot
+tell: it takes noise for harm that lasts, and judges a step by a segment that ends too soon.
+Training the same network twice to its end, with the lengths moved a little one way and as much
+the other way, can (Salimans et al. 2017; Metz et al. 2019 for learned optimizers). It says one
+number a pair, so it moves the few weights of the per-tensor head alone.
 """
 
 import copy
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2o_graph.rule import UpdateRule
 from meta_train.tasks import Problem
 from meta_train.unroll import roll_out
 
-# Standard deviation of the perturbation, in the units of the last layer's weights.
-SIGMA = 0.2
+# Standard deviation of the perturbation; features are about 1, so lengths move by some 40 %.
+SIGMA = 0.3
 
 # A run is judged by the last fifth of its losses, capped at half as much again as guessing's.
 JUDGED = 0.2
@@ -28,11 +27,11 @@ WORST_LOSS = 1.5 * math.log(10)
 
 def evolve(
     rule: UpdateRule, problem: Problem, steps: int, generator: torch.Generator
-) -> list[float]:
+) -> tuple[float, float]:
     """Estimate the gradient of a run's final log loss from one antithetic pair of runs.
 
-    Adds (f(phi + sigma e) - f(phi - sigma e)) / (2 sigma) e to the gradients of the head's last
-    layer phi, with e standard normal and f the mean of the log loss at the end of a run.
+    Adds (f(phi + sigma e) - f(phi - sigma e)) / (2 sigma) e to the gradients of the per-tensor
+    head phi, with e standard normal and f the mean of the log loss at the end of a run.
 
     Args:
         rule: The rule.
@@ -41,19 +40,17 @@ def evolve(
         generator: Of e.
 
     Returns:
-        The losses of the two runs, one after the other.
+        The final log losses of the two runs.
     """
-    weights = last_layer(rule)
-    noise = [torch.randn(p.shape, generator=generator).to(p) for p in weights]
-    outcomes, losses = [], []
-    for sign in (1, -1):
-        run, _ = roll_out(moved(rule, noise, sign * SIGMA), problem, steps)
-        outcomes.append(final_log_loss(run))
-        losses += run
-    slope = (outcomes[0] - outcomes[1]) / (2 * SIGMA)
-    for p, e in zip(weights, noise, strict=True):
+    noise = [torch.randn(p.shape, generator=generator).to(p) for p in rule.of_length()]
+    one, other = (
+        final_log_loss(roll_out(moved(rule, noise, by), problem, steps)[0])
+        for by in (SIGMA, -SIGMA)
+    )
+    slope = (one - other) / (2 * SIGMA)
+    for p, e in zip(rule.of_length(), noise, strict=True):
         p.grad = slope * e if p.grad is None else p.grad + slope * e
-    return losses
+    return one, other
 
 
 def final_log_loss(losses: list[float]) -> float:
@@ -65,14 +62,8 @@ def final_log_loss(losses: list[float]) -> float:
 
 @torch.no_grad()
 def moved(rule: UpdateRule, noise: list[Tensor], by: float) -> UpdateRule:
-    """A copy of the rule, its head's last layer moved along the noise."""
+    """A copy of the rule, its per-tensor head moved along the noise."""
     other = copy.deepcopy(rule)
-    for p, e in zip(last_layer(other), noise, strict=True):
+    for p, e in zip(other.of_length(), noise, strict=True):
         p.add_(e, alpha=by)
     return other
-
-
-def last_layer(rule: UpdateRule) -> list[nn.Parameter]:
-    """Weights and biases of the last layer of the head."""
-    layers = [m for m in rule.head.modules() if isinstance(m, nn.Linear)]
-    return list(layers[-1].parameters())

@@ -66,12 +66,12 @@ class MetaTrainer:
         self.task: Task = get_task(config.task)
         self.rule: UpdateRule = untrained(config.rule, config.seed).to(device)
         kind = torch.optim.Adam if config.estimator == "greedy" else torch.optim.AdamW
-        self.optimizer = kind(
-            self.rule.parameters(),
-            lr=config.lr,
-            betas=(0.9, 0.99),
-            weight_decay=config.weight_decay,
-        )
+        self._peaks = (config.lr, config.length_lr)
+        groups = [
+            {"params": self.rule.of_direction(), "weight_decay": config.weight_decay},
+            {"params": self.rule.of_length(), "weight_decay": 0.0},
+        ]
+        self.optimizer = kind(groups, lr=config.lr, betas=(0.9, 0.99))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.outer_step = 0
         self.started = 0  # trajectories so far
@@ -97,24 +97,24 @@ class MetaTrainer:
         problem, trajectory = self.problems[turn], self.trajectories[turn]
         age = trajectory.age
         self.optimizer.zero_grad()
-        if config.estimator == "evolution":
-            losses = evolve(self.rule, problem, trajectory.length, self.generator)
-            trajectory.age = trajectory.length
-        elif config.estimator == "greedy":
+        if config.estimator == "greedy":
             losses = greedy(self.rule, problem, trajectory, config.unroll)
         else:
             losses = look_ahead(
                 self.rule, problem, trajectory, config.unroll, config.snapshots, self.generator
             )
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(self.rule.parameters(), config.clip or math.inf)
+        pairs = [self._pair() for _ in range(config.pairs)]
+        # The two groups differ in how their gradients come about, and so in scale.
+        norm, length_norm = (
+            float(torch.nn.utils.clip_grad_norm_(group["params"], config.clip or math.inf))
+            for group in self.optimizer.param_groups
         )
         loss = sum(losses) / len(losses)
-        sound = math.isfinite(norm) and (math.isfinite(loss) or config.estimator == "evolution")
-        rate = self._rate()
+        sound = math.isfinite(norm) and math.isfinite(loss)
+        share = self._share_of_peak()
         if sound:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * share
             self.optimizer.step()
         lost = config.estimator == "look_ahead" and loss > LOST * GUESSING
         if not sound or lost or trajectory.age >= trajectory.length:
@@ -124,8 +124,14 @@ class MetaTrainer:
         self.seconds += seconds
         return {
             "outer_step": self.outer_step, "age": age, "loss": loss, "gradient_norm": norm,
-            "lr": rate, "skipped": float(not sound), "seconds": seconds,
+            "length_gradient_norm": length_norm, "lr": config.lr * share,
+            "pairs": pairs, "skipped": float(not sound), "seconds": seconds,
         }  # fmt: skip
+
+    def _pair(self) -> tuple[float, float]:
+        """Train a fresh problem twice, for the gradient of the lengths."""
+        problem, trajectory = self._new_trajectory()
+        return evolve(self.rule, problem, trajectory.length, self.generator)
 
     def evaluate(self) -> dict[str, Any]:
         """Train the task itself from held-out seeds, and remember the outcome."""
@@ -214,13 +220,13 @@ class MetaTrainer:
             trainer.trajectories.append(Trajectory(seed, length, age, parameters, state))
         return trainer
 
-    def _rate(self) -> float:
-        """Linear warm-up, then a cosine to 0."""
+    def _share_of_peak(self) -> float:
+        """How much of their peak the rates have: a linear warm-up, then a cosine to 0."""
         step, config = self.outer_step, self.config
         if step < config.warmup:
-            return config.lr * (step + 1) / config.warmup
+            return (step + 1) / config.warmup
         progress = (step - config.warmup) / max(config.outer_steps - config.warmup, 1)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
     def _problem(self, seed: int) -> Problem:
         make = self.task.variation if self.config.vary else self.task.problem
@@ -363,7 +369,8 @@ class _Board:
         """Log every number of a record at its outer step."""
         if self._writer is not None:
             for key, value in record.items():
-                self._writer.add_scalar(key, value, record["outer_step"])
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(key, value, record["outer_step"])
 
 
 def _difference(trainer: MetaTrainer, config: MetaConfig) -> str:

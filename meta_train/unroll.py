@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2o_graph.features import TINY
+from l2o_graph.features import TINY, whitener
 from l2o_graph.rule import UpdateRule, uncorrected
 from l2o_graph.step import State, update
 from meta_train.tasks import Problem
@@ -95,7 +95,12 @@ def look_ahead(
     should be, and says it wrong: what noise does to the weights looks permanent where curvature
     is left out, and a segment sees only so far. Rules that were trained on it made their steps
     shorter and shorter, until networks stopped training. Instead the length of each tensor's
-    update is held near the nominal one's, by the square of the logarithm of their ratio.
+    update is held near that of the nominal direction, by the square of the logarithm of their
+    ratio, and how long a step should be is left to ``evolution``.
+
+    A kernel's later gradients count with all their singular values alike (``steepest``). In
+    plain coordinates the best update would repeat their few large ones and undo what makes the
+    nominal direction good.
 
     Returns:
         The loss before each step, on a batch that no update has seen yet.
@@ -126,11 +131,27 @@ def look_ahead(
         deltas, _ = update(rule, problem.spec, parameters, gradients, state)
         with torch.no_grad():
             plain, _ = update(nominal, problem.spec, parameters, gradients, state)
-        later = [weight * (end - at) for end, at in zip(passed, before, strict=True)]
+        later = [weight * steepest(end - at) for end, at in zip(passed, before, strict=True)]
         turned = sum((across(v, d) * d).sum() for v, d in zip(later, deltas, strict=True))
         stretched = [log_ratio(d, p).square() for d, p in zip(deltas, plain, strict=True)]
-        ((turned + HOLD * torch.stack(stretched).mean()) / snapshots).backward()
+        blame = turned + HOLD * torch.stack(stretched).mean()
+        (blame / snapshots).backward(inputs=rule.of_direction())
     return losses
+
+
+@torch.no_grad()
+def steepest(gradient: Tensor) -> Tensor:
+    """The direction of steepest ascent in spectral norm, as long as the gradient.
+
+    For what is not a kernel, the gradient itself.
+    """
+    if gradient.dim() < 2:
+        return gradient
+    matrix = gradient.flatten(1)
+    wide = matrix.shape[0] <= matrix.shape[1]
+    q = whitener(matrix @ matrix.T if wide else matrix.T @ matrix)
+    white = q @ matrix if wide else matrix @ q
+    return (white * (matrix.norm() / (white.norm() + TINY))).view_as(gradient)
 
 
 @torch.no_grad()

@@ -108,8 +108,10 @@ def nominal(history: Sequence[Tensor], is_kernel: bool) -> Tensor:
     return (newton_schulz(matrix) * max(matrix.shape) ** 0.5).view_as(follow)
 
 
-def features(weight: Tensor, history: Sequence[Tensor], is_kernel: bool) -> tuple[Tensor, Tensor]:
-    """(22, *shape) features of each scalar, and (8,) features of the tensor."""
+def features(
+    weight: Tensor, history: Sequence[Tensor], is_kernel: bool, roles: Sequence[float] = (0, 0)
+) -> tuple[Tensor, Tensor]:
+    """(22, *shape) features of each scalar, and (10,) features of the tensor."""
     raw = []  # for each scalar: weight, gradient, momenta
     for w, *gradients in zip(*[t.flatten().tolist() for t in (weight, *history)], strict=True):
         raw.append([w, gradients[-1], *momenta(gradients)])
@@ -122,9 +124,12 @@ def features(weight: Tensor, history: Sequence[Tensor], is_kernel: bool) -> tupl
         scalars.append([log for log, _ in pairs] + [s for _, s in pairs] + relative + [direction])
     fan_in = weight[0].numel() if is_kernel else 1
     logs = [math.log(s + 1e-20) for s in rms]
-    ratios = [max(-10, min(10, log - logs[1])) / 4 for log in logs[2:]]
+    noise = [-math.log(1 - decay**2) / 2 for decay in DECAYS]
+    ratios = [
+        max(-10, min(10, log - logs[1] - n)) / 4 for log, n in zip(logs[2:], noise, strict=True)
+    ]
     size = max(-10, min(10, logs[0])) / 4
-    shared = [*ratios, size, math.log(fan_in) / 4, math.log(len(history)) / 4]
+    shared = [*ratios, size, math.log(fan_in / 100) / 4, math.log(len(history) / 201) / 4, *roles]
     rows = torch.tensor(scalars, dtype=torch.float64).T
     return rows.reshape(-1, *weight.shape), torch.tensor(shared, dtype=torch.float64)
 
@@ -209,12 +214,25 @@ def cell_linear(linear, x: Tensor, code: Tensor, shared: Tensor, state: Tensor |
 def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """The nominal preset's update of a chain, from all gradients that each parameter had."""
     silu, centre = nn.functional.silu, offset((), ())
-    kernels = {e.parameter for e in graph(network, [p[None] for p in network.parameters()])[1]}
+    roles = [[0.0, 0.0] for _ in network.parameters()]
+    kernels = set()
+    nodes, edges = graph(network, [p[None] for p in network.parameters()])
+    for edge in edges:
+        kernels.add(edge.parameter)
+        ends = nodes[edge.source].role == "input", nodes[edge.target].role == "output"
+        roles[edge.parameter] = [float(end) for end in ends]
+    for node in nodes:
+        if node.parameter is not None:
+            roles[node.parameter][1] = float(node.role == "output")
     seen = [
-        features(p.detach(), history, i in kernels)
+        features(p.detach(), history, i in kernels, roles[i])
         for i, (p, history) in enumerate(zip(network.parameters(), histories, strict=True))
     ]
     nodes, edges = graph(network, [x for x, _ in seen])
+    lengths = [
+        (2 * torch.tanh((rule.length.weight @ shared + rule.length.bias) / 2)).exp().squeeze()
+        for _, shared in seen
+    ]
 
     first = []
     for edge in edges:
@@ -244,7 +262,12 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
         direction, magnitude = rule.head.last(hidden)
         size = KERNEL_STEP / fan_in**0.5 if i in kernels else VECTOR_STEP
         size /= 1 + (len(histories[i]) - 1) / HALVED_AFTER
-        return -size * magnitude.tanh().exp() * (x[-1] + DIRECTION_GAIN * direction.tanh())
+        return (
+            -size
+            * lengths[i]
+            * magnitude.tanh().exp()
+            * (x[-1] + DIRECTION_GAIN * direction.tanh())
+        )
 
     runs: list[list[Tensor]] = [[] for _ in seen]
     for n, edge in enumerate(edges):

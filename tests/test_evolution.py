@@ -23,23 +23,23 @@ def problem():
 
 def test_the_gradient_is_a_difference_of_two_runs_along_the_noise(problem):
     rule = untrained(RuleConfig(hidden=8, layers=1, inner=4), 0)
-    losses = evolve(rule, problem, STEPS, torch.Generator().manual_seed(5))
+    outcomes = evolve(rule, problem, STEPS, torch.Generator().manual_seed(5))
 
     generator = torch.Generator().manual_seed(5)
-    layer = rule.head.last
-    noise = [torch.randn(p.shape, generator=generator) for p in (layer.weight, layer.bias)]
+    head = rule.length
+    noise = [torch.randn(p.shape, generator=generator) for p in (head.weight, head.bias)]
     runs = []
     for sign in (1, -1):
         other = copy.deepcopy(rule)
-        other.head.last.weight.data += sign * SIGMA * noise[0]
-        other.head.last.bias.data += sign * SIGMA * noise[1]
-        runs.append(roll_out(other, problem, STEPS)[0])
-    assert losses == runs[0] + runs[1]
+        other.length.weight.data += sign * SIGMA * noise[0]
+        other.length.bias.data += sign * SIGMA * noise[1]
+        runs.append(math.log(roll_out(other, problem, STEPS)[0][-1]))
+    assert outcomes == pytest.approx(runs)
     assert runs[0] != runs[1]
-    slope = (math.log(runs[0][-1]) - math.log(runs[1][-1])) / (2 * SIGMA)
-    torch.testing.assert_close(layer.weight.grad, slope * noise[0])
-    torch.testing.assert_close(layer.bias.grad, slope * noise[1])
-    assert all(p.grad is None for name, p in rule.named_parameters() if "head.last" not in name)
+    slope = (runs[0] - runs[1]) / (2 * SIGMA)
+    torch.testing.assert_close(head.weight.grad, slope * noise[0])
+    torch.testing.assert_close(head.bias.grad, slope * noise[1])
+    assert all(p.grad is None for p in rule.of_direction())
 
 
 def test_the_rule_itself_stays_as_it_is(problem):
@@ -57,7 +57,7 @@ def test_pairs_add_up(problem):
         rule.zero_grad()
         for seed in seeds:
             evolve(rule, problem, 2, torch.Generator().manual_seed(seed))
-        gradients.append(rule.head.last.weight.grad.clone())
+        gradients.append(rule.length.weight.grad.clone())
     torch.testing.assert_close(gradients[0] + gradients[1], gradients[2])
 
 

@@ -53,12 +53,6 @@ def test_squashed_is_relative_to_the_scale_and_bounded():
     torch.testing.assert_close(f.squashed(raw, scale), torch.tensor([[0.6, -0.6, 1.0, 0.0]]))
 
 
-def test_root_mean_square_of_rows():
-    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    torch.testing.assert_close(f.root_mean_square(rows), torch.tensor([12.5**0.5, 0.0]))
-    assert f.root_mean_square(torch.zeros(3, 0)).tolist() == [0.0] * 3
-
-
 @pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4), (1, 5), (5, 1), (30, 200), (200, 30)])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_whitener_equals_muon_on_the_matrix(shape, size):
@@ -97,18 +91,40 @@ def test_whitener_of_a_zero_or_singular_matrix():
     torch.testing.assert_close(white, reference.newton_schulz(matrix), rtol=1e-3, atol=1e-4)
 
 
+def test_whiteners_of_many_sizes_are_those_of_each_alone():
+    sizes = [3, f.SMALL_GRAM, 1, f.SMALL_GRAM + 5, 10]
+    matrices = [torch.randn(n, 2 * n, dtype=torch.float64) for n in sizes]
+    grams = [m @ m.T for m in matrices]
+    for found, gram in zip(f.whiteners(grams), grams, strict=True):
+        torch.testing.assert_close(found, f.whitener(gram))
+    assert f.whiteners([]) == []
+
+
 def test_tensor_features_by_hand():
     e = math.e
-    scale = torch.tensor([e**2, 1.0, e, e**2, e**3, e**4, e**5])
-    found = f.tensor_features(scale, fan_in=9, step=torch.tensor(3.0))
-    size, age = math.log(9) / 4, math.log(4) / 4
-    expected = [0.25, 0.5, 0.75, 1.0, 1.25, 0.5, size, age]
-    torch.testing.assert_close(found, torch.tensor(expected))
-    assert found.shape == (f.NUM_TENSOR,)
+    scale = torch.tensor([[e**2, 1.0, e, e**2, e**3, e**4, e**5]])
+    roles = torch.tensor([[1.0, 0.0]])
+    found = f.tensor_features(scale, torch.tensor([9.0]), torch.tensor([3.0]), roles)
+    noise = [math.log((1 - b * b) ** -0.5) for b in (0.5, 0.9, 0.99, 0.999, 0.9999)]
+    ratios = [(k + 1 - n) / 4 for k, n in enumerate(noise)]
+    size, age = math.log(9 / 100) / 4, math.log(4 / 201) / 4
+    torch.testing.assert_close(found, torch.tensor([[*ratios, 0.5, size, age, 1.0, 0.0]]))
+    assert found.shape == (1, f.NUM_TENSOR)
+
+
+def test_ratios_of_pure_noise_are_zero():
+    noise, momenta = torch.randn(40_000, 300), torch.zeros(5, 300)
+    for gradient in noise:
+        momenta = f.next_momenta(momenta, gradient)
+    rms = torch.cat([torch.ones(2), momenta.square().mean(1).sqrt()])
+    found = f.tensor_features(rms[None], torch.ones(1), torch.ones(1), torch.zeros(1, 2))
+    assert found[0, :5].abs().max() < 0.05
 
 
 @given(st.lists(st.floats(0, 1e30), min_size=7, max_size=7))
 def test_tensor_features_are_finite_and_bounded(scale):
-    found = f.tensor_features(torch.tensor(scale), fan_in=1, step=torch.tensor(0.0))
+    found = f.tensor_features(
+        torch.tensor([scale]), torch.ones(1), torch.zeros(1), torch.zeros(1, 2)
+    )
     assert found.isfinite().all()
     assert found.abs().max() <= 2.5

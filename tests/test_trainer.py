@@ -21,7 +21,7 @@ from meta_train.tasks import get_task
 from meta_train.trainer import MetaTrainer, meta_train
 
 TINY = MetaConfig(
-    task="fmnist_sample", rule=RuleConfig(hidden=8, layers=2, inner=4), estimator="look_ahead",
+    task="fmnist_sample", rule=RuleConfig(hidden=8, layers=2, inner=4),
     outer_steps=5, unroll=4, snapshots=2, trajectories=2, shortest=4, longest=12, warmup=1,
     evaluate_every=2, evaluate_steps=3, evaluate_seeds=1, save_every=2,
 )  # fmt: skip
@@ -149,6 +149,8 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
         meta_train(dataclasses.replace(TINY, task="fminst"), tmp_path / "run")
     with pytest.raises(ValueError, match="snapshots: expected at most unroll = 4, found 5"):
         dataclasses.replace(TINY, snapshots=5)
+    with pytest.raises(ValueError, match=r"pairs: expected 0 under 'paper'.* found 1"):
+        dataclasses.replace(paper_recipe(), pairs=1)
     with pytest.raises(ValueError, match="unroll: expected at least 1, found 0"):
         dataclasses.replace(TINY, unroll=0)
 
@@ -177,23 +179,35 @@ def test_absent_data_is_one_clear_line(tmp_path, capsys, monkeypatch):
     assert "fmnist_sample" in error
 
 
-def test_evolution_runs_and_repeats(tmp_path):
-    config = dataclasses.replace(TINY, estimator="evolution", trajectories=1)
-    logs = [records(meta_train(config, tmp_path / name).log) for name in "ab"]
-    assert logs[0] == logs[1]
+def test_pairs_move_the_lengths_and_segments_the_rest(tmp_path):
+    for pairs, unroll_rate, length_rate in ((1, 0.0, 1e-2), (0, 1e-2, 1e-2)):
+        config = dataclasses.replace(
+            TINY, pairs=pairs, lr=unroll_rate, length_lr=length_rate, outer_steps=2
+        )
+        get_task(config.task).load(None)
+        trainer = MetaTrainer(config, torch.device("cpu")).begin()
+        before = [p.clone() for p in (*trainer.rule.of_direction(), *trainer.rule.of_length())]
+        trainer.advance()
+        trainer.advance()
+        after = [*trainer.rule.of_direction(), *trainer.rule.of_length()]
+        moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        directions = len(trainer.rule.of_direction())
+        assert any(moved[:directions]) == (unroll_rate > 0)
+        assert all(moved[directions:]) == any(moved[directions:]) == (pairs > 0)
 
 
 @pytest.mark.slow
 def test_meta_training_lowers_the_held_out_loss(tmp_path):
-    """From a rule whose last layer was moved to where its steps are too short."""
+    """From a rule whose steps are far too short."""
     config = MetaConfig(
         task="fmnist_sample", rule=RuleConfig(hidden=8, layers=1, inner=4), outer_steps=40,
-        lr=0.1, warmup=1, shortest=60, longest=60, evaluate_every=40, evaluate_steps=60,
+        length_lr=0.1, warmup=1, shortest=60, longest=60, unroll=4, snapshots=2,
+        evaluate_every=40, evaluate_steps=60,
     )  # fmt: skip
     get_task(config.task).load(None)
     trainer = MetaTrainer(config, torch.device("cpu"))
     with torch.no_grad():
-        trainer.rule.head.last.bias[1] = -2.0
+        trainer.rule.length.bias.fill_(-2.0)
     trainer.begin()
     before = trainer.evaluate()["held_out_loss"]
     for _ in range(config.outer_steps):

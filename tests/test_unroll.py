@@ -3,6 +3,7 @@
 import gc
 
 import pytest
+import reference
 import torch
 from torch import Tensor
 
@@ -47,6 +48,11 @@ def meta_gradient(rule: UpdateRule) -> Tensor:
     )
 
 
+def with_equal_singular_values(gradient: Tensor) -> Tensor:
+    white = reference.newton_schulz(gradient.flatten(1).double()).view_as(gradient)
+    return (white / white.norm() * gradient.norm()).float()
+
+
 def test_greedy_is_the_sum_of_one_step_gradients_on_the_same_batch(problem):
     rule, steps = random_rule(), 4
     losses = greedy(rule, problem, Trajectory.start(problem, 0, steps), steps)
@@ -73,6 +79,7 @@ def test_look_ahead_is_the_gradient_of_the_log_loss_across_each_update(problem):
     trajectory = Trajectory.start(problem, 0, steps)
     losses = look_ahead(rule, problem, trajectory, steps, steps, torch.Generator())
     found = meta_gradient(rule)
+    assert all(p.grad is None for p in rule.of_length())
 
     rule.zero_grad()
     nominal = uncorrected(rule)
@@ -91,9 +98,13 @@ def test_look_ahead_is_the_gradient_of_the_log_loss_across_each_update(problem):
             # Scaled to the length it has, as a constant: backward sees only how it turns. The
             # sum has to be exact, or the features of near-zero gradients come out different.
             turned = delta / delta.norm() * delta.detach().norm()
+            if turned.dim() > 1:  # what arrives here is the sum of all later gradients
+                turned.register_hook(with_equal_singular_values)
             parameters[i] = parameters[i] + (delta.detach() + (turned - turned.detach()))
-    total.backward()
-    torch.testing.assert_close(found, meta_gradient(rule), rtol=1e-3, atol=1e-6)
+    total.backward(inputs=rule.of_direction())
+    expected = meta_gradient(rule)
+    # Small singular values of a float32 gradient are inexact, and here they count like large ones.
+    assert (found - expected).norm() < 2e-2 * expected.norm()
     for p, q in zip(trajectory.parameters, parameters, strict=True):
         torch.testing.assert_close(p, q.detach())
     assert found.abs().max() > 1e-4

@@ -80,19 +80,25 @@ class CellLinear(nn.Module):
         # (hidden, F) @ (F, n): features first keeps every row contiguous.
         mapped = torch.addmm(self.scalar.bias[:, None], self.scalar.weight, scalars.x)
         state = None if self.cell is None or context is None else self.cell(context).T
+        shared = self.tensor(torch.stack([part.shared for part in scalars.parts])).T
+        shifts = {p: self._shift(p) for p in {part.positions for part in scalars.parts}}
         answer, at, cell = [], 0, 0
-        for part in scalars.parts:
-            offsets = kernel_offsets(part.positions).to(mapped)
-            size, positions = part.stop - part.start, len(offsets)
+        for i, part in enumerate(scalars.parts):
+            shift = shifts[part.positions]  # (hidden, 1, K)
+            size, positions = part.stop - part.start, shift.shape[2]
             grid = mapped[:, at : at + size].unflatten(1, (-1, positions))
             cells = grid.shape[1]
-            shift = self.offset(offsets).T + self.tensor(part.shared)[:, None]  # (hidden, K)
-            term = shift[:, None]
+            term = shift + shared[:, i, None, None]
             if state is not None:
                 term = term + state[:, cell : cell + cells, None]
             answer.append(grid + term)
             at, cell = at + size, cell + cells
         return answer
+
+    def _shift(self, positions: tuple[int, ...]) -> Float[Tensor, "hidden 1 K"]:
+        """What each position of a kernel adds."""
+        offsets = kernel_offsets(positions).to(self.offset.weight)
+        return self.offset(offsets).T[:, None]
 
 
 class OffsetEmbedding(nn.Module):

@@ -78,7 +78,8 @@ def over_pieces(
     source_term: Float[Tensor, "N H"],
 ) -> Float[Tensor, "2 E H"]:
     """A term of the node that an edge leads to plus a term of the node it comes from."""
-    forward, reverse = [], []
+    forward: list[Tensor] = []
+    reverse: list[Tensor] = []
     for piece in chunk:
         kernel = topology.spec.kernels[piece.kernel]
         # (rows, 1, .) against (1, columns, .): rows are the kernel's outputs.
@@ -86,7 +87,7 @@ def over_pieces(
         rows = slice(rows.start + piece.start, rows.start + piece.stop)
         forward.append((target_term[rows, None] + source_term[None, columns]).flatten(0, 1))
         reverse.append((source_term[rows, None] + target_term[None, columns]).flatten(0, 1))
-    return torch.stack([torch.cat(forward), torch.cat(reverse)])
+    return torch.cat(forward + reverse).unflatten(0, (2, -1))
 
 
 class GraphNorm(nn.Module):
