@@ -37,7 +37,7 @@ class Observation:
         age: Updates that the parameter had before this one.
         out: Neurons that a kernel writes; 0 for what is not a kernel.
         nominal_scale: RMS over the tensor of the momentum that the nominal step follows, never 0.
-        whitener: For a kernel, what turns that momentum into an orthogonal matrix.
+        whitener: For a kernel, what turns that momentum into an orthogonal matrix, if wanted.
     """
 
     weight: Float[Tensor, " n"]
@@ -63,8 +63,8 @@ class Observation:
     def nominal(self, start: int, stop: int) -> Float[Tensor, " n"]:
         """The nominal direction of the scalars from start to stop, of RMS about 1.
 
-        For a kernel it is the orthogonal matrix closest to the momentum (Jordan et al. 2024),
-        times sqrt(max(fan_in, out)); for everything else the momentum over its RMS.
+        Where there is a whitener it is the orthogonal matrix closest to the momentum (Jordan et
+        al. 2024), times sqrt(max(fan_in, out)); for everything else the momentum over its RMS.
         """
         gradient, momentum = self.gradient, self.momenta[f.NOMINAL]
         if self.whitener is None:
@@ -89,6 +89,7 @@ def observe(
     momenta: Sequence[Tensor],
     steps: Sequence[Tensor],
     dtype: torch.dtype,
+    orthogonal: bool = True,
 ) -> list[Observation]:
     """Observe every parameter.
 
@@ -99,6 +100,7 @@ def observe(
         momenta: Their momenta, (5, *shape) each, this gradient included.
         steps: Updates that each parameter had before this one, 0-dimensional.
         dtype: What to compute in.
+        orthogonal: Whether the nominal direction of kernels is to be orthogonal.
     """
     is_kernel = {kernel.parameter for kernel in spec.kernels}
     outs = [p.shape[0] if i in is_kernel else 0 for i, p in enumerate(parameters)]
@@ -112,13 +114,15 @@ def observe(
     )
     scale = _norms(weights, gradients, momenta) / sizes.sqrt()[:, None]
     shared = f.tensor_features(scale, fan_ins, ages, _roles(spec).to(ages))
+    # The Gram matrix of a single row is its square.
+    whiten = [out if orthogonal else 0 for out in outs]
     grams = [
-        _gram(g, m[f.NOMINAL], o or 1) for g, m, o in zip(gradients, momenta, outs, strict=True)
+        _gram(g, m[f.NOMINAL], n or 1) for g, m, n in zip(gradients, momenta, whiten, strict=True)
     ]
     squares = torch.stack([gram.diagonal().sum() for gram in grams])
     nominal_scale = (squares / sizes + f.TINY).sqrt()
-    found = iter(f.whiteners([gram for gram, out in zip(grams, outs, strict=True) if out]))
-    whiteners = [next(found) if out else None for out in outs]
+    found = iter(f.whiteners([gram for gram, n in zip(grams, whiten, strict=True) if n]))
+    whiteners = [next(found) if n else None for n in whiten]
     return [
         Observation(*row)
         for row in zip(

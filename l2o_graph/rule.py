@@ -1,11 +1,11 @@
-"""A learned optimizer's network: embedding, NG-GNN, head and what two numbers mean as a step."""
+"""A learned optimizer's network: a reader, two heads, and what their numbers mean as a step."""
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from l2o_graph.graph import Piece, Topology
 from l2o_graph.heads.per_parameter import PaperHead, PerParameterHead
 from l2o_graph.heads.per_tensor import PerTensorHead
-from l2o_graph.models.embedding import OffsetEmbedding, PaddedEmbedding, Part, Scalars
-from l2o_graph.models.ng_gnn import NGGNN, Chunk
+from l2o_graph.models.embedding import Part, Scalars
 from l2o_graph.observation import (
     NOMINAL_ROW,
     NUM_FEATURES,
@@ -23,6 +22,7 @@ from l2o_graph.observation import (
     Observation,
     scalars_of,
 )
+from l2o_graph.readers import Group, reader_of
 
 # First step sizes, relative to 1 / sqrt(fan_in) for kernels and absolute for all else, and the
 # steps after which they have halved: what the nominal step alone did best with on FashionMNIST.
@@ -35,8 +35,12 @@ HALVED_AFTER = 200
 # first-order meta-gradient does not see what that does. A tenth cannot outweigh the nominal step.
 DIRECTION_GAIN = 0.1
 
-# The learned factor of a step lies between 1 / e and e.
+# The learned factor of a parameter's step lies between 1 / e and e.
 MOST_LOG_FACTOR = 1.0
+
+Model = Literal["ng_gnn", "ng_t", "nfn", "lstm", "ff"]
+Preset = Literal["nominal", "paper"]
+Direction = Literal["orthogonal", "momentum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +50,39 @@ class RuleConfig:
     Attributes:
         preset: "nominal", a learned correction of a normalised step, or "paper", the network,
             the sizes and the update of Kofinas et al. 2024.
-        hidden: Channels of nodes and edges.
+        hidden: Channels of what reads the network.
         layers: Rounds of messages.
         inner: Channels of the two maps that run on every single parameter.
+        model: What reads the network: see ``readers``.
+        direction: The nominal direction of a kernel: its momentum made "orthogonal", which takes
+            the whole matrix, or the plain "momentum" over its RMS.
     """
 
-    preset: Literal["nominal", "paper"] = "nominal"
+    preset: Preset = "nominal"
     hidden: int = 16
     layers: int = 2
     inner: int = 8
+    model: Model = "ng_gnn"
+    direction: Direction = "orthogonal"
 
     def __post_init__(self):
-        if self.preset not in ("nominal", "paper"):
-            raise ValueError(f"preset: expected 'nominal' or 'paper', found {self.preset!r}")
+        for name, known in (("preset", Preset), ("model", Model), ("direction", Direction)):
+            if getattr(self, name) not in get_args(known):
+                expected = " or ".join(map(repr, get_args(known)))
+                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
         for name in ("hidden", "layers", "inner"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
 
-PAPER = RuleConfig("paper", hidden=64, layers=8, inner=64)
+# Sizes of Kofinas et al. 2024 (their supplement; NFN's are not given there).
+PAPER: dict[Model, RuleConfig] = {
+    "ng_gnn": RuleConfig("paper", hidden=64, layers=8, inner=64, model="ng_gnn"),
+    "ng_t": RuleConfig("paper", hidden=32, layers=2, inner=32, model="ng_t"),
+    "nfn": RuleConfig("paper", hidden=32, layers=3, inner=32, model="nfn"),
+    "lstm": RuleConfig("paper", hidden=32, layers=1, inner=32, model="lstm"),
+    "ff": RuleConfig("paper", hidden=64, layers=2, inner=64, model="ff"),
+}
 
 
 class UpdateRule(nn.Module):
@@ -85,17 +103,16 @@ class UpdateRule(nn.Module):
     def __init__(self, config: RuleConfig):
         super().__init__()
         self.config = config
-        hidden, inner = config.hidden, config.inner
-        self.backbone = NGGNN(hidden, config.layers)
-        if config.preset == "paper":
-            self.embedding = PaddedEmbedding(hidden)
-            self.of_edge = ForwardEdges(*_two_layers(hidden))
-            self.of_node = nn.Sequential(*_two_layers(hidden))
-            self.head = PaperHead(hidden, inner, config.layers)
+        self.is_paper = config.preset == "paper"
+        self.orthogonal = config.direction == "orthogonal" and not self.is_paper
+        self.reader = reader_of(
+            config.model, config.preset, config.hidden, config.layers, config.inner
+        )
+        state = self.reader.size
+        if self.is_paper:
+            self.head = PaperHead(state, config.inner, config.layers)
         else:
-            self.embedding = OffsetEmbedding(NUM_FEATURES, hidden, inner)
-            self.of_edge, self.of_node = BothEdges(hidden), nn.Linear(hidden, hidden)
-            self.head = PerParameterHead(NUM_FEATURES, hidden, inner)
+            self.head = PerParameterHead(NUM_FEATURES, state, config.inner)
             self.length = PerTensorHead()
 
     def forward(
@@ -108,62 +125,42 @@ class UpdateRule(nn.Module):
             observations: One for each parameter.
             chunk_size: Scalars worked on at once.
 
-        Returns:
-            One after the other, a run of scalars and what is to be added to it.
+        Yields:
+            A run of scalars and what is to be added to it.
         """
-        if self.config.preset == "paper":
-            return self._answers(topology, observations, chunk_size)
+        groups = _groups(topology, observations, chunk_size)
+        # Needed twice, before the graph is read and after: kept where a single chunk is all.
+        hold = cache if sum(bool(g.chunk) for g in groups) <= 1 else _recompute
+        of_graph = hold(lambda group: scalars_of(observations, group.parts))
+
+        def features(group: Group) -> Scalars:
+            loose = not (group.chunk or group.biases)
+            return scalars_of(observations, group.parts) if loose else of_graph(group)
+
+        states = self.reader(topology, groups, features)
+        steps = None if self.is_paper else self._steps(observations)
+        for group in groups:
+            answer = self._answer(features(group), states(group))
+            runs = answer.split([part.stop - part.start for part in group.parts])
+            for part, run in zip(group.parts, runs, strict=True):
+                yield part, run if steps is None else run * steps[part.parameter]
+
+    def _answer(self, scalars: Scalars, states: Tensor) -> Float[Tensor, " n"]:
+        """What the head makes of some scalars; under "nominal" in units of the tensor's step."""
+        direction, magnitude = self.head(scalars, states)
+        if self.is_paper:
+            return 0.01 * direction * (0.01 * magnitude).exp()
+        factor = (MOST_LOG_FACTOR * (magnitude / MOST_LOG_FACTOR).tanh()).exp()
+        # A momentum is zero only where there never was a gradient.
+        ever = scalars.x[SLOWEST_SIGN_ROW] != 0
+        return -factor * (scalars.x[NOMINAL_ROW] + DIRECTION_GAIN * direction.tanh()) * ever
+
+    def _steps(self, observations: Sequence[Observation]) -> Float[Tensor, " N"]:
+        """The size of each parameter's step."""
+        ages = torch.stack([o.age for o in observations])
+        first = [KERNEL_STEP / math.sqrt(o.fan_in) if o.out else VECTOR_STEP for o in observations]
         lengths = self.length(torch.stack([o.shared for o in observations]))
-        steps = _nominal_steps(observations) * lengths.exp()
-        answers = self._answers(topology, observations, chunk_size)
-        return ((part, answer * steps[part.parameter]) for part, answer in answers)
-
-    def _answers(
-        self, topology: Topology, observations: Sequence[Observation], chunk_size: int
-    ) -> Iterator[tuple[Part, Tensor]]:
-        """Updates, under "nominal" in units of the tensor's step."""
-        spec = topology.spec
-        chunks = topology.chunks(chunk_size)
-        hold = cache if len(chunks) == 1 else _recompute
-
-        @hold
-        def kernels(chunk: Chunk) -> Scalars:
-            return scalars_of(observations, [_rows(topology, observations, p) for p in chunk])
-
-        def first_edges(chunk: Chunk) -> Tensor:
-            return self.embedding.edges(kernels(chunk))
-
-        whole = [(b.parameter, 0, len(observations[b.parameter].weight)) for b in spec.biases]
-        biases = scalars_of(observations, [_run(observations, *run) for run in whole])
-        nodes = self.embedding.nodes(topology, biases)
-        if chunks:
-            nodes, edges = self.backbone(topology, chunks, nodes, first_edges)
-            for chunk in chunks:
-                yield from self._steps(kernels(chunk), self.of_edge(edges(chunk)))
-        if spec.biases:
-            context = torch.cat([nodes[topology.nodes(b.neurons)] for b in spec.biases])
-            yield from self._steps(biases, self.of_node(context))
-        for i in spec.loose:
-            for start in range(0, len(observations[i].weight), chunk_size):
-                stop = min(start + chunk_size, len(observations[i].weight))
-                alone = scalars_of(observations, [_run(observations, i, start, stop)])
-                # No neuron, no state: the features have to do.
-                context = nodes.new_zeros(stop - start, self.config.hidden)
-                yield from self._steps(alone, context)
-
-    def _steps(self, scalars: Scalars, context: Tensor) -> Iterator[tuple[Part, Tensor]]:
-        """What the head answers, as updates."""
-        direction, magnitude = self.head(scalars, context)
-        if self.config.preset == "paper":
-            answer = 0.01 * direction * (0.01 * magnitude).exp()
-        else:
-            factor = (MOST_LOG_FACTOR * (magnitude / MOST_LOG_FACTOR).tanh()).exp()
-            # A momentum is zero only where there never was a gradient.
-            ever = scalars.x[SLOWEST_SIGN_ROW] != 0
-            correction = DIRECTION_GAIN * direction.tanh()
-            answer = -factor * (scalars.x[NOMINAL_ROW] + correction) * ever
-        runs = answer.split([part.stop - part.start for part in scalars.parts])
-        yield from zip(scalars.parts, runs, strict=True)
+        return ages.new_tensor(first) / (1 + ages / HALVED_AFTER) * lengths.exp()
 
     def of_length(self) -> list[nn.Parameter]:
         """The weights that say how long the steps of a tensor are; none under "paper"."""
@@ -172,13 +169,6 @@ class UpdateRule(nn.Module):
     def of_direction(self) -> list[nn.Parameter]:
         """All other weights."""
         return [p for name, p in self.named_parameters() if not name.startswith("length.")]
-
-
-def _nominal_steps(observations: Sequence[Observation]) -> Float[Tensor, " N"]:
-    """The size of each parameter's nominal step."""
-    ages = torch.stack([o.age for o in observations])
-    first = [KERNEL_STEP / math.sqrt(o.fan_in) if o.out else VECTOR_STEP for o in observations]
-    return ages.new_tensor(first) / (1 + ages / HALVED_AFTER)
 
 
 def untrained(config: RuleConfig, seed: int) -> UpdateRule:
@@ -196,30 +186,21 @@ def uncorrected(rule: UpdateRule) -> UpdateRule:
     return plain
 
 
-class ForwardEdges(nn.Sequential):
-    """The paper's readout of edges: a small network on the forward state, the reverse unread."""
-
-    def forward(self, input: Float[Tensor, "2 E H"]) -> Float[Tensor, "E H"]:
-        """Map the forward states."""
-        return super().forward(input[0])
-
-
-class BothEdges(nn.Module):
-    """A linear map of an edge's forward and reverse states together."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.map = nn.Linear(2 * hidden, hidden)
-
-    def forward(self, edges: Float[Tensor, "2 E H"]) -> Float[Tensor, "E H"]:
-        """Map the two states of each edge."""
-        of_forward, of_reverse = self.map.weight.chunk(2, dim=1)
-        forward = torch.addmm(self.map.bias, edges[0], of_forward.T)
-        return torch.addmm(forward, edges[1], of_reverse.T)
-
-
-def _two_layers(hidden: int) -> list[nn.Module]:
-    return [nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)]
+def _groups(
+    topology: Topology, observations: Sequence[Observation], chunk_size: int
+) -> list[Group]:
+    """All scalars of all parameters: kernels in chunks, the biases, then what is loose."""
+    spec, groups = topology.spec, []
+    for chunk in topology.chunks(chunk_size):
+        groups.append(Group(tuple(_rows(topology, observations, p) for p in chunk), chunk))
+    if spec.biases:
+        whole = [(b.parameter, 0, len(observations[b.parameter].weight)) for b in spec.biases]
+        groups.append(Group(tuple(_run(observations, *run) for run in whole), biases=True))
+    for i in spec.loose:
+        for start in range(0, len(observations[i].weight), chunk_size):
+            stop = min(start + chunk_size, len(observations[i].weight))
+            groups.append(Group((_run(observations, i, start, stop),)))
+    return groups
 
 
 def _rows(topology: Topology, observations: Sequence[Observation], piece: Piece) -> Part:
@@ -235,5 +216,5 @@ def _run(observations: Sequence[Observation], i: int, start: int, stop: int) -> 
     return Part(i, start, stop, (), observations[i].shared)
 
 
-def _recompute(scalars: Callable[[Chunk], Scalars]) -> Callable[[Chunk], Scalars]:
-    return scalars
+def _recompute(features: Callable[[Group], Scalars]) -> Callable[[Group], Scalars]:
+    return features

@@ -69,7 +69,9 @@ def updates(
             [t.to(where.device) for t in tensors]
             for tensors in (parameters, gradients, momenta, steps)
         )
-        observations = observe(spec, parameters, gradients, momenta, steps, where.dtype)
+        observations = observe(
+            spec, parameters, gradients, momenta, steps, where.dtype, rule.orthogonal
+        )
     yield from rule(topology_of(spec), observations, chunk_size)
 
 

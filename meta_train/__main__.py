@@ -4,15 +4,17 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from l2o_graph.datasets.images import DATA_VARIABLE
-from meta_train.config import MetaConfig, paper_recipe
+from l2o_graph.rule import Model
+from meta_train.config import MetaConfig, default_recipe, paper_recipe
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
 
-RECIPES = {"default": MetaConfig, "paper": paper_recipe}
+RECIPES = {"default": default_recipe, "paper": paper_recipe}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--task", default="fmnist_cnn", choices=sorted(TASKS))
     parser.add_argument("--preset", default="default", choices=sorted(RECIPES))
-    parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-PRESET]")
+    parser.add_argument("--model", default="ng_gnn", choices=get_args(Model))
+    parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-PRESET]")
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
@@ -40,9 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    config = RECIPES[given.preset](given.task)
+    config = RECIPES[given.preset](given.task, given.model)
     changes = {f.name: getattr(given, f.name) for f in options}
-    out = given.out or Path("runs") / f"{given.task}-{given.preset}"
+    out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.preset}"
     try:
         config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
         result = meta_train(config, out, given.data_root, given.device, given.resume)

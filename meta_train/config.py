@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from l2o_graph.rule import PAPER, RuleConfig
+from l2o_graph.rule import PAPER, Model, RuleConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,18 @@ class MetaConfig:
             )
 
 
-def paper_recipe(task: str = "fmnist_cnn") -> MetaConfig:
+def default_recipe(task: str = "fmnist_cnn", model: Model = "ng_gnn") -> MetaConfig:
+    """What the packaged checkpoints were made with.
+
+    The baselines that read no graph have no matrices to make orthogonal: their nominal direction
+    is the plain momentum.
+    """
+    graph = model in ("ng_gnn", "ng_t")
+    direction = "orthogonal" if graph else "momentum"
+    return MetaConfig(task=task, rule=RuleConfig(model=model, direction=direction))
+
+
+def paper_recipe(task: str = "fmnist_cnn", model: Model = "ng_gnn") -> MetaConfig:
     """The recipe of Kofinas et al. 2024 (section 4.3 and their supplement).
 
     1,000 outer steps, each on a fresh network from its first step for 100 steps, the sum of 100
@@ -91,6 +102,7 @@ def paper_recipe(task: str = "fmnist_cnn") -> MetaConfig:
     1e-4, cosine to 0.
     """
     return MetaConfig(
-        task=task, rule=PAPER, outer_steps=1000, estimator="greedy", trajectories=1, shortest=100,
-        longest=100, pairs=0, vary=False, lr=3e-4, warmup=0, weight_decay=1e-4, clip=0.0,
+        task=task, rule=PAPER[model], outer_steps=1000, estimator="greedy", trajectories=1,
+        shortest=100, longest=100, pairs=0, vary=False, lr=3e-4, warmup=0, weight_decay=1e-4,
+        clip=0.0,
     )  # fmt: skip

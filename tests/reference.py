@@ -239,21 +239,21 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
         inner = []
         for position, x in zip(positions(edge.positions), edge.values.T, strict=True):
             code, shared = offset(position, edge.positions), seen[edge.parameter][1]
-            inner.append(silu(cell_linear(rule.embedding.kernel, x, code, shared, None)))
-        first.append(rule.embedding.edge(torch.stack(inner).mean(0)).chunk(2))
+            inner.append(silu(cell_linear(rule.reader.embedding.kernel, x, code, shared, None)))
+        first.append(rule.reader.embedding.edge(torch.stack(inner).mean(0)).chunk(2))
     vectors = []
     for node in nodes:
-        vector = rule.embedding.position(place(node))
+        vector = rule.reader.embedding.position(place(node))
         if node.values is not None:
             shared = seen[node.parameter][1]
-            inner = cell_linear(rule.embedding.bias, node.values, centre, shared, None)
-            vector = vector + rule.embedding.node(silu(inner))
+            inner = cell_linear(rule.reader.embedding.bias, node.values, centre, shared, None)
+            vector = vector + rule.reader.embedding.node(silu(inner))
         vectors.append(vector)
 
     forward = [(e.source, e.target) for e in edges]
     pairs = forward + [(target, source) for source, target in forward]
     states = [there for there, _ in first] + [back for _, back in first]
-    vectors, states = ng_gnn(rule.backbone, vectors, pairs, states)
+    vectors, states = ng_gnn(rule.reader.backbone, vectors, pairs, states)
 
     def step(i: int, x: Tensor, code: Tensor, state: Tensor, fan_in: int) -> Tensor:
         if x[6] == -1 and x[13] == 0:  # the slowest momentum is zero: never a gradient
@@ -271,7 +271,7 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
 
     runs: list[list[Tensor]] = [[] for _ in seen]
     for n, edge in enumerate(edges):
-        state = rule.of_edge.map(torch.cat([states[n], states[n + len(edges)]]))
+        state = rule.reader.of_edge.map(torch.cat([states[n], states[n + len(edges)]]))
         i = edge.parameter
         fan_in = seen[i][0][0, 0].numel()
         for position, x in zip(positions(edge.positions), edge.values.T, strict=True):
@@ -279,7 +279,7 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
     for node, vector in zip(nodes, vectors, strict=True):
         if node.values is not None:
             i = node.parameter
-            runs[i].append(step(i, node.values, centre, rule.of_node(vector), 1))
+            runs[i].append(step(i, node.values, centre, rule.reader.of_node(vector), 1))
     nothing = centre.new_zeros(rule.config.hidden)
     for i, run in enumerate(runs):
         if not run:  # loose

@@ -29,11 +29,11 @@ def one_update(rule: UpdateRule, network: nn.Module, seed: int = 0) -> list[torc
 
 
 def test_paper_preset_has_the_published_size():
-    rule = UpdateRule(PAPER)
+    rule = UpdateRule(PAPER["ng_gnn"])
     assert count(rule) == 1_384_322
-    assert rule.embedding.position.numel() == 640_000
+    assert rule.reader.embedding.position.numel() == 640_000
     assert count(rule.head) == 34_306
-    assert count(rule.backbone.layers[0]) == 57_664 + 16_640
+    assert count(rule.reader.backbone.layers[0]) == 57_664 + 16_640
 
 
 def test_default_is_smaller_than_the_published_rule_without_its_table():
@@ -73,7 +73,7 @@ def test_paper_preset_pads_kernels_and_biases_as_published():
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, (2, 1)), nn.Conv2d(2, 4, 1))
     network = network.double()
     spec = spec_of_module(network)
-    embedding = UpdateRule(SMALL_PAPER).double().embedding
+    embedding = UpdateRule(SMALL_PAPER).double().reader.embedding
     weights = [p.detach() for p in network.parameters()]
     histories = [[g] for g in random_like(weights, 0)]
     kernels = {kernel.parameter for kernel in spec.kernels}
@@ -160,9 +160,9 @@ def test_default_takes_any_kernel(name):
 @pytest.mark.parametrize("name", ["7x7 stem", "1d", "3d", "even", "flattened"])
 def test_positions_of_a_kernel_are_told_apart(name):
     """Where every scalar of an edge looks the same, only its offset is left to differ by."""
-    rule = random_rule(RuleConfig()).float()
+    rule = random_rule(RuleConfig())
     network = NETWORKS[name]
-    parameters = [torch.ones_like(p) for p in network.parameters()]
+    parameters = [torch.ones_like(p, dtype=torch.float64) for p in network.parameters()]
     state = [State.fresh(p) for p in parameters]
     spec = spec_of_module(network)
     with torch.no_grad():

@@ -205,7 +205,7 @@ def test_gradient_in_a_weight_of_the_rule_is_the_slope():
         deltas, _ = update(rule, spec, parameters, gradients, state)
         return sum((d * t).sum() for d, t in zip(deltas, random_like(deltas, 1), strict=True))
 
-    for weight in (rule.head.last.bias, rule.backbone.layers[0].film.weight):
+    for weight in (rule.head.last.bias, rule.reader.backbone.layers[0].film.weight):
         (slope,) = torch.autograd.grad(loss(), weight)
         entry, small = weight.data.view(-1)[:1], 1e-6
         with torch.no_grad():

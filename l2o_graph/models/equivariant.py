@@ -1,0 +1,371 @@
+"""All linear maps between weight spaces that commute with permutations of neurons.
+
+A weight space is a list of tensors, each axis of which runs over a set of neurons that may be
+permuted or over something that has an order. From that alone follows every equivariant linear
+map (Maron et al. 2019 for one tensor, Zhou et al. 2024, "Universal Neural Functionals", for
+many): an axis of the output is tied to an axis of the input on the same neurons or the output is
+constant along it, an input axis that is not tied is averaged over, and fixed axes are mixed
+freely. Each map is an einsum formula; a kernel's to itself are ``ij->ij``, ``ik->ij``,
+``kj->ij`` and ``kl->ij``.
+
+Three published layers are this one, on three specifications:
+
+- NFN-NP (Zhou et al. 2023, "Permutation Equivariant Neural Functionals", section 3): all neurons
+  permutable, ``weight_space(spec, NP)``. Tensors that share neurons exchange rows and columns,
+  all others full means: 4 L^2 + 10 L - 4 maps for an MLP of L layers.
+- NFN-HNP (same): hidden neurons permutable, inputs and outputs fixed, ``weight_space(spec, HNP)``.
+  Every input and output has weights of its own. The released layer also reads full means over
+  inputs and outputs, which are combinations of what it reads already.
+- DWSNet (Navon et al. 2023): the symmetry, therefore the specification and the space of maps, of
+  HNP. Its release differs in what is not linear: it may pool by maximum, and put a small network
+  for a matrix.
+
+Positions of a convolution are a fixed axis in all three.
+"""
+
+import itertools
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.architecture import NetSpec, Role
+
+NP: tuple[Role, ...] = ("input", "hidden", "output")
+HNP: tuple[Role, ...] = ("hidden",)
+
+Labels = tuple[int, ...]  # the letters of one side of an einsum formula
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What an axis of a tensor runs over; equal axes are permuted together.
+
+    Attributes:
+        name: Tells it from others.
+        size: How many entries it has.
+        permutable: Whether their order means nothing.
+    """
+
+    name: str
+    size: int
+    permutable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor of a weight space.
+
+    Attributes:
+        name: For people.
+        axes: What each of its axes runs over, in order.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of each axis."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def free(self) -> tuple[Axis, ...]:
+        """The permutable axes, in order."""
+        return tuple(axis for axis in self.axes if axis.permutable)
+
+    @property
+    def fixed_shape(self) -> tuple[int, ...]:
+        """Size of each axis that has an order."""
+        return tuple(axis.size for axis in self.axes if not axis.permutable)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Positions of the fixed axes, then of the permutable ones."""
+        return tuple(sorted(range(len(self.axes)), key=lambda a: self.axes[a].permutable))
+
+
+@dataclass(frozen=True, slots=True)
+class BasisMap:
+    """A map from one tensor to another, up to what it does to channels and fixed axes.
+
+    Attributes:
+        source: Index of the tensor that it reads.
+        target: Index of the tensor that it writes.
+        reads: A label for each permutable axis of the source.
+        writes: The same for the target. A label on both sides ties the axes that bear it, one on
+            the left alone is averaged over, one on the right alone is broadcast. A label twice
+            on a side is that side's diagonal, which occurs where a tensor has an axis twice.
+    """
+
+    source: int
+    target: int
+    reads: Labels
+    writes: Labels
+
+    @property
+    def tied(self) -> Labels:
+        """Labels on both sides, in the order of the right."""
+        return tuple(label for label in dict.fromkeys(self.writes) if label in self.reads)
+
+    def __str__(self) -> str:
+        reads, writes = ("".join(map(_letter, side)) for side in (self.reads, self.writes))
+        return f"{reads}->{writes}"
+
+
+def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpec, ...]:
+    """The parameters of a network as a weight space.
+
+    Args:
+        spec: The network, all of it kernels and biases.
+        permutable: Roles of the neurons whose order means nothing: ``NP`` or ``HNP``.
+
+    Returns:
+        A tensor for each parameter, in order: (out, in, *positions) or (out,). A linear layer
+        behind a flattened map has one position for each pixel, so its parameter is to be viewed
+        in the shape given here.
+
+    Raises:
+        ValueError: When a parameter is loose: nothing is known of what permutes it.
+    """
+    if spec.loose:
+        names = ", ".join(repr(spec.names[i]) for i in spec.loose)
+        raise ValueError(f"expected only kernels and biases, found loose parameters {names}")
+    neurons = [
+        Axis(f"neurons {n}", one.size, one.role in permutable) for n, one in enumerate(spec.neurons)
+    ]
+    axes: dict[int, tuple[Axis, ...]] = {b.parameter: (neurons[b.neurons],) for b in spec.biases}
+    for kernel in spec.kernels:
+        positions = [Axis("position", size, False) for size in kernel.positions]
+        axes[kernel.parameter] = (neurons[kernel.target], neurons[kernel.source], *positions)
+    return tuple(TensorSpec(name, axes[i]) for i, name in enumerate(spec.names))
+
+
+def basis(space: Sequence[TensorSpec]) -> list[BasisMap]:
+    """Every map between two tensors of a space, for all pairs: linearly independent, and complete.
+
+    A map stands for as many as there are pairs of entries of the two tensors' fixed axes.
+    """
+    pairs = itertools.product(range(len(space)), repeat=2)
+    return [m for s, t in pairs for m in _maps_between(s, space[s], t, space[t])]
+
+
+def _maps_between(s: int, source: TensorSpec, t: int, target: TensorSpec) -> Iterator[BasisMap]:
+    """Every map from the source, tensor s, to the target, tensor t.
+
+    The axes of both on the same neurons are divided into groups of tied axes in every way. With
+    more groups than neurons, the map would be a combination of others.
+    """
+    axes = (*target.free, *source.free)
+    neurons = list(dict.fromkeys(axes))
+    ways = (_partitions(axes.count(one), one.size) for one in neurons)
+    for way in itertools.product(*ways):
+        groups = {one: iter(labels) for one, labels in zip(neurons, way, strict=True)}
+        labels = _renumbered([(one, next(groups[one])) for one in axes])
+        cut = len(target.free)
+        yield BasisMap(s, t, labels[cut:], labels[:cut])
+
+
+def _partitions(size: int, most: int) -> list[Labels]:
+    """Every division of so many things into at most ``most`` groups, as each one's group."""
+    if size == 0:
+        return [()]
+    return [
+        (*rest, group)
+        for rest in _partitions(size - 1, most)
+        for group in range(min(max(rest, default=-1) + 2, most))
+    ]
+
+
+def _renumbered(labels: Sequence[object]) -> Labels:
+    """Labels 0, 1, ... in the order in which they first occur."""
+    number = {label: n for n, label in enumerate(dict.fromkeys(labels))}
+    return tuple(number[label] for label in labels)
+
+
+def _letter(label: int) -> str:
+    return chr(ord("i") + label)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What is read of a tensor: its entries on a diagonal, averaged over all but some axes.
+
+    Attributes:
+        source: Index of the tensor.
+        reads: A label for each of its permutable axes.
+        kept: Labels of the axes of the answer.
+    """
+
+    source: int
+    reads: Labels
+    kept: Labels
+
+    @staticmethod
+    def of(m: BasisMap) -> "Pool":
+        """What a map reads; equal for all maps that read the same."""
+        labels = _renumbered((*m.reads, *m.tied))
+        return Pool(m.source, labels[: len(m.reads)], labels[len(m.reads) :])
+
+    def __call__(self, x: Float[Tensor, "B C ..."]) -> Float[Tensor, "B C ..."]:
+        """Average a tensor whose fixed axes are channels."""
+        answer = torch.einsum(
+            x, [0, 1, *(2 + r for r in self.reads)], [0, 1, *(2 + k for k in self.kept)]
+        )
+        size = dict(zip(self.reads, x.shape[2:], strict=True))
+        count = math.prod(n for label, n in size.items() if label not in self.kept)
+        return answer if count == 1 else answer / count
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """All maps to one tensor that write alike: they are added before they are broadcast.
+
+    Attributes:
+        target: Index of the tensor.
+        writes: A label for each of its permutable axes.
+        tied: Labels along which what is written varies.
+        pools: What the maps read.
+    """
+
+    target: int
+    writes: Labels
+    tied: Labels
+    pools: tuple[Pool, ...]
+
+    def broadcast(self, x: Float[Tensor, "B C n"], target: TensorSpec) -> Float[Tensor, "B C ..."]:
+        """Write entries of the tied axes, flattened to n, where they belong.
+
+        Returns:
+            (B, C, *free axes of the target), with size 1 along axes that can be broadcast.
+        """
+        sizes, shape, repeats = [axis.size for axis in target.free], [], []
+        for axis, label in enumerate(self.writes):
+            first = self.writes.index(label)
+            shape.append(sizes[axis] if first == axis and label in self.tied else 1)
+            if first < axis:
+                repeats.append((first, axis))
+        x = x.reshape(*x.shape[:2], *shape)
+        for pair in repeats:
+            sides = [sizes[axis] if axis in pair else 1 for axis in range(len(sizes))]
+            x = x * torch.eye(max(sides), dtype=x.dtype, device=x.device).view(sides)
+        return x
+
+
+class EquivariantLinear(nn.Module):
+    """Every equivariant affine map of a weight space, one matrix of channels for each.
+
+    Maps that write alike share one matrix product. Fixed axes are folded into the channels, and
+    a constant 1 is one more tensor to read, which gives each output its biases: one for each
+    channel and fixed index, equal along the permutable axes. At first, each matrix has an equal
+    share in the mean square of the output: inputs of unit size give outputs of unit size when
+    all agree, and when they are independent no less than the share of the identity.
+
+    Args:
+        space: The tensors; where axes are equal, they are permuted together.
+        in_channels: Features of each entry.
+        out_channels: Features of each entry of the answer.
+
+    Raises:
+        ValueError: When permutable axes of the same name differ in size.
+    """
+
+    def __init__(self, space: Sequence[TensorSpec], in_channels: int, out_channels: int):
+        super().__init__()
+        _check_names(space)
+        self.space = tuple(space)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        one = TensorSpec("one", ())
+        self.landings: list[Landing] = []
+        self.weights = nn.ParameterList()
+        for t, target in enumerate(self.space):
+            landings: dict[tuple[Labels, Labels], list[Pool]] = {}
+            for s, source in enumerate((*self.space, one)):
+                for m in _maps_between(s, source, t, target):
+                    landings.setdefault((m.writes, m.tied), []).append(Pool.of(m))
+            # The least first: a sum has the full size only once a term has.
+            for writes, tied in sorted(landings, key=lambda landing: len(landing[1])):
+                landing = Landing(t, writes, tied, tuple(landings[writes, tied]))
+                fan_in = sum(self._channels(pool.source) for pool in landing.pools)
+                outputs = out_channels * math.prod(target.fixed_shape)
+                weight = torch.randn(outputs, fan_in) / math.sqrt(fan_in * len(landings))
+                self.landings.append(landing)
+                self.weights.append(nn.Parameter(weight))
+
+    def _channels(self, source: int) -> int:
+        """Channels and fixed entries of a tensor, or of the constant."""
+        if source == len(self.space):
+            return 1
+        return self.in_channels * math.prod(self.space[source].fixed_shape)
+
+    def forward(self, tensors: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, "..."]]:
+        """Map the features of a weight space.
+
+        Args:
+            tensors: (B, C, *shape) or (C, *shape) of each tensor, C = ``in_channels``.
+
+        Returns:
+            The same with ``out_channels``.
+
+        Raises:
+            ValueError: When a tensor is missing or has another shape.
+        """
+        batched = self._check(tensors)
+        folded = [
+            _folded(spec, x if batched else x[None])
+            for spec, x in zip(self.space, tensors, strict=True)
+        ]
+        folded.append(folded[0].new_ones(len(folded[0]), 1))
+        needed = dict.fromkeys(pool for landing in self.landings for pool in landing.pools)
+        pools = {pool: pool(folded[pool.source]) for pool in needed}
+        answer: dict[int, Tensor] = {}
+        for landing, weight in zip(self.landings, self.weights, strict=True):
+            read = [pools[pool] for pool in landing.pools]
+            read = torch.cat(read, dim=1) if len(read) > 1 else read[0]
+            mixed = weight @ read[..., None].flatten(2)
+            t = landing.target
+            term = landing.broadcast(mixed, self.space[t])
+            answer[t] = answer[t] + term if t in answer else term
+        unfolded = [_unfolded(spec, answer[t]) for t, spec in enumerate(self.space)]
+        return unfolded if batched else [x[0] for x in unfolded]
+
+    def _check(self, tensors: Sequence[Tensor]) -> bool:
+        """Refuse what does not fit; whether there is a batch axis."""
+        if len(tensors) != len(self.space):
+            raise ValueError(f"expected {len(self.space)} tensors, found {len(tensors)}")
+        batched = tensors[0].dim() == 2 + len(self.space[0].axes)
+        batch = tensors[0].shape[:1] if batched else ()
+        for spec, x in zip(self.space, tensors, strict=True):
+            expected = (*batch, self.in_channels, *spec.shape)
+            if tuple(x.shape) != expected:
+                raise ValueError(
+                    f"tensor '{spec.name}': expected shape {expected}, found {tuple(x.shape)}"
+                )
+        return batched
+
+
+def _check_names(space: Sequence[TensorSpec]) -> None:
+    known: dict[str, Axis] = {}
+    for spec in space:
+        for axis in spec.free:
+            if known.setdefault(axis.name, axis) != axis:
+                raise ValueError(
+                    f"tensor '{spec.name}': axis '{axis.name}' has size {axis.size} here "
+                    f"and {known[axis.name].size} elsewhere"
+                )
+
+
+def _folded(spec: TensorSpec, x: Tensor) -> Float[Tensor, "B C ..."]:
+    """(B, C, *shape) -> (B, C * fixed, *free)."""
+    x = x.permute(0, 1, *(2 + axis for axis in spec.order))
+    return x.flatten(1, 1 + len(spec.fixed_shape))
+
+
+def _unfolded(spec: TensorSpec, x: Tensor) -> Float[Tensor, "B C ..."]:
+    """(B, C * fixed, *free) -> (B, C, *shape)."""
+    x = x.unflatten(1, (-1, *spec.fixed_shape))
+    back = sorted(range(len(spec.order)), key=lambda axis: spec.order[axis])
+    return x.permute(0, 1, *(2 + axis for axis in back))

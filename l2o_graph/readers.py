@@ -1,0 +1,205 @@
+"""Features of a network in training -> a state for every cell of every parameter.
+
+A reader is what a learned optimizer knows beyond a parameter's own features. "ng_gnn", "ng_t" and
+"nfn" read the neurons that a parameter joins, "lstm" the tensors before its own, "ff" nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.features import NUM_LOG_SIGN
+from l2o_graph.graph import Topology
+from l2o_graph.models.embedding import OffsetEmbedding, PaddedEmbedding, Part, Scalars
+from l2o_graph.models.nfn import NFN
+from l2o_graph.models.ng_gnn import NGGNN, Chunk
+from l2o_graph.observation import NUM_FEATURES
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
+class Group:
+    """Parts that are worked on together.
+
+    Attributes:
+        parts: Pieces of kernels, or all biases, or a run of a loose parameter.
+        chunk: The pieces, where the parts are of kernels; else empty.
+        biases: Whether the parts are the biases.
+    """
+
+    parts: tuple[Part, ...]
+    chunk: Chunk = ()
+    biases: bool = False
+
+    def cells(self) -> list[int]:
+        """Cells of each part."""
+        return [(p.stop - p.start) // math.prod(p.positions) for p in self.parts]
+
+
+Features = Callable[[Group], Scalars]
+States = Callable[[Group], Float[Tensor, "cells C"]]
+
+
+class GraphReader(nn.Module):
+    """The state of the edge or the node that a cell is; none, zeros, outside the graph.
+
+    Args:
+        embedding: Features -> first states of edges and nodes.
+        backbone: Passes them along the graph; see ``NGGNN``.
+        of_edge: Both states of an edge -> C channels.
+        of_node: The state of a node -> C channels.
+        size: C.
+    """
+
+    def __init__(
+        self,
+        embedding: OffsetEmbedding | PaddedEmbedding,
+        backbone: nn.Module,
+        of_edge: nn.Module,
+        of_node: nn.Module,
+        size: int,
+    ):
+        super().__init__()
+        self.embedding, self.backbone = embedding, backbone
+        self.of_edge, self.of_node = of_edge, of_node
+        self.size = size
+
+    def forward(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
+        """Read the network.
+
+        Args:
+            topology: Where everything lies.
+            groups: All cells of all parameters.
+            features: Gives the features of a group.
+
+        Returns:
+            What gives the states of a group's cells.
+        """
+        of_chunk = {group.chunk: group for group in groups if group.chunk}
+        of_biases = [features(group) for group in groups if group.biases]
+        nothing = Scalars((), next(self.parameters()).new_zeros(NUM_FEATURES, 0))
+        nodes = self.embedding.nodes(topology, *(of_biases or [nothing]))
+
+        def first_edges(chunk: Chunk) -> Tensor:
+            return self.embedding.edges(features(of_chunk[chunk]))
+
+        edges = first_edges
+        if of_chunk:
+            nodes, edges = self.backbone(topology, tuple(of_chunk), nodes, first_edges)
+
+        def states(group: Group) -> Tensor:
+            if group.chunk:
+                return self.of_edge(edges(group.chunk))
+            if group.biases:
+                at = [topology.nodes(b.neurons) for b in topology.spec.biases]
+                return self.of_node(torch.cat([nodes[where] for where in at]))
+            # No neuron, no state: the features have to do.
+            return nodes.new_zeros(sum(group.cells()), self.size)
+
+        return states
+
+
+class TensorReader(nn.Module):
+    """One state a tensor: an LSTM that runs across the tensors, in the order of the parameters.
+
+    What it reads of a tensor is the mean over its parameters of a small network of their
+    features. It starts anew at every step: its memory is of tensors, not of time.
+
+    Source:
+        The LSTM baseline of Kofinas et al. 2024, section 4.3.
+    """
+
+    def __init__(self, features: int, hidden: int):
+        super().__init__()
+        self.features, self.size = features, hidden
+        self.read = nn.Sequential(*two_layers(features, hidden))
+        self.cell = nn.LSTMCell(hidden, hidden)
+
+    def forward(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
+        """Read the network; as for ``GraphReader``."""
+        sizes = [max(math.prod(shape), 1) for shape in topology.spec.shapes]
+        zero = self.cell.weight_hh.new_zeros(1, self.size)
+        mean = [zero] * len(sizes)
+        for group in groups:
+            scalars = features(group)
+            read = self.read(scalars.x[: self.features].T)
+            runs = read.split([part.stop - part.start for part in group.parts])
+            for part, run in zip(group.parts, runs, strict=True):
+                i = part.parameter
+                mean[i] = mean[i] + run.sum(0, keepdim=True) / sizes[i]
+        memory, tensors = (zero, zero), []
+        for x in mean:
+            memory = self.cell(x, memory)
+            tensors.append(memory[0])
+
+        def states(group: Group) -> Tensor:
+            copies = zip(group.parts, group.cells(), strict=True)
+            return torch.cat([tensors[part.parameter].expand(n, -1) for part, n in copies])
+
+        return states
+
+
+class NoReader(nn.Module):
+    """No state: every parameter by itself (the FF baseline of Kofinas et al. 2024)."""
+
+    size = 0
+
+    def forward(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
+        """Read nothing."""
+        return lambda group: features(group).x.new_zeros(sum(group.cells()), 0)
+
+
+class ForwardEdges(nn.Sequential):
+    """The paper's readout of edges: a small network on the forward state, the reverse unread."""
+
+    def forward(self, input: Float[Tensor, "2 E H"]) -> Float[Tensor, "E H"]:
+        """Map the forward states."""
+        return super().forward(input[0])
+
+
+class BothEdges(nn.Module):
+    """A linear map of an edge's forward and reverse states together."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.map = nn.Linear(2 * hidden, hidden)
+
+    def forward(self, edges: Float[Tensor, "2 E H"]) -> Float[Tensor, "E H"]:
+        """Map the two states of each edge."""
+        of_forward, of_reverse = self.map.weight.chunk(2, dim=1)
+        forward = torch.addmm(self.map.bias, edges[0], of_forward.T)
+        return torch.addmm(forward, edges[1], of_reverse.T)
+
+
+def two_layers(inputs: int, hidden: int) -> list[nn.Module]:
+    """Two linear maps with a ReLU between them."""
+    return [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden)]
+
+
+def backbone_of(model: str, hidden: int, layers: int) -> nn.Module:
+    """The graph network of that name."""
+    return {"ng_gnn": NGGNN, "nfn": NFN}[model](hidden, layers)
+
+
+Reader = GraphReader | TensorReader | NoReader
+
+
+def reader_of(model: str, preset: str, hidden: int, layers: int, inner: int) -> Reader:
+    """What reads the network for a model: see ``RuleConfig``."""
+    paper = preset == "paper"
+    if model == "ff":
+        return NoReader()
+    if model == "lstm":
+        return TensorReader(NUM_LOG_SIGN if paper else NUM_FEATURES, hidden)
+    backbone = backbone_of(model, hidden, layers)
+    if paper:
+        of_edge, of_node = (two_layers(hidden, hidden) for _ in range(2))
+        embedding = PaddedEmbedding(hidden)
+        return GraphReader(
+            embedding, backbone, ForwardEdges(*of_edge), nn.Sequential(*of_node), hidden
+        )
+    embedding = OffsetEmbedding(NUM_FEATURES, hidden, inner)
+    return GraphReader(embedding, backbone, BothEdges(hidden), nn.Linear(hidden, hidden), hidden)
