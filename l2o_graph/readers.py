@@ -17,6 +17,7 @@ from l2o_graph.graph import Topology
 from l2o_graph.models.embedding import OffsetEmbedding, PaddedEmbedding, Part, Scalars
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN, Chunk
+from l2o_graph.models.ng_t import NGT
 from l2o_graph.observation import NUM_FEATURES
 
 
@@ -115,7 +116,7 @@ class TensorReader(nn.Module):
     def __init__(self, features: int, hidden: int):
         super().__init__()
         self.features, self.size = features, hidden
-        self.read = nn.Sequential(*two_layers(features, hidden))
+        self.read = nn.Sequential(*linear_maps(features, hidden, 2))
         self.cell = nn.LSTMCell(hidden, hidden)
 
     def forward(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
@@ -174,14 +175,12 @@ class BothEdges(nn.Module):
         return torch.addmm(forward, edges[1], of_reverse.T)
 
 
-def two_layers(inputs: int, hidden: int) -> list[nn.Module]:
-    """Two linear maps with a ReLU between them."""
-    return [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden)]
-
-
-def backbone_of(model: str, hidden: int, layers: int) -> nn.Module:
-    """The graph network of that name."""
-    return {"ng_gnn": NGGNN, "nfn": NFN}[model](hidden, layers)
+def linear_maps(inputs: int, hidden: int, count: int) -> list[nn.Module]:
+    """So many linear maps with a ReLU between each two."""
+    maps: list[nn.Module] = [nn.Linear(inputs, hidden)]
+    for _ in range(count - 1):
+        maps += [nn.ReLU(), nn.Linear(hidden, hidden)]
+    return maps
 
 
 Reader = GraphReader | TensorReader | NoReader
@@ -194,12 +193,23 @@ def reader_of(model: str, preset: str, hidden: int, layers: int, inner: int) -> 
         return NoReader()
     if model == "lstm":
         return TensorReader(NUM_LOG_SIGN if paper else NUM_FEATURES, hidden)
-    backbone = backbone_of(model, hidden, layers)
     if paper:
-        of_edge, of_node = (two_layers(hidden, hidden) for _ in range(2))
-        embedding = PaddedEmbedding(hidden)
-        return GraphReader(
-            embedding, backbone, ForwardEdges(*of_edge), nn.Sequential(*of_node), hidden
-        )
+        return _paper_reader(model, hidden, layers)
+    backbone = {"ng_gnn": NGGNN, "ng_t": NGT, "nfn": NFN}[model](hidden, layers)
     embedding = OffsetEmbedding(NUM_FEATURES, hidden, inner)
     return GraphReader(embedding, backbone, BothEdges(hidden), nn.Linear(hidden, hidden), hidden)
+
+
+def _paper_reader(model: str, hidden: int, layers: int) -> GraphReader:
+    """The graph readers of Kofinas et al. 2024, by their supplement."""
+    if model == "ng_t":  # with axial mixing, no reverse features, one readout for edges and nodes
+        backbone = NGT(hidden, layers, edge_hidden=2 * hidden, axial=True)
+        embedding = PaddedEmbedding(hidden, reverse=False)
+        readout = linear_maps(hidden, hidden, 3)
+        return GraphReader(
+            embedding, backbone, ForwardEdges(*readout), nn.Sequential(*readout), hidden
+        )
+    backbone = {"ng_gnn": NGGNN, "nfn": NFN}[model](hidden, layers)
+    of_edge, of_node = (linear_maps(hidden, hidden, 2) for _ in range(2))
+    embedding = PaddedEmbedding(hidden)
+    return GraphReader(embedding, backbone, ForwardEdges(*of_edge), nn.Sequential(*of_node), hidden)

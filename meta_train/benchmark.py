@@ -438,17 +438,18 @@ def _mean_accuracy(records: Sequence[Record]) -> float:
 
 
 def _accuracy(records: Sequence[Record]) -> str:
-    text = _spread([100 * r.accuracy for r in records], 2)
+    text = spread([100 * r.accuracy for r in records], 2)
     diverged = sum(r.diverged for r in records)
     return text + (f", {diverged} of {len(records)} diverged" if diverged else "")
 
 
 def _loss(records: Sequence[Record]) -> str:
     losses = [r.final_loss for r in records if r.final_loss is not None]
-    return _spread(losses, 3) if losses else "diverged"
+    return spread(losses, 3) if losses else "diverged"
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and, of more than one value, standard deviation."""
     text = f"{fmean(values):.{digits}f}"
     return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 

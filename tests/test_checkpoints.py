@@ -178,6 +178,8 @@ def test_other_feature_version(version, path):
         ("7", "TypeError"),
         ('{"depth": 3}', "depth"),
         ('{"preset": "papper"}', "'papper'"),
+        ('{"model": "gnn"}', "'gnn'"),
+        ('{"direction": "down"}', "'down'"),
         ('{"hidden": 0}', "hidden: expected at least 1, found 0"),
         ('{"layers": -1}', "layers: expected at least 1, found -1"),
         ('{"inner": "8"}', "inner"),

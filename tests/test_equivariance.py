@@ -18,6 +18,12 @@ from l2o_graph.zoo.registry import save_checkpoint
 
 PRESETS = ["nominal", "paper"]
 RULES = {preset: random_rule(RuleConfig(preset, 8, 2, 8)) for preset in PRESETS}
+OTHERS = {
+    model: random_rule(RuleConfig("nominal", 8, 2, 8, model, direction))
+    for model, direction in (
+        ("ng_t", "orthogonal"), ("nfn", "momentum"), ("lstm", "momentum"), ("ff", "momentum")
+    )
+}  # fmt: skip
 IMAGES = [(3, 3), (1, 5)]  # a map that flattens to a square kernel, and one that does not
 
 Orders = list[Tensor]  # for each set of neurons, the order in which to put them
@@ -152,12 +158,12 @@ def checkpoint(request, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", [*RULES, *OTHERS])
 @settings(max_examples=20)
 @given(permutations())
-def test_updates_of_a_permuted_network_are_the_permuted_updates(preset, drawn):
+def test_updates_of_a_permuted_network_are_the_permuted_updates(name, drawn):
     network, _, orders = drawn
-    assert error_of_updates(RULES[preset], network, orders) < 1e-5
+    assert error_of_updates((RULES | OTHERS)[name], network, orders) < 1e-5
 
 
 @settings(max_examples=20)

@@ -149,15 +149,19 @@ class PaddedEmbedding(nn.Module):
     Kofinas et al. 2024, sections 3.1 and 3.2, with the sizes of their optimizer experiments: a
     kernel is centred in ``max_kernel`` x ``max_kernel`` positions and all their features are
     one edge feature; forward edges read [x, 0, x], reverse edges [0, x, x]; a bias takes the
-    centre of as many positions. The table of ``table`` rows is sinusoidal at first and trained:
-    a row for each input, one for each hidden layer, one for each output.
+    centre of as many positions. Without ``reverse`` a forward edge reads x alone and a reverse
+    edge is 0, as where there is no edge. The table of ``table`` rows is sinusoidal at first and
+    trained: a row for each input, one for each hidden layer, one for each output.
     """
 
-    def __init__(self, hidden: int = 64, max_kernel: int = 5, table: int = 10_000):
+    def __init__(
+        self, hidden: int = 64, max_kernel: int = 5, table: int = 10_000, reverse: bool = True
+    ):
         super().__init__()
-        self.max_kernel = max_kernel
+        self.max_kernel, self.reverse = max_kernel, reverse
         width = NUM_LOG_SIGN * max_kernel**2
-        self.edge = nn.Sequential(nn.Linear(3 * width, hidden), nn.Linear(hidden, hidden))
+        read = 3 * width if reverse else width
+        self.edge = nn.Sequential(nn.Linear(read, hidden), nn.Linear(hidden, hidden))
         self.node = nn.Sequential(nn.Linear(width, hidden), nn.Linear(hidden, hidden))
         self.position = nn.Parameter(_wave(table, hidden))
 
@@ -190,6 +194,9 @@ class PaddedEmbedding(nn.Module):
             cells.append(self._padded(scalars.x[:, at : at + size], part.positions))
             at += size
         x = torch.cat(cells)
+        if not self.reverse:
+            forward = self.edge(x)
+            return torch.stack([forward, torch.zeros_like(forward)])
         nothing = torch.zeros_like(x)
         forward, reverse = torch.cat([x, nothing, x], dim=1), torch.cat([nothing, x, x], dim=1)
         return self.edge(torch.stack([forward, reverse]))

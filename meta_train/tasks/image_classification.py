@@ -1,5 +1,6 @@
 """Classify images with a small CNN or MLP (REFERENCE net: Kofinas et al. 2024, appendix)."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,22 +16,27 @@ BATCH = 128
 TEST_BATCH = 1000
 
 
-def cnn(channels: int, size: int, width: int) -> nn.Module:
-    """Three convolutions, global average pooling and a linear layer: the paper's optimizee.
+def cnn(channels: int, size: int, width: int, depth: int = 3, norm: int = 0) -> nn.Module:
+    """Convolutions, global average pooling and a linear layer: the paper's optimizee.
 
     14,378 parameters for one channel and width 16, 56,970 for three and width 32.
+
+    Args:
+        channels: Of an image.
+        size: Of an image; any.
+        width: Channels after the first convolution, which has stride 2; twice as many later.
+        depth: Convolutions.
+        norm: 1 for a BatchNorm after each convolution.
     """
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(2 * width, CLASSES),
-    )
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        source, target = (channels, width, 2 * width)[min(i, 2)], width if i == 0 else 2 * width
+        stride, padding = (2, 0) if i == 0 else (1, 1)
+        layers.append(nn.Conv2d(source, target, 3, stride=stride, padding=padding))
+        layers += [nn.BatchNorm2d(target), nn.ReLU()] if norm else [nn.ReLU()]
+    last = width if depth == 1 else 2 * width
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, CLASSES)]
+    return nn.Sequential(*layers)
 
 
 def mlp(channels: int, size: int, width: int) -> nn.Module:
@@ -77,11 +83,13 @@ class ImageProblem:
         """Test accuracy in [0, 1]."""
         right = 0
         images = self._images
+        self.module.eval()
         for x, y in zip(
             images.test_x.split(TEST_BATCH), images.test_y.split(TEST_BATCH), strict=True
         ):
             x, y = self._on_device(x, y)
             right += int((self._logits(parameters, x).argmax(1) == y).sum())
+        self.module.train()
         return right / len(images.test_y)
 
     def _on_device(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,28 +107,60 @@ class ImageTask:
         dataset: A name that ``load_images`` knows.
         build: (channels, size, width) -> network.
         width: Of the task's own network.
+        batch: Images in a batch.
+        shape: What else the network is built with.
     """
 
-    def __init__(self, dataset: str, build: Callable[[int, int, int], nn.Module], width: int):
+    def __init__(
+        self,
+        dataset: str,
+        build: Callable[..., nn.Module],
+        width: int,
+        batch: int = BATCH,
+        **shape: int,
+    ):
         self.dataset, self.build, self.width = dataset, build, width
+        self.batch, self.shape = batch, shape
         self._images: Images | None = None
+        self._same_images: ImageTask | None = None  # of which this is a variant
+
+    def variant(self, **settings: int) -> "ImageTask":
+        """The same task with another ``batch``, ``width`` or shape of network.
+
+        Raises:
+            ValueError: For a setting that the network does not take, or one of 0 where nothing
+                can be built of it.
+        """
+        takes = list(inspect.signature(self.build).parameters)[2:]  # after channels and size
+        for key, value in settings.items():
+            if key not in ("batch", *takes):
+                raise ValueError(f"expected one of {['batch', *takes]}, found '{key}'")
+            if key != "norm" and value < 1:
+                raise ValueError(f"{key}: expected at least 1, found {value}")
+        changed = {"width": self.width, "batch": self.batch, **self.shape, **settings}
+        other = ImageTask(self.dataset, self.build, **changed)
+        other._same_images = self
+        return other
 
     def load(self, root: str | Path | None) -> str:
         """Load the images."""
+        if self._same_images is not None:
+            self._same_images.load(root)
+            self._images = self._same_images._images
         if self._images is None:
             self._images = load_images(self.dataset, root)
         return self._images.name
 
     def problem(self, seed: int, device: torch.device) -> ImageProblem:
         """The task's own network and batch size."""
-        return self._problem(seed, device, self.width, BATCH)
+        return self._problem(seed, device, self.width, self.batch)
 
     def variation(self, seed: int, device: torch.device) -> ImageProblem:
         """Half to once as wide, batches of 64 to 128, log-uniform: time goes further there."""
         generator = torch.Generator().manual_seed(seed)
         narrower, smaller = torch.rand(2, generator=generator).tolist()
         width = round(self.width * 2.0**-narrower)
-        return self._problem(seed, device, width, round(BATCH * 2.0**-smaller))
+        return self._problem(seed, device, width, round(self.batch * 2.0**-smaller))
 
     def _problem(self, seed: int, device: torch.device, width: int, batch: int) -> ImageProblem:
         if self._images is None:
@@ -130,5 +170,5 @@ class ImageTask:
         # torch's default initialisation draws from the global generator and takes no other.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = self.build(channels, size, width).to(device)
+            module = self.build(channels, size, width, **self.shape).to(device)
         return ImageProblem(module, images, batch, seed)

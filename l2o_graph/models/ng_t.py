@@ -1,0 +1,360 @@
+"""NG-T: a relational transformer over neurons (Kofinas et al. 2024, section 3.2).
+
+Attention whose queries, keys and values the edges modulate, and edges that are updated from
+their two nodes (Diao & Loynd 2023). As in NG-GNN every edge is walked both ways and has a state
+for each: plane 0 is the forward edge source -> target, plane 1 its reverse.
+
+A pair without an edge, a node and itself among them, has edge state 0. The edges' projections
+have no bias, so its value is 0 as well: such a pair takes weight away from the others and carries
+nothing. That leaves a sum of scores to work out for it, and no state to store.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from l2o_graph.architecture import NetSpec
+from l2o_graph.graph import Topology
+from l2o_graph.models.ng_gnn import Chunk, EdgeStates, over_pieces
+
+# Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
+# scores take 4 MB a head.
+MOST_PAIRS = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What n nodes gathered from some of their pairs: enough to add more of them.
+
+    Attributes:
+        log_mass: Log of the sum of exp(score).
+        mean: Mean of the values, weighted by exp(score).
+        edges: Sums of the states of the edges that lead to each node, and of those that leave it.
+    """
+
+    log_mass: Float[Tensor, "heads n"]
+    mean: Float[Tensor, "heads d n"]
+    edges: Float[Tensor, "2 n C"]
+
+    def beside(self, other: "Gathered") -> "Gathered":
+        """More pairs of the same nodes."""
+        log_mass = torch.logaddexp(self.log_mass, other.log_mass)
+        own = (self.log_mass - log_mass).exp()[:, None]
+        others = (other.log_mass - log_mass).exp()[:, None]
+        mean = torch.addcmul(own * self.mean, others, other.mean)
+        return Gathered(log_mass, mean, self.edges + other.edges)
+
+    @staticmethod
+    def cat(parts: Sequence["Gathered"]) -> "Gathered":
+        """As many pairs of further nodes, in order."""
+        return Gathered(
+            torch.cat([part.log_mass for part in parts], dim=1),
+            torch.cat([part.mean for part in parts], dim=2),
+            torch.cat([part.edges for part in parts], dim=1),
+        )
+
+
+class PostNorm(nn.Module):
+    """x <- LN(x + update), then x <- LN(x + FFN(x))."""
+
+    def __init__(self, size: int, hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.ffn = nn.Sequential(
+            nn.Linear(size, hidden, bias=False), nn.GELU(), nn.Linear(hidden, size)
+        )
+        self.ffn_norm = nn.LayerNorm(size)
+
+    def forward(self, x: Float[Tensor, "*n C"], update: Float[Tensor, "*n C"]) -> Tensor:
+        """Take an update."""
+        x = self.norm(x + update)
+        return self.ffn_norm(x + self.ffn(x))
+
+
+class NodeUpdate(nn.Module):
+    """Attention of every node to its pairs, and the node update.
+
+    For node i and the edge j -> i with state e, D = ``attention`` channels of all heads::
+
+        Q = q_i + W_q e,  K = k_j + W_k e,  V = (W_s e) * v_j + W_v e
+        o_i = sum over j of softmax_j(<Q, K> / sqrt(D)) V
+        x_i <- PostNorm(x_i, W_0 W_out o_i),  with ``axial`` PostNorm(x_i, W_0 o_i)
+    """
+
+    def __init__(self, node: int, edge: int, attention: int, heads: int, hidden: int, axial: bool):
+        super().__init__()
+        self.heads = heads
+        self.averaged = edge if axial else 0  # channels of the edges whose means are asked for
+        self.scale = attention**-0.5
+        self.of_node = nn.Linear(node, 3 * attention, bias=False)  # q, k, v
+        self.of_edge = nn.Linear(edge, 4 * attention, bias=False)  # W_q, W_k, W_s, W_v
+        out = [nn.Linear(attention, node)]
+        self.out = nn.Sequential(*out if axial else [*out, nn.Linear(node, node)])
+        self.post = PostNorm(node, hidden)
+
+    def gather(
+        self,
+        topology: Topology,
+        chunks: Sequence[Chunk],
+        nodes: Float[Tensor, "N H"],
+        edges: EdgeStates,
+        joined: Bool[Tensor, "N N"] | None,
+    ) -> Gathered:
+        """Let all nodes attend.
+
+        Args:
+            topology: Where everything lies.
+            chunks: All rows of all kernels, in order.
+            nodes: States.
+            edges: Gives the states of a chunk's edges.
+            joined: Which pairs to leave to the edges; without it there are no pairs but theirs.
+
+        Returns:
+            What each node gathered. Sums of edges are of no channels without ``axial``.
+        """
+        # Channels first: heads are short, and the rows of a grid are what is long.
+        of_node = self.of_node.weight @ nodes.T
+        queries, keys, values = of_node.unflatten(0, (3, self.heads, -1))  # (heads, d, N) each
+        if joined is None:
+            alone = self.scale * (queries * keys).sum(1)
+        else:
+            scores = self.scale * (queries.mT @ keys)
+            alone = scores.masked_fill(joined, -torch.inf).logsumexp(-1)
+        no_value, no_edge = torch.zeros_like(values), nodes.new_zeros(2, len(nodes), self.averaged)
+        reached: list[Gathered] = []  # by each set of neurons
+        for n in range(len(topology.spec.neurons)):
+            own = topology.nodes(n)
+            reached.append(Gathered(alone[:, own], no_value[..., own], no_edge[:, own]))
+
+        by_rows: dict[int, list[Gathered]] = defaultdict(list)  # kernel -> by its targets
+        for chunk in chunks:
+            states = edges(chunk)
+            of_edge = torch.bmm(self.of_edge.weight.expand(2, -1, -1), states.mT)
+            of_edge = of_edge.unflatten(1, (4, self.heads, -1))
+            at = 0
+            for piece in chunk:
+                kernel = topology.spec.kernels[piece.kernel]
+                columns, rows = topology.nodes(kernel.source), topology.nodes(kernel.target)
+                rows = slice(rows.start + piece.start, rows.start + piece.stop)
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                run = slice(at, at + shape[0] * shape[1])
+                at = run.stop
+                grid = states[:, run, : self.averaged].unflatten(1, shape)
+                forward, reverse = of_edge[..., run].unflatten(-1, shape)
+                row_q, row_k, row_v = (x[..., rows, None] for x in (queries, keys, values))
+                col_q, col_k, col_v = (x[..., None, columns] for x in (queries, keys, values))
+                # A forward edge leaves its column and leads to its row, its reverse leads back.
+                into = self._attend(row_q, col_k, col_v, forward, dim=-1)
+                back = self._attend(col_q, row_k, row_v, reverse, dim=-2)
+                by_rows[piece.kernel].append(Gathered(*into, grid.sum(2)))
+                of_columns = Gathered(*back, grid.sum(1).flip(0))
+                reached[kernel.source] = reached[kernel.source].beside(of_columns)
+        for k, parts in by_rows.items():
+            target = topology.spec.kernels[k].target
+            reached[target] = reached[target].beside(Gathered.cat(parts))
+        return Gathered.cat(reached)
+
+    def _attend(
+        self,
+        queries: Float[Tensor, "heads d _ _"],
+        keys: Float[Tensor, "heads d _ _"],
+        values: Float[Tensor, "heads d _ _"],
+        edges: Float[Tensor, "4 heads d rows columns"],
+        dim: int,
+    ) -> tuple[Float[Tensor, "heads n"], Float[Tensor, "heads d n"]]:
+        """Log mass and mean of the values along one of the two sides of a grid."""
+        on_query, on_key, scale, shift = edges
+        scores = self.scale * ((queries + on_query) * (keys + on_key)).sum(1)
+        log_mass = scores.logsumexp(dim)
+        weights = (scores - log_mass.unsqueeze(dim)).exp()
+        mean = (weights[:, None] * torch.addcmul(shift, scale, values)).sum(dim)
+        return log_mass, mean
+
+    def forward(self, nodes: Float[Tensor, "N H"], gathered: Gathered) -> Float[Tensor, "N H"]:
+        """Update the nodes from what they gathered."""
+        return self.post(nodes, self.out(gathered.mean.flatten(0, 1).T))
+
+
+class EdgeUpdate(nn.Module):
+    """The edge update, from the nodes that the layer made.
+
+    For the edge j -> i with state e and the state e' of its reverse::
+
+        h = GELU(W_edge [e; e'] + W_source x_j + W_target x_i + a),  e <- PostNorm(e, W_out h)
+
+    with ``axial`` a = W_column (mean of the edges that leave j) + W_row (mean of those that lead
+    to i), otherwise a = 0.
+    """
+
+    def __init__(self, node: int, edge: int, hidden: int, axial: bool):
+        super().__init__()
+        inner = edge if axial else hidden
+        self.edge = nn.Linear(2 * edge, inner)
+        self.source = nn.Linear(node, inner)
+        self.target = nn.Linear(node, inner)
+        self.column = nn.Linear(edge, inner, bias=False) if axial else None
+        self.row = nn.Linear(edge, inner, bias=False) if axial else None
+        self.out = nn.Linear(inner, edge)
+        self.post = PostNorm(edge, hidden)
+
+    def terms(
+        self, topology: Topology, nodes: Float[Tensor, "N H"], gathered: Gathered
+    ) -> tuple[Float[Tensor, "N inner"], Float[Tensor, "N inner"]]:
+        """What each node adds to the edges that lead to it and to those that leave it."""
+        target, source = self.target(nodes), self.source(nodes)
+        if self.row is not None and self.column is not None:
+            # A node without edges has no one to tell, but 0 / 0 would spoil the gradient.
+            into, out_of = gathered.edges / topology.degree.to(nodes).clamp(min=1)[:, None]
+            target, source = target + self.row(into), source + self.column(out_of)
+        return target, source
+
+    def forward(
+        self,
+        topology: Topology,
+        chunk: Chunk,
+        terms: tuple[Float[Tensor, "N inner"], Float[Tensor, "N inner"]],
+        edges: Float[Tensor, "2 E C"],
+    ) -> Float[Tensor, "2 E C"]:
+        """Update the edges of a chunk."""
+        both = torch.cat([edges, edges.flip(0)], dim=-1)
+        hidden = nn.functional.gelu(self.edge(both) + over_pieces(topology, chunk, *terms))
+        return self.post(edges, self.out(hidden))
+
+
+class NGTLayer(nn.Module):
+    """One round of attention: a node update and an edge update, Xavier weights and zero biases.
+
+    Args:
+        node: Channels of nodes.
+        edge: Channels of edges.
+        attention: Channels of queries, keys and values, all heads together.
+        heads: Heads that share them.
+        node_hidden: Hidden channels of the nodes' feed-forward network.
+        edge_hidden: Hidden channels of the edges' networks.
+        axial: The layer whose size is that of the paper's models, where the released code's is
+            not: the attention has no output map of its own, and an edge also reads the means of
+            the edges that share one of its ends.
+
+    Raises:
+        ValueError: When the heads do not share the attention's channels evenly.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        edge: int,
+        attention: int,
+        heads: int,
+        node_hidden: int,
+        edge_hidden: int,
+        axial: bool = False,
+    ):
+        if attention % heads:
+            raise ValueError(f"expected a multiple of {heads} heads, found {attention} channels")
+        super().__init__()
+        self.node = NodeUpdate(node, edge, attention, heads, node_hidden, axial)
+        self.edge = EdgeUpdate(node, edge, edge_hidden, axial)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        topology: Topology,
+        chunks: Sequence[Chunk],
+        nodes: Float[Tensor, "N H"],
+        edges: EdgeStates,
+        joined: Bool[Tensor, "N N"] | None,
+    ) -> tuple[Float[Tensor, "N H"], EdgeStates]:
+        """Update the nodes, and say how to update the edges of a chunk."""
+        gathered = self.node.gather(topology, chunks, nodes, edges, joined)
+        nodes = self.node(nodes, gathered)
+        terms = self.edge.terms(topology, nodes, gathered)
+        return nodes, lambda chunk: self.edge(topology, chunk, terms, edges(chunk))
+
+
+class NGT(nn.Module):
+    """NG-T: node and edge states in, node and edge states out.
+
+    A node attends to its neighbours along the edges that lead to it, of both planes, and to
+    itself; up to ``most_pairs`` pairs, also to all nodes that it has no edge with. Edges are
+    updated in every layer. The released code updates a state for every pair of nodes; here
+    states live on edges alone, and means over edges (``axial``) are over those there are.
+
+    Left out on purpose: the class token and the attention to padding of the released code, which
+    made a network's answer depend on more than the network, and dropout.
+
+    Args:
+        hidden: Channels of nodes, edges and attention; half of the nodes' feed-forward network's.
+        layers: Rounds of attention.
+        heads: Heads of the attention.
+        edge_hidden: Hidden channels of the edges' networks, ``hidden`` unless said otherwise. The
+            paper's optimizer has ``NGT(32, 2, 4, edge_hidden=64, axial=True)`` by its size.
+        axial: As in ``NGTLayer``.
+        most_pairs: Most pairs of nodes, N * N, for which all are attended to.
+    """
+
+    def __init__(
+        self,
+        hidden: int = 32,
+        layers: int = 2,
+        heads: int = 4,
+        edge_hidden: int | None = None,
+        axial: bool = False,
+        most_pairs: int = MOST_PAIRS,
+    ):
+        super().__init__()
+        self.most_pairs = most_pairs
+        sizes = (hidden, hidden, hidden, heads, 2 * hidden, edge_hidden or hidden)
+        self.layers = nn.ModuleList(NGTLayer(*sizes, axial=axial) for _ in range(layers))
+
+    def forward(
+        self,
+        topology: Topology,
+        chunks: Sequence[Chunk],
+        nodes: Float[Tensor, "N H"],
+        edges: EdgeStates,
+    ) -> tuple[Float[Tensor, "N H"], EdgeStates]:
+        """Attend.
+
+        Args:
+            topology: Where everything lies.
+            chunks: All rows of all kernels, in order.
+            nodes: (N, H) initial states.
+            edges: Gives the initial states (2, E, H) of a chunk's edges.
+
+        Returns:
+            Final node states, and a function that gives a chunk's final edge states. With
+            several chunks these are computed anew wherever they are asked for, as in NG-GNN.
+        """
+        hold = cache if len(chunks) == 1 else _recompute
+        edges, joined = hold(edges), None
+        if len(nodes) ** 2 <= self.most_pairs:
+            joined = joined_pairs(topology.spec).to(nodes.device)
+        for layer in self.layers:
+            nodes, updated = layer(topology, chunks, nodes, edges, joined)
+            edges = hold(updated)
+        return nodes, edges
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
+def joined_pairs(spec: NetSpec) -> Bool[Tensor, "N N"]:
+    """Which pairs of nodes have an edge; a node and itself never, so that each row has a gap."""
+    sizes = torch.tensor([neurons.size for neurons in spec.neurons])
+    of_set = torch.arange(len(sizes)).repeat_interleave(sizes)
+    sets = torch.zeros(len(spec.neurons), len(spec.neurons), dtype=torch.bool)
+    for kernel in spec.kernels:
+        sets[kernel.source, kernel.target] = sets[kernel.target, kernel.source] = True
+    return sets[of_set][:, of_set].fill_diagonal_(False)
+
+
+def _recompute(edges: EdgeStates) -> EdgeStates:
+    return edges

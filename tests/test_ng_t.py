@@ -1,0 +1,363 @@
+"""NG-T against one pair of nodes at a time, and what must not depend on order, size or chunks."""
+
+import math
+
+import pytest
+import torch
+from conftest import random_rule
+from hypothesis import given, settings
+from test_equivariance import error_of_updates, flattening, identity, permutations
+from test_ng_gnn import SPECS as SPECS_WITH_EDGES
+from test_ng_gnn import assert_same_with_gradients, first_states, pairs_of, rows_of
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons, spec_of_module
+from l2o_graph.graph import Topology, topology_of
+from l2o_graph.models.ng_gnn import NGGNN
+from l2o_graph.models.ng_t import MOST_PAIRS, NGT, NGTLayer, joined_pairs
+from l2o_graph.rule import RuleConfig
+
+HIDDEN = 4  # of the first states
+
+
+def joining(pairs: list[tuple[int, int]]) -> NetSpec:
+    """Four sets of neurons, the first biased, and a kernel for each pair of sets."""
+    sizes = [2, 3, 1, 2]
+    kernels = [Kernel(i + 1, source, target, ()) for i, (source, target) in enumerate(pairs)]
+    return NetSpec(
+        names=("bias", *(f"{source}->{target}" for source, target in pairs)),
+        shapes=((2,), *((sizes[target], sizes[source]) for source, target in pairs)),
+        neurons=tuple(Neurons(str(n), size, "hidden", n) for n, size in enumerate(sizes)),
+        kernels=tuple(kernels),
+        biases=(Bias(0, 0),),
+        loose=(),
+    )
+
+
+UNJOINED = joining([])
+SPECS = SPECS_WITH_EDGES | {
+    # Two kernels between the same sets, a set that is joined to itself, and one to nothing.
+    "tangled": joining([(0, 1), (0, 1), (1, 1), (1, 0), (3, 1)]),
+}
+VARIANTS = pytest.mark.parametrize("axial", [False, True], ids=["released", "axial"])
+RANGES = pytest.mark.parametrize("most_pairs", [MOST_PAIRS, 0], ids=["all pairs", "edges"])
+
+
+def noisy(module: nn.Module) -> nn.Module:
+    """In float64, with no weight left at zero or one."""
+    for p in module.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    return module.double()
+
+
+def gathered_states(topology: Topology, states) -> Tensor:
+    """The states that a model's function gives chunk by chunk, one after the other."""
+    return torch.cat([states(chunk) for chunk in topology.chunks(10**6)], dim=1)
+
+
+# The slow twin ---------------------------------------------------------------------------------
+
+
+def normalised(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    centred = x - x.sum() / len(x)
+    deviation = (centred.square().sum() / len(x) + 1e-5).sqrt()
+    return centred / deviation * norm.weight + norm.bias
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x / 2 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def post_norm(post, x: Tensor, update: Tensor) -> Tensor:
+    x = normalised(post.norm, x + update)
+    first, _, last = post.ffn
+    return normalised(post.ffn_norm, x + last.weight @ gelu(first.weight @ x) + last.bias)
+
+
+def slow_layer(layer: NGTLayer, nodes, pairs, states, all_pairs: bool):
+    """One layer, a pair (source, target) and a head at a time."""
+    of_query, of_key, of_value = layer.node.of_node.weight.chunk(3)
+    edge_query, edge_key, edge_scale, edge_value = layer.node.of_edge.weight.chunk(4)
+    zero = layer.node.of_edge.weight.new_zeros(layer.node.of_edge.in_features)
+    heads, channels = layer.node.heads, len(of_query)
+    next_nodes = []
+    for i, x in enumerate(nodes):
+        met = [(j, e) for (j, target), e in zip(pairs, states, strict=True) if target == i]
+        met.append((i, zero))
+        neighbours = {j for j, _ in met}
+        met += [(j, zero) for j in range(len(nodes)) if all_pairs and j not in neighbours]
+        read = []
+        for h in range(heads):
+            of_head = slice(h * channels // heads, (h + 1) * channels // heads)
+            masses, carried = [], []
+            for j, e in met:
+                query = of_query @ x + edge_query @ e
+                key = of_key @ nodes[j] + edge_key @ e
+                value = (edge_scale @ e) * (of_value @ nodes[j]) + edge_value @ e
+                score = query[of_head] @ key[of_head] / math.sqrt(channels)
+                masses.append(score.exp())
+                carried.append(score.exp() * value[of_head])
+            read.append(sum(carried) / sum(masses))
+        update = torch.cat(read)
+        for linear in layer.node.out:
+            update = linear.weight @ update + linear.bias
+        next_nodes.append(post_norm(layer.node.post, x, update))
+
+    edge, next_states = layer.edge, []
+    for n, ((j, i), e) in enumerate(zip(pairs, states, strict=True)):
+        reverse = states[(n + len(pairs) // 2) % len(pairs)]
+        hidden = edge.edge.weight @ torch.cat([e, reverse]) + edge.edge.bias
+        hidden = hidden + edge.source.weight @ next_nodes[j] + edge.source.bias
+        hidden = hidden + edge.target.weight @ next_nodes[i] + edge.target.bias
+        if edge.row is not None:
+            leaving = [s for s, (source, _) in zip(states, pairs, strict=True) if source == j]
+            leading = [s for s, (_, target) in zip(states, pairs, strict=True) if target == i]
+            hidden = hidden + edge.column.weight @ (sum(leaving) / len(leaving))
+            hidden = hidden + edge.row.weight @ (sum(leading) / len(leading))
+        next_states.append(post_norm(edge.post, e, edge.out.weight @ gelu(hidden) + edge.out.bias))
+    return next_nodes, next_states
+
+
+# Equality --------------------------------------------------------------------------------------
+
+
+@VARIANTS
+@RANGES
+@pytest.mark.parametrize("most", [10**6, 5, 1])
+@pytest.mark.parametrize("name", SPECS)
+def test_layer_equals_the_loop_over_pairs(name, most, most_pairs, axial):
+    topology = topology_of(SPECS[name])
+    sizes = {"node": HIDDEN, "edge": 3, "attention": 6, "heads": 2}
+    layer = noisy(NGTLayer(**sizes, node_hidden=5, edge_hidden=7, axial=axial))
+    nodes, edges = first_states(topology)
+    edges = edges[..., :3].detach().requires_grad_()
+    chunks = topology.chunks(most)
+    joined = joined_pairs(topology.spec) if most_pairs else None
+    found_nodes, states = layer(topology, chunks, nodes, rows_of(topology, edges), joined)
+    found_edges = torch.cat([states(chunk) for chunk in chunks], dim=1).flatten(0, 1)
+    slow = slow_layer(
+        layer, list(nodes), pairs_of(topology), list(edges.flatten(0, 1)), all_pairs=most_pairs > 0
+    )
+    assert_same_with_gradients(
+        [found_nodes, found_edges],
+        [torch.stack(part) for part in slow],
+        [nodes, edges, *layer.parameters()],
+    )
+
+
+@VARIANTS
+@RANGES
+@pytest.mark.parametrize("most", [10**6, 5])
+@pytest.mark.parametrize("name", ["cnn", "tangled"])
+def test_model_equals_the_loop_over_pairs(name, most, most_pairs, axial):
+    topology = topology_of(SPECS[name])
+    model = noisy(NGT(HIDDEN, layers=3, heads=2, axial=axial, most_pairs=most_pairs))
+    nodes, edges = first_states(topology)
+    chunks = topology.chunks(most)
+    last_nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
+    last_edges = torch.cat([states(chunk) for chunk in chunks], dim=1).flatten(0, 1)
+    slow = list(nodes), list(edges.flatten(0, 1))
+    for layer in model.layers:
+        slow = slow_layer(layer, slow[0], pairs_of(topology), slow[1], all_pairs=most_pairs > 0)
+    assert_same_with_gradients(
+        [last_nodes, last_edges],
+        [torch.stack(part) for part in slow],
+        [nodes, edges, *model.parameters()],
+    )
+
+
+@VARIANTS
+@RANGES
+def test_a_network_without_kernels_is_nodes_alone(most_pairs, axial):
+    topology = topology_of(UNJOINED)
+    model = noisy(NGT(HIDDEN, layers=2, axial=axial, most_pairs=most_pairs))
+    nodes, _ = first_states(topology)
+    found, _ = model(topology, topology.chunks(10**6), nodes, rows_of(topology, nodes[None, :0]))
+    expected = list(nodes)
+    for layer in model.layers:
+        expected, _ = slow_layer(layer, expected, [], [], all_pairs=most_pairs > 0)
+    torch.testing.assert_close(found, torch.stack(expected))
+    found.square().sum().backward()
+    used = [p.grad for p in model.parameters() if p.grad is not None]
+    assert used and all(gradient.isfinite().all() for gradient in used)
+
+
+@RANGES
+def test_scores_of_any_size_are_finite(most_pairs):
+    topology = topology_of(SPECS["branched"])
+    layer = NGTLayer(HIDDEN, HIDDEN, HIDDEN, 2, HIDDEN, HIDDEN).double()
+    nodes, edges = first_states(topology)
+    joined = joined_pairs(topology.spec) if most_pairs else None
+    chunks = topology.chunks(5)
+    for p in (layer.node.of_node.weight, layer.node.of_edge.weight):
+        p.data *= 1e3  # scores in the millions, whose exponentials are not
+    found, states = layer(topology, chunks, nodes, rows_of(topology, edges), joined)
+    (found.sum() + states(chunks[0]).square().sum()).backward()
+    assert found.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+# What is told apart and what is not ------------------------------------------------------------
+
+
+def rule_with(axial: bool, most_pairs: int):
+    """A whole optimizer, since only its first states tell inputs and outputs apart."""
+    rule = random_rule(RuleConfig("nominal", 8, 2, 8))
+    (name,) = [name for name, module in rule.named_modules() if isinstance(module, NGGNN)]
+    rule.set_submodule(name, noisy(NGT(8, 2, axial=axial, most_pairs=most_pairs)))
+    return rule
+
+
+@VARIANTS
+@RANGES
+@settings(max_examples=10)
+@given(permutations())
+def test_updates_of_a_permuted_network_are_the_permuted_updates(most_pairs, axial, drawn):
+    network, _, orders = drawn
+    assert error_of_updates(rule_with(axial, most_pairs), network, orders) < 1e-5
+
+
+@VARIANTS
+@RANGES
+@pytest.mark.parametrize("of", [0, -1], ids=["inputs", "outputs"])
+def test_inputs_and_outputs_have_an_order(of, most_pairs, axial):
+    network = flattening()
+    orders = identity(network)
+    orders[of] = orders[of].flip(0)
+    assert error_of_updates(rule_with(axial, most_pairs), network, orders) > 1e-3
+
+
+@VARIANTS
+def test_the_two_directions_of_an_edge_are_told_apart(axial):
+    topology = topology_of(SPECS["mlp"])
+    model = noisy(NGT(HIDDEN, layers=1, axial=axial))
+    nodes, edges = first_states(topology)
+    chunks = topology.chunks(10**6)
+    there, _ = model(topology, chunks, nodes, rows_of(topology, edges))
+    swapped, _ = model(topology, chunks, nodes, rows_of(topology, edges.flip(0)))
+    assert (there - swapped).abs().max() > 1e-3
+
+
+@VARIANTS
+@RANGES
+def test_gradient_reaches_every_weight(most_pairs, axial):
+    topology = topology_of(SPECS["mlp"])
+    model = NGT(HIDDEN, layers=2, heads=2, axial=axial, most_pairs=most_pairs).double()
+    nodes, edges = first_states(topology)
+    last, states = model(topology, topology.chunks(10**6), nodes, rows_of(topology, edges))
+    outputs = [last, gathered_states(topology, states)]
+    sum((torch.randn_like(x) * x).sum() for x in outputs).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 1e-6, name
+
+
+# Size ------------------------------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most entries that the result of any operation has."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self.entries = max(self.entries, x.untyped_storage().nbytes() // x.itemsize)
+        return result
+
+
+def largest_tensor(spec: NetSpec, most: int, **options) -> int:
+    """In a forward pass, with the edges of all chunks read at its end."""
+    topology = topology_of(spec)
+    model = NGT(4, layers=2, heads=1, **options)
+
+    def zeros(chunk):
+        sizes = [(p.stop - p.start) * topology.grid(spec.kernels[p.kernel])[1] for p in chunk]
+        return torch.zeros(2, sum(sizes), 4)
+
+    with torch.no_grad(), LargestTensor() as largest:
+        chunks = topology.chunks(most)
+        _, states = model(topology, chunks, torch.zeros(spec.num_nodes, 4), zeros)
+        for chunk in chunks:
+            states(chunk)
+    return largest.entries
+
+
+def test_all_pairs_are_attended_to_only_while_they_are_few():
+    at_most = math.isqrt(MOST_PAIRS)
+    few, many = (spec_of_module(nn.Linear(n - 1, 1)) for n in (at_most, at_most + 1))
+    assert largest_tensor(few, 10**6) >= few.num_nodes**2
+    assert largest_tensor(many, 10**6) < many.num_nodes**2 / 10
+
+
+@VARIANTS
+def test_no_tensor_is_larger_than_its_chunk_needs(axial):
+    spec = spec_of_module(nn.Linear(512, 512))
+    by_chunks, at_once = (
+        largest_tensor(spec, most, axial=axial, most_pairs=0) for most in (4096, 10**6)
+    )
+    assert by_chunks < spec.num_edges < at_once
+
+
+@pytest.mark.parametrize("most", [10**6, 5])
+def test_states_of_edges_are_kept_only_where_one_chunk_is_all(most):
+    topology, layers = topology_of(SPECS["mlp"]), 2
+    chunks = topology.chunks(most)
+    nodes, edges = first_states(topology)
+    asked_for = []
+
+    def first(chunk):
+        asked_for.append(chunk)
+        return rows_of(topology, edges)(chunk)
+
+    _, states = NGT(HIDDEN, layers).double()(topology, chunks, nodes, first)
+    for chunk in chunks:
+        states(chunk)
+    assert len(asked_for) == (1 if len(chunks) == 1 else (layers + 1) * len(chunks))
+
+
+# Parameters ------------------------------------------------------------------------------------
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_blocks_have_the_parameters_of_the_published_classifiers():
+    sizes = {"node": 64, "edge": 32, "attention": 128, "heads": 8}
+    released, paper = (
+        NGTLayer(**sizes, node_hidden=128, edge_hidden=64, axial=axial) for axial in (False, True)
+    )
+    assert (count(paper.node), count(paper.edge)) == (65_920, 13_600)
+    assert (count(released.node), count(released.edge)) == (70_080, 18_816)
+    # First states, four layers of which the last updates no edges, and a head. The released
+    # code without probes, and the paper's count with 64 of them.
+    assert 30_208 + 4 * count(released.node) + 3 * count(released.edge) + 9_610 == 376_586
+    assert 47_488 + 4 * count(paper.node) + 3 * count(paper.edge) + 26_122 == 378_090
+
+
+def test_model_has_the_parameters_of_the_published_optimizer():
+    model = NGT(32, layers=2, heads=4, edge_hidden=64, axial=True)
+    assert count(model) == 48_064
+    # A table of 10,000 positions; two layers each for the first states of nodes and of edges,
+    # from 14 features at 25 positions; a class token; a readout of three layers; and the head.
+    square, embedding = 32 * 32 + 32, 14 * 25 * 32 + 32
+    head = (46 * 32 + 32) + square + (32 * 2 + 2)
+    table, token = 10_000 * 32, 32
+    assert table + 2 * (embedding + square) + token + count(model) + 3 * square + head == 398_466
+
+
+def test_linear_layers_start_at_xavier_weights_and_zero_biases():
+    for layer in NGTLayer(64, 32, 128, 8, 128, 64, axial=True).modules():
+        if isinstance(layer, nn.Linear):
+            bound = math.sqrt(6 / (layer.in_features + layer.out_features))
+            assert 0.95 * bound < layer.weight.abs().max() <= bound
+            assert layer.bias is None or not layer.bias.any()
+
+
+def test_heads_that_do_not_share_the_channels_are_refused():
+    with pytest.raises(ValueError, match="expected a multiple of 4 heads, found 18 channels"):
+        NGT(18, heads=4)
