@@ -65,7 +65,7 @@ def log_sign(raw: Float[Tensor, "R P"]) -> Float[Tensor, "two_R P"]:
     return torch.cat([logarithm, (raw / smallest).clamp(-1, 1)])
 
 
-def squashed(raw: Float[Tensor, "R P"], scale: Float[Tensor, "R P"]) -> Float[Tensor, "R P"]:
+def squashed(raw: Float[Tensor, "*P"], scale: Float[Tensor, "*S"]) -> Float[Tensor, "*P"]:
     """Each value x relative to its tensor's RMS, within (-1, 1): x / sqrt(x^2 + scale^2)."""
     return raw * (raw * raw + scale * scale + TINY).rsqrt()
 

@@ -20,6 +20,9 @@ SLOWEST_SIGN_ROW = f.NUM_LOG_SIGN - 1
 NOMINAL_ROW = f.NUM_LOG_SIGN + f.NUM_RAW
 NUM_FEATURES = NOMINAL_ROW + 1
 
+# Makes the RMS of squashed normal values 1.
+SQUASHED_TO_UNIT = 1.7
+
 # Scalars of a momentum that enter its Gram matrix at once.
 GRAM_BLOCK = 1 << 20
 
@@ -63,12 +66,15 @@ class Observation:
     def nominal(self, start: int, stop: int) -> Float[Tensor, " n"]:
         """The nominal direction of the scalars from start to stop, of RMS about 1.
 
-        Where there is a whitener it is the orthogonal matrix closest to the momentum (Jordan et
-        al. 2024), times sqrt(max(fan_in, out)); for everything else the momentum over its RMS.
+        For a kernel it is the orthogonal matrix closest to the momentum (Jordan et al. 2024),
+        times sqrt(max(fan_in, out)), or without a whitener the momentum squashed parameter by
+        parameter; for everything else the momentum over its RMS.
         """
         gradient, momentum = self.gradient, self.momenta[f.NOMINAL]
         if self.whitener is None:
             follow = gradient[start:stop] + f.NOMINAL_DECAY * momentum[start:stop]
+            if self.out:
+                return SQUASHED_TO_UNIT * f.squashed(follow, self.nominal_scale)
             return follow / self.nominal_scale
         size = max(self.fan_in, self.out) ** 0.5
         rows = slice(start // self.fan_in, stop // self.fan_in)

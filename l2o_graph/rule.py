@@ -40,7 +40,7 @@ MOST_LOG_FACTOR = 1.0
 
 Model = Literal["ng_gnn", "ng_t", "nfn", "lstm", "ff"]
 Preset = Literal["nominal", "paper"]
-Direction = Literal["orthogonal", "momentum"]
+Direction = Literal["orthogonal", "squashed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class RuleConfig:
         inner: Channels of the two maps that run on every single parameter.
         model: What reads the network: see ``readers``.
         direction: The nominal direction of a kernel: its momentum made "orthogonal", which takes
-            the whole matrix, or the plain "momentum" over its RMS.
+            the whole matrix, or "squashed", each parameter by itself.
     """
 
     preset: Preset = "nominal"

@@ -86,11 +86,10 @@ class MetaConfig:
 def default_recipe(task: str = "fmnist_cnn", model: Model = "ng_gnn") -> MetaConfig:
     """What the packaged checkpoints were made with.
 
-    The baselines that read no graph have no matrices to make orthogonal: their nominal direction
-    is the plain momentum.
+    The paper's baselines see parameters, tensors and sums of rows and columns, but no matrix
+    that could be made orthogonal: their nominal direction is the squashed momentum.
     """
-    graph = model in ("ng_gnn", "ng_t")
-    direction = "orthogonal" if graph else "momentum"
+    direction = "orthogonal" if model in ("ng_gnn", "ng_t") else "squashed"
     return MetaConfig(task=task, rule=RuleConfig(model=model, direction=direction))
 
 

@@ -21,7 +21,7 @@ RULES = {preset: random_rule(RuleConfig(preset, 8, 2, 8)) for preset in PRESETS}
 OTHERS = {
     model: random_rule(RuleConfig("nominal", 8, 2, 8, model, direction))
     for model, direction in (
-        ("ng_t", "orthogonal"), ("nfn", "momentum"), ("lstm", "momentum"), ("ff", "momentum")
+        ("ng_t", "orthogonal"), ("nfn", "squashed"), ("lstm", "squashed"), ("ff", "squashed")
     )
 }  # fmt: skip
 IMAGES = [(3, 3), (1, 5)]  # a map that flattens to a square kernel, and one that does not

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from l2o_graph.architecture import spec_of_module
 from l2o_graph.graph import topology_of
 from l2o_graph.models.embedding import Part
-from l2o_graph.observation import observe, scalars_of
+from l2o_graph.observation import SQUASHED_TO_UNIT, observe, scalars_of
 from l2o_graph.rule import (
     HALVED_AFTER,
     KERNEL_STEP,
@@ -20,8 +20,8 @@ from l2o_graph.rule import (
 )
 from l2o_graph.step import State, update, updates
 
-LSTM = RuleConfig(hidden=5, inner=4, model="lstm", direction="momentum")
-FF = RuleConfig(hidden=5, inner=4, model="ff", direction="momentum")
+LSTM = RuleConfig(hidden=5, inner=4, model="lstm", direction="squashed")
+FF = RuleConfig(hidden=5, inner=4, model="ff", direction="squashed")
 
 
 def network() -> nn.Module:
@@ -136,7 +136,7 @@ def test_what_a_tensor_is_told_of_the_others(config):
     assert same[changed + 1 :] == [config.model == "ff"] * (len(same) - changed - 1)
 
 
-def test_nominal_direction_of_momentum_is_the_momentum_over_its_rms():
+def test_the_squashed_direction_takes_each_parameter_by_itself():
     rule = untrained(FF, 0).double()
     weights = [p.detach() for p in network().parameters()]
     state, spec = [State.fresh(p) for p in weights], spec_of_module(network())
@@ -149,6 +149,16 @@ def test_nominal_direction_of_momentum_is_the_momentum_over_its_rms():
         for gradients in history:
             momentum = 0.9 * momentum + gradients[i]
         follow = history[-1][i] + 0.9 * momentum
-        size = KERNEL_STEP / delta[0].numel() ** 0.5 if i in kernels else VECTOR_STEP
-        size /= 1 + (len(history) - 1) / HALVED_AFTER
-        torch.testing.assert_close(delta, -size * follow / follow.square().mean().sqrt())
+        relative = follow / follow.square().mean().sqrt()
+        if i in kernels:
+            size = KERNEL_STEP / delta[0].numel() ** 0.5
+            expected = -size * 1.7 * relative / (relative**2 + 1).sqrt()
+        else:
+            expected = -VECTOR_STEP * relative
+        expected /= 1 + (len(history) - 1) / HALVED_AFTER
+        torch.testing.assert_close(delta, expected)
+
+
+def test_squashed_normal_values_have_an_rms_of_one():
+    x = torch.randn(100_000, dtype=torch.float64)
+    assert abs(SQUASHED_TO_UNIT * (x / (x**2 + 1).sqrt()).square().mean().sqrt() - 1) < 0.01
