@@ -5,7 +5,7 @@ channels, K positions of a kernel, n a run of scalars.
 """
 
 from l2o_graph.graph import NeuralGraph, neural_graph
-from l2o_graph.optimizer import NGOptimizer
+from l2o_graph.optimizer import LearnedOptimizer, NGOptimizer
 from l2o_graph.zoo.registry import list_checkpoints
 
-__all__ = ["NGOptimizer", "NeuralGraph", "list_checkpoints", "neural_graph"]
+__all__ = ["LearnedOptimizer", "NGOptimizer", "NeuralGraph", "list_checkpoints", "neural_graph"]

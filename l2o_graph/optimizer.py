@@ -1,10 +1,10 @@
-"""NGOptimizer: the pure update applied in place, as a torch.optim.Optimizer."""
+"""The pure update applied in place, as a torch.optim.Optimizer, for each kind of rule."""
 
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from l2o_graph.architecture import NetSpec, spec_of_module, spec_of_parameters
 from l2o_graph.features import MOMENTUM_DECAYS, decays_for
-from l2o_graph.rule import UpdateRule
+from l2o_graph.rule import Model, UpdateRule
 from l2o_graph.step import CHUNK_SIZE, State, updates
 from l2o_graph.zoo.registry import load_checkpoint
 
@@ -20,12 +20,12 @@ from l2o_graph.zoo.registry import load_checkpoint
 LONGEST_GRADIENT = 1e17
 
 
-class NGOptimizer(torch.optim.Optimizer):
-    """A learned optimizer that reads the network it trains as a graph.
+class LearnedOptimizer(torch.optim.Optimizer):
+    """A learned optimizer of any kind.
 
-    Each step it makes features of every weight, its gradient and five momenta, passes them
-    through a graph network over the neurons and asks a small head for every parameter's update.
-    It remembers five float32 momenta a parameter and a step count, nothing else.
+    Each step it makes features of every weight, its gradient and five momenta, lets what the
+    checkpoint is made of read them, and asks a small head for every parameter's update. It
+    remembers five float32 momenta a parameter and a step count, nothing else.
 
     Parameters without a gradient, and frozen ones, are read as context and left as they are. A
     step in which any gradient is not finite, or longer than 1e17, changes nothing, neither
@@ -39,7 +39,8 @@ class NGOptimizer(torch.optim.Optimizer):
         lr: Factor of every update. 1 is what the checkpoint was trained for. A tensor has one
             element.
         weight_decay: Decoupled: each step first takes lr * weight_decay of a parameter away.
-        checkpoint: A name of ``list_checkpoints()``, or a path to a file.
+        checkpoint: A name of ``list_checkpoints()``, or a path to a file; by default the packaged
+            one of the class.
         model: The network that the parameters belong to, to read its structure rather than
             infer it. Those of its parameters that are not in ``params`` are context. A pickle
             or a deep copy of the optimizer holds it too.
@@ -47,8 +48,9 @@ class NGOptimizer(torch.optim.Optimizer):
         chunk_size: Scalars worked on at once, some 500 bytes each.
 
     Raises:
-        ValueError: For an unknown or unreadable checkpoint, an empty list of parameters, a
-            negative ``lr`` or ``weight_decay``, a complex parameter, or one that ``model`` lacks.
+        ValueError: For an unknown or unreadable checkpoint or one of another kind, an empty list
+            of parameters, a negative ``lr`` or ``weight_decay``, a complex parameter, or one that
+            ``model`` lacks.
         TypeError: For a parameter that is sharded over processes (a DTensor).
         FileNotFoundError: For a checkpoint path to nothing.
 
@@ -58,20 +60,29 @@ class NGOptimizer(torch.optim.Optimizer):
         the update of ``l2o_graph.rule.UpdateRule`` instead of the paper's.
     """
 
+    models: ClassVar[tuple[Model, ...]] = get_args(Model)
+    packaged: ClassVar[str] = "fmnist"
+
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         *,
-        checkpoint: str | Path = "fmnist",
+        checkpoint: str | Path | None = None,
         model: nn.Module | None = None,
         maximize: bool = False,
         chunk_size: int = CHUNK_SIZE,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
-        loaded = load_checkpoint(checkpoint)
+        loaded = load_checkpoint(self.packaged if checkpoint is None else checkpoint)
+        model_of_rule = loaded.rule.config.model
+        if model_of_rule not in self.models:
+            raise ValueError(
+                f"{type(self).__name__}: expected a checkpoint of {' or '.join(self.models)}, "
+                f"found '{checkpoint}' of {model_of_rule}"
+            )
         # Before the base class, which adds the groups.
         self._rule = loaded.rule
         self._chunk_size = chunk_size
@@ -160,14 +171,14 @@ class NGOptimizer(torch.optim.Optimizer):
         for p, gradient in gradient_of.items():
             if gradient.layout != torch.strided:
                 raise RuntimeError(
-                    f"NGOptimizer: expected dense gradients, found {gradient.layout} for a "
-                    f"parameter of shape {list(p.shape)}"
+                    f"{type(self).__name__}: expected dense gradients, found {gradient.layout} "
+                    f"for a parameter of shape {list(p.shape)}"
                 )
         if not gradient_of:
             return loss
         if not _all_bounded(gradient_of.values()):
             warnings.warn(
-                "NGOptimizer: a gradient is not finite, or its norm is above "
+                f"{type(self).__name__}: a gradient is not finite, or its norm is above "
                 f"{LONGEST_GRADIENT:.0e}; this step changes nothing",
                 stacklevel=4,  # past the two wrappers that torch puts around a step
             )
@@ -313,6 +324,17 @@ class NGOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+
+class NGOptimizer(LearnedOptimizer):
+    """A learned optimizer that reads the network it trains as a graph: NG-GNN or NG-T.
+
+    Neurons are nodes and weights are edges, so a permutation of hidden neurons permutes the
+    updates and changes nothing else. Arguments and behaviour are ``LearnedOptimizer``'s; the
+    packaged checkpoint is "fmnist".
+    """
+
+    models = ("ng_gnn", "ng_t")
 
 
 def _fits(state: dict[str, Any], p: Tensor) -> bool:

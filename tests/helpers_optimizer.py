@@ -2,19 +2,22 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from conftest import random_rule
 from torch import Tensor, nn
 
-from l2o_graph.rule import RuleConfig
+from l2o_graph.rule import Model, RuleConfig
 from l2o_graph.zoo.registry import save_checkpoint
 
+MODELS: tuple[Model, ...] = get_args(Model)
 
-def random_checkpoint(folder: Path, seed: int = 0) -> Path:
+
+def random_checkpoint(folder: Path, seed: int = 0, model: Model = "ng_gnn") -> Path:
     """A small rule that answers something, in a file."""
     path = folder / f"random{seed}.safetensors"
-    rule = random_rule(RuleConfig(hidden=8, layers=2, inner=8), seed)
+    rule = random_rule(RuleConfig(hidden=8, layers=2, inner=8, model=model), seed)
     save_checkpoint(path, rule, {"made": "by a test"})
     return path
 

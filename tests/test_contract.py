@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers_optimizer import (
+    MODELS,
     cnn,
     copies,
     equal,
@@ -16,15 +17,21 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import l2o_graph.optimizer
-from l2o_graph import NGOptimizer
+from l2o_graph import LearnedOptimizer, NGOptimizer
 from l2o_graph.architecture import spec_of_parameters
 from l2o_graph.step import State, update
 from l2o_graph.zoo.registry import load_checkpoint
 
 
+@pytest.fixture(scope="module", params=MODELS)
+def checkpoint(request, tmp_path_factory):
+    return random_checkpoint(tmp_path_factory.mktemp("zoo"), model=request.param)
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("zoo"))
+def graph_checkpoint(tmp_path_factory):
+    """Of a rule that reads the whole network."""
+    return random_checkpoint(tmp_path_factory.mktemp("graph"))
 
 
 def first_update(parameters: list[Tensor], checkpoint) -> list[Tensor]:
@@ -43,7 +50,7 @@ def test_pure_update_and_step_agree_bit_for_bit(make, checkpoint):
     parameters = list(make().parameters())
     rule, spec = load_checkpoint(checkpoint).rule, spec_of_parameters(parameters)
     pure, state = copies(parameters), [State.fresh(p) for p in parameters]
-    optimizer = NGOptimizer(parameters, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(parameters, checkpoint=checkpoint)
     for seed in range(5):
         give_gradients(parameters, seed)
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -59,8 +66,8 @@ def test_pure_update_and_step_agree_bit_for_bit(make, checkpoint):
 @pytest.mark.parametrize("make", [mlp, cnn])
 def test_small_chunks_change_rounding_only(make, checkpoint):
     whole, pieces = make(), make()
-    run(NGOptimizer(whole.parameters(), checkpoint=checkpoint), range(3))
-    run(NGOptimizer(pieces.parameters(), checkpoint=checkpoint, chunk_size=7), range(3))
+    run(LearnedOptimizer(whole.parameters(), checkpoint=checkpoint), range(3))
+    run(LearnedOptimizer(pieces.parameters(), checkpoint=checkpoint, chunk_size=7), range(3))
     for a, b in zip(whole.parameters(), pieces.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -71,7 +78,7 @@ def test_loss_falls_with_the_packaged_checkpoint(make, shape, steps):
     model, generator = make(), torch.Generator().manual_seed(0)
     x = torch.randn(64, *shape, generator=generator)
     y = (x.flatten(1)[:, 0] > 0).long() + (x.flatten(1)[:, 1] > 0).long()
-    optimizer = NGOptimizer(model.parameters())
+    optimizer = LearnedOptimizer(model.parameters())
     losses = []
     for _ in range(steps + 1):
         loss = nn.functional.cross_entropy(model(x), y)
@@ -82,17 +89,29 @@ def test_loss_falls_with_the_packaged_checkpoint(make, shape, steps):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_graph_optimizer_takes_graph_checkpoints_only(model, tmp_path):
+    path = random_checkpoint(tmp_path, model=model)
+    if model in ("ng_gnn", "ng_t"):
+        NGOptimizer(mlp().parameters(), checkpoint=path)
+    else:
+        with pytest.raises(
+            ValueError, match=f"a checkpoint of ng_gnn or ng_t, found .* of {model}"
+        ):
+            NGOptimizer(mlp().parameters(), checkpoint=path)
+
+
 def test_neither_construction_nor_a_step_draws_random_numbers(checkpoint):
     model = mlp()
     give_gradients(model.parameters(), 0)
     before = torch.get_rng_state()
-    NGOptimizer(model.parameters(), checkpoint=checkpoint).step()
+    LearnedOptimizer(model.parameters(), checkpoint=checkpoint).step()
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_meta_weights_are_frozen_and_nobodys_parameters(checkpoint):
     model = mlp()
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     run(optimizer, range(1))
     assert not any(p.requires_grad for p in optimizer._rule.parameters())
     assert not any(p.requires_grad for r in optimizer._placed.values() for p in r.parameters())
@@ -109,7 +128,7 @@ def test_network_is_inferred_once(checkpoint, monkeypatch):
         return spec_of_parameters(*args)
 
     monkeypatch.setattr(l2o_graph.optimizer, "spec_of_parameters", counted)
-    optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(mlp().parameters(), checkpoint=checkpoint)
     run(optimizer, range(1))
     spec, rules = optimizer._spec, dict(optimizer._placed)
     run(optimizer, range(3))
@@ -126,7 +145,7 @@ def test_rate_and_decay_of_each_group_follow_their_formula(checkpoint):
         {"params": parameters[2:3], "weight_decay": 0.3},
         {"params": parameters[3:]},
     ]
-    optimizer = NGOptimizer(groups, lr=2.0, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(groups, lr=2.0, checkpoint=checkpoint)
     give_gradients(parameters, 0)
     before, u = copies(parameters), first_update(parameters, checkpoint)
     optimizer.step()
@@ -139,7 +158,9 @@ def test_rate_and_decay_of_each_group_follow_their_formula(checkpoint):
 def test_zero_rate_changes_nothing_but_the_state(checkpoint):
     model = mlp()
     before = copies(model.parameters())
-    optimizer = NGOptimizer(model.parameters(), lr=0.0, weight_decay=0.5, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(
+        model.parameters(), lr=0.0, weight_decay=0.5, checkpoint=checkpoint
+    )
     run(optimizer, range(2))
     assert equal(model.parameters(), before)
     assert all(state["step"] == 2 for state in optimizer.state.values())
@@ -148,7 +169,7 @@ def test_zero_rate_changes_nothing_but_the_state(checkpoint):
 def test_a_vanishing_rate_moves_nothing(checkpoint):
     model, alone = mlp(), nn.Parameter(torch.tensor([1.0, 2.0]))
     groups = [{"params": [alone], "lr": 1e-28}, {"params": model.parameters()}]
-    run(NGOptimizer(groups, checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(groups, checkpoint=checkpoint), range(2))
     assert torch.equal(alone, torch.tensor([1.0, 2.0]))
 
 
@@ -157,8 +178,8 @@ def test_a_vanishing_rate_moves_nothing(checkpoint):
 def test_a_rate_may_be_a_tensor(shape, dtype, checkpoint):
     by_float, by_tensor = mlp(), mlp()
     rate = torch.full(shape, 0.3, dtype=dtype)
-    run(NGOptimizer(by_float.parameters(), 0.3, 0.1, checkpoint=checkpoint), range(2))
-    run(NGOptimizer(by_tensor.parameters(), rate, 0.1, checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(by_float.parameters(), 0.3, 0.1, checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(by_tensor.parameters(), rate, 0.1, checkpoint=checkpoint), range(2))
     assert equal(by_float.parameters(), by_tensor.parameters())
 
 
@@ -180,7 +201,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=["float", "tensor"])
 def test_schedulers_drive_the_rate(name, lr, checkpoint):
     model = mlp()
-    optimizer = NGOptimizer(model.parameters(), lr, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), lr, checkpoint=checkpoint)
     scheduler = SCHEDULERS[name](optimizer)
     rates = set()
     for seed in range(4):
@@ -191,7 +212,7 @@ def test_schedulers_drive_the_rate(name, lr, checkpoint):
 
 
 def test_plateau_scheduler_drives_the_rate(checkpoint):
-    optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(mlp().parameters(), checkpoint=checkpoint)
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
     for seed in range(3):
         run(optimizer, [seed])
@@ -201,17 +222,17 @@ def test_plateau_scheduler_drives_the_rate(checkpoint):
 
 def test_a_scheduled_rate_is_the_one_used(checkpoint):
     scheduled, fixed = mlp(), mlp()
-    optimizer = NGOptimizer(scheduled.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(scheduled.parameters(), checkpoint=checkpoint)
     lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
     run(optimizer, range(2))
-    run(NGOptimizer(fixed.parameters(), lr=0.25, checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(fixed.parameters(), lr=0.25, checkpoint=checkpoint), range(2))
     assert equal(scheduled.parameters(), fixed.parameters())
 
 
 def test_maximize_is_descent_on_the_negated_loss(checkpoint):
     up, down = mlp(), mlp()
-    ascent = NGOptimizer(up.parameters(), maximize=True, checkpoint=checkpoint)
-    descent = NGOptimizer(down.parameters(), checkpoint=checkpoint)
+    ascent = LearnedOptimizer(up.parameters(), maximize=True, checkpoint=checkpoint)
+    descent = LearnedOptimizer(down.parameters(), checkpoint=checkpoint)
     for seed in range(3):
         give_gradients(up.parameters(), seed)
         for p, q in zip(up.parameters(), down.parameters(), strict=True):
@@ -230,7 +251,7 @@ def test_maximize_is_descent_on_the_negated_loss(checkpoint):
 
 def test_closure_runs_once_with_gradients_on_and_its_loss_comes_back(checkpoint):
     model, calls = mlp(), []
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     before = copies(model.parameters())
 
     def closure():
@@ -249,7 +270,7 @@ def test_closure_runs_once_with_gradients_on_and_its_loss_comes_back(checkpoint)
 
 
 def test_hooks_fire_once(checkpoint):
-    optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(mlp().parameters(), checkpoint=checkpoint)
     order = []
     optimizer.register_step_pre_hook(lambda *_: order.append("before"))
     optimizer.register_step_post_hook(lambda *_: order.append("after"))
@@ -259,7 +280,7 @@ def test_hooks_fire_once(checkpoint):
 
 def test_zero_grad(checkpoint):
     model = mlp()
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     give_gradients(model.parameters(), 0)
     optimizer.zero_grad(set_to_none=False)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -268,22 +289,22 @@ def test_zero_grad(checkpoint):
 
 
 def test_repr_shows_options_and_no_network(checkpoint):
-    text = repr(NGOptimizer(mlp().parameters(), lr=0.5, checkpoint=checkpoint))
-    assert "NGOptimizer" in text and "lr: 0.5" in text and "checkpoint: random0@" in text
+    text = repr(LearnedOptimizer(mlp().parameters(), lr=0.5, checkpoint=checkpoint))
+    assert "LearnedOptimizer" in text and "lr: 0.5" in text and "checkpoint: random0@" in text
     assert "Linear" not in text and "tensor" not in text
 
 
 def test_accumulated_and_clipped_gradients_are_the_ones_used(checkpoint):
     model, twin = mlp(), mlp()
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     for half in x.split(4):
         model(half).square().sum().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         q.grad = p.grad
-    NGOptimizer(twin.parameters(), checkpoint=checkpoint).step()
+    LearnedOptimizer(twin.parameters(), checkpoint=checkpoint).step()
     assert equal(model.parameters(), twin.parameters())
 
 
@@ -291,17 +312,17 @@ def test_grad_scaler(checkpoint):
     """A scale by a power of two is exact, so the scaler must not be seen in the result."""
     model, twin = mlp(), mlp()
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # type: ignore[attr-defined]
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     scaler.scale(model(x).square().sum()).backward()
     scaler.step(optimizer)
     scaler.update()
     twin(x).square().sum().backward()
-    NGOptimizer(twin.parameters(), checkpoint=checkpoint).step()
+    LearnedOptimizer(twin.parameters(), checkpoint=checkpoint).step()
     assert equal(model.parameters(), twin.parameters())
 
     before, state = copies(model.parameters()), copies(state_tensors(optimizer))
-    next(model.parameters()).grad[0, 0] = torch.inf  # type: ignore[index]
+    next(model.parameters()).grad[0, 0] = torch.inf
     scaler.scale(torch.ones(()))
     scaler.step(optimizer)
     scaler.update()
@@ -315,7 +336,7 @@ def test_a_compiled_model_is_the_model(checkpoint):
         model = mlp()
         used = torch.compile(model, backend="eager") if compiled else model
         assert isinstance(used, nn.Module)
-        optimizer = NGOptimizer(used.parameters(), model=used, checkpoint=checkpoint)
+        optimizer = LearnedOptimizer(used.parameters(), model=used, checkpoint=checkpoint)
         for _ in range(2):
             optimizer.zero_grad()
             used(torch.ones(2, 4)).square().sum().backward()
@@ -327,7 +348,7 @@ def test_a_compiled_model_is_the_model(checkpoint):
 # Which parameters ------------------------------------------------------------------------------
 
 
-def test_names_tell_a_norm_from_a_bias(checkpoint):
+def test_names_tell_a_norm_from_a_bias(graph_checkpoint):
     """By order alone the lone vector behind a kernel counts as its bias."""
 
     def network():
@@ -335,9 +356,9 @@ def test_names_tell_a_norm_from_a_bias(checkpoint):
         return nn.Sequential(nn.Linear(4, 4, bias=False), nn.RMSNorm(4), nn.Linear(4, 2))
 
     bare, named, told = network(), network(), network()
-    run(NGOptimizer(bare.parameters(), checkpoint=checkpoint), range(2))
-    run(NGOptimizer(named.named_parameters(), checkpoint=checkpoint), range(2))
-    run(NGOptimizer(told.parameters(), model=told, checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(bare.parameters(), checkpoint=graph_checkpoint), range(2))
+    run(LearnedOptimizer(named.named_parameters(), checkpoint=graph_checkpoint), range(2))
+    run(LearnedOptimizer(told.parameters(), model=told, checkpoint=graph_checkpoint), range(2))
     assert equal(named.parameters(), told.parameters())
     assert not equal(named.parameters(), bare.parameters())
 
@@ -346,21 +367,21 @@ def test_a_parameter_named_twice_is_one_parameter(checkpoint):
     listed, twice = mlp(), mlp()
     names = list(twice.named_parameters())
     with pytest.warns(UserWarning, match="duplicate parameters"):
-        optimizer = NGOptimizer([*names, names[0]], checkpoint=checkpoint)
+        optimizer = LearnedOptimizer([*names, names[0]], checkpoint=checkpoint)
     give_gradients(twice.parameters(), 0)
     optimizer.step()
-    run(NGOptimizer(listed.named_parameters(), checkpoint=checkpoint), range(1))
+    run(LearnedOptimizer(listed.named_parameters(), checkpoint=checkpoint), range(1))
     assert equal(listed.parameters(), twice.parameters())
 
 
-def test_a_part_of_a_model_is_trained_and_the_rest_is_context(checkpoint):
+def test_a_part_of_a_model_is_trained_and_the_rest_is_context(graph_checkpoint):
     def last_layer(scale: float) -> list[Tensor]:
         model = mlp()
         with torch.no_grad():
-            model[0].weight *= scale  # type: ignore[operator]
+            model[0].weight *= scale
         before = copies(model[0].parameters())
-        optimizer = NGOptimizer(
-            model[2].parameters(), model=model, weight_decay=0.1, checkpoint=checkpoint
+        optimizer = LearnedOptimizer(
+            model[2].parameters(), model=model, weight_decay=0.1, checkpoint=graph_checkpoint
         )
         give_gradients(model[0].parameters(), 9)  # not the optimizer's: not its business
         run(optimizer, range(2))
@@ -378,16 +399,16 @@ def test_a_model_in_another_order_than_its_groups(checkpoint):
     kernels = [p for p in grouped.parameters() if p.dim() > 1]
     biases = [p for p in grouped.parameters() if p.dim() == 1]
     groups = [{"params": kernels}, {"params": biases, "weight_decay": 0.0}]
-    optimizer = NGOptimizer(groups, model=grouped, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(groups, model=grouped, checkpoint=checkpoint)
     give_gradients(grouped.parameters(), 0)
     optimizer.step()
-    run(NGOptimizer(plain.parameters(), model=plain, checkpoint=checkpoint), range(1))
+    run(LearnedOptimizer(plain.parameters(), model=plain, checkpoint=checkpoint), range(1))
     assert equal(grouped.parameters(), plain.parameters())
 
 
 def test_a_group_may_come_later(checkpoint):
     model = mlp()
-    optimizer = NGOptimizer(model[0].parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model[0].parameters(), checkpoint=checkpoint)
     run(optimizer, range(2))
     kept = optimizer.state[model[0].weight]["momenta"]
     before = copies(model[2].parameters())
@@ -400,7 +421,7 @@ def test_a_group_may_come_later(checkpoint):
 
 def test_a_replaced_layer_of_the_model_may_come_later(checkpoint):
     model = mlp()
-    optimizer = NGOptimizer(model[0].parameters(), model=model, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model[0].parameters(), model=model, checkpoint=checkpoint)
     run(optimizer, range(1))
     model[2] = nn.Linear(6, 5)
     optimizer.add_param_group({"params": model[2].parameters()})
@@ -412,7 +433,7 @@ def test_a_replaced_layer_of_the_model_may_come_later(checkpoint):
 def test_frozen_and_unused_parameters_stay_and_have_no_state(checkpoint):
     model = mlp()
     model[0].weight.requires_grad_(False)
-    optimizer = NGOptimizer(model.parameters(), weight_decay=0.5, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), weight_decay=0.5, checkpoint=checkpoint)
     before = copies(model.parameters())
     optimizer.step()
     assert equal(model.parameters(), before) and not optimizer.state
@@ -424,7 +445,7 @@ def test_frozen_and_unused_parameters_stay_and_have_no_state(checkpoint):
 
 def test_a_parameter_that_skips_a_step_keeps_its_state(checkpoint):
     model = mlp()
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     run(optimizer, range(2))
     before, momenta = model[0].weight.clone(), optimizer.state[model[0].weight]["momenta"].clone()
     give_gradients(model.parameters(), 2)
@@ -440,7 +461,7 @@ def test_a_parameter_that_skips_a_step_keeps_its_state(checkpoint):
 def test_zero_gradients_move_nothing(make, dtype, checkpoint):
     model = make().to(dtype)
     before = copies(model.parameters())
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     for _ in range(2):
@@ -467,7 +488,7 @@ def test_any_shapes_can_be_trained(shapes, chunk_size, checkpoint):
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     before = copies(parameters)
-    run(NGOptimizer(parameters, checkpoint=checkpoint, chunk_size=chunk_size), range(2))
+    run(LearnedOptimizer(parameters, checkpoint=checkpoint, chunk_size=chunk_size), range(2))
     for p, old in zip(parameters, before, strict=True):
         assert p.isfinite().all() and (p != old).all()
 
@@ -475,11 +496,11 @@ def test_any_shapes_can_be_trained(shapes, chunk_size, checkpoint):
 @pytest.mark.parametrize("empty", [(0,), (0, 5), (5, 0), (3, 0, 2)], ids=str)
 def test_empty_parameters_are_allowed(empty, checkpoint):
     alone, beside = mlp(), mlp()
-    run(NGOptimizer(alone.parameters(), checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(alone.parameters(), checkpoint=checkpoint), range(2))
     parameters = [*beside.parameters(), nn.Parameter(torch.zeros(empty))]
-    run(NGOptimizer(parameters, checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(parameters, checkpoint=checkpoint), range(2))
     assert equal(alone.parameters(), beside.parameters())
-    only = NGOptimizer([nn.Parameter(torch.zeros(empty))], checkpoint=checkpoint)
+    only = LearnedOptimizer([nn.Parameter(torch.zeros(empty))], checkpoint=checkpoint)
     run(only, range(2))
     assert len(only.state) == 1
 
@@ -494,8 +515,8 @@ def test_an_empty_parameter_has_an_empty_pure_update(checkpoint):
 def test_raw_tensors_can_be_trained(checkpoint):
     model = mlp()
     raw = [p.detach().clone().requires_grad_() for p in model.parameters()]
-    run(NGOptimizer(raw, checkpoint=checkpoint), range(2))
-    run(NGOptimizer(model.parameters(), checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(raw, checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(model.parameters(), checkpoint=checkpoint), range(2))
     assert equal(raw, model.parameters())
 
 
@@ -518,7 +539,10 @@ def test_memory_layout_does_not_matter(chunk_size, checkpoint):
     assert not any(p.is_contiguous() for p in scattered)
     layouts = [p.stride() for p in scattered]
     for parameters in (contiguous, scattered):
-        run(NGOptimizer(parameters, 1.0, 0.1, checkpoint=checkpoint, chunk_size=chunk_size), [0, 1])
+        run(
+            LearnedOptimizer(parameters, 1.0, 0.1, checkpoint=checkpoint, chunk_size=chunk_size),
+            [0, 1],
+        )
     assert equal(contiguous, scattered)
     assert [p.stride() for p in scattered] == layouts
 
@@ -526,7 +550,7 @@ def test_memory_layout_does_not_matter(chunk_size, checkpoint):
 def test_every_parameter_of_a_convolutional_network_moves(checkpoint):
     model = cnn()
     before = copies(model.parameters())
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     for _ in range(2):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(torch.randn(8, 1, 9, 9)), torch.arange(8) % 3).backward()
@@ -537,7 +561,7 @@ def test_every_parameter_of_a_convolutional_network_moves(checkpoint):
 def test_tied_weights_are_one_parameter(checkpoint):
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
-    optimizer = NGOptimizer(model.parameters(), model=model, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), model=model, checkpoint=checkpoint)
     before = copies(model.parameters())
     run(optimizer, range(2))
     assert model[2].weight is model[0].weight
@@ -553,7 +577,7 @@ def test_low_precision_is_rounded_once_a_step(dtype, checkpoint):
         (p.float() + u).to(dtype)
         for p, u in zip(parameters, first_update(parameters, checkpoint), strict=True)
     ]
-    optimizer = NGOptimizer(parameters, checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(parameters, checkpoint=checkpoint)
     optimizer.step()
     assert equal(parameters, expected)
     assert all(p.dtype == dtype for p in parameters)
@@ -562,8 +586,8 @@ def test_low_precision_is_rounded_once_a_step(dtype, checkpoint):
 
 def test_double_precision_is_computed_in_double(checkpoint):
     single, double = mlp(), mlp().double()
-    run(NGOptimizer(single.parameters(), checkpoint=checkpoint), range(2))
-    run(NGOptimizer(double.parameters(), checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(single.parameters(), checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(double.parameters(), checkpoint=checkpoint), range(2))
     for a, b in zip(single.parameters(), double.parameters(), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
         assert b.dtype == torch.float64 and not torch.equal(b, b.float().double())
@@ -574,7 +598,7 @@ def test_types_may_be_mixed(checkpoint):
     model[0].to(torch.bfloat16)
     model[2].to(torch.float64)
     before = copies(model.parameters())
-    run(NGOptimizer(model.parameters(), checkpoint=checkpoint), range(2))
+    run(LearnedOptimizer(model.parameters(), checkpoint=checkpoint), range(2))
     for a, b in zip(before, model.parameters(), strict=True):
         assert a.dtype == b.dtype and not torch.equal(a, b)
 
@@ -585,7 +609,7 @@ def test_a_layer_may_change_its_width(with_model, steps_before, checkpoint):
     """A parameter of a new shape starts anew; with no steps before, so does everything."""
     model, wider = mlp(), nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     told = {"model": model} if with_model else {}
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint, **told)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint, **told)
     run(optimizer, range(steps_before))
     for p, q in zip(model.parameters(), wider.parameters(), strict=True):
         p.grad, p.data = None, q.data.clone()
@@ -593,7 +617,7 @@ def test_a_layer_may_change_its_width(with_model, steps_before, checkpoint):
     steps = [int(state["step"]) for state in optimizer.state.values()]
     assert steps == [2, 2, 2, 2 + steps_before]
     told = {"model": wider} if with_model else {}
-    run(NGOptimizer(wider.parameters(), checkpoint=checkpoint, **told), range(2))
+    run(LearnedOptimizer(wider.parameters(), checkpoint=checkpoint, **told), range(2))
     assert equal(model.parameters(), wider.parameters()) == (steps_before == 0)
 
 
@@ -601,7 +625,7 @@ def test_a_layer_may_change_its_width(with_model, steps_before, checkpoint):
 def test_a_step_that_is_not_finite_changes_nothing(dtype, checkpoint):
     for bad in (torch.inf, -torch.inf, torch.nan, 1e25):
         model, twin = mlp(dtype=dtype), mlp(dtype=dtype)
-        optimizer = NGOptimizer(model.parameters(), weight_decay=0.1, checkpoint=checkpoint)
+        optimizer = LearnedOptimizer(model.parameters(), weight_decay=0.1, checkpoint=checkpoint)
         run(optimizer, range(2))
         before, state = copies(model.parameters()), copies(state_tensors(optimizer))
         give_gradients(model.parameters(), 5)
@@ -610,7 +634,7 @@ def test_a_step_that_is_not_finite_changes_nothing(dtype, checkpoint):
             optimizer.step()
         assert equal(model.parameters(), before) and equal(state_tensors(optimizer), state)
         run(optimizer, [2])
-        run(NGOptimizer(twin.parameters(), weight_decay=0.1, checkpoint=checkpoint), range(3))
+        run(LearnedOptimizer(twin.parameters(), weight_decay=0.1, checkpoint=checkpoint), range(3))
         assert equal(model.parameters(), twin.parameters())
 
 
@@ -618,7 +642,7 @@ def test_a_step_that_is_not_finite_changes_nothing(dtype, checkpoint):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_any_size_give_finite_steps(scale, dtype, checkpoint):
     model = mlp(dtype=dtype)
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     for factor in [scale] * 15 + [1.0] * 3:
         give_gradients(model.parameters(), 0)  # always the same: momenta grow as they can
         for p in model.parameters():
@@ -630,7 +654,7 @@ def test_gradients_of_any_size_give_finite_steps(scale, dtype, checkpoint):
 
 def test_a_first_step_that_is_not_finite_makes_no_state(checkpoint):
     model = mlp()
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
     give_gradients(model.parameters(), 0)
     model[0].weight.grad[0, 0] = torch.nan
     with pytest.warns(UserWarning, match="not finite"):
@@ -643,9 +667,9 @@ def test_a_first_step_that_is_not_finite_makes_no_state(checkpoint):
 def test_other_devices_agree_with_the_cpu(spread, checkpoint):
     """Also where a network is spread over two devices, or moved after it was handed over."""
     here, there = mlp(), mlp()
-    optimizer = NGOptimizer(there.parameters(), torch.tensor(0.5), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(there.parameters(), torch.tensor(0.5), checkpoint=checkpoint)
     (there[2] if spread else there).to("cuda")
-    run(NGOptimizer(here.parameters(), 0.5, checkpoint=checkpoint), range(3))
+    run(LearnedOptimizer(here.parameters(), 0.5, checkpoint=checkpoint), range(3))
     run(optimizer, range(3))
     for a, b in zip(here.parameters(), there.parameters(), strict=True):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-3, atol=1e-4)

@@ -32,7 +32,7 @@ def test_options_that_are_not_there(checkpoint):
     with pytest.raises(ValueError, match="chunk_size: expected at least 1, found 0"):
         NGOptimizer(mlp().parameters(), checkpoint=checkpoint, chunk_size=0)
     with pytest.raises(TypeError, match="foreach"):
-        NGOptimizer(mlp().parameters(), foreach=True)  # type: ignore[call-arg]
+        NGOptimizer(mlp().parameters(), foreach=True)
     with pytest.raises(ValueError, match=r"one for all groups, 'random0@\w+', found 'other'"):
         NGOptimizer([{"params": mlp().parameters(), "checkpoint": "other"}], checkpoint=checkpoint)
 
