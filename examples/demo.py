@@ -18,14 +18,12 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_root
 from l2o_graph.zoo.registry import write_atomically
-from meta_train.baselines import contenders
+from meta_train.baselines import BEST_RATES, contenders
 from meta_train.benchmark import check_writable
 from meta_train.plots import Curve, Panel, plot_losses
 from meta_train.tasks import Task, get_task
 from meta_train.training import Training
 
-# The rates with the best mean test accuracy after 1,000 steps, of the benchmark's grids.
-RATES = {"adam": 2e-2, "muon": 0.05, "ng_gnn": 1.0}
 SEED = 101
 STEPS, SAMPLE_STEPS = 600, 300
 PATIENCE = 10.0  # seconds that a download may be silent
@@ -49,11 +47,11 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
     known = contenders("fmnist")
     labels = {
         name: f"{known[name].label}" + (f", {rate:g}" if name != "ng_gnn" else "")
-        for name, rate in RATES.items()
+        for name, rate in BEST_RATES.items()
     }
     trainings = {
         name: Training(task.problem(SEED, torch.device("cpu")), known[name], rate, steps)
-        for name, rate in RATES.items()
+        for name, rate in BEST_RATES.items()
     }
     with tqdm(range(steps), unit="step", mininterval=0.5) as progress:
         for step in progress:

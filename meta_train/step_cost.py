@@ -19,6 +19,7 @@ from tqdm import trange
 from l2o_graph import NGOptimizer
 from l2o_graph.datasets.images import Images
 from l2o_graph.zoo.registry import load_checkpoint
+from meta_train.evolution import evolve
 from meta_train.tasks.image_classification import ImageProblem, cnn
 from meta_train.unroll import Trajectory, greedy, look_ahead
 
@@ -94,6 +95,10 @@ def step_costs(
         rule.zero_grad()
         greedy(rule, fmnist, trajectory, greedy_steps)
 
+    def pair() -> None:
+        rule.zero_grad()
+        evolve(rule, fmnist, greedy_steps, generator)
+
     costly = f"meta-training step, look-ahead, {snapshots} of {unroll} differentiated"
     fmnist_net, cifar10_net = "FashionMNIST", "CIFAR-10"
     works = [
@@ -101,6 +106,7 @@ def step_costs(
         Work(fmnist_net, "NGOptimizer step", _optimizer(fmnist, checkpoint).step),
         Work(fmnist_net, costly, segment, unroll, META_BAR),
         Work(fmnist_net, "meta-training step, greedy", greedy_segment, greedy_steps, META_BAR),
+        Work(fmnist_net, "meta-training step, pair of runs", pair, 2 * greedy_steps, META_BAR),
         Work(cifar10_net, PASS, _forward_backward(cifar10)),
         Work(cifar10_net, "NGOptimizer step", _optimizer(cifar10, checkpoint).step, bar=STEP_BAR),
     ]

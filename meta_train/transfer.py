@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from l2o_graph.zoo.registry import write_atomically
-from meta_train.baselines import contenders
+from meta_train.baselines import BEST_RATES, contenders
 from meta_train.benchmark import Record, Run, Settings, execute, plan, spread
 
 # (what is different, task, steps); the first is where the rates come from.
@@ -35,9 +35,6 @@ AWAY = (
 )
 PLACES = (HOME, *AWAY)
 
-# Of each grid, what did best at home (docs/results.md).
-RATES = {"adam": 2e-2, "muon": 5e-2, "ng_gnn": 1.0}
-
 # A loss above guessing's, by more than batches differ.
 LOST = 1.05 * math.log(10)
 
@@ -51,7 +48,7 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
     Raises:
         ValueError, OSError: As ``benchmark.plan``; and for an optimizer without a known rate.
     """
-    grid = {name: (rate,) for name, rate in RATES.items() if name in settings.optimizers}
+    grid = {name: (rate,) for name, rate in BEST_RATES.items() if name in settings.optimizers}
     settings = replace(settings, grid={**grid, **settings.grid})
     unknown = [name for name in settings.optimizers if len(settings.grid.get(name, ())) != 1]
     if unknown:
@@ -93,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m meta_train.transfer", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("--optimizers", nargs="+", default=list(RATES), metavar="OPTIMIZER")
+    add("--optimizers", nargs="+", default=list(BEST_RATES), metavar="OPTIMIZER")
     add("--rate", nargs="+", type=_rate, default=[], metavar="OPTIMIZER=RATE")
     add("--seeds", type=int, default=1, help="how many, from 101 on")
     add("--checkpoint", default="fmnist", help="of ng_gnn: a name or a path")
