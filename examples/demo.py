@@ -44,7 +44,7 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
     check_writable(out.parent)
     task, data, full = choose_task(root)
     steps = steps or (STEPS if full else SAMPLE_STEPS)
-    known = contenders("fmnist")
+    known = contenders()
     labels = {
         name: f"{known[name].label}" + (f", {rate:g}" if name != "ng_gnn" else "")
         for name, rate in BEST_RATES.items()

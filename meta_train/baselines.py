@@ -1,6 +1,6 @@
 """The optimizers that a benchmark compares, hand-designed ones and the learned one, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from l2o_graph import NGOptimizer
+from l2o_graph import LearnedOptimizer
 
 # Newton-Schulz coefficients of K. Jordan, "Muon: an optimizer for hidden layers in neural
 # networks" (2024): fast rather than exact, singular values end in about 0.7 to 1.2.
@@ -38,8 +38,18 @@ class Contender:
     decays: bool = False
 
 
-def contenders(checkpoint: str | Path = "fmnist") -> dict[str, Contender]:
-    """All known optimizers; ``checkpoint`` is what "ng_gnn" loads, its rate a plain factor."""
+# The learned optimizers in the package: contender -> checkpoint.
+PACKAGED: dict[str, str | Path] = {"ng_gnn": "fmnist"}
+LABELS = {"ng_gnn": "NG-GNN", "ng_t": "NG-T", "nfn": "NFN", "lstm": "LSTM", "ff": "FF"}
+
+
+def contenders(checkpoints: Mapping[str, str | Path] | None = None) -> dict[str, Contender]:
+    """All known optimizers.
+
+    Args:
+        checkpoints: Learned ones beside or instead of the packaged: any name, and the name or
+            path of a checkpoint. Their rate is a plain factor.
+    """
 
     def adam(net: nn.Module, rate: float) -> list[Optimizer]:
         return [Adam(net.parameters(), lr=rate)]
@@ -54,8 +64,11 @@ def contenders(checkpoint: str | Path = "fmnist") -> dict[str, Contender]:
         kernels, rest = split_for_muon(net)
         return [Muon(kernels, lr=rate), AdamW(rest, lr=AUXILIARY_RATE)]
 
-    def ng_gnn(net: nn.Module, rate: float) -> list[Optimizer]:
-        return [NGOptimizer(net.parameters(), lr=rate, checkpoint=checkpoint)]
+    def learned(name: str, checkpoint: str | Path) -> Contender:
+        def make(net: nn.Module, rate: float) -> list[Optimizer]:
+            return [LearnedOptimizer(net.parameters(), lr=rate, checkpoint=checkpoint)]
+
+        return Contender(f"{LABELS.get(name, name)} (learned)", (1.0,), make)
 
     grid = (1e-3, 3e-3, 6e-3, 1e-2, 2e-2)
     return {
@@ -63,7 +76,7 @@ def contenders(checkpoint: str | Path = "fmnist") -> dict[str, Contender]:
         "adamw": Contender("AdamW, linear decay", grid, adamw, decays=True),
         "sgd": Contender("SGD Nesterov, linear decay", (0.03, 0.1, 0.3), sgd, decays=True),
         "muon": Contender("Muon, linear decay", (0.02, 0.05, 0.1), muon, decays=True),
-        "ng_gnn": Contender("NG-GNN (learned)", (1.0,), ng_gnn),
+        **{k: learned(k, v) for k, v in {**PACKAGED, **(checkpoints or {})}.items()},
     }
 
 

@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from l2o_graph.zoo.registry import load_checkpoint, write_atomically
-from meta_train.baselines import contenders
+from meta_train.baselines import PACKAGED, contenders
 from meta_train.plots import Curve, Panel, plot_losses
 from meta_train.tasks import get_task
 from meta_train.training import Training
@@ -49,7 +49,7 @@ class Settings:
         seeds: How many, from 101 on.
         steps: Training steps of a run.
         grid: Rates in place of an optimizer's own grid, by name.
-        checkpoint: Of "ng_gnn": a name or a path.
+        checkpoints: Learned optimizers beside the packaged ones; see ``contenders``.
         evaluate_every: Steps between test accuracies; 0 for the end alone.
         data_root: Where datasets lie; see ``l2o_graph.datasets.images.data_root``.
         out: Folder of results.json, results.md and curves.png.
@@ -62,7 +62,7 @@ class Settings:
     seeds: int = 5
     steps: int = 1000
     grid: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    checkpoint: str = "fmnist"
+    checkpoints: dict[str, str] = field(default_factory=dict)
     evaluate_every: int = 0
     data_root: str | None = None
     out: Path = Path("runs/benchmark")
@@ -138,7 +138,7 @@ def plan(settings: Settings) -> list[Run]:
     for name in ("seeds", "steps", "jobs"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
-    known = contenders()
+    known = contenders(settings.checkpoints)
     for name in (*settings.optimizers, *settings.grid):
         if name not in known:
             raise ValueError(f"unknown optimizer '{name}', expected one of {sorted(known)}")
@@ -146,9 +146,12 @@ def plan(settings: Settings) -> list[Run]:
         if not rates or not all(0 <= rate < math.inf for rate in rates):
             raise ValueError(f"grid of {name}: expected rates of at least 0, found {list(rates)}")
     tasks = [get_task(name) for name in settings.tasks]
-    identity = ""
-    if "ng_gnn" in settings.optimizers:
-        identity = load_checkpoint(settings.checkpoint).identity
+    learned = {**PACKAGED, **settings.checkpoints}
+    identities = {
+        name: load_checkpoint(learned[name]).identity
+        for name in settings.optimizers
+        if name in learned
+    }
     check_writable(settings.out)
     _read(settings.out / "results.json")
     for task in tasks:
@@ -161,7 +164,7 @@ def plan(settings: Settings) -> list[Run]:
             seed,
             settings.steps,
             settings.device,
-            identity if optimizer == "ng_gnn" else "",
+            identities.get(optimizer, ""),
         )
         for seed in range(FIRST_SEED, FIRST_SEED + settings.seeds)
         for task in settings.tasks
@@ -201,14 +204,13 @@ def train(settings: Settings, run: Run) -> Record:
     task = get_task(run.task)
     data = task.load(settings.data_root)
     problem = task.problem(run.seed, torch.device(run.device))
-    contender = contenders(settings.checkpoint)[run.optimizer]
+    contender = contenders(settings.checkpoints)[run.optimizer]
     training = Training(problem, contender, run.rate, run.steps)
     if run.checkpoint:
         found = training.optimizers[0].defaults["checkpoint"]
         if found != run.checkpoint:
             raise RuntimeError(
-                f"checkpoint '{settings.checkpoint}' changed: expected {run.checkpoint}, "
-                f"found {found}"
+                f"checkpoint of '{run.optimizer}' changed: expected {run.checkpoint}, found {found}"
             )
     accuracies = []
     for step in range(1, run.steps + 1):
@@ -244,7 +246,7 @@ def report(settings: Settings, records: Sequence[Record]) -> list[Path]:
 
 def markdown(records: Sequence[Record]) -> str:
     """Summary at each optimizer's best rate, then every rate of every task."""
-    labels = {name: contender.label for name, contender in contenders().items()}
+    labels = _labels(records)
     by_task = _by_task(records)
     best = {task: _best(task_records) for task, task_records in by_task}
     first = records[0]
@@ -279,7 +281,7 @@ def markdown(records: Sequence[Record]) -> str:
     checkpoints = sorted({r.run.checkpoint for r in records if r.run.checkpoint})
     versions = sorted({f"torch {r.torch}; {r.machine}" for r in records})
     if checkpoints:
-        lines += ["", f"Learned optimizer: {', '.join(checkpoints)}."]
+        lines += ["", f"Learned: {', '.join(checkpoints)}."]
     lines += ["", f"Measured {first.date[:10]} with {' and '.join(versions)}.", ""]
     return "\n".join(lines)
 
@@ -313,7 +315,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--seeds", type=int, default=5, help="how many, from 101 on")
     add("--steps", type=int, default=1000)
     add("--grid", nargs="+", type=_grid, default=[], metavar="OPTIMIZER=RATE,...")
-    add("--checkpoint", default="fmnist", help="of ng_gnn: a name or a path")
+    add("--checkpoint", nargs="+", type=named_checkpoint, default=[], metavar="OPTIMIZER=FILE")
     add("--evaluate-every", type=int, default=0, metavar="STEPS", help="0: at the end alone")
     add("--data-root", metavar="FOLDER")
     add("--out", type=Path, default=Path("runs/benchmark"), metavar="FOLDER")
@@ -321,9 +323,18 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
     args = vars(parser.parse_args(argv))
     args["grid"] = dict(args["grid"])
+    args["checkpoints"] = dict(args.pop("checkpoint"))
     for name in ("tasks", "optimizers"):
         args[name] = tuple(dict.fromkeys(args[name]))
     return Settings(**args)
+
+
+def named_checkpoint(text: str) -> tuple[str, str]:
+    """Parse "NAME=FILE"."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise argparse.ArgumentTypeError(f"expected e.g. mine=runs/checkpoint.safetensors: {text}")
+    return name, file
 
 
 def _grid(text: str) -> tuple[str, tuple[float, ...]]:
@@ -466,11 +477,16 @@ def _line(record: Record) -> str:
     )
 
 
+def _labels(records: Sequence[Record]) -> dict[str, str]:
+    learned = {r.run.optimizer: r.run.checkpoint for r in records if r.run.checkpoint}
+    return {name: contender.label for name, contender in contenders(learned).items()}
+
+
 def _panel(task: str, records: Sequence[Record]) -> Panel:
-    labels = {name: contender.label for name, contender in contenders().items()}
+    labels = _labels(records)
     curves = []
     for name, group in _best(records).items():
-        label = labels[name] if name == "ng_gnn" else f"{labels[name]}, {_rate(group)}"
+        label = labels[name] if group[0].run.checkpoint else f"{labels[name]}, {_rate(group)}"
         curves.append(Curve(name, label, [r.curve for r in group], THINNING))
     return Panel(f"{task} ({records[0].data})", curves)
 

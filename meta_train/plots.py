@@ -14,6 +14,10 @@ COLOURS = {
     "muon": "#009E73",
     "adamw": "#56B4E9",
     "sgd": "#CC79A7",
+    "ng_t": "#E69F00",
+    "nfn": "#F0E442",
+    "lstm": "#8C564B",
+    "ff": "#999999",
 }
 OTHER = "#555555"
 SMOOTHING = 1 / 30  # share of a run that a point is the mean of
@@ -81,7 +85,7 @@ def _draw(axis: Any, curve: Curve) -> None:
     # A value stands in the middle of the steps that it is the mean of.
     steps = [(i + 0.5) * curve.every for i in range(len(columns))]
     colour = COLOURS.get(curve.name, OTHER)
-    width = 2.2 if curve.name == "ng_gnn" else 1.5
+    width = 2.2 if curve.name.startswith("ng_") else 1.5
     axis.plot(steps, [fmean(c) for c in columns], color=colour, label=curve.label, linewidth=width)
     if len(smooth) > 1:
         low, high = [min(c) for c in columns], [max(c) for c in columns]

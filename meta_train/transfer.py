@@ -15,7 +15,15 @@ from pathlib import Path
 
 from l2o_graph.zoo.registry import write_atomically
 from meta_train.baselines import BEST_RATES, contenders
-from meta_train.benchmark import Record, Run, Settings, execute, plan, spread
+from meta_train.benchmark import (
+    Record,
+    Run,
+    Settings,
+    execute,
+    named_checkpoint,
+    plan,
+    spread,
+)
 
 # (what is different, task, steps); the first is where the rates come from.
 HOME = ("nothing", "fmnist_cnn", 1000)
@@ -48,7 +56,8 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
     Raises:
         ValueError, OSError: As ``benchmark.plan``; and for an optimizer without a known rate.
     """
-    grid = {name: (rate,) for name, rate in BEST_RATES.items() if name in settings.optimizers}
+    rates = {**BEST_RATES, **dict.fromkeys(settings.checkpoints, 1.0)}
+    grid = {name: (rate,) for name, rate in rates.items() if name in settings.optimizers}
     settings = replace(settings, grid={**grid, **settings.grid})
     unknown = [name for name in settings.optimizers if len(settings.grid.get(name, ())) != 1]
     if unknown:
@@ -68,10 +77,9 @@ def diverged(record: Record) -> bool:
 
 def markdown(places: dict[str, list[Record]], optimizers: Sequence[str]) -> str:
     """Test accuracy of every optimizer in every place."""
-    known = contenders()
-    first = next(iter(places.values()))
-    rate_of = {r.run.optimizer: r.run.rate for r in first}
-    heads = [f"{known[name].label} ({rate_of[name]:g})" for name in optimizers]
+    first = {r.run.optimizer: r.run for r in next(iter(places.values()))}
+    known = contenders({name: run.checkpoint for name, run in first.items() if run.checkpoint})
+    heads = [f"{known[name].label} ({first[name].rate:g})" for name in optimizers]
     lines = [f"| different | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for label, records in places.items():
         cells = [_cell([r for r in records if r.run.optimizer == name]) for name in optimizers]
@@ -93,14 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--optimizers", nargs="+", default=list(BEST_RATES), metavar="OPTIMIZER")
     add("--rate", nargs="+", type=_rate, default=[], metavar="OPTIMIZER=RATE")
     add("--seeds", type=int, default=1, help="how many, from 101 on")
-    add("--checkpoint", default="fmnist", help="of ng_gnn: a name or a path")
+    add("--checkpoint", nargs="+", type=named_checkpoint, default=[], metavar="OPTIMIZER=FILE")
     add("--data-root", metavar="FOLDER")
     add("--out", type=Path, default=Path("runs/transfer"), metavar="FOLDER")
     add("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
     args = vars(parser.parse_args(argv))
     settings = Settings(
         tasks=(), optimizers=tuple(dict.fromkeys(args.pop("optimizers"))),
-        grid=dict(args.pop("rate")), **args,
+        grid=dict(args.pop("rate")), checkpoints=dict(args.pop("checkpoint")), **args,
     )  # fmt: skip
     try:
         places = transfer(settings)

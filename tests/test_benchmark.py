@@ -120,7 +120,7 @@ def test_other_steps_and_other_checkpoints_are_other_runs(tmp_path):
     save_checkpoint(path, untrained(RuleConfig(hidden=8, layers=2, inner=4), 0), {})
     known = set(plan(settings))
     assert not known & set(plan(dataclasses.replace(settings, steps=2)))
-    other = plan(dataclasses.replace(settings, checkpoint=str(path)))
+    other = plan(dataclasses.replace(settings, checkpoints={"ng_gnn": str(path)}))
     assert [run.optimizer for run in other if run in known] == ["adam"]
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_noticed(tmp_path):
     path = tmp_path / "moving.safetensors"
     config = RuleConfig(hidden=8, layers=2, inner=4)
     save_checkpoint(path, untrained(config, 0), {})
-    settings = tiny(tmp_path, optimizers=("ng_gnn",), checkpoint=str(path))
+    settings = tiny(tmp_path, optimizers=("ng_gnn",), checkpoints={"ng_gnn": str(path)})
     runs = plan(settings)
     save_checkpoint(path, untrained(config, 1), {})
     with pytest.raises(RuntimeError, match="changed: expected moving@"):
@@ -181,7 +181,10 @@ def test_reports_the_rate_with_the_best_mean_over_seeds():
         (["--optimizers", "nonsense"], "unknown optimizer 'nonsense', expected one of ['adam', "),
         (["--grid", "nonsense=1"], "unknown optimizer 'nonsense'"),
         (["--grid", "adam=-1"], "grid of adam: expected rates of at least 0, found [-1.0]"),
-        (["--checkpoint", "nonsense"], "unknown checkpoint 'nonsense', expected one of ['fmnist']"),
+        (
+            ["--checkpoint", "ng_gnn=nonsense"],
+            "unknown checkpoint 'nonsense', expected one of ['fmnist']",
+        ),
         (["--seeds", "0"], "seeds: expected at least 1, found 0"),
         (["--steps", "0"], "steps: expected at least 1, found 0"),
     ],
