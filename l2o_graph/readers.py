@@ -50,7 +50,7 @@ class GraphReader(nn.Module):
     Args:
         embedding: Features -> first states of edges and nodes.
         backbone: Passes them along the graph; see ``NGGNN``.
-        of_edge: Both states of an edge -> C channels.
+        of_edge: Both states of an edge -> C channels; None to map the forward one as a node's.
         of_node: The state of a node -> C channels.
         size: C.
     """
@@ -59,7 +59,7 @@ class GraphReader(nn.Module):
         self,
         embedding: OffsetEmbedding | PaddedEmbedding,
         backbone: nn.Module,
-        of_edge: nn.Module,
+        of_edge: nn.Module | None,
         of_node: nn.Module,
         size: int,
     ):
@@ -93,7 +93,8 @@ class GraphReader(nn.Module):
 
         def states(group: Group) -> Tensor:
             if group.chunk:
-                return self.of_edge(edges(group.chunk))
+                states = edges(group.chunk)
+                return self.of_node(states[0]) if self.of_edge is None else self.of_edge(states)
             if group.biases:
                 at = [topology.nodes(b.neurons) for b in topology.spec.biases]
                 return self.of_node(torch.cat([nodes[where] for where in at]))
@@ -205,10 +206,8 @@ def _paper_reader(model: str, hidden: int, layers: int) -> GraphReader:
     if model == "ng_t":  # with axial mixing, no reverse features, one readout for edges and nodes
         backbone = NGT(hidden, layers, edge_hidden=2 * hidden, axial=True)
         embedding = PaddedEmbedding(hidden, reverse=False)
-        readout = linear_maps(hidden, hidden, 3)
-        return GraphReader(
-            embedding, backbone, ForwardEdges(*readout), nn.Sequential(*readout), hidden
-        )
+        readout = nn.Sequential(*linear_maps(hidden, hidden, 3))
+        return GraphReader(embedding, backbone, None, readout, hidden)
     backbone = {"ng_gnn": NGGNN, "nfn": NFN}[model](hidden, layers)
     of_edge, of_node = (linear_maps(hidden, hidden, 2) for _ in range(2))
     embedding = PaddedEmbedding(hidden)

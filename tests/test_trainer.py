@@ -7,16 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from l2o_graph import NGOptimizer
-from l2o_graph.rule import RuleConfig
+from l2o_graph.rule import Model, RuleConfig, untrained
 from l2o_graph.zoo.registry import load_checkpoint
 from meta_train.__main__ import main
-from meta_train.config import MetaConfig, paper_recipe
+from meta_train.config import MetaConfig, default_recipe, paper_recipe
 from meta_train.tasks import get_task
 from meta_train.trainer import MetaTrainer, meta_train
 
@@ -50,6 +51,24 @@ def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path):
     evaluated = [r["outer_step"] for r in records(result.log) if "held_out_loss" in r]
     assert steps == [1, 2, 3, 4, 5]
     assert evaluated == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize("model", get_args(Model))
+@pytest.mark.parametrize("recipe", [default_recipe, paper_recipe])
+def test_every_model_is_meta_trained_by_both_recipes(model, recipe, tmp_path):
+    config = recipe("fmnist_sample", model)
+    short = {key: getattr(TINY, key) for key in ("unroll", "snapshots", "shortest", "longest")}
+    rule = dataclasses.replace(config.rule, hidden=8, layers=1, inner=4)
+    config = dataclasses.replace(
+        config, rule=rule, outer_steps=1, evaluate_steps=2, evaluate_seeds=1, **short
+    )
+    result = meta_train(config, tmp_path / "run")
+    assert result.checkpoint is not None
+    learned = load_checkpoint(result.checkpoint).rule
+    assert learned.config.model == model
+    before = untrained(config.rule, config.seed)
+    pairs = zip(learned.parameters(), before.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
