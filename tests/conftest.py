@@ -7,6 +7,9 @@ from torch import nn
 
 from l2o_graph.rule import RuleConfig, UpdateRule
 
+# Small tensors gain nothing from a second thread, and wait for it where others use the cores.
+torch.set_num_threads(1)
+
 # The same examples every time: a failure on one machine is a failure on all.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
