@@ -2,9 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -15,6 +14,7 @@ from l2o_graph.graph import Piece, Topology
 from l2o_graph.heads.per_parameter import PaperHead, PerParameterHead
 from l2o_graph.heads.per_tensor import PerTensorHead
 from l2o_graph.models.embedding import Part, Scalars
+from l2o_graph.models.ng_gnn import kept_if
 from l2o_graph.observation import (
     NOMINAL_ROW,
     NUM_FEATURES,
@@ -129,9 +129,11 @@ class UpdateRule(nn.Module):
             A run of scalars and what is to be added to it.
         """
         groups = _groups(topology, observations, chunk_size)
+
         # Needed twice, before the graph is read and after: kept where a single chunk is all.
-        hold = cache if sum(bool(g.chunk) for g in groups) <= 1 else _recompute
-        of_graph = hold(lambda group: scalars_of(observations, group.parts))
+        @kept_if(sum(bool(g.chunk) for g in groups) <= 1)
+        def of_graph(group: Group) -> Scalars:
+            return scalars_of(observations, group.parts)
 
         def features(group: Group) -> Scalars:
             loose = not (group.chunk or group.biases)
@@ -214,7 +216,3 @@ def _rows(topology: Topology, observations: Sequence[Observation], piece: Piece)
 def _run(observations: Sequence[Observation], i: int, start: int, stop: int) -> Part:
     """Scalars without positions."""
     return Part(i, start, stop, (), observations[i].shared)
-
-
-def _recompute(features: Callable[[Group], Scalars]) -> Callable[[Group], Scalars]:
-    return features

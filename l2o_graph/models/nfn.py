@@ -7,14 +7,13 @@ where the first node states say which input or output a node is.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.graph import Topology
-from l2o_graph.models.ng_gnn import Chunk, EdgeStates
+from l2o_graph.models.ng_gnn import Chunk, EdgeStates, kept_if
 
 PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
 
@@ -166,7 +165,7 @@ class NFN(nn.Module):
             With several chunks these are computed anew wherever they are asked for: between
             layers, only what was gathered at the nodes is kept.
         """
-        hold = cache if len(chunks) == 1 else _recompute
+        hold = kept_if(len(chunks) == 1)
         paired: PairedEdges = hold(lambda chunk: torch.cat(edges(chunk).unbind(), dim=-1))
         last = len(self.layers) - 1
         for k, layer in enumerate(self.layers):
@@ -198,7 +197,3 @@ def _after(
         return mapped if norm is None else nn.functional.silu(norm(mapped))
 
     return states
-
-
-def _recompute(edges: PairedEdges) -> PairedEdges:
-    return edges

@@ -8,6 +8,7 @@ has a state for each: plane 0 is the forward edge source -> target, plane 1 its 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,11 +16,19 @@ from torch import Tensor, nn
 
 from l2o_graph.graph import Piece, Topology
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 Chunk = tuple[Piece, ...]
 EdgeStates = Callable[[Chunk], Float[Tensor, "2 E H"]]
 
 # PyTorch Geometric's floor under a variance; at or below it the deviation is called 0.
 SMALLEST_VARIANCE = 1e-5
+
+
+def kept_if(single: bool) -> Callable[[Callable[[K], V]], Callable[[K], V]]:
+    """A decorator: answers are kept where a single chunk is all, else worked out anew each time."""
+    return cache if single else lambda function: function
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +235,7 @@ class NGGNN(nn.Module):
             state follows from its own first state and the node states of each layer, so with
             several chunks it is computed anew wherever it is asked for, and never stored.
         """
-        hold = cache if len(chunks) == 1 else _recompute
+        hold = kept_if(len(chunks) == 1)
         edges = hold(edges)
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, NGGNNLayer)
@@ -240,7 +249,3 @@ class NGGNN(nn.Module):
 def _after(layer: NGGNNLayer, topology: Topology, nodes: Tensor, edges: EdgeStates) -> EdgeStates:
     """Edge states one layer further."""
     return lambda chunk: layer.next_edges(topology, chunk, nodes, edges(chunk))
-
-
-def _recompute(edges: EdgeStates) -> EdgeStates:
-    return edges

@@ -12,7 +12,7 @@ nothing. That leaves a sum of scores to work out for it, and no state to store.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from l2o_graph.architecture import NetSpec
 from l2o_graph.graph import Topology
-from l2o_graph.models.ng_gnn import Chunk, EdgeStates, over_pieces
+from l2o_graph.models.ng_gnn import Chunk, EdgeStates, kept_if, over_pieces
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
 # scores take 4 MB a head.
@@ -334,7 +334,7 @@ class NGT(nn.Module):
             Final node states, and a function that gives a chunk's final edge states. With
             several chunks these are computed anew wherever they are asked for, as in NG-GNN.
         """
-        hold = cache if len(chunks) == 1 else _recompute
+        hold = kept_if(len(chunks) == 1)
         edges, joined = hold(edges), None
         if len(nodes) ** 2 <= self.most_pairs:
             joined = joined_pairs(topology.spec).to(nodes.device)
@@ -354,7 +354,3 @@ def joined_pairs(spec: NetSpec) -> Bool[Tensor, "N N"]:
     for kernel in spec.kernels:
         sets[kernel.source, kernel.target] = sets[kernel.target, kernel.source] = True
     return sets[of_set][:, of_set].fill_diagonal_(False)
-
-
-def _recompute(edges: EdgeStates) -> EdgeStates:
-    return edges
