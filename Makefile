@@ -11,7 +11,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: .venv/installed
+test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 lint: .venv/installed-dev
