@@ -38,7 +38,7 @@ class MetaConfig:
     task: str = "fmnist_cnn"
     rule: RuleConfig = field(default_factory=RuleConfig)
     seed: int = 0
-    outer_steps: int = 100
+    outer_steps: int = 40
     estimator: Literal["look_ahead", "greedy"] = "look_ahead"
     unroll: int = 100
     snapshots: int = 10
@@ -52,7 +52,7 @@ class MetaConfig:
     warmup: int = 10
     weight_decay: float = 1e-2
     clip: float = 1.0
-    evaluate_every: int = 50
+    evaluate_every: int = 20
     evaluate_steps: int = 1000
     evaluate_seeds: int = 4
     save_every: int = 10
