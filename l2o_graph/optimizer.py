@@ -51,7 +51,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         ValueError: For an unknown or unreadable checkpoint or one of another kind, an empty list
             of parameters, a negative ``lr`` or ``weight_decay``, a complex parameter, or one that
             ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (a DTensor).
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor).
         FileNotFoundError: For a checkpoint path to nothing.
 
     Source:
@@ -102,7 +102,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: For a negative ``lr`` or ``weight_decay``, a complex parameter, or a
                 parameter that ``model`` lacks.
-            TypeError: For a parameter that is sharded over processes (a DTensor).
+            TypeError: For a parameter that is sharded over processes.
         """
         super().add_param_group(param_group)
         try:
@@ -124,12 +124,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"checkpoint: expected one for all groups, '{self.defaults['checkpoint']}', "
                 f"found '{group['checkpoint']}'"
             )
+        self._check_parameters(group["params"])
+
+    def _check_parameters(self, parameters: Iterable[Tensor]) -> None:
+        """Raise for what cannot be trained; some of it happens to parameters only later."""
         known = None if self._model is None else set(self._model.parameters())
-        for i, p in enumerate(group["params"]):
-            if hasattr(p, "full_tensor"):  # told by its method: importing its class takes long
+        for i, p in enumerate(parameters):
+            # Told by a method and by FSDP1's mark: importing their classes takes long.
+            if hasattr(p, "full_tensor") or hasattr(p, "_fsdp_flattened"):
                 raise TypeError(
-                    f"parameter {i}: expected a whole tensor, found a {type(p).__name__}; its "
-                    f"neurons lie on several processes, and the graph needs them together"
+                    f"parameter {i}: expected a whole tensor, found a shard, as FSDP and DTensor "
+                    f"make them; its neurons lie on several processes, and the graph needs them "
+                    f"together, as DistributedDataParallel has them"
                 )
             if p.dtype.is_complex:
                 raise ValueError(f"parameter {i}: expected a real tensor, found {p.dtype}")
@@ -156,13 +162,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: For a sparse gradient.
+            RuntimeError: For a sparse gradient, and for a parameter that is still on the meta
+                device.
+            TypeError, ValueError: For a parameter that has become one that construction refuses.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         group_of = {p: group for group in self.param_groups for p in group["params"]}
+        for i, p in enumerate(group_of):
+            if p.is_meta:  # it never has a gradient, and would be passed over without a word
+                raise RuntimeError(
+                    f"parameter {i}: expected a tensor with data, found one on the meta device; "
+                    f"make the optimizer after to_empty(), which makes new parameters"
+                )
+        self._check_parameters(group_of)
         gradient_of = {
             p: -p.grad if group["maximize"] else p.grad
             for p, group in group_of.items()
@@ -185,7 +200,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return loss
         for p, gradient in gradient_of.items():
             self._take_in(p, gradient)
-        self._apply(group_of, gradient_of)
+        # Autocast is meant for the user's model; the rule needs all its digits.
+        with torch.autocast(next(iter(gradient_of)).device.type, enabled=False):
+            self._apply(group_of, gradient_of)
         for p in gradient_of:
             self.state[p]["step"] += 1
         return loss

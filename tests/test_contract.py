@@ -1,5 +1,7 @@
 """What a step does: the contract of a torch.optim.Optimizer, and that of a learned one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from helpers_optimizer import (
@@ -14,7 +16,6 @@ from helpers_optimizer import (
     state_tensors,
 )
 from torch import Tensor, nn
-from torch.optim import lr_scheduler
 
 import l2o_graph.optimizer
 from l2o_graph import LearnedOptimizer, NGOptimizer
@@ -183,52 +184,6 @@ def test_a_rate_may_be_a_tensor(shape, dtype, checkpoint):
     assert equal(by_float.parameters(), by_tensor.parameters())
 
 
-SCHEDULERS = {
-    "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=2),
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
-    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=8),
-    "LinearLR": lambda o: lr_scheduler.LinearLR(o, total_iters=8),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o, total_iters=2), lr_scheduler.ExponentialLR(o, 0.5)], [2]
-    ),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(
-        o, max_lr=1.0, total_steps=8, cycle_momentum=False
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=["float", "tensor"])
-def test_schedulers_drive_the_rate(name, lr, checkpoint):
-    model = mlp()
-    optimizer = LearnedOptimizer(model.parameters(), lr, checkpoint=checkpoint)
-    scheduler = SCHEDULERS[name](optimizer)
-    rates = set()
-    for seed in range(4):
-        rates.add(float(optimizer.param_groups[0]["lr"]))
-        run(optimizer, [seed])
-        scheduler.step()
-    assert len(rates) > 1
-
-
-def test_plateau_scheduler_drives_the_rate(checkpoint):
-    optimizer = LearnedOptimizer(mlp().parameters(), checkpoint=checkpoint)
-    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-    for seed in range(3):
-        run(optimizer, [seed])
-        scheduler.step(1.0)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
-
-
-def test_a_scheduled_rate_is_the_one_used(checkpoint):
-    scheduled, fixed = mlp(), mlp()
-    optimizer = LearnedOptimizer(scheduled.parameters(), checkpoint=checkpoint)
-    lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
-    run(optimizer, range(2))
-    run(LearnedOptimizer(fixed.parameters(), lr=0.25, checkpoint=checkpoint), range(2))
-    assert equal(scheduled.parameters(), fixed.parameters())
-
-
 def test_maximize_is_descent_on_the_negated_loss(checkpoint):
     up, down = mlp(), mlp()
     ascent = LearnedOptimizer(up.parameters(), maximize=True, checkpoint=checkpoint)
@@ -330,19 +285,72 @@ def test_grad_scaler(checkpoint):
     assert equal(model.parameters(), before) and equal(state_tensors(optimizer), state)
 
 
-def test_a_compiled_model_is_the_model(checkpoint):
+def bf16() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_bf16_autocast_reaches_the_model_and_not_the_step(with_closure, checkpoint):
+    """Whether it is around the model alone, as it should be, or around the step as well."""
+    results = []
+    for around_model, around_all in ((bf16, nullcontext), (nullcontext, bf16)):
+        model, outputs = mlp(), []
+        optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
+
+        def closure(around=around_model, model=model, optimizer=optimizer, outputs=outputs):
+            optimizer.zero_grad()
+            with around():
+                outputs.append(model(torch.ones(2, 4)))
+            loss = outputs[-1].float().square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            with around_all():
+                if with_closure:
+                    optimizer.step(closure)
+                else:
+                    closure()
+                    optimizer.step()
+        assert all(y.dtype == torch.bfloat16 for y in outputs)
+        kept = [*model.parameters(), *state_tensors(optimizer)]
+        assert all(t.dtype == torch.float32 for t in kept)
+        results.append(copies(kept))
+    assert equal(*results) and not equal(results[0][:4], mlp().parameters())
+
+
+@pytest.mark.parametrize("how", ["plain", "named", "model"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_is_the_model(backend, how, graph_checkpoint):
+    """Compilation renames parameters and wraps the module; the network stays the same."""
     results = []
     for compiled in (False, True):
         model = mlp()
-        used = torch.compile(model, backend="eager") if compiled else model
+        used = torch.compile(model, backend=backend) if compiled else model
         assert isinstance(used, nn.Module)
-        optimizer = LearnedOptimizer(used.parameters(), model=used, checkpoint=checkpoint)
+        optimizer = LearnedOptimizer(
+            used.named_parameters() if how == "named" else used.parameters(),
+            model=used if how == "model" else None,
+            checkpoint=graph_checkpoint,
+        )
         for _ in range(2):
             optimizer.zero_grad()
             used(torch.ones(2, 4)).square().sum().backward()
             optimizer.step()
         results.append(copies(model.parameters()))
     assert equal(*results)
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_a_step_waits_for_the_device_once(make, checkpoint):
+    """For whether all gradients are finite, and never for one parameter alone."""
+    optimizer = LearnedOptimizer(make().parameters(), weight_decay=0.1, checkpoint=checkpoint)
+    run(optimizer, range(1))
+    give_gradients((p for g in optimizer.param_groups for p in g["params"]), 1)
+    with torch.autograd.profiler.profile() as profile:
+        optimizer.step()
+    names = [event.name for event in profile.function_events]
+    assert names.count("aten::_local_scalar_dense") == 1
 
 
 # Which parameters ------------------------------------------------------------------------------
@@ -660,6 +668,78 @@ def test_a_first_step_that_is_not_finite_makes_no_state(checkpoint):
     with pytest.warns(UserWarning, match="not finite"):
         optimizer.step()
     assert not optimizer.state
+
+
+CONVERSIONS = {
+    "bfloat16": lambda model: model.to(torch.bfloat16),
+    "double": lambda model: model.double(),
+    "double, then back": lambda model: model.double().float(),
+    "channels_last": lambda model: model.to(memory_format=torch.channels_last),
+    "shared memory": lambda model: model.share_memory(),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_model_may_be_converted_between_two_steps(name, checkpoint):
+    """As if an optimizer of the converted model had loaded the state."""
+    model, twin = cnn(), cnn()
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
+    run(optimizer, range(2))
+    twin.load_state_dict(model.state_dict())
+    for converted in (model, twin):
+        CONVERSIONS[name](converted)
+    then = LearnedOptimizer(twin.parameters(), checkpoint=checkpoint)
+    then.load_state_dict(optimizer.state_dict())
+    before = copies(model.parameters())
+    for o in (optimizer, then):
+        run(o, range(2, 4))
+    assert equal(model.parameters(), twin.parameters())
+    assert equal(state_tensors(optimizer), state_tensors(then))
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(t.dtype == torch.float32 for t in state_tensors(optimizer))
+
+
+def test_layers_that_learn_their_width_at_the_first_batch(checkpoint):
+    """Lazy layers have no shapes when they are handed over, and keep their identity."""
+    lazy = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(3))
+    optimizer = LearnedOptimizer(lazy.parameters(), checkpoint=checkpoint)
+    optimizer.step()
+    lazy(torch.ones(2, 4))
+    plain = mlp()
+    lazy.load_state_dict(plain.state_dict())
+    run(optimizer, range(2))
+    run(LearnedOptimizer(plain.parameters(), checkpoint=checkpoint), range(2))
+    assert equal(lazy.parameters(), plain.parameters())
+
+
+def test_memory_given_anew_after_the_model_was_handed_over(checkpoint):
+    model, plain = mlp(), mlp()
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
+    model.to_empty(device="cpu").load_state_dict(plain.state_dict())
+    run(optimizer, range(2))
+    run(LearnedOptimizer(plain.parameters(), checkpoint=checkpoint), range(2))
+    assert equal(model.parameters(), plain.parameters())
+
+
+@pytest.fixture
+def _swapped_in_place():
+    """Parameters are materialised in place, as ``torch.__future__`` promises it."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@pytest.mark.usefixtures("_swapped_in_place")
+def test_parameters_on_meta_may_be_materialised_in_place(checkpoint):
+    plain = mlp()
+    with torch.device("meta"):
+        model = mlp()
+    optimizer = LearnedOptimizer(model.parameters(), checkpoint=checkpoint)
+    model.to_empty(device="cpu").load_state_dict(plain.state_dict())
+    run(optimizer, range(2))
+    run(LearnedOptimizer(plain.parameters(), checkpoint=checkpoint), range(2))
+    assert equal(model.parameters(), plain.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second kind of device")

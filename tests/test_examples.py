@@ -1,4 +1,7 @@
-"""Every script in examples/ runs; the demo compares three, on whatever data there are."""
+"""Every script in examples/ runs; the demo compares three, on whatever data there are.
+
+The frameworks train for a few steps, where they are installed.
+"""
 
 import importlib.util
 import struct
@@ -11,6 +14,13 @@ from meta_train.tasks import get_task
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
+# Scripts that need packages of the extra "frameworks".
+FRAMEWORKS = {
+    "accelerate_loop": ["accelerate"],
+    "hf_trainer": ["transformers", "accelerate"],
+    "lightning_module": ["lightning"],
+}
+
 
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -19,18 +29,23 @@ def load(path):
     return module
 
 
-demo = load(next(path for path in SCRIPTS if path.stem == "demo"))
+def script(name):
+    return load(next(path for path in SCRIPTS if path.stem == name))
+
+
+demo = script("demo")
 
 
 @pytest.fixture(autouse=True)
 def _bare_machine(tmp_path, monkeypatch):
     """An empty folder to be in, no datasets, no network."""
 
-    def no_network(self):
+    def no_network(*_):
         raise RuntimeError("no network")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("L2O_GRAPH_DATA", raising=False)
+    monkeypatch.setattr("socket.socket.connect", no_network)
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
     monkeypatch.setattr(get_task("fmnist_cnn"), "_images", None)
 
@@ -47,9 +62,22 @@ def write_fashion_mnist(folder):
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, n) + labels)
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=[path.stem for path in SCRIPTS])
-def test_a_script_runs_without_data_and_network(path):
-    load(path).main(steps=2)
+@pytest.mark.parametrize("name", sorted({path.stem for path in SCRIPTS} - {*FRAMEWORKS}))
+def test_a_script_runs_without_data_and_network(name):
+    script(name).main(steps=2)
+
+
+# What the frameworks say of torch and of a machine without a GPU, or with many cores.
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_framework_trains(name, capsys):
+    for package in FRAMEWORKS[name]:
+        pytest.importorskip(package, reason="a package of the extra 'frameworks'")
+    before, after = script(name).main(steps=10)
+    assert after < 0.9 * before
+    assert f"test loss {before:.3f} before, {after:.3f} after 10 steps" in capsys.readouterr().out
 
 
 def test_on_the_sample_the_demo_says_why_and_compares_all_three(tmp_path, capsys):

@@ -31,8 +31,9 @@ def test_options_that_are_not_there(checkpoint):
         NGOptimizer(mlp().parameters(), lr=torch.ones(2), checkpoint=checkpoint)
     with pytest.raises(ValueError, match="chunk_size: expected at least 1, found 0"):
         NGOptimizer(mlp().parameters(), checkpoint=checkpoint, chunk_size=0)
-    with pytest.raises(TypeError, match="foreach"):
-        NGOptimizer(mlp().parameters(), foreach=True)
+    for option in ("foreach", "fused", "capturable", "differentiable", "momentum", "betas"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+            NGOptimizer(mlp().parameters(), **{option: True})
     with pytest.raises(ValueError, match=r"one for all groups, 'random0@\w+', found 'other'"):
         NGOptimizer([{"params": mlp().parameters(), "checkpoint": "other"}], checkpoint=checkpoint)
 
@@ -49,19 +50,30 @@ def test_parameter_of_another_model(checkpoint):
         NGOptimizer(mlp().parameters(), model=mlp(), checkpoint=checkpoint)
 
 
-def test_sharded_parameter(checkpoint):
-    distributed = pytest.importorskip("torch.distributed")
-    if not distributed.is_available():
-        pytest.skip("this torch is built without torch.distributed")
-    tensor = pytest.importorskip("torch.distributed.tensor")
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
-        sharded = nn.Parameter(tensor.distribute_tensor(torch.ones(4, 2), mesh))
-        with pytest.raises(TypeError, match="0: expected a whole tensor, found a DTensor"):
-            NGOptimizer([sharded], checkpoint=checkpoint)
-    finally:
-        distributed.destroy_process_group()
+@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize("materialised", [False, True])
+def test_parameters_left_on_meta(materialised, with_model, checkpoint):
+    with torch.device("meta"):
+        model = mlp()
+    told = model if with_model else None
+    optimizer = NGOptimizer(model.parameters(), model=told, checkpoint=checkpoint)
+    if materialised:  # in new parameters, of which the optimizer knows nothing
+        model.to_empty(device="cpu")
+        model(torch.ones(2, 4)).sum().backward()
+    match = r"parameter 0: expected a tensor with data, found one on the meta device"
+    with pytest.raises(RuntimeError, match=match):
+        optimizer.step()
+
+
+def test_parameter_that_the_model_lacks_by_now(checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model.parameters(), model=model, checkpoint=checkpoint)
+    model[2] = nn.Linear(6, 3)
+    model(torch.ones(2, 4)).sum().backward()
+    before = copies(model.parameters())
+    with pytest.raises(ValueError, match="parameter 2: expected one of the model's 4 parameters"):
+        optimizer.step()
+    assert equal(model.parameters(), before) and not optimizer.state
 
 
 def test_sparse_gradient(checkpoint):

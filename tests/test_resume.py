@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 import torch
-from helpers_optimizer import cnn, copies, equal, mlp, random_checkpoint, run, state_tensors
+from helpers_checkpoint import load_folder, save_folder
+from helpers_optimizer import MODELS, cnn, copies, equal, mlp, random_checkpoint, run, state_tensors
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -14,12 +15,18 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from l2o_graph import NGOptimizer
+from l2o_graph import LearnedOptimizer
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def any_checkpoint(request, tmp_path_factory):
+    return random_checkpoint(tmp_path_factory.mktemp("zoo"), model=request.param)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("zoo"))
+    """Of one model, where it makes no difference which."""
+    return random_checkpoint(tmp_path_factory.mktemp("one"))
 
 
 def through_a_file(content):
@@ -30,18 +37,22 @@ def through_a_file(content):
     return torch.load(file, weights_only=True)
 
 
-def new(model: nn.Module, checkpoint, how: str = "plain") -> NGOptimizer:
+def new(model: nn.Module, checkpoint, how: str = "plain") -> LearnedOptimizer:
     if how == "model":
-        return NGOptimizer(model.parameters(), model=model, checkpoint=checkpoint)
+        return LearnedOptimizer(model.parameters(), model=model, checkpoint=checkpoint)
+    if how == "groups":
+        first, *others = model.parameters()
+        groups = [{"params": [first], "lr": 0.5}, {"params": others, "weight_decay": 0.1}]
+        return LearnedOptimizer(groups, checkpoint=checkpoint)
     named = model.named_parameters() if how == "named" else model.parameters()
-    return NGOptimizer(named, checkpoint=checkpoint)
+    return LearnedOptimizer(named, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("make", [mlp, cnn])
-def test_resumed_run_is_the_run_bit_for_bit(make, dtype, checkpoint):
+def test_resumed_run_is_the_run_bit_for_bit(make, dtype, any_checkpoint):
     model, other = make().to(dtype), make(seed=1).to(dtype)
-    optimizer, resumed = new(model, checkpoint), new(other, checkpoint)
+    optimizer, resumed = new(model, any_checkpoint), new(other, any_checkpoint)
     run(optimizer, range(3))
     other.load_state_dict(through_a_file(model.state_dict()))
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
@@ -52,8 +63,8 @@ def test_resumed_run_is_the_run_bit_for_bit(make, dtype, checkpoint):
     assert equal(state_tensors(optimizer), state_tensors(resumed))
 
 
-@pytest.mark.parametrize("how", ["named", "model"])
-def test_resume_with_names_or_a_model(how, checkpoint):
+@pytest.mark.parametrize("how", ["named", "model", "groups"])
+def test_resume_however_it_was_made(how, checkpoint):
     model, other = mlp(), mlp(seed=1)
     optimizer, resumed = new(model, checkpoint, how), new(other, checkpoint, how)
     run(optimizer, range(2))
@@ -158,8 +169,8 @@ def test_another_name_for_the_same_file_is_the_same_checkpoint(checkpoint, tmp_p
 
 def test_a_group_may_come_after_a_resume(checkpoint):
     model, other = mlp(), mlp()
-    optimizer = NGOptimizer(model[0].parameters(), checkpoint=checkpoint)
-    resumed = NGOptimizer(other[0].parameters(), checkpoint=checkpoint)
+    optimizer = LearnedOptimizer(model[0].parameters(), checkpoint=checkpoint)
+    resumed = LearnedOptimizer(other[0].parameters(), checkpoint=checkpoint)
     run(optimizer, range(2))
     other.load_state_dict(model.state_dict())
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
@@ -175,9 +186,9 @@ def test_a_group_may_come_after_a_resume(checkpoint):
     [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))],
     ids=["copy", "pickle"],
 )
-def test_a_copy_with_its_model_goes_on_alike_and_apart(duplicate, how, checkpoint):
+def test_a_copy_with_its_model_goes_on_alike_and_apart(duplicate, how, any_checkpoint):
     model = cnn()
-    optimizer = new(model, checkpoint, how)
+    optimizer = new(model, any_checkpoint, how)
     run(optimizer, range(2))
     twin, other = duplicate((model, optimizer))
     assert equal(state_tensors(other), state_tensors(optimizer))
@@ -203,10 +214,10 @@ def test_a_copy_works_without_the_file(tmp_path):
 
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_distributed_checkpoint_in_one_process(flatten, steps, checkpoint):
+def test_distributed_checkpoint_in_one_process(flatten, steps, any_checkpoint):
     options = StateDictOptions(flatten_optimizer_state_dict=flatten)
     model, other = mlp(), mlp(seed=1)
-    optimizer, resumed = new(model, checkpoint), new(other, checkpoint)
+    optimizer, resumed = new(model, any_checkpoint), new(other, any_checkpoint)
     run(optimizer, range(steps))
     before = copies(model.parameters())
     content = get_optimizer_state_dict(model, optimizer, options=options)
@@ -214,6 +225,21 @@ def test_distributed_checkpoint_in_one_process(flatten, steps, checkpoint):
     other.load_state_dict(model.state_dict())
     set_optimizer_state_dict(other, resumed, through_a_file(content), options=options)
     assert equal(model.parameters(), other.parameters()), "loading must not train"
+    assert equal(state_tensors(optimizer), state_tensors(resumed))
+    run(optimizer, [2])
+    run(resumed, [2])
+    assert equal(model.parameters(), other.parameters())
+
+
+# There is one process here, as torch remarks.
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("how", ["plain", "named", "model", "groups"])
+def test_distributed_checkpoint_in_a_folder(how, checkpoint, tmp_path):
+    model, other = cnn(), cnn(seed=1)
+    optimizer, resumed = new(model, checkpoint, how), new(other, checkpoint, how)
+    run(optimizer, range(2))
+    save_folder(model, optimizer, tmp_path)
+    load_folder(other, resumed, tmp_path)
     assert equal(state_tensors(optimizer), state_tensors(resumed))
     run(optimizer, [2])
     run(resumed, [2])
