@@ -36,28 +36,70 @@ class Neurons:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A parameter [out, in, *positions], one edge for each (out, in).
+    """Edges between two sets of neurons, laid out as a parameter stores them.
+
+    The parameter's scalars from ``start`` on are a grid [groups, rows, columns, *positions], one
+    edge for each (group, row, column). Rows are the neurons written and columns the neurons read,
+    as in a convolution, or the other way round, as in an embedding. On both sides the neurons of
+    a group follow those of the group before: a diagonal is a grid of groups of one row and column.
 
     Attributes:
-        parameter: Its index among the parameters.
+        parameter: Its index among the parameters; ``NetSpec.one`` for edges of the constant 1.
         source: Index of the set of neurons that it reads.
         target: Index of the set of neurons that it writes.
+        grid: Groups, rows and columns.
         positions: Spatial shape of the kernel; () for a linear layer. A linear layer behind a
             flattened feature map is a kernel with one position for each pixel of the map.
+        start: First scalar of the flattened parameter that it holds.
+        source_start: First neuron that it reads, within its set.
+        target_start: First neuron that it writes, within its set.
+        from_rows: Whether rows are what is read and columns what is written.
+        again: Whether another kernel holds these scalars too, and says how to update them.
+        kind: What it does, for people and for models that ask.
     """
 
     parameter: int
     source: int
     target: int
-    positions: tuple[int, ...]
+    grid: tuple[int, int, int]
+    positions: tuple[int, ...] = ()
+    start: int = 0
+    source_start: int = 0
+    target_start: int = 0
+    from_rows: bool = False
+    again: bool = False
+    kind: str = "dense"
+
+    @property
+    def row(self) -> int:
+        """Scalars of a row."""
+        return self.grid[2] * math.prod(self.positions)
+
+    @property
+    def size(self) -> int:
+        """Scalars in all."""
+        return self.grid[0] * self.grid[1] * self.row
 
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """A parameter [out] that sits on the neurons it is added to."""
+    """Scalars that sit on the neurons they are added to.
+
+    Attributes:
+        parameter: Index of the parameter.
+        neurons: Index of the set.
+        size: How many scalars.
+        start: First of them within the flattened parameter.
+        neurons_start: First neuron within the set.
+        again: As of a kernel.
+    """
 
     parameter: int
     neurons: int
+    size: int
+    start: int = 0
+    neurons_start: int = 0
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +110,8 @@ class NetSpec:
         names: A name for each parameter.
         shapes: Shape of each parameter.
         neurons: The sets of neurons, in the order in which the network computes them.
-        kernels: The parameters that join two sets.
-        biases: The parameters that sit on one set, at most one for each set.
+        kernels: What joins two sets.
+        biases: What sits on one set.
         loose: Indices of the parameters outside the graph.
     """
 
@@ -86,18 +128,24 @@ class NetSpec:
         return sum(neurons.size for neurons in self.neurons)
 
     @property
+    def one(self) -> int:
+        """The index that stands for the constant 1, of as many scalars as are asked for."""
+        return len(self.shapes)
+
+    @property
+    def num_ones(self) -> int:
+        """Most scalars that a kernel reads of the constant 1."""
+        return max((k.size for k in self.kernels if k.parameter == self.one), default=0)
+
+    @property
     def num_edges(self) -> int:
-        """Pairs of neurons joined by a kernel, each counted once."""
-        return sum(math.prod(self.shapes[k.parameter][:1]) * self.sources(k) for k in self.kernels)
+        """Pairs of neurons joined by a kernel, each counted once for each kernel."""
+        return sum(math.prod(k.grid) for k in self.kernels)
 
     @property
     def num_parameters(self) -> int:
         """Scalars in all parameters together."""
         return sum(math.prod(shape) for shape in self.shapes)
-
-    def sources(self, kernel: Kernel) -> int:
-        """Size of the set that the kernel reads."""
-        return self.neurons[kernel.source].size
 
     def __str__(self) -> str:
         """One line for each parameter: what was understood of it."""
@@ -222,7 +270,8 @@ def _chain(
             sets.append((f"before {names[i]}", shape[1]))
             last, positions = last + 1, shape[2:]
         sets.append((_prefix(names[i]) or names[i], shape[0]))
-        kernels.append(Kernel(i, last, last + 1, positions))
+        grid = (1, shape[0], math.prod(shape[1:]) // math.prod(positions))
+        kernels.append(Kernel(i, last, last + 1, grid, positions))
     written = {kernel.parameter: kernel.target for kernel in kernels}
     biases: dict[int, int] = {}  # set of neurons -> its bias
     for i, kernel in bias_of.items():
@@ -243,7 +292,7 @@ def _chain(
         shapes=tuple(shapes),
         neurons=neurons,
         kernels=tuple(kernels),
-        biases=tuple(Bias(biases[s], s) for s in sorted(biases)),
+        biases=tuple(Bias(biases[s], s, sets[s][1]) for s in sorted(biases)),
         loose=tuple(i for i in range(len(shapes)) if i not in placed),
     )
 

@@ -99,17 +99,19 @@ def whitener(gram: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
 SMALL_GRAM = 64
 
 
-def whiteners(grams: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
-    """The whitener of each Gram matrix; small ones together, padded with zeros to one size.
+def whiteners(grams: Sequence[Float[Tensor, "_ _ _"]]) -> list[Float[Tensor, "_ _ _"]]:
+    """The whiteners of batches of Gram matrices; small ones together, padded to one size.
 
     A padded Gram matrix has nothing to mix its zeros with, so the part that counts is the same.
     """
-    small = [g for g in grams if len(g) <= SMALL_GRAM]
-    size = max(map(len, small), default=0)
-    padded = [nn.functional.pad(g, (0, size - len(g)) * 2) for g in small]
-    together = iter(whitener(torch.stack(padded))) if small else iter(())
+    small = [g for g in grams if g.shape[1] <= SMALL_GRAM]
+    size = max((g.shape[1] for g in small), default=0)
+    padded = [nn.functional.pad(g, (0, size - g.shape[1]) * 2) for g in small]
+    together = whitener(torch.cat(padded)).split([len(g) for g in small]) if small else ()
+    found = iter(together)
     return [
-        next(together)[: len(g), : len(g)] if len(g) <= SMALL_GRAM else whitener(g) for g in grams
+        next(found)[:, : g.shape[1], : g.shape[1]] if g.shape[1] <= SMALL_GRAM else whitener(g)
+        for g in grams
     ]
 
 

@@ -6,11 +6,12 @@ torch stores it, so what flows into a neuron is a row of the grid and what flows
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,8 @@ from l2o_graph.architecture import (
 if TYPE_CHECKING:  # a slow import, and only the exchange needs it
     import torch_geometric.data
 
+G = TypeVar("G", bound="Gatherable")
+
 ROLES: tuple[Role, ...] = ("input", "hidden", "output")
 
 # Wavelengths of a position, 2 pi 4^k: neighbours differ in the first, thousands in the last.
@@ -40,14 +43,49 @@ OFFSET_SIZE = 3 * 2 * len(OFFSET_FREQUENCIES)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows [start, stop) of a kernel's grid, all columns: the least that is worked on at once."""
+    """Some rows of a kernel's grid, all columns: the least that is worked on at once.
+
+    Several rows of one group, or all rows of several groups.
+
+    Attributes:
+        kernel: Index of the kernel.
+        parameter: Index of the parameter.
+        start: First scalar of the flattened parameter.
+        grid: Groups, rows of each and columns of each, of these rows alone.
+        positions: Spatial shape of the kernel.
+        rows: First and last but one of the nodes that the rows are.
+        columns: The same for the columns.
+        from_rows: Whether rows are what is read.
+        again: Whether the scalars are updated by another kernel.
+        share: Of the rows of its groups, how large a part these are.
+    """
 
     kernel: int
+    parameter: int
     start: int
-    stop: int
+    grid: tuple[int, int, int]
+    positions: tuple[int, ...]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    from_rows: bool
+    again: bool
+    share: float
+
+    @property
+    def edges(self) -> int:
+        """Edges in all."""
+        return math.prod(self.grid)
+
+    @property
+    def stop(self) -> int:
+        """Behind the last scalar."""
+        return self.start + self.edges * math.prod(self.positions)
 
 
-@dataclass(frozen=True)
+Chunk = tuple[Piece, ...]
+
+
+@dataclass(frozen=True, eq=False)  # a topology is itself: hashed by identity
 class Topology:
     """What stays the same from step to step: where everything lies. Built once for a NetSpec.
 
@@ -63,17 +101,18 @@ class Topology:
     node_start: tuple[int, ...]
     degree: Float[Tensor, " N"]
 
-    def grid(self, kernel: Kernel) -> tuple[int, int, int]:
-        """(out, in, positions) of a kernel."""
-        out, source = self.spec.neurons[kernel.target].size, self.spec.neurons[kernel.source].size
-        return out, source, math.prod(kernel.positions)
+    def sides(self, kernel: Kernel) -> tuple[int, int]:
+        """The first node of a kernel's rows and of its columns."""
+        source = self.node_start[kernel.source] + kernel.source_start
+        target = self.node_start[kernel.target] + kernel.target_start
+        return (source, target) if kernel.from_rows else (target, source)
 
-    def nodes(self, neurons: int) -> slice:
-        """Where a set of neurons lies among the N nodes."""
-        start = self.node_start[neurons]
-        return slice(start, start + self.spec.neurons[neurons].size)
+    def bias(self, bias: Bias) -> tuple[int, int]:
+        """First and last but one of the nodes that a bias sits on."""
+        start = self.node_start[bias.neurons] + bias.neurons_start
+        return start, start + bias.size
 
-    def chunks(self, most: int) -> tuple[tuple[Piece, ...], ...]:
+    def chunks(self, most: int) -> tuple[Chunk, ...]:
         """Divide the rows of all kernels into chunks of at most so many parameters.
 
         One row is the least a chunk holds. A network within the limit is a single chunk.
@@ -81,19 +120,42 @@ class Topology:
         chunks: list[list[Piece]] = [[]]
         room = most
         for k, kernel in enumerate(self.spec.kernels):
-            out, source, positions = self.grid(kernel)
-            row = 0
-            while row < out:
-                rows = min(out - row, room // (source * positions))
-                if rows <= 0 and chunks[-1]:  # below 0 after a row that alone exceeds the limit
+            groups, rows, _ = kernel.grid
+            row, count = 0, groups * rows
+            while row < count:
+                fit = min(count - row, room // kernel.row)
+                if fit <= 0 and chunks[-1]:  # below 0 after a row that alone exceeds the limit
                     chunks.append([])
                     room = most
                     continue
-                rows = max(rows, 1)
-                chunks[-1].append(Piece(k, row, row + rows))
-                room -= rows * source * positions
-                row += rows
+                piece = self._piece(k, row, max(fit, 1))
+                chunks[-1].append(piece)
+                taken = piece.grid[0] * piece.grid[1]
+                room -= taken * kernel.row
+                row += taken
         return tuple(tuple(chunk) for chunk in chunks if chunk)
+
+    def _piece(self, k: int, row: int, most: int) -> Piece:
+        """At most so many rows, from a row on: whole groups, or rows of a single one."""
+        kernel = self.spec.kernels[k]
+        _, rows, columns = kernel.grid
+        group, within = divmod(row, rows)
+        groups = most // rows if within == 0 else 0
+        grid = (groups, rows, columns) if groups else (1, min(most, rows - within), columns)
+        of_rows, of_columns = self.sides(kernel)
+        of_columns += group * columns
+        return Piece(
+            kernel=k,
+            parameter=kernel.parameter,
+            start=kernel.start + row * kernel.row,
+            grid=grid,
+            positions=kernel.positions,
+            rows=(of_rows + row, of_rows + row + grid[0] * grid[1]),
+            columns=(of_columns, of_columns + grid[0] * columns),
+            from_rows=kernel.from_rows,
+            again=kernel.again,
+            share=grid[1] / rows,
+        )
 
 
 @lru_cache(maxsize=64)
@@ -105,15 +167,81 @@ def topology_of(spec: NetSpec) -> Topology:
         node_start.append(at)
         at += neurons.size
     degree = torch.zeros(at)
-    for kernel in spec.kernels:
-        for one, other in ((kernel.source, kernel.target), (kernel.target, kernel.source)):
-            start = node_start[one]
-            degree[start : start + spec.neurons[one].size] += spec.neurons[other].size
-    parameter_start, at = [], 0
+    parameter_start, scalars = [], 0
     for shape in spec.shapes:
-        parameter_start.append(at)
-        at += math.prod(shape)
-    return Topology(spec, tuple(parameter_start), tuple(node_start), degree)
+        parameter_start.append(scalars)
+        scalars += math.prod(shape)
+    topology = Topology(spec, tuple(parameter_start), tuple(node_start), degree)
+    for kernel in spec.kernels:
+        groups, rows, columns = kernel.grid
+        of_rows, of_columns = topology.sides(kernel)
+        degree[of_rows : of_rows + groups * rows] += columns
+        degree[of_columns : of_columns + groups * columns] += rows
+    return topology
+
+
+@runtime_checkable
+class Gatherable(Protocol):
+    """What n nodes gathered: enough to add more of the same."""
+
+    def part(self: G, start: int, stop: int) -> G:
+        """Of some of the nodes."""
+        ...
+
+    def beside(self: G, other: G) -> G:
+        """More that the same nodes gathered."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """All nodes in runs, so that whatever reaches one node of a run reaches all of it.
+
+    Attributes:
+        nodes: First and last but one of the nodes of each run.
+        reached: For each range that was asked for, the runs it is made of, and where in the range
+            each begins and ends.
+    """
+
+    nodes: tuple[tuple[int, int], ...]
+    reached: tuple[tuple[tuple[int, int, int], ...], ...]
+
+    def gather(self, brought: Iterable[G], begin: Sequence[G | None]) -> list[G | None]:
+        """Put together what the ranges bring, one after the other.
+
+        Args:
+            brought: What each range brings.
+            begin: What each run has before.
+        """
+        held = list(begin)
+        for runs, each in zip(self.reached, brought, strict=True):
+            for run, start, stop in runs:
+                part = each if len(runs) == 1 else each.part(start, stop)
+                known = held[run]
+                held[run] = part if known is None else known.beside(part)
+        return held
+
+
+@lru_cache(maxsize=64)
+def runs_of(ranges: tuple[tuple[int, int], ...], nodes: int) -> Runs:
+    """The coarsest runs of nodes that no range cuts."""
+    cuts = sorted({0, nodes, *itertools.chain.from_iterable(ranges)})
+    runs = tuple(itertools.pairwise(cuts))
+    number = {start: i for i, (start, _) in enumerate(runs)}
+    number[nodes] = len(runs)
+    reached = tuple(
+        tuple(
+            (i, runs[i][0] - start, runs[i][1] - start) for i in range(number[start], number[stop])
+        )
+        for start, stop in ranges
+    )
+    return Runs(runs, reached)
+
+
+def runs_of_chunks(topology: Topology, chunks: Sequence[Chunk]) -> Runs:
+    """Runs for the rows and the columns of each piece, in turn."""
+    ranges = tuple(side for chunk in chunks for p in chunk for side in (p.rows, p.columns))
+    return runs_of(ranges, topology.spec.num_nodes)
 
 
 def sinusoids(x: Float[Tensor, "*n"], frequencies: tuple[float, ...]) -> Float[Tensor, "*n f"]:
@@ -173,6 +301,14 @@ class NeuralGraph:
         """The first feature of each parameter in its own shape: for a fresh graph, the weights."""
         return [self.parameter(i)[0] for i in range(len(self.spec.shapes))]
 
+    def _scalars(self, of: Kernel | Bias) -> Float[Tensor, "F n"]:
+        """What a kernel or a bias holds; of the constant 1 the first feature is 1, the others 0."""
+        if of.parameter == self.spec.one:
+            first = torch.arange(len(self.values), device=self.values.device) == 0
+            return first.to(self.values)[:, None].expand(-1, of.size)
+        start = topology_of(self.spec).parameter_start[of.parameter] + of.start
+        return self.values[:, start : start + of.size]
+
     def __str__(self) -> str:
         return f"NeuralGraph of {self.spec}"
 
@@ -180,7 +316,8 @@ class NeuralGraph:
         """Export to torch-geometric.
 
         Returns:
-            ``x`` (N, F) bias features, zero for nodes without one; ``edge_index`` (2, 2E)
+            ``x`` (N, F * B) bias features with B the most biases of any node, zero where a node
+            has fewer; ``edge_index`` (2, 2E)
             forward edges kernel by kernel and then the same reversed; ``edge_attr``
             (2E, F * K) with K the most positions of any kernel, smaller kernels padded at the
             end; ``loose`` (F, L) what lies outside the graph; ``spec``, to come back.
@@ -189,24 +326,27 @@ class NeuralGraph:
 
         topology = topology_of(self.spec)
         features = len(self.values)
-        widest = max((topology.grid(k)[2] for k in self.spec.kernels), default=1)
-        x = self.values.new_zeros(self.spec.num_nodes, features)
-        for bias in self.spec.biases:
-            x[topology.nodes(bias.neurons)] = self.parameter(bias.parameter).T
+        widest = max((math.prod(k.positions) for k in self.spec.kernels), default=1)
+        slots = _slots(topology)
+        x = self.values.new_zeros(self.spec.num_nodes, features, max(slots, default=0) + 1)
+        for bias, slot in zip(self.spec.biases, slots, strict=True):
+            x[slice(*topology.bias(bias)), :, slot] = self._scalars(bias).T
         index, attributes = [torch.zeros(2, 0, dtype=torch.long)], []
         for kernel in self.spec.kernels:
-            out, source, positions = topology.grid(kernel)
-            to = torch.arange(out) + topology.node_start[kernel.target]
-            of = torch.arange(source) + topology.node_start[kernel.source]
-            index.append(torch.stack([of.repeat(out), to.repeat_interleave(source)]))
-            cells = self.parameter(kernel.parameter).reshape(features, out * source, positions)
-            padded = nn.functional.pad(cells, (0, widest - positions))
+            groups, rows, columns = kernel.grid
+            of_rows, of_columns = topology.sides(kernel)
+            row = torch.arange(of_rows, of_rows + groups * rows).repeat_interleave(columns)
+            column = torch.arange(of_columns, of_columns + groups * columns)
+            column = column.view(groups, 1, columns).expand(groups, rows, columns).flatten()
+            index.append(torch.stack([row, column] if kernel.from_rows else [column, row]))
+            cells = self._scalars(kernel).unflatten(1, (-1, math.prod(kernel.positions)))
+            padded = nn.functional.pad(cells, (0, widest - cells.shape[2]))
             attributes.append(padded.transpose(0, 1).flatten(1))
         forward = torch.cat(index, dim=1).to(x.device)
         edges = torch.cat([x.new_zeros(0, features * widest), *attributes])
         loose = [self.parameter(i).reshape(features, -1) for i in self.spec.loose]
         return Data(
-            x=x,
+            x=x.flatten(1),
             edge_index=torch.cat([forward, forward.flip(0)], dim=1),
             edge_attr=torch.cat([edges, edges]),
             loose=torch.cat([x.new_zeros(features, 0), *loose], dim=1),
@@ -231,19 +371,19 @@ class NeuralGraph:
             raise ValueError(
                 f"expected {spec.num_nodes} nodes and {2 * spec.num_edges} edges, found {found}"
             )
+        slots = _slots(topology)
+        x = x.unflatten(1, (-1, max(slots, default=0) + 1))
         features, edge, loose = x.shape[1], 0, 0
-        values = x.new_zeros(features, spec.num_parameters)
-        graph = NeuralGraph(spec, values)
-        for bias in spec.biases:
-            graph.parameter(bias.parameter)[:] = x[topology.nodes(bias.neurons)].T
+        graph = NeuralGraph(spec, x.new_zeros(features, spec.num_parameters))
+        for bias, slot in zip(spec.biases, slots, strict=True):
+            graph._scalars(bias)[:] = x[slice(*topology.bias(bias)), :, slot].T
         for kernel in spec.kernels:
-            out, source, positions = topology.grid(kernel)
-            cells = edges[edge : edge + out * source].reshape(out * source, features, -1)
-            shape = spec.shapes[kernel.parameter]
-            graph.parameter(kernel.parameter)[:] = (
-                cells[:, :, :positions].transpose(0, 1).reshape(features, *shape)
-            )
-            edge += out * source
+            count = math.prod(kernel.grid)
+            cells = edges[edge : edge + count].reshape(count, features, -1)
+            edge += count
+            if kernel.parameter != spec.one:
+                cells = cells[:, :, : math.prod(kernel.positions)]
+                graph._scalars(kernel)[:] = cells.transpose(0, 1).flatten(1)
         for i in spec.loose:
             size = math.prod(spec.shapes[i])
             part = data.loose[:, loose : loose + size]
@@ -252,13 +392,22 @@ class NeuralGraph:
         return graph
 
 
+def _slots(topology: Topology) -> list[int]:
+    """For each bias, how many of those before it share a node with it."""
+    ranges, slots = [topology.bias(bias) for bias in topology.spec.biases], []
+    for i, (start, stop) in enumerate(ranges):
+        slots.append(sum(start < other[1] and other[0] < stop for other in ranges[:i]))
+    return slots
+
+
 def _spec_from_dict(record: dict) -> NetSpec:
     return NetSpec(
         names=tuple(record["names"]),
         shapes=tuple(tuple(shape) for shape in record["shapes"]),
         neurons=tuple(Neurons(**n) for n in record["neurons"]),
         kernels=tuple(
-            Kernel(**{**k, "positions": tuple(k["positions"])}) for k in record["kernels"]
+            Kernel(**{**k, "grid": tuple(k["grid"]), "positions": tuple(k["positions"])})
+            for k in record["kernels"]
         ),
         biases=tuple(Bias(**b) for b in record["biases"]),
         loose=tuple(record["loose"]),

@@ -4,6 +4,7 @@ An observation holds views of one parameter's tensors and the little that all it
 The features of its scalars are made where they are used, for one chunk at a time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2o_graph import features as f
-from l2o_graph.architecture import NetSpec
+from l2o_graph.architecture import Kernel, NetSpec
 from l2o_graph.models.embedding import Part, Scalars
 
 SLOWEST_SIGN_ROW = f.NUM_LOG_SIGN - 1
@@ -28,6 +29,26 @@ GRAM_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """A parameter as matrices, one for each of its kernels and their groups.
+
+    Attributes:
+        groups: How many matrices.
+        rows: Of each.
+        columns: Of each, kernel positions among them.
+        fan_in: Values that one neuron reads.
+        mixes: Whether it mixes several neurons into several, so that there are directions to make
+            orthogonal; a depthwise kernel and a table of embeddings do not.
+    """
+
+    groups: int
+    rows: int
+    columns: int
+    fan_in: int
+    mixes: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """One parameter as a step sees it.
 
@@ -38,9 +59,10 @@ class Observation:
         scale: (7,) RMS of weight, gradient and momenta over the tensor.
         shared: (T,) features of the tensor.
         age: Updates that the parameter had before this one.
-        out: Neurons that a kernel writes; 0 for what is not a kernel.
+        matrix: For kernels; None for vectors, tables and what has no place in the graph.
+        several_axes: Whether the parameter is more than a vector.
         nominal_scale: RMS over the tensor of the momentum that the nominal step follows, never 0.
-        whitener: For a kernel, what turns that momentum into an orthogonal matrix, if wanted.
+        whitener: What turns that momentum into orthogonal matrices, if wanted.
     """
 
     weight: Float[Tensor, " n"]
@@ -49,14 +71,15 @@ class Observation:
     scale: Float[Tensor, " R"]
     shared: Float[Tensor, " T"]
     age: Float[Tensor, ""]
-    out: int
+    matrix: Matrix | None
+    several_axes: bool
     nominal_scale: Float[Tensor, ""]
-    whitener: Float[Tensor, "s s"] | None
+    whitener: Float[Tensor, "groups s s"] | None
 
     @property
     def fan_in(self) -> int:
-        """Values that one neuron of a kernel reads; 1 for what is not a kernel."""
-        return len(self.weight) // self.out if self.out else 1
+        """Values that one neuron of a kernel reads; 0 for what is not a kernel."""
+        return self.matrix.fan_in if self.matrix else 0
 
     def raw(self, start: int, stop: int) -> Float[Tensor, "R n"]:
         """Weight, gradient and momenta of the scalars from start to stop."""
@@ -67,25 +90,32 @@ class Observation:
         """The nominal direction of the scalars from start to stop, of RMS about 1.
 
         For a kernel it is the orthogonal matrix closest to the momentum (Jordan et al. 2024),
-        times sqrt(max(fan_in, out)), or without a whitener the momentum squashed parameter by
-        parameter; for everything else the momentum over its RMS.
+        times sqrt(max(rows, columns)), or without a whitener the momentum squashed parameter by
+        parameter; for vectors the momentum over its RMS.
         """
-        gradient, momentum = self.gradient, self.momenta[f.NOMINAL]
-        if self.whitener is None:
-            follow = gradient[start:stop] + f.NOMINAL_DECAY * momentum[start:stop]
-            if self.out:
+        run = slice(start, stop)
+        gradient, momentum = self.gradient[run], self.momenta[f.NOMINAL, run]
+        if self.whitener is None or self.matrix is None:
+            follow = gradient + f.NOMINAL_DECAY * momentum
+            if self.several_axes:
                 return SQUASHED_TO_UNIT * f.squashed(follow, self.nominal_scale)
             return follow / self.nominal_scale
-        size = max(self.fan_in, self.out) ** 0.5
-        rows = slice(start // self.fan_in, stop // self.fan_in)
-        gradient, momentum = gradient.view(self.out, -1), momentum.view(self.out, -1)
-        if self.out <= self.fan_in:
-            q = self.whitener[rows] * size
-            answer = q @ gradient + f.NOMINAL_DECAY * (q @ momentum)
-        else:
-            follow = gradient[rows] + f.NOMINAL_DECAY * momentum[rows]
-            answer = follow @ (self.whitener * size)
-        return answer.reshape(-1)
+        rows, columns = self.matrix.rows, self.matrix.columns
+        size = max(rows, columns) ** 0.5
+        first, last = start // columns, stop // columns  # rows, of all groups together
+        groups = slice(first // rows, -(-last // rows))
+        if rows > columns:
+            whitener = self.whitener[groups] * size
+            follow = gradient + f.NOMINAL_DECAY * momentum
+            return (follow.view(len(whitener), -1, columns) @ whitener).reshape(-1)
+        # A row of the answer is a mixture of all rows of its group.
+        whole = slice(groups.start * rows * columns, groups.stop * rows * columns)
+        gradient, momentum = (
+            x[whole].view(-1, rows, columns) for x in (self.gradient, self.momenta[f.NOMINAL])
+        )
+        within = slice(first - groups.start * rows, last - (groups.stop - 1) * rows)
+        q = self.whitener[groups, within if len(gradient) == 1 else slice(None)] * size
+        return (q @ gradient + f.NOMINAL_DECAY * (q @ momentum)).reshape(-1)
 
 
 def observe(
@@ -108,46 +138,75 @@ def observe(
         dtype: What to compute in.
         orthogonal: Whether the nominal direction of kernels is to be orthogonal.
     """
-    is_kernel = {kernel.parameter for kernel in spec.kernels}
-    outs = [p.shape[0] if i in is_kernel else 0 for i, p in enumerate(parameters)]
+    matrices = matrices_of(spec)[: len(parameters)]
+    several_axes = [p.dim() > 1 for p in parameters]
     weights = [p.reshape(-1).to(dtype) for p in parameters]
     gradients = [g.reshape(-1).to(dtype) for g in gradients]
     momenta = [(m.flatten(1) if m.dim() > 1 else m[:, None]).to(dtype) for m in momenta]
     ages = torch.stack(list(steps)).to(dtype)
     sizes = ages.new_tensor([max(len(w), 1) for w in weights])
-    fan_ins = ages.new_tensor(
-        [len(w) // out if out else 1 for w, out in zip(weights, outs, strict=True)]
-    )
+    fan_ins = ages.new_tensor([m.fan_in if m else 1 for m in matrices])
     scale = _norms(weights, gradients, momenta) / sizes.sqrt()[:, None]
-    shared = f.tensor_features(scale, fan_ins, ages, _roles(spec).to(ages))
-    # The Gram matrix of a single row is its square.
-    whiten = [out if orthogonal else 0 for out in outs]
+    shared = f.tensor_features(scale, fan_ins, ages, _roles(spec)[: len(parameters)].to(ages))
+    whiten = [orthogonal and m is not None and m.mixes for m in matrices]
     grams = [
-        _gram(g, m[f.NOMINAL], n or 1) for g, m, n in zip(gradients, momenta, whiten, strict=True)
+        _gram(g, m[f.NOMINAL], matrix if wanted else None)
+        for g, m, matrix, wanted in zip(gradients, momenta, matrices, whiten, strict=True)
     ]
-    squares = torch.stack([gram.diagonal().sum() for gram in grams])
+    squares = torch.stack([gram.diagonal(dim1=1, dim2=2).sum() for gram in grams])
     nominal_scale = (squares / sizes + f.TINY).sqrt()
-    found = iter(f.whiteners([gram for gram, n in zip(grams, whiten, strict=True) if n]))
-    whiteners = [next(found) if n else None for n in whiten]
+    found = iter(f.whiteners([gram for gram, wanted in zip(grams, whiten, strict=True) if wanted]))
+    whiteners = [next(found) if wanted else None for wanted in whiten]
     return [
         Observation(*row)
         for row in zip(
-            weights, gradients, momenta, scale, shared, ages, outs, nominal_scale, whiteners,
-            strict=True,
+            weights, gradients, momenta, scale, shared, ages, matrices, several_axes,
+            nominal_scale, whiteners, strict=True,
         )
     ]  # fmt: skip
 
 
 @lru_cache(maxsize=64)
+def matrices_of(spec: NetSpec) -> tuple[Matrix | None, ...]:
+    """Every parameter as matrices, None where it is none; last the constant 1."""
+    answer: list[Matrix | None] = []
+    for i, shape in enumerate(spec.shapes):
+        kernels = [k for k in spec.kernels if k.parameter == i and not k.again]
+        answer.append(_matrix(kernels) if len(shape) > 1 else None)
+    return (*answer, None)
+
+
+def _matrix(kernels: Sequence[Kernel]) -> Matrix | None:
+    """The kernels of one parameter as matrices of one size: apart, or else on top of each other."""
+    if not kernels or any(k.kind == "lookup" for k in kernels):
+        return None
+    first = kernels[0]
+    _, rows, columns = first.grid
+    groups = sum(k.grid[0] for k in kernels)
+    if any(k.row != first.row or k.from_rows != first.from_rows for k in kernels):
+        return None
+    if any(k.grid[1] != rows for k in kernels):  # as of queries, keys and values in one
+        groups, rows = 1, sum(k.grid[0] * k.grid[1] for k in kernels)
+    read = rows if first.from_rows else columns
+    mixes = groups == 1 or min(rows, columns) > 1
+    return Matrix(groups, rows, first.row, read * math.prod(first.positions), mixes)
+
+
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is cached may be needed for a backward pass later
 def _roles(spec: NetSpec) -> Float[Tensor, "N 2"]:
-    """Of each parameter, whether it reads inputs of the network and whether it writes outputs."""
-    roles = torch.zeros(len(spec.shapes), f.NUM_ROLES)
+    """Whether each parameter reads inputs, and writes outputs; last the constant 1."""
+    roles = torch.zeros(len(spec.shapes) + 1, f.NUM_ROLES)
     for kernel in spec.kernels:
-        roles[kernel.parameter, 0] = spec.neurons[kernel.source].role == "input"
-        roles[kernel.parameter, 1] = spec.neurons[kernel.target].role == "output"
+        reads = spec.neurons[kernel.source].role == "input"
+        writes = spec.neurons[kernel.target].role == "output"
+        roles[kernel.parameter] = torch.maximum(
+            roles[kernel.parameter], torch.tensor([float(reads), float(writes)])
+        )
     for bias in spec.biases:
-        roles[bias.parameter, 1] = spec.neurons[bias.neurons].role == "output"
+        if spec.neurons[bias.neurons].role == "output":
+            roles[bias.parameter, 1] = 1
+    roles[spec.one] = 0
     return roles
 
 
@@ -160,18 +219,22 @@ def _norms(
     return torch.cat([*first, torch.stack([norm(m, dim=1) for m in momenta])], dim=1)
 
 
-def _gram(gradient: Tensor, momentum: Tensor, out: int) -> Float[Tensor, "s s"]:
-    """Gram matrix of the shorter side of g + beta m, (out, fan_in), in bounded memory."""
-    gradient, momentum = gradient.view(out, -1), momentum.view(out, -1)
-    if gradient.shape[0] > gradient.shape[1]:
-        gradient, momentum = gradient.T, momentum.T
-    short = len(gradient)
-    width = max(GRAM_BLOCK // max(short, 1), 1)
+def _gram(gradient: Tensor, momentum: Tensor, matrix: Matrix | None) -> Float[Tensor, "groups s s"]:
+    """Gram matrices of the shorter side of g + beta m, in bounded memory.
+
+    Without a matrix the sum of squares, as the Gram matrix of a single row.
+    """
+    shape = (matrix.groups, matrix.rows, matrix.columns) if matrix else (1, 1, -1)
+    gradient, momentum = gradient.view(shape), momentum.view(shape)
+    if gradient.shape[1] > gradient.shape[2]:
+        gradient, momentum = gradient.mT, momentum.mT
+    groups, short, _ = gradient.shape
+    width = max(GRAM_BLOCK // max(groups * short, 1), 1)
     grams = []
-    for g, m in zip(gradient.split(width, dim=1), momentum.split(width, dim=1), strict=True):
+    for g, m in zip(gradient.split(width, dim=2), momentum.split(width, dim=2), strict=True):
         follow = torch.add(g, m, alpha=f.NOMINAL_DECAY)
-        grams.append(follow @ follow.T)
-    return grams[0] if len(grams) == 1 else sum(grams, gradient.new_zeros(short, short))
+        grams.append(follow @ follow.mT)
+    return grams[0] if len(grams) == 1 else sum(grams, gradient.new_zeros(groups, short, short))
 
 
 def scalars_of(observations: Sequence[Observation], parts: Sequence[Part]) -> Scalars:

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.features import NUM_LOG_SIGN
-from l2o_graph.graph import Topology
+from l2o_graph.graph import Chunk, Topology
 from l2o_graph.models.embedding import OffsetEmbedding, PaddedEmbedding, Part, Scalars
 from l2o_graph.models.nfn import NFN
-from l2o_graph.models.ng_gnn import NGGNN, Chunk
+from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.observation import NUM_FEATURES
 
@@ -96,8 +96,8 @@ class GraphReader(nn.Module):
                 states = edges(group.chunk)
                 return self.of_node(states[0]) if self.of_edge is None else self.of_edge(states)
             if group.biases:
-                at = [topology.nodes(b.neurons) for b in topology.spec.biases]
-                return self.of_node(torch.cat([nodes[where] for where in at]))
+                at = [topology.bias(bias) for bias in topology.spec.biases]
+                return self.of_node(torch.cat([nodes[slice(*where)] for where in at]))
             # No neuron, no state: the features have to do.
             return nodes.new_zeros(sum(group.cells()), self.size)
 

@@ -145,6 +145,8 @@ class UpdateRule(nn.Module):
             answer = self._answer(features(group), states(group))
             runs = answer.split([part.stop - part.start for part in group.parts])
             for part, run in zip(group.parts, runs, strict=True):
+                if part.read_only:
+                    continue
                 yield part, run if steps is None else run * steps[part.parameter]
 
     def _answer(self, scalars: Scalars, states: Tensor) -> Float[Tensor, " n"]:
@@ -160,7 +162,9 @@ class UpdateRule(nn.Module):
     def _steps(self, observations: Sequence[Observation]) -> Float[Tensor, " N"]:
         """The size of each parameter's step."""
         ages = torch.stack([o.age for o in observations])
-        first = [KERNEL_STEP / math.sqrt(o.fan_in) if o.out else VECTOR_STEP for o in observations]
+        first = [
+            KERNEL_STEP / math.sqrt(o.fan_in) if o.fan_in else VECTOR_STEP for o in observations
+        ]
         lengths = self.length(torch.stack([o.shared for o in observations]))
         return ages.new_tensor(first) / (1 + ages / HALVED_AFTER) * lengths.exp()
 
@@ -194,10 +198,12 @@ def _groups(
     """All scalars of all parameters: kernels in chunks, the biases, then what is loose."""
     spec, groups = topology.spec, []
     for chunk in topology.chunks(chunk_size):
-        groups.append(Group(tuple(_rows(topology, observations, p) for p in chunk), chunk))
+        groups.append(Group(tuple(_of_piece(observations, spec.one, p) for p in chunk), chunk))
     if spec.biases:
-        whole = [(b.parameter, 0, len(observations[b.parameter].weight)) for b in spec.biases]
-        groups.append(Group(tuple(_run(observations, *run) for run in whole), biases=True))
+        parts = [
+            _run(observations, b.parameter, b.start, b.start + b.size, b.again) for b in spec.biases
+        ]
+        groups.append(Group(tuple(parts), biases=True))
     for i in spec.loose:
         for start in range(0, len(observations[i].weight), chunk_size):
             stop = min(start + chunk_size, len(observations[i].weight))
@@ -205,14 +211,15 @@ def _groups(
     return groups
 
 
-def _rows(topology: Topology, observations: Sequence[Observation], piece: Piece) -> Part:
+def _of_piece(observations: Sequence[Observation], one: int, piece: Piece) -> Part:
     """The scalars of a piece of a kernel."""
-    kernel = topology.spec.kernels[piece.kernel]
-    observed = observations[kernel.parameter]
-    start, stop = piece.start * observed.fan_in, piece.stop * observed.fan_in
-    return Part(kernel.parameter, start, stop, kernel.positions, observed.shared)
+    i = piece.parameter
+    fixed = piece.again or i == one
+    return Part(i, piece.start, piece.stop, piece.positions, observations[i].shared, fixed)
 
 
-def _run(observations: Sequence[Observation], i: int, start: int, stop: int) -> Part:
+def _run(
+    observations: Sequence[Observation], i: int, start: int, stop: int, again: bool = False
+) -> Part:
     """Scalars without positions."""
-    return Part(i, start, stop, (), observations[i].shared)
+    return Part(i, start, stop, (), observations[i].shared, again)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2o_graph.architecture import NetSpec
-from l2o_graph.features import next_momenta, zero_momenta
+from l2o_graph.features import MOMENTUM_DECAYS, next_momenta, zero_momenta
 from l2o_graph.graph import topology_of
 from l2o_graph.models.embedding import Part
 from l2o_graph.observation import observe
@@ -69,6 +69,11 @@ def updates(
             [t.to(where.device) for t in tensors]
             for tensors in (parameters, gradients, momenta, steps)
         )
+        if spec.num_ones:  # the constant 1, as a parameter that never had a gradient
+            parameters.append(where.new_ones(()).expand(spec.num_ones))
+            gradients.append(where.new_zeros(()).expand(spec.num_ones))
+            momenta.append(gradients[-1].expand(len(MOMENTUM_DECAYS), spec.num_ones))
+            steps.append(where.new_zeros(()))
         observations = observe(
             spec, parameters, gradients, momenta, steps, where.dtype, rule.orthogonal
         )

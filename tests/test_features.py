@@ -93,8 +93,12 @@ def test_whitener_of_a_zero_or_singular_matrix():
 
 def test_whiteners_of_many_sizes_are_those_of_each_alone():
     sizes = [3, f.SMALL_GRAM, 1, f.SMALL_GRAM + 5, 10]
-    matrices = [torch.randn(n, 2 * n, dtype=torch.float64) for n in sizes]
-    grams = [m @ m.T for m in matrices]
+    batches = [1, 2, 3, 2, 1]
+    matrices = [
+        torch.randn(batch, n, 2 * n, dtype=torch.float64)
+        for batch, n in zip(batches, sizes, strict=True)
+    ]
+    grams = [m @ m.mT for m in matrices]
     for found, gram in zip(f.whiteners(grams), grams, strict=True):
         torch.testing.assert_close(found, f.whitener(gram))
     assert f.whiteners([]) == []

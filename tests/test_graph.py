@@ -155,11 +155,18 @@ def test_chunks_hold_every_row_once_and_no_more_than_asked(sizes, pixels, most):
     network = nn.Sequential(*[nn.Conv1d(a, b, pixels) for a, b in itertools.pairwise(sizes)])
     topology = topology_of(spec_of_module(network))
     chunks = topology.chunks(most)
-    rows = [(p.kernel, row) for chunk in chunks for p in chunk for row in range(p.start, p.stop)]
+    first = [sum(sizes[: k + 1]) for k in range(len(sizes))]  # node of each kernel's rows
+    rows = [
+        (p.kernel, row - first[p.kernel])
+        for chunk in chunks
+        for p in chunk
+        for row in range(*p.rows)
+    ]
     assert rows == [(k, row) for k, size in enumerate(sizes[1:]) for row in range(size)]
     for chunk in chunks:
-        scalars = [(p.stop - p.start) * sizes[p.kernel] * pixels for p in chunk]
-        one_row = len(chunk) == 1 and chunk[0].stop - chunk[0].start == 1
+        scalars = [p.stop - p.start for p in chunk]
+        assert scalars == [(p.rows[1] - p.rows[0]) * sizes[p.kernel] * pixels for p in chunk]
+        one_row = len(chunk) == 1 and chunk[0].grid[1] == 1
         assert sum(scalars) <= most or one_row
 
 

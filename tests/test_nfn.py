@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -6,15 +7,20 @@ from conftest import paper_cnn, random_like, random_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_equivariance import error_of_updates
-from test_ng_gnn import HIDDEN, SPECS, assert_same_with_gradients, first_states, rows_of
+from test_ng_gnn import (
+    HIDDEN,
+    SPECS,
+    assert_same_with_gradients,
+    first_states,
+    pairs_of,
+    rows_of,
+)
 from torch import Tensor, nn
 
 from l2o_graph.architecture import NetSpec, spec_of_module, spec_of_parameters
 from l2o_graph.graph import Topology, topology_of
 from l2o_graph.models.nfn import NFN, NFNLayer
 from l2o_graph.rule import RuleConfig
-
-Cells = list[list[list[Tensor]]]  # kernel -> row -> column -> state
 
 
 def random_model(layers: int) -> NFN:
@@ -41,61 +47,50 @@ def mean(vectors: list[Tensor]) -> Tensor:
 
 
 def slow_layer(
-    layer: NFNLayer, spec: NetSpec, nodes: list[list[Tensor]], cells: Cells
-) -> tuple[list[list[Tensor]], Cells]:
-    nothing = cells[0][0][0].new_zeros(2 * HIDDEN)
-    contexts: list[list[Tensor]] = []
-    for n, states in enumerate(nodes):
-        before = [c for c, k in zip(cells, spec.kernels, strict=True) if k.target == n]
-        after = [c for c, k in zip(cells, spec.kernels, strict=True) if k.source == n]
-        contexts.append([])
-        for i, v in enumerate(states):
-            rows = [mean(grid[i]) for grid in before]
-            columns = [mean([row[i] for row in grid]) for grid in after]
-            parts = [v, *[mean(side) if side else nothing for side in (rows, columns)]]
-            contexts[-1].append(torch.cat(parts))
-    means = [mean(context) for context in contexts]
-    next_nodes = [
-        [layer.node(torch.cat([c, means[n], mean(means)])) for c in context]
-        for n, context in enumerate(contexts)
+    layer: NFNLayer, spec: NetSpec, edges: list[tuple[int, int, int]], nodes, states
+) -> tuple[list[Tensor], list[Tensor]]:
+    """From the states of nodes and of edges (kernel, source, target)."""
+    nothing = states[0].new_zeros(2 * HIDDEN)
+
+    def around(node: int, end: int) -> Tensor:
+        """Mean over kernels of the mean of the edges that have the node at one end."""
+        of_kernel: dict[int, list[Tensor]] = {}
+        for edge, state in zip(edges, states, strict=True):
+            if edge[end] == node:
+                of_kernel.setdefault(edge[0], []).append(state)
+        return mean([mean(own) for own in of_kernel.values()]) if of_kernel else nothing
+
+    contexts = [torch.cat([v, around(i, 2), around(i, 1)]) for i, v in enumerate(nodes)]
+    of_set = [n for n, one in enumerate(spec.neurons) for _ in range(one.size)]
+    means = [
+        mean([c for c, n in zip(contexts, of_set, strict=True) if n == own])
+        for own in range(len(spec.neurons))
     ]
-    next_cells = [
-        [
-            [
-                layer.own(cell)
-                + layer.target(torch.cat([contexts[k.target][i], means[k.target], mean(means)]))
-                + layer.source(torch.cat([contexts[k.source][j], means[k.source]]))
-                for j, cell in enumerate(row)
-            ]
-            for i, row in enumerate(grid)
-        ]
-        for grid, k in zip(cells, spec.kernels, strict=True)
+    known = [torch.cat([c, means[n]]) for c, n in zip(contexts, of_set, strict=True)]
+    next_nodes = [layer.node(torch.cat([c, mean(means)])) for c in known]
+    next_states = [
+        layer.own(state)
+        + layer.target(torch.cat([known[target], mean(means)]))
+        + layer.source(known[source])
+        for (_, source, target), state in zip(edges, states, strict=True)
     ]
-    return next_nodes, next_cells
+    return next_nodes, next_states
 
 
-def slow_nfn(model: NFN, spec: NetSpec, nodes: Tensor, edges: Tensor) -> list[Tensor]:
-    queue = list(nodes)
-    sets = [[queue.pop(0) for _ in range(one.size)] for one in spec.neurons]
-    pairs = list(edges.transpose(0, 1).flatten(1))
-    cells = [
-        [
-            [pairs.pop(0) for _ in range(spec.neurons[k.source].size)]
-            for _ in range(spec.neurons[k.target].size)
-        ]
-        for k in spec.kernels
-    ]
+def slow_nfn(model: NFN, topology: Topology, nodes: Tensor, edges: Tensor) -> list[Tensor]:
+    spec = topology.spec
+    kernel_of = [k for k, kernel in enumerate(spec.kernels) for _ in range(math.prod(kernel.grid))]
+    pairs = pairs_of(topology)[: spec.num_edges]
+    joined = [(k, *pair) for k, pair in zip(kernel_of, pairs, strict=True)]
+    points, states = list(nodes), list(edges.transpose(0, 1).flatten(1))
     norms = zip(model.node_norms, model.edge_norms, strict=True)
     for layer, both in itertools.zip_longest(model.layers, norms):
-        sets, cells = slow_layer(layer, spec, sets, cells)
+        points, states = slow_layer(layer, spec, joined, points, states)
         if both is not None:
-            sets = [[activated(both[0], v) for v in states] for states in sets]
-            cells = [[[activated(both[1], e) for e in row] for row in grid] for grid in cells]
-    flat = torch.stack([cell for grid in cells for row in grid for cell in row])
-    return [
-        torch.stack([v for states in sets for v in states]),
-        torch.stack([flat[:, :HIDDEN], flat[:, HIDDEN:]]),
-    ]
+            points = [activated(both[0], v) for v in points]
+            states = [activated(both[1], e) for e in states]
+    flat = torch.stack(states)
+    return [torch.stack(points), torch.stack([flat[:, :HIDDEN], flat[:, HIDDEN:]])]
 
 
 def activated(norm: nn.RMSNorm, x: Tensor) -> Tensor:
@@ -109,7 +104,7 @@ def test_model_equals_the_loop_over_weights(name, most):
     topology, model = topology_of(SPECS[name]), random_model(2)
     nodes, edges = first_states(topology)
     found = answer(model, topology, nodes, edges, most)
-    expected = slow_nfn(model, topology.spec, nodes, edges)
+    expected = slow_nfn(model, topology, nodes, edges)
     assert_same_with_gradients(found, expected, [nodes, edges, *model.parameters()])
 
 
@@ -120,10 +115,10 @@ def moved(
     topology: Topology, nodes: Tensor, edges: Tensor, orders: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Nodes (N, H) and edges (2, E, H) with every set of neurons in another order."""
-    there = torch.cat([topology.nodes(n).start + order for n, order in enumerate(orders)])
+    there = torch.cat([topology.node_start[n] + order for n, order in enumerate(orders)])
     grids, at = [], 0
     for kernel in topology.spec.kernels:
-        out, source, _ = topology.grid(kernel)
+        _, out, source = kernel.grid
         grid = edges[:, at : at + out * source].unflatten(1, (out, source))
         grids.append(grid[:, orders[kernel.target]][:, :, orders[kernel.source]].flatten(1, 2))
         at += out * source

@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import reference
 import torch
@@ -5,8 +8,8 @@ from torch import nn
 from torch_geometric.nn import DegreeScalerAggregation, LayerNorm
 
 from l2o_graph.architecture import Kernel, NetSpec, Neurons, spec_of_module
-from l2o_graph.graph import Topology, topology_of
-from l2o_graph.models.ng_gnn import NGGNN, Chunk, GraphNorm, NGGNNLayer
+from l2o_graph.graph import Chunk, Topology, topology_of
+from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
 
 HIDDEN = 4
 
@@ -20,7 +23,32 @@ def branched() -> NetSpec:
         names=tuple(f"{source}->{target}" for source, target in pairs),
         shapes=tuple((sets[target][1], sets[source][1]) for source, target in pairs),
         neurons=tuple(Neurons(*one) for one in sets),
-        kernels=tuple(Kernel(i, *pair, positions=()) for i, pair in enumerate(pairs)),
+        kernels=tuple(
+            Kernel(i, *pair, grid=(1, sets[pair[1]][1], sets[pair[0]][1]))
+            for i, pair in enumerate(pairs)
+        ),
+        biases=(),
+        loose=(),
+    )
+
+
+def mixed() -> NetSpec:
+    """Grids of every kind: groups, a diagonal, parts of sets, rows that are read, a recurrence."""
+    sizes = [4, 6, 6, 2]
+    kernels = [
+        Kernel(0, 0, 1, (2, 3, 2), (3,)),  # a convolution in two groups
+        Kernel(1, 1, 2, (6, 1, 1)),  # a scale
+        Kernel(5, 0, 2, (4, 1, 1), target_start=1),  # a skip of the constant 1
+        Kernel(2, 2, 3, (1, 3, 2), source_start=3, from_rows=True),  # a part of a set
+        Kernel(3, 1, 1, (1, 6, 6)),
+        Kernel(2, 2, 3, (1, 2, 2), start=2, source_start=1, from_rows=True, again=True),
+        Kernel(4, 0, 2, (2, 2, 3), from_rows=True),  # transposed, in groups
+    ]
+    return NetSpec(
+        names=tuple("abcde"),
+        shapes=((6, 2, 3), (6,), (3, 2), (6, 6), (4, 3)),
+        neurons=tuple(Neurons(str(n), size, "hidden", n) for n, size in enumerate(sizes)),
+        kernels=tuple(kernels),
         biases=(),
         loose=(),
     )
@@ -33,6 +61,7 @@ SPECS = {
     "one edge": spec_of_module(nn.Linear(1, 1)),
     "cnn": spec_of_module(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))),
     "branched": branched(),
+    "mixed": mixed(),
 }
 
 
@@ -40,9 +69,13 @@ def pairs_of(topology: Topology) -> list[tuple[int, int]]:
     """(source, target) of every edge, all forward ones first."""
     forward = []
     for kernel in topology.spec.kernels:
-        for target in range(*topology.nodes(kernel.target).indices(10**6)):
-            for source in range(*topology.nodes(kernel.source).indices(10**6)):
-                forward.append((source, target))
+        groups, rows, columns = kernel.grid
+        source = topology.node_start[kernel.source] + kernel.source_start
+        target = topology.node_start[kernel.target] + kernel.target_start
+        for g, r, c in itertools.product(range(groups), range(rows), range(columns)):
+            row, column = g * rows + r, g * columns + c
+            of, to = (row, column) if kernel.from_rows else (column, row)
+            forward.append((source + of, target + to))
     return forward + [(target, source) for source, target in forward]
 
 
@@ -62,10 +95,10 @@ def rows_of(topology: Topology, edges: torch.Tensor):
     def states(chunk: Chunk) -> torch.Tensor:
         runs = []
         for piece in chunk:
-            grids = [topology.grid(kernel) for kernel in topology.spec.kernels]
-            before = sum(out * source for out, source, _ in grids[: piece.kernel])
-            columns = grids[piece.kernel][1]
-            runs.append(edges[:, before + piece.start * columns : before + piece.stop * columns])
+            kernel = topology.spec.kernels[piece.kernel]
+            before = sum(math.prod(k.grid) for k in topology.spec.kernels[: piece.kernel])
+            before += (piece.start - kernel.start) // math.prod(kernel.positions)
+            runs.append(edges[:, before : before + piece.edges])
         return torch.cat(runs, dim=1)
 
     return states
@@ -96,7 +129,7 @@ def test_layer_equals_the_loop_over_edges(name, most):
     chunks = topology.chunks(most)
 
     next_nodes = layer.next_nodes(topology, chunks, nodes, states)
-    parts = [layer.next_edges(topology, chunk, next_nodes, states(chunk)) for chunk in chunks]
+    parts = [layer.next_edges(chunk, next_nodes, states(chunk)) for chunk in chunks]
     found = [next_nodes, torch.cat(parts, dim=1).flatten(0, 1)]
 
     slow_nodes = reference.next_nodes(layer, list(nodes), pairs, list(edges.flatten(0, 1)))
@@ -134,7 +167,7 @@ def test_aggregation_equals_torch_geometric(name):
     layer = NGGNNLayer(HIDDEN, delta=pna.avg_deg_log.item()).double()
     nodes, edges = first_states(topology)
     chunks = topology.chunks(10**6)
-    messages = layer.messages(topology, chunks[0], nodes, edges).flatten(0, 1)
+    messages = layer.messages(chunks[0], nodes, edges).flatten(0, 1)
     targets = torch.tensor([target for _, target in pairs_of(topology)])
     gathered = pna(messages, targets, dim_size=len(nodes))
     expected = layer.mix(layer.node(torch.cat([nodes, gathered], dim=1)))

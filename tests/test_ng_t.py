@@ -25,13 +25,16 @@ HIDDEN = 4  # of the first states
 def joining(pairs: list[tuple[int, int]]) -> NetSpec:
     """Four sets of neurons, the first biased, and a kernel for each pair of sets."""
     sizes = [2, 3, 1, 2]
-    kernels = [Kernel(i + 1, source, target, ()) for i, (source, target) in enumerate(pairs)]
+    kernels = [
+        Kernel(i + 1, source, target, (1, sizes[target], sizes[source]))
+        for i, (source, target) in enumerate(pairs)
+    ]
     return NetSpec(
         names=("bias", *(f"{source}->{target}" for source, target in pairs)),
         shapes=((2,), *((sizes[target], sizes[source]) for source, target in pairs)),
         neurons=tuple(Neurons(str(n), size, "hidden", n) for n, size in enumerate(sizes)),
         kernels=tuple(kernels),
-        biases=(Bias(0, 0),),
+        biases=(Bias(0, 0, 2),),
         loose=(),
     )
 
@@ -275,7 +278,7 @@ def largest_tensor(spec: NetSpec, most: int, **options) -> int:
     model = NGT(4, layers=2, heads=1, **options)
 
     def zeros(chunk):
-        sizes = [(p.stop - p.start) * topology.grid(spec.kernels[p.kernel])[1] for p in chunk]
+        sizes = [piece.edges for piece in chunk]
         return torch.zeros(2, sum(sizes), 4)
 
     with torch.no_grad(), LargestTensor() as largest:

@@ -13,6 +13,7 @@ from l2o_graph.graph import (
     Topology,
     kernel_offsets,
     node_positions,
+    runs_of,
 )
 
 
@@ -28,6 +29,7 @@ class Part:
         stop: End of the run.
         positions: Spatial shape of a cell; () for a single scalar.
         shared: (T,) features that the whole tensor shares.
+        read_only: Whether these scalars are updated elsewhere, or never.
     """
 
     parameter: int
@@ -35,6 +37,7 @@ class Part:
     stop: int
     positions: tuple[int, ...]
     shared: Float[Tensor, " T"]
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +135,34 @@ class OffsetEmbedding(nn.Module):
         return states
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What biases bring to n nodes; several on one node add up."""
+
+    x: Float[Tensor, "n H"]
+
+    def part(self, start: int, stop: int) -> "Rows":
+        """Of some of the nodes."""
+        return Rows(self.x[start:stop])
+
+    def beside(self, other: "Rows") -> "Rows":
+        """More biases on the same nodes."""
+        return Rows(self.x + other.x)
+
+
 def placed(topology: Topology, rows: Float[Tensor, "B H"]) -> Float[Tensor, "N H"]:
-    """Rows of the biases, in order, at the nodes that have one; zeros at the others."""
-    spec, at, of_set = topology.spec, 0, {}
-    for bias in spec.biases:
-        size = spec.neurons[bias.neurons].size
-        of_set[bias.neurons] = rows[at : at + size]
-        at += size
-    empty = [rows.new_zeros(neurons.size, rows.shape[1]) for neurons in spec.neurons]
-    return torch.cat([of_set.get(n, zero) for n, zero in enumerate(empty)])
+    """Rows of the biases, in order, at the nodes they sit on; zeros at the others."""
+    biases = topology.spec.biases
+    runs = runs_of(tuple(map(topology.bias, biases)), topology.spec.num_nodes)
+    brought = [Rows(run) for run in rows.split([bias.size for bias in biases])]
+    zeros = rows.new_zeros(topology.spec.num_nodes, rows.shape[1])
+    reached = runs.gather(brought, [None] * len(runs.nodes))
+    return torch.cat(
+        [
+            zeros[slice(*run)] if held is None else held.x
+            for run, held in zip(runs.nodes, reached, strict=True)
+        ]
+    )
 
 
 class PaddedEmbedding(nn.Module):

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec, Role
+from l2o_graph.architecture import Kernel, NetSpec, Role
 
 NP: tuple[Role, ...] = ("input", "hidden", "output")
 HNP: tuple[Role, ...] = ("hidden",)
@@ -129,11 +129,17 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
         in the shape given here.
 
     Raises:
-        ValueError: When a parameter is loose: nothing is known of what permutes it.
+        ValueError: When a parameter is loose, so that nothing is known of what permutes it, or
+            more than one kernel or bias, or a kernel in groups: its axes are then not its neurons.
     """
     if spec.loose:
         names = ", ".join(repr(spec.names[i]) for i in spec.loose)
         raise ValueError(f"expected only kernels and biases, found loose parameters {names}")
+    for k in (*spec.kernels, *spec.biases):
+        whole = k.parameter < spec.one and k.size == math.prod(spec.shapes[k.parameter])
+        if not whole or (isinstance(k, Kernel) and (k.grid[0] > 1 or k.from_rows)):
+            name = "the constant 1" if k.parameter == spec.one else repr(spec.names[k.parameter])
+            raise ValueError(f"expected only whole kernels [out, in, *positions], found {name}")
     neurons = [
         Axis(f"neurons {n}", one.size, one.role in permutable) for n, one in enumerate(spec.neurons)
     ]

@@ -6,19 +6,54 @@ serves networks of any depth and size. That inputs and outputs are permutable to
 where the first node states say which input or output a node is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Topology
-from l2o_graph.models.ng_gnn import Chunk, EdgeStates, kept_if
+from l2o_graph.graph import Chunk, Topology, runs_of_chunks
+from l2o_graph.models.ng_gnn import EdgeStates, kept_if, over_edges
 
 PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
 
 # Floor under the mean square of a state: what is smaller is not blown up to unit size.
 SMALLEST_SQUARE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """What n nodes have of the kernels around them.
+
+    Attributes:
+        total: Sums over kernels of the mean state of a node's edges, into it and out of it.
+        count: How many kernels these are.
+    """
+
+    total: Float[Tensor, "2 n C"]
+    count: tuple[float, float]
+
+    def part(self, start: int, stop: int) -> "Pooled":
+        """Of some of the nodes."""
+        return Pooled(self.total[:, start:stop], self.count)
+
+    def beside(self, other: "Pooled") -> "Pooled":
+        """More kernels, or further rows of one, around the same nodes."""
+        into, out_of = (a + b for a, b in zip(self.count, other.count, strict=True))
+        return Pooled(self.total + other.total, (into, out_of))
+
+    @staticmethod
+    def of(means: Float[Tensor, "n C"], into: bool, count: float) -> "Pooled":
+        """Means of the edges of one kernel, into the nodes or out of them."""
+        nothing = torch.zeros_like(means)
+        planes = (means, nothing) if into else (nothing, means)
+        return Pooled(torch.stack(planes), (count, 0.0) if into else (0.0, count))
+
+    def means(self) -> Float[Tensor, "n two_C"]:
+        """Beside each other; zeros where there is no kernel."""
+        count = self.total.new_tensor(self.count).clamp(min=1e-9)[:, None, None]
+        return torch.cat((self.total / count).unbind(), dim=-1)
 
 
 def kernel_means(
@@ -35,30 +70,27 @@ def kernel_means(
         Zeros where a node has no such edges. Several kernels into one set, as beside a skip,
         count alike.
     """
-    kernels = topology.spec.kernels
-    rows: dict[int, list[Tensor]] = {}  # kernel -> means of its rows, so far its first
-    columns: dict[int, Tensor] = {}  # kernel -> sums of its columns, so far
-    for chunk in chunks:
-        states, at = edges(chunk), 0
-        for piece in chunk:
-            k, width = piece.kernel, topology.grid(kernels[piece.kernel])[1]
-            size = (piece.stop - piece.start) * width
-            grid = states[at : at + size].unflatten(0, (-1, width))
-            at += size
-            rows.setdefault(k, []).append(grid.mean(1))
-            total = grid.sum(0)
-            columns[k] = columns[k] + total if k in columns else total
-    into: dict[int, list[Tensor]] = {}  # set -> means of each kernel that ends there
-    out_of: dict[int, list[Tensor]] = {}
-    for k, kernel in enumerate(kernels):
-        into.setdefault(kernel.target, []).append(torch.cat(rows[k]))
-        out_of.setdefault(kernel.source, []).append(columns[k] / topology.grid(kernel)[0])
-    answer = []
-    for n, neurons in enumerate(topology.spec.neurons):
-        nothing = columns[0].new_zeros(1, neurons.size, columns[0].shape[1])
-        sides = [torch.stack(side[n]) if n in side else nothing for side in (into, out_of)]
-        answer.append(torch.cat([side.mean(0) for side in sides], dim=-1))
-    return torch.cat(answer)
+
+    def sides() -> Iterator[Pooled]:
+        for chunk in chunks:
+            states, at = edges(chunk), 0
+            for piece in chunk:
+                grid = states[at : at + piece.edges].unflatten(0, piece.grid)
+                at += piece.edges
+                yield Pooled.of(grid.mean(2).flatten(0, 1), not piece.from_rows, 1.0)
+                means = piece.share * grid.mean(1).flatten(0, 1)
+                yield Pooled.of(means, piece.from_rows, piece.share)
+
+    runs = runs_of_chunks(topology, chunks)
+    reached = runs.gather(sides(), [None] * len(runs.nodes))
+    some = next(pooled.total for pooled in reached if pooled is not None)
+    no_kernel = some.new_zeros(topology.spec.num_nodes, 2 * some.shape[2])
+    return torch.cat(
+        [
+            no_kernel[slice(*run)] if pooled is None else pooled.means()
+            for run, pooled in zip(runs.nodes, reached, strict=True)
+        ]
+    )
 
 
 class NFNLayer(nn.Module):
@@ -105,20 +137,12 @@ class NFNLayer(nn.Module):
 
     def next_edges(
         self,
-        topology: Topology,
         chunk: Chunk,
         terms: tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]],
         edges: Float[Tensor, "E C"],
     ) -> Float[Tensor, "E C"]:
         """Update the edges of a chunk from terms of their targets and of their sources."""
-        of_target, of_source = terms
-        around = []
-        for piece in chunk:
-            kernel = topology.spec.kernels[piece.kernel]
-            rows, columns = topology.nodes(kernel.target), topology.nodes(kernel.source)
-            rows = slice(rows.start + piece.start, rows.start + piece.stop)
-            around.append((of_target[rows, None] + of_source[None, columns]).flatten(0, 1))
-        return self.own(edges) + torch.cat(around)
+        return self.own(edges) + torch.cat(over_edges(chunk, *terms))
 
     def terms(
         self, contexts: Float[Tensor, "N fifteen_H"]
@@ -175,7 +199,7 @@ class NFN(nn.Module):
             if k < last:
                 nodes = nn.functional.silu(self.node_norms[k](nodes))
             norm = self.edge_norms[k] if k < last else None
-            paired = hold(_after(layer, norm, topology, layer.terms(contexts), paired))
+            paired = hold(_after(layer, norm, layer.terms(contexts), paired))
         return nodes, hold(lambda chunk: torch.stack(paired(chunk).chunk(2, dim=-1)))
 
 
@@ -186,14 +210,13 @@ def _norm(channels: int) -> nn.Module:
 def _after(
     layer: NFNLayer,
     norm: nn.Module | None,
-    topology: Topology,
     terms: tuple[Tensor, Tensor],
     edges: PairedEdges,
 ) -> PairedEdges:
     """Edge states one layer further."""
 
     def states(chunk: Chunk) -> Tensor:
-        mapped = layer.next_edges(topology, chunk, terms, edges(chunk))
+        mapped = layer.next_edges(chunk, terms, edges(chunk))
         return mapped if norm is None else nn.functional.silu(norm(mapped))
 
     return states

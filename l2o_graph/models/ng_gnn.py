@@ -5,7 +5,7 @@ al. 2018), and edges that are updated from their two nodes. Every edge is walked
 has a state for each: plane 0 is the forward edge source -> target, plane 1 its reverse.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Piece, Topology
+from l2o_graph.graph import Chunk, Topology, runs_of_chunks
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-Chunk = tuple[Piece, ...]
 EdgeStates = Callable[[Chunk], Float[Tensor, "2 E H"]]
 
 # PyTorch Geometric's floor under a variance; at or below it the deviation is called 0.
@@ -48,11 +47,16 @@ class Tally:
     high: Float[Tensor, "n H"]
 
     @staticmethod
-    def of(messages: Float[Tensor, "a b H"], squares: Float[Tensor, "a b H"], dim: int) -> "Tally":
-        """Tally a grid of messages along one of its two sides."""
-        low, high = torch.aminmax(messages, dim=dim)
-        total = torch.cat([messages.sum(dim), squares.sum(dim)], dim=-1)
-        return Tally(messages.shape[dim], total, low, high)
+    def of(grid: Float[Tensor, "g r c H"], squares: Float[Tensor, "g r c H"], dim: int) -> "Tally":
+        """Tally the messages of groups of rows and columns along one of the two."""
+        low, high = (each.flatten(0, 1) for each in torch.aminmax(grid, dim=dim))
+        total = torch.cat([grid.sum(dim), squares.sum(dim)], dim=-1).flatten(0, 1)
+        return Tally(grid.shape[dim], total, low, high)
+
+    def part(self, start: int, stop: int) -> "Tally":
+        """Of some of the nodes."""
+        own = slice(start, stop)
+        return Tally(self.count, self.total[own], self.low[own], self.high[own])
 
     def beside(self, other: "Tally") -> "Tally":
         """More messages to the same nodes."""
@@ -63,15 +67,6 @@ class Tally:
             torch.maximum(self.high, other.high),
         )
 
-    def above(self, other: "Tally") -> "Tally":
-        """As many messages to further nodes of the same set."""
-        return Tally(
-            self.count,
-            torch.cat([self.total, other.total]),
-            torch.cat([self.low, other.low]),
-            torch.cat([self.high, other.high]),
-        )
-
     def aggregates(self) -> Float[Tensor, "n four_H"]:
         """Mean, minimum, maximum and standard deviation."""
         mean, square = (self.total / self.count).chunk(2, dim=-1)
@@ -80,22 +75,28 @@ class Tally:
         return torch.cat([mean, self.low, self.high, deviation], dim=-1)
 
 
-def over_pieces(
-    topology: Topology,
+def over_edges(
     chunk: Chunk,
     target_term: Float[Tensor, "N H"],
     source_term: Float[Tensor, "N H"],
-) -> Float[Tensor, "2 E H"]:
-    """A term of the node that an edge leads to plus a term of the node it comes from."""
-    forward: list[Tensor] = []
-    reverse: list[Tensor] = []
+) -> list[Float[Tensor, "_ H"]]:
+    """For each piece, a term of the node an edge leads to plus a term of the node it leaves."""
+    answer = []
     for piece in chunk:
-        kernel = topology.spec.kernels[piece.kernel]
-        # (rows, 1, .) against (1, columns, .): rows are the kernel's outputs.
-        rows, columns = topology.nodes(kernel.target), topology.nodes(kernel.source)
-        rows = slice(rows.start + piece.start, rows.start + piece.stop)
-        forward.append((target_term[rows, None] + source_term[None, columns]).flatten(0, 1))
-        reverse.append((source_term[rows, None] + target_term[None, columns]).flatten(0, 1))
+        groups, rows, columns = piece.grid
+        terms = (source_term, target_term) if piece.from_rows else (target_term, source_term)
+        of_rows = terms[0][slice(*piece.rows)].unflatten(0, (groups, rows, 1))
+        of_columns = terms[1][slice(*piece.columns)].unflatten(0, (groups, 1, columns))
+        answer.append((of_rows + of_columns).flatten(0, 2))
+    return answer
+
+
+def over_both_planes(
+    chunk: Chunk, target_term: Float[Tensor, "N H"], source_term: Float[Tensor, "N H"]
+) -> Float[Tensor, "2 E H"]:
+    """``over_edges`` for the forward edges, and for their reverses."""
+    forward = over_edges(chunk, target_term, source_term)
+    reverse = over_edges(chunk, source_term, target_term)
     return torch.cat(forward + reverse).unflatten(0, (2, -1))
 
 
@@ -144,16 +145,14 @@ class NGGNNLayer(nn.Module):
 
     def messages(
         self,
-        topology: Topology,
         chunk: Chunk,
         nodes: Float[Tensor, "N H"],
         edges: Float[Tensor, "2 E H"],
     ) -> Float[Tensor, "2 E H"]:
         """What each edge carries."""
         of_target, of_source = self.message.weight.chunk(2, dim=1)
-        terms = over_pieces(
-            topology, chunk, nodes @ of_target.T + self.message.bias, nodes @ of_source.T
-        )
+        target_term = nodes @ of_target.T + self.message.bias
+        terms = over_both_planes(chunk, target_term, nodes @ of_source.T)
         scale, shift = self.film(edges).chunk(2, dim=-1)
         return torch.addcmul(shift, scale, terms)
 
@@ -161,42 +160,42 @@ class NGGNNLayer(nn.Module):
         self, topology: Topology, chunks: Sequence[Chunk], nodes: Tensor, edges: EdgeStates
     ) -> Float[Tensor, "N H"]:
         """Gather the messages of all chunks and update the nodes."""
-        into: dict[int, Tally] = {}  # kernel -> tally of its targets, so far its first rows
-        back: dict[int, Tally] = {}  # kernel -> tally of its sources
-        for chunk in chunks:
-            messages = self.messages(topology, chunk, nodes, edges(chunk))
-            squares = messages * messages
-            at = 0
-            for piece in chunk:
-                columns = topology.grid(topology.spec.kernels[piece.kernel])[1]
-                size = (piece.stop - piece.start) * columns
-                grid = messages[:, at : at + size].unflatten(1, (-1, columns))
-                grid_squares = squares[:, at : at + size].unflatten(1, (-1, columns))
-                at += size
-                rows = Tally.of(grid[0], grid_squares[0], dim=1)
-                cols = Tally.of(grid[1], grid_squares[1], dim=0)
-                k = piece.kernel
-                into[k] = into[k].above(rows) if k in into else rows
-                back[k] = back[k].beside(cols) if k in back else cols
-        reached: dict[int, Tally] = {}
-        for k, kernel in enumerate(topology.spec.kernels):
-            for neurons, tally in ((kernel.target, into[k]), (kernel.source, back[k])):
-                known = reached.get(neurons)
-                reached[neurons] = tally if known is None else known.beside(tally)
-        gathered = torch.cat([reached[n].aggregates() for n in range(len(topology.spec.neurons))])
+
+        def sides() -> Iterator[Tally]:
+            for chunk in chunks:
+                messages = self.messages(chunk, nodes, edges(chunk))
+                squares = messages * messages
+                at = 0
+                for piece in chunk:
+                    own = slice(at, at + piece.edges)
+                    at = own.stop
+                    grids = messages[:, own].unflatten(1, piece.grid)
+                    grids_of_squares = squares[:, own].unflatten(1, piece.grid)
+                    to_rows = int(piece.from_rows)  # the plane of edges that lead there
+                    yield Tally.of(grids[to_rows], grids_of_squares[to_rows], dim=2)
+                    yield Tally.of(grids[1 - to_rows], grids_of_squares[1 - to_rows], dim=1)
+
+        runs = runs_of_chunks(topology, chunks)
+        reached = runs.gather(sides(), [None] * len(runs.nodes))
+        no_messages = nodes.new_zeros(len(nodes), 4 * nodes.shape[1])
+        gathered = torch.cat(
+            [
+                no_messages[slice(*run)] if tally is None else tally.aggregates()
+                for run, tally in zip(runs.nodes, reached, strict=True)
+            ]
+        )
         amplification = torch.log(topology.degree.to(nodes) + 1)[:, None] / self.delta
         received = torch.cat([nodes, gathered, gathered * amplification], dim=-1)
         return self.mix(self.node(received))
 
     def next_edges(
         self,
-        topology: Topology,
         chunk: Chunk,
         nodes: Float[Tensor, "N H"],
         edges: Float[Tensor, "2 E H"],
     ) -> Float[Tensor, "2 E H"]:
         """Update the edges of a chunk from the nodes that this layer made."""
-        terms = over_pieces(topology, chunk, self.target(nodes), self.source(nodes))
+        terms = over_both_planes(chunk, self.target(nodes), self.source(nodes))
         return self.out(nn.functional.silu(self.edge(edges) + terms))
 
 
@@ -242,10 +241,10 @@ class NGGNN(nn.Module):
             nodes = layer.next_nodes(topology, chunks, nodes, edges)
             if k < len(self.norms):
                 nodes = nn.functional.silu(self.norms[k](nodes))
-            edges = hold(_after(layer, topology, nodes, edges))
+            edges = hold(_after(layer, nodes, edges))
         return nodes, edges
 
 
-def _after(layer: NGGNNLayer, topology: Topology, nodes: Tensor, edges: EdgeStates) -> EdgeStates:
+def _after(layer: NGGNNLayer, nodes: Tensor, edges: EdgeStates) -> EdgeStates:
     """Edge states one layer further."""
-    return lambda chunk: layer.next_edges(topology, chunk, nodes, edges(chunk))
+    return lambda chunk: layer.next_edges(chunk, nodes, edges(chunk))

@@ -9,8 +9,7 @@ have no bias, so its value is 0 as well: such a pair takes weight away from the 
 nothing. That leaves a sum of scores to work out for it, and no state to store.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,8 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from l2o_graph.architecture import NetSpec
-from l2o_graph.graph import Topology
-from l2o_graph.models.ng_gnn import Chunk, EdgeStates, kept_if, over_pieces
+from l2o_graph.graph import Chunk, Topology, runs_of_chunks, topology_of
+from l2o_graph.models.ng_gnn import EdgeStates, kept_if, over_both_planes
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
 # scores take 4 MB a head.
@@ -40,6 +39,11 @@ class Gathered:
     log_mass: Float[Tensor, "heads n"]
     mean: Float[Tensor, "heads d n"]
     edges: Float[Tensor, "2 n C"]
+
+    def part(self, start: int, stop: int) -> "Gathered":
+        """Of some of the nodes."""
+        own = slice(start, stop)
+        return Gathered(self.log_mass[:, own], self.mean[..., own], self.edges[:, own])
 
     def beside(self, other: "Gathered") -> "Gathered":
         """More pairs of the same nodes."""
@@ -126,54 +130,55 @@ class NodeUpdate(nn.Module):
             scores = self.scale * (queries.mT @ keys)
             alone = scores.masked_fill(joined, -torch.inf).logsumexp(-1)
         no_value, no_edge = torch.zeros_like(values), nodes.new_zeros(2, len(nodes), self.averaged)
-        reached: list[Gathered] = []  # by each set of neurons
-        for n in range(len(topology.spec.neurons)):
-            own = topology.nodes(n)
-            reached.append(Gathered(alone[:, own], no_value[..., own], no_edge[:, own]))
+        begin = Gathered(alone, no_value, no_edge)
 
-        by_rows: dict[int, list[Gathered]] = defaultdict(list)  # kernel -> by its targets
-        for chunk in chunks:
-            states = edges(chunk)
-            of_edge = torch.bmm(self.of_edge.weight.expand(2, -1, -1), states.mT)
-            of_edge = of_edge.unflatten(1, (4, self.heads, -1))
-            at = 0
-            for piece in chunk:
-                kernel = topology.spec.kernels[piece.kernel]
-                columns, rows = topology.nodes(kernel.source), topology.nodes(kernel.target)
-                rows = slice(rows.start + piece.start, rows.start + piece.stop)
-                shape = (rows.stop - rows.start, columns.stop - columns.start)
-                run = slice(at, at + shape[0] * shape[1])
-                at = run.stop
-                grid = states[:, run, : self.averaged].unflatten(1, shape)
-                forward, reverse = of_edge[..., run].unflatten(-1, shape)
-                row_q, row_k, row_v = (x[..., rows, None] for x in (queries, keys, values))
-                col_q, col_k, col_v = (x[..., None, columns] for x in (queries, keys, values))
-                # A forward edge leaves its column and leads to its row, its reverse leads back.
-                into = self._attend(row_q, col_k, col_v, forward, dim=-1)
-                back = self._attend(col_q, row_k, row_v, reverse, dim=-2)
-                by_rows[piece.kernel].append(Gathered(*into, grid.sum(2)))
-                of_columns = Gathered(*back, grid.sum(1).flip(0))
-                reached[kernel.source] = reached[kernel.source].beside(of_columns)
-        for k, parts in by_rows.items():
-            target = topology.spec.kernels[k].target
-            reached[target] = reached[target].beside(Gathered.cat(parts))
-        return Gathered.cat(reached)
+        def sides() -> Iterator[Gathered]:
+            for chunk in chunks:
+                states = edges(chunk)
+                of_edge = torch.bmm(self.of_edge.weight.expand(2, -1, -1), states.mT)
+                of_edge = of_edge.unflatten(1, (4, self.heads, -1))
+                at = 0
+                for piece in chunk:
+                    groups, rows, columns = piece.grid
+                    own = slice(at, at + piece.edges)
+                    at = own.stop
+                    to_rows = int(piece.from_rows)  # the plane of edges that lead there
+                    grid = states[:, own, : self.averaged].unflatten(1, piece.grid)
+                    planes = of_edge[..., own].unflatten(-1, piece.grid)
+                    row_q, row_k, row_v = (
+                        x[..., slice(*piece.rows)].unflatten(-1, (groups, rows, 1))
+                        for x in (queries, keys, values)
+                    )
+                    col_q, col_k, col_v = (
+                        x[..., slice(*piece.columns)].unflatten(-1, (groups, 1, columns))
+                        for x in (queries, keys, values)
+                    )
+                    into = self._attend(row_q, col_k, col_v, planes[to_rows], dim=-1)
+                    back = self._attend(col_q, row_k, row_v, planes[1 - to_rows], dim=-2)
+                    # A plane's edges lead to one side and leave the other.
+                    of_rows, of_columns = grid.sum(3).flatten(1, 2), grid.sum(2).flatten(1, 2)
+                    yield Gathered(*into, of_rows.flip(0) if to_rows else of_rows)
+                    yield Gathered(*back, of_columns if to_rows else of_columns.flip(0))
+
+        runs = runs_of_chunks(topology, chunks)
+        reached = runs.gather(sides(), [begin.part(*run) for run in runs.nodes])
+        return Gathered.cat([each for each in reached if each is not None])
 
     def _attend(
         self,
-        queries: Float[Tensor, "heads d _ _"],
-        keys: Float[Tensor, "heads d _ _"],
-        values: Float[Tensor, "heads d _ _"],
-        edges: Float[Tensor, "4 heads d rows columns"],
+        queries: Float[Tensor, "heads d groups _ _"],
+        keys: Float[Tensor, "heads d groups _ _"],
+        values: Float[Tensor, "heads d groups _ _"],
+        edges: Float[Tensor, "4 heads d groups rows columns"],
         dim: int,
     ) -> tuple[Float[Tensor, "heads n"], Float[Tensor, "heads d n"]]:
-        """Log mass and mean of the values along one of the two sides of a grid."""
+        """Log mass and mean of the values along the rows or the columns of a grid."""
         on_query, on_key, scale, shift = edges
         scores = self.scale * ((queries + on_query) * (keys + on_key)).sum(1)
         log_mass = scores.logsumexp(dim)
         weights = (scores - log_mass.unsqueeze(dim)).exp()
         mean = (weights[:, None] * torch.addcmul(shift, scale, values)).sum(dim)
-        return log_mass, mean
+        return log_mass.flatten(-2), mean.flatten(-2)
 
     def forward(self, nodes: Float[Tensor, "N H"], gathered: Gathered) -> Float[Tensor, "N H"]:
         """Update the nodes from what they gathered."""
@@ -215,14 +220,13 @@ class EdgeUpdate(nn.Module):
 
     def forward(
         self,
-        topology: Topology,
         chunk: Chunk,
         terms: tuple[Float[Tensor, "N inner"], Float[Tensor, "N inner"]],
         edges: Float[Tensor, "2 E C"],
     ) -> Float[Tensor, "2 E C"]:
         """Update the edges of a chunk."""
         both = torch.cat([edges, edges.flip(0)], dim=-1)
-        hidden = nn.functional.gelu(self.edge(both) + over_pieces(topology, chunk, *terms))
+        hidden = nn.functional.gelu(self.edge(both) + over_both_planes(chunk, *terms))
         return self.post(edges, self.out(hidden))
 
 
@@ -277,7 +281,7 @@ class NGTLayer(nn.Module):
         gathered = self.node.gather(topology, chunks, nodes, edges, joined)
         nodes = self.node(nodes, gathered)
         terms = self.edge.terms(topology, nodes, gathered)
-        return nodes, lambda chunk: self.edge(topology, chunk, terms, edges(chunk))
+        return nodes, lambda chunk: self.edge(chunk, terms, edges(chunk))
 
 
 class NGT(nn.Module):
@@ -348,9 +352,12 @@ class NGT(nn.Module):
 @torch.inference_mode(False)  # what is cached may be needed for a backward pass later
 def joined_pairs(spec: NetSpec) -> Bool[Tensor, "N N"]:
     """Which pairs of nodes have an edge; a node and itself never, so that each row has a gap."""
-    sizes = torch.tensor([neurons.size for neurons in spec.neurons])
-    of_set = torch.arange(len(sizes)).repeat_interleave(sizes)
-    sets = torch.zeros(len(spec.neurons), len(spec.neurons), dtype=torch.bool)
+    joined = torch.zeros(spec.num_nodes, spec.num_nodes, dtype=torch.bool)
+    topology = topology_of(spec)
     for kernel in spec.kernels:
-        sets[kernel.source, kernel.target] = sets[kernel.target, kernel.source] = True
-    return sets[of_set][:, of_set].fill_diagonal_(False)
+        groups, rows, columns = kernel.grid
+        of_rows, of_columns = topology.sides(kernel)
+        row = torch.arange(of_rows, of_rows + groups * rows).view(groups, rows, 1)
+        column = torch.arange(of_columns, of_columns + groups * columns).view(groups, 1, columns)
+        joined[row, column] = joined[column, row] = True
+    return joined.fill_diagonal_(False)
