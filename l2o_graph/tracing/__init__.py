@@ -1,0 +1,1 @@
+"""Following a network's computation: which parameter joins which neurons."""

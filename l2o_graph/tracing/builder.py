@@ -1,0 +1,244 @@
+"""Sets of neurons and what joins them, put together while a network computes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons, Role
+from l2o_graph.tracing.labels import Axis, Factor, Label, joined, refined
+
+# A rearrangement that takes more grids than this is not followed.
+MOST_GRIDS = 4096
+
+
+@dataclass(slots=True)
+class Found:
+    """A set of neurons so far."""
+
+    name: str
+    size: int
+    role: Role
+    fresh: bool = True  # nothing has read it yet, nor an activation changed it
+    activation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A view of a parameter.
+
+    Attributes:
+        parameter: Its index.
+        start: First scalar of the flattened parameter.
+        shape: Of the view.
+        strides: Of the view, in scalars.
+    """
+
+    parameter: int
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def dense(self) -> bool:
+        """Whether the scalars lie together, in the order of the axes."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size > 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+
+class Builder:
+    """Collects neurons, kernels and biases.
+
+    Args:
+        named: The parameters, in order.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, Tensor]]):
+        self.names = [name for name, _ in named]
+        self.shapes = [tuple(p.shape) for _, p in named]
+        self.sets: list[Found] = []
+        self.kernels: list[Kernel] = []
+        self.biases: list[Bias] = []
+
+    # Neurons -----------------------------------------------------------------------------------
+
+    def new_set(self, name: str, size: int, role: Role = "hidden") -> int:
+        """A set of neurons; returns its index."""
+        self.sets.append(Found(name, size, role))
+        return len(self.sets) - 1
+
+    def ordered(self, name: str, size: int) -> Factor:
+        """Neurons that are each themselves, as inputs are: pixels, positions, words."""
+        return Factor(size, self.new_set(name, size, "input"), 1)
+
+    def read(self, label: Label, axis: int, name: str) -> tuple[Label, int, int, int, Axis] | None:
+        """The neurons along an axis: (label, set, first, how many, data factors inside).
+
+        Data alone becomes a set of inputs, and the label is returned with it. None where the
+        axis has more than one run of neurons, or data outside of them.
+        """
+        factors = label.axes[axis]
+        if all(f.set is None for f in factors):
+            size = math.prod(f.size for f in factors)
+            factors = (self.ordered(f"input of {name}", size),)
+            label = label.with_axis(axis, factors)
+        first, *inside = factors
+        if first.set is None or first.stride != 1 or any(f.set is not None for f in inside):
+            return None
+        self.sets[first.set].fresh = False
+        return label, first.set, label.start.get(first.set, 0), first.size, tuple(inside)
+
+    # What joins them ---------------------------------------------------------------------------
+
+    def join(self, kernel: Kernel) -> None:
+        """Add a kernel."""
+        self.kernels.append(replace(kernel, again=self._held(kernel)))
+
+    def sit(self, bias: Bias) -> None:
+        """Add a bias."""
+        self.biases.append(replace(bias, again=self._held(bias)))
+
+    def _held(self, new: Kernel | Bias) -> bool:
+        """Whether any of its scalars are held already."""
+        return any(
+            k.parameter == new.parameter
+            and k.start < new.start + new.size
+            and new.start < k.start + k.size
+            for k in (*self.kernels, *self.biases)
+            if not k.again
+        )
+
+    def relate(
+        self, large: Sequence[Factor], small: Sequence[Factor], starts: tuple[int, int],
+        large_reads: bool, kind: str,
+    ) -> bool:  # fmt: skip
+        """Join two sets by the constant 1, entry by entry.
+
+        Args:
+            large: Factors that run through every neuron of one set, outermost first.
+            small: Factors of the same sizes that run through the other; a stride of 0 where it
+                has one neuron for all steps.
+            starts: First neuron of each.
+            large_reads: Whether edges lead from the small set to the large; else the other way.
+            kind: Of the edges.
+
+        Returns:
+            Whether it could be done.
+        """
+        grids = _grids(large, small, *starts)
+        if grids is None:
+            return False
+        of_large, of_small = large[0].set, small_set(small)
+        if of_large is None or of_small is None:
+            return False
+        self.sets[of_small].fresh = self.sets[of_large].fresh = False
+        for groups, rows, large_start, small_start in grids:
+            source, target = (of_small, of_large) if large_reads else (of_large, of_small)
+            at = (small_start, large_start) if large_reads else (large_start, small_start)
+            self.join(
+                Kernel(
+                    len(self.shapes), source, target, (groups, rows, 1), source_start=at[0],
+                    target_start=at[1], from_rows=not large_reads, kind=kind,
+                )
+            )  # fmt: skip
+        return True
+
+    # The end -----------------------------------------------------------------------------------
+
+    def spec(self, outputs: Sequence[int]) -> NetSpec:
+        """What was found.
+
+        Args:
+            outputs: Sets that the network returns.
+        """
+        read = {k.source for k in self.kernels if k.source != k.target}
+        for n, found in enumerate(self.sets):
+            if found.role == "hidden" and (n in outputs or n not in read):
+                found.role = "output"
+        kernels, biases, loose = self._answered()
+        depths = self._depths()
+        return NetSpec(
+            names=tuple(self.names),
+            shapes=tuple(self.shapes),
+            neurons=tuple(
+                Neurons(f.name, f.size, f.role, depths[n] if f.role == "hidden" else 0)
+                for n, f in enumerate(self.sets)
+            ),
+            kernels=tuple(kernels),
+            biases=tuple(biases),
+            loose=tuple(loose),
+        )
+
+    def _answered(self) -> tuple[list[Kernel], list[Bias], list[int]]:
+        """Kernels and biases, and the parameters that they do not hold as a whole."""
+        held = [0] * len(self.shapes)
+        for k in (*self.kernels, *self.biases):
+            if not k.again and k.parameter < len(held):
+                held[k.parameter] += k.size
+        loose = {i for i, shape in enumerate(self.shapes) if held[i] != math.prod(shape)}
+        kernels = [replace(k, again=True) if k.parameter in loose else k for k in self.kernels]
+        biases = [replace(b, again=True) if b.parameter in loose else b for b in self.biases]
+        return kernels, biases, sorted(loose)
+
+    def _depths(self) -> list[int]:
+        """Hidden layers from the inputs to each set, the set itself not counted."""
+        depth = [-1 if found.role == "input" else 0 for found in self.sets]
+        # Kernels come in the order of the computation; those that lead back say nothing.
+        for k in self.kernels:
+            if k.source != k.target:
+                deeper = int(k.grid[0] < max(k.grid[0] * k.grid[1], k.grid[0] * k.grid[2]))
+                deeper = deeper if k.parameter < len(self.shapes) else 0
+                depth[k.target] = max(depth[k.target], depth[k.source] + deeper)
+        return [max(d, 0) for d in depth]
+
+
+def small_set(factors: Sequence[Factor]) -> int | None:
+    """The set that factors run through."""
+    return next((f.set for f in factors if f.set is not None), None)
+
+
+def _grids(
+    large: Sequence[Factor], small: Sequence[Factor], large_start: int, small_start: int
+) -> list[tuple[int, int, int, int]] | None:
+    """Grids (groups, rows, first of large, first of small) that join them step by step."""
+    runs: list[list[int]] = []  # [size, stride in large, stride in small], as few as possible
+    for a, b in zip(large, small, strict=True):
+        if a.size == 1:
+            continue
+        if runs and runs[-1][1] == a.stride * a.size and runs[-1][2] == b.stride * b.size:
+            runs[-1] = [runs[-1][0] * a.size, a.stride, b.stride]
+        else:
+            runs.append([a.size, a.stride, b.stride])
+    if not runs:
+        return [(1, 1, large_start, small_start)]
+    if len(runs) == 1 and runs[0][1:] == [1, 1]:
+        return [(runs[0][0], 1, large_start, small_start)]
+    if len(runs) == 1 and runs[0][1:] == [1, 0]:
+        return [(1, runs[0][0], large_start, small_start)]
+    if len(runs) == 2 and runs[0][1:] == [runs[1][0], 1] and runs[1][1:] == [1, 0]:
+        return [(runs[0][0], runs[1][0], large_start, small_start)]
+    (size, of_large, of_small), *rest = runs
+    inner_large = [Factor(n, 0, s) for n, s, _ in rest]
+    inner_small = [Factor(n, 0, s) for n, _, s in rest]
+    if size > MOST_GRIDS:
+        return None
+    answer: list[tuple[int, int, int, int]] = []
+    for i in range(size):
+        part = _grids(
+            inner_large, inner_small, large_start + i * of_large, small_start + i * of_small
+        )
+        if part is None or len(answer) + len(part) > MOST_GRIDS:
+            return None
+        answer += part
+    return answer
+
+
+def numbered(sizes: Sequence[int], set: int) -> list[Factor]:
+    """Factors of these sizes that run through all of a set, the last one fastest."""
+    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    return [Factor(n, set, s) for n, s in zip(sizes, strides, strict=True)]
