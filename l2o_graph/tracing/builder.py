@@ -22,6 +22,7 @@ class Found:
     role: Role
     fresh: bool = True  # nothing has read it yet, nor an activation changed it
     activation: str = ""
+    lost: bool = False  # something that cannot be followed reads it, and may know its order
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Builder:
         self.sets: list[Found] = []
         self.kernels: list[Kernel] = []
         self.biases: list[Bias] = []
+        self.touched: set[int] = set()  # read since someone last looked
+        self._meetings = 0
 
     # Neurons -----------------------------------------------------------------------------------
 
@@ -72,6 +75,11 @@ class Builder:
         self.sets.append(Found(name, size, role))
         return len(self.sets) - 1
 
+    def new_meeting(self, kind: str, size: int) -> int:
+        """A set of neurons that others are joined to by the constant 1; returns its index."""
+        self._meetings += 1
+        return self.new_set(f"{kind} {self._meetings}", size)
+
     def ordered(self, name: str, size: int) -> Factor:
         """Neurons that are each themselves, as inputs are: pixels, positions, words."""
         return Factor(size, self.new_set(name, size, "input"), 1)
@@ -79,19 +87,29 @@ class Builder:
     def read(self, label: Label, axis: int, name: str) -> tuple[Label, int, int, int, Axis] | None:
         """The neurons along an axis: (label, set, first, how many, data factors inside).
 
-        Data alone becomes a set of inputs, and the label is returned with it. None where the
-        axis has more than one run of neurons, or data outside of them.
+        Data alone becomes a set of inputs, and neurons in an order of their own a new set, either
+        of which the label that is returned knows. None where that cannot be done.
         """
         factors = label.axes[axis]
         if all(f.set is None for f in factors):
             size = math.prod(f.size for f in factors)
-            factors = (self.ordered(f"input of {name}", size),)
-            label = label.with_axis(axis, factors)
-        first, *inside = factors
-        if first.set is None or first.stride != 1 or any(f.set is not None for f in inside):
-            return None
-        self.sets[first.set].fresh = False
+            label = label.with_axis(axis, (self.ordered(f"input of {name}", size),))
+        elif not _is_run(factors):
+            target = self.new_meeting("rearranged", math.prod(f.size for f in factors))
+            if not self.copy(label, factors, target, 0, "rearranged"):
+                return None
+            label = label.with_axis(axis, (Factor(self.sets[target].size, target, 1),)).only()
+        first, *inside = label.axes[axis]
+        assert first.set is not None
+        self.touch(first.set)
         return label, first.set, label.start.get(first.set, 0), first.size, tuple(inside)
+
+    def touch(self, *sets: int | None) -> None:
+        """Note that sets are read."""
+        for s in sets:
+            if s is not None:
+                self.sets[s].fresh = False
+                self.touched.add(s)
 
     # What joins them ---------------------------------------------------------------------------
 
@@ -136,7 +154,7 @@ class Builder:
         of_large, of_small = large[0].set, small_set(small)
         if of_large is None or of_small is None:
             return False
-        self.sets[of_small].fresh = self.sets[of_large].fresh = False
+        self.touch(of_small, of_large)
         for groups, rows, large_start, small_start in grids:
             source, target = (of_small, of_large) if large_reads else (of_large, of_small)
             at = (small_start, large_start) if large_reads else (large_start, small_start)
@@ -148,18 +166,44 @@ class Builder:
             )  # fmt: skip
         return True
 
+    def copy(self, label: Label, factors: Axis, target: int, at: int, kind: str) -> bool:
+        """Join what an axis runs through to a run of neurons of a set, one by one.
+
+        Where data lies outside of the neurons each of its places is one of its own.
+        """
+        sizes = [f.size for f in factors]
+        large = numbered(sizes, target)
+        for s in dict.fromkeys(f.set for f in factors):
+            if s is None:
+                place = iter(numbered([f.size for f in factors if f.set is None], 0))
+                count = math.prod(f.size for f in factors if f.set is None)
+                own = self.ordered("places", count).set
+                small = [
+                    Factor(f.size, own, next(place).stride) if f.set is None else Factor(f.size)
+                    for f in factors
+                ]
+                start = 0
+            else:
+                small = [f if f.set == s else Factor(f.size) for f in factors]
+                start = label.start.get(s, 0)
+            if not self.relate(large, small, (at, start), True, kind):
+                return False
+        self.sets[target].fresh = True
+        return True
+
     # The end -----------------------------------------------------------------------------------
 
     def spec(self, outputs: Sequence[int]) -> NetSpec:
         """What was found.
 
         Args:
-            outputs: Sets that the network returns.
+            outputs: Sets that the network returns; without any, the sets that nothing reads.
         """
         read = {k.source for k in self.kernels if k.source != k.target}
-        for n, found in enumerate(self.sets):
-            if found.role == "hidden" and (n in outputs or n not in read):
-                found.role = "output"
+        last = set(outputs) or set(range(len(self.sets))) - read
+        for n in last | {n for n, found in enumerate(self.sets) if found.lost}:
+            if self.sets[n].role == "hidden":
+                self.sets[n].role = "output"
         kernels, biases, loose = self._answered()
         depths = self._depths()
         return NetSpec(
@@ -195,6 +239,12 @@ class Builder:
                 deeper = deeper if k.parameter < len(self.shapes) else 0
                 depth[k.target] = max(depth[k.target], depth[k.source] + deeper)
         return [max(d, 0) for d in depth]
+
+
+def _is_run(factors: Axis) -> bool:
+    """Neurons one after the other, and only data inside them."""
+    first, *inside = factors
+    return first.set is not None and first.stride == 1 and all(f.set is None for f in inside)
 
 
 def small_set(factors: Sequence[Factor]) -> int | None:

@@ -40,6 +40,10 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     if not outs:
         return
+    before = {
+        s for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) for s in trace.label(t).sets()
+    }
+    trace.builder.touched.clear()
     name = operator.overloadpacket.__name__.removesuffix("_")
     if name.startswith("_scaled_dot_product"):
         name = "_scaled_dot_product"
@@ -51,6 +55,9 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         _follow_entries(trace, name, tree_leaves((args, kwargs)), outs)
     if name in ACTIVATIONS:
         trace.activated(trace.label(outs[0]), name)
+    after = {s for t in outs for s in trace.label(t).sets()}
+    for s in before - after - trace.builder.touched:
+        trace.builder.sets[s].lost = True
 
 
 def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: list) -> None:
@@ -265,7 +272,10 @@ def group_norm(
 # Reductions, and other shapes ------------------------------------------------------------------
 
 
-@operation("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm")
+@operation(
+    "mean", "sum", "prod", "amax", "amin", "max", "min", "any", "all", "var", "std", "logsumexp",
+    "norm", "linalg_vector_norm", "count_nonzero",
+)  # fmt: skip
 def reduction(trace: Trace, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Label | None:
     """One number for all entries along some axes."""
     axes = kwargs.get("dim", next((a for a in args if isinstance(a, list | tuple)), None))
@@ -304,7 +314,7 @@ def pad(trace: Trace, out: Tensor, x: Tensor, widths: list[int], *_: Any) -> Lab
             continue
         (source,) = {f.set for f in factors}
         before = widths[2 * (x.dim() - 1 - axis)]
-        target = trace.builder.new_set("padding", size)
+        target = trace.builder.new_meeting("padding", size)
         large = numbered([f.size for f in factors], target)
         starts = (before, label.start.get(source, 0) if source is not None else 0)
         if source is None or not trace.builder.relate(large, factors, starts, True, "padding"):

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from l2o_graph.architecture import Bias, Kernel
-from l2o_graph.tracing.builder import Builder, Weight, numbered, small_set
+from l2o_graph.tracing.builder import Builder, Weight, numbered
 from l2o_graph.tracing.labels import Axis, Factor, Label, data, joined, refined, viewed
 
 
@@ -32,6 +32,7 @@ class Trace:
         self._of_storage = {_storage(p): i for i, (_, p) in enumerate(named)}
         self._labels = WeakTensorKeyDictionary()
         self._derived = WeakTensorKeyDictionary()
+        self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
 
     # What tensors are --------------------------------------------------------------------------
 
@@ -249,9 +250,8 @@ class Trace:
                 if found.fresh and found.role == "hidden" and whole:
                     target = s
                     break
-        names = [self.builder.sets[s].name for s, _, _ in sides]
         if target is None:
-            target = self.builder.new_set(f"{kind} of {' and '.join(names)}", size)
+            target = self.builder.new_meeting(kind, size)
         for s, factors, at in sides:
             if s != target and not self.builder.relate(
                 numbered(sizes, target), factors, (0, at), large_reads=True, kind=kind
@@ -268,9 +268,11 @@ class Trace:
         for s in label.sets():
             places = [(i, f) for i, axis in enumerate(label.axes) for f in axis if f.set == s]
             kept = [f.size for i, f in places if i not in lost]
+            if not kept:
+                self.builder.touch(s)
             if len(kept) == len(places) or not kept:
                 continue
-            target = self.builder.new_set(f"{kind} of {self.builder.sets[s].name}", math.prod(kept))
+            target = self.builder.new_meeting(kind, math.prod(kept))
             stays = iter(numbered(kept, target))
             small = [Factor(f.size) if i in lost else next(stays) for i, f in places]
             large = [f for _, f in places]
@@ -307,18 +309,13 @@ class Trace:
         along = [label.axes[axis] for label in labels]
         whole: Axis = (Factor(out.shape[axis]),)
         if any(f.set is not None for factors in along for f in factors):
-            target = self.builder.new_set("concatenation", out.shape[axis])
+            target = self.builder.new_meeting("concatenation", out.shape[axis])
             at = 0
             for label, factors, t in zip(labels, along, tensors, strict=True):
                 size = t.shape[axis]
                 if all(f.set is None for f in factors):
                     factors = (self.builder.ordered("concatenated", size),)
-                source = small_set(factors)
-                if source is None or any(f.set != source for f in factors):
-                    return None
-                large = numbered([f.size for f in factors], target)
-                starts = (at, label.start.get(source, 0))
-                if not self.builder.relate(large, factors, starts, True, "concatenation"):
+                if not self.builder.copy(label, factors, target, at, "concatenation"):
                     return None
                 at += size
             self.builder.sets[target].fresh = True
