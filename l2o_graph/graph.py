@@ -23,9 +23,8 @@ from l2o_graph.architecture import (
     NetSpec,
     Neurons,
     Role,
-    spec_of_module,
-    spec_of_parameters,
 )
+from l2o_graph.inference import spec_of_module, spec_of_parameters
 
 if TYPE_CHECKING:  # a slow import, and only the exchange needs it
     import torch_geometric.data

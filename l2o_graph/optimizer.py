@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from l2o_graph.architecture import NetSpec, spec_of_module, spec_of_parameters
+from l2o_graph.architecture import NetSpec
 from l2o_graph.features import MOMENTUM_DECAYS, decays_for
+from l2o_graph.inference import spec_of_module, spec_of_parameters
 from l2o_graph.rule import Model, UpdateRule
 from l2o_graph.step import CHUNK_SIZE, State, updates
 from l2o_graph.zoo.registry import load_checkpoint

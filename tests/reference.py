@@ -40,12 +40,25 @@ class Edge:
 def graph(network: nn.Module, values: Sequence[Tensor]) -> tuple[list[Node], list[Edge]]:
     """Nodes, and forward edges, from features (F, *shape) of each parameter of a chain."""
     number = {id(p): i for i, p in enumerate(network.parameters())}
-    layers = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
-    previous = list(range(layers[0].weight.shape[1]))
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d)
+    layers = [m for m in network.modules() if isinstance(m, kinds)]
+    previous = list(range(layers[0].weight.shape[1])) if layers[0].weight.dim() > 1 else []
     nodes = [Node("input", i) for i in previous]
-    edges = []
-    for depth, layer in enumerate(layers):
+    edges, depth = [], -1
+    for layer in layers:
         kernel = number[id(layer.weight)]
+        if isinstance(layer, nn.BatchNorm2d):  # a neuron behind each neuron
+            current = []
+            for c, source in enumerate(previous):
+                bias = number[id(layer.bias)]
+                node = Node("output", c) if layer is layers[-1] else Node("hidden", depth)
+                node.parameter, node.values = bias, values[bias][:, c]
+                nodes.append(node)
+                current.append(len(nodes) - 1)
+                edges.append(Edge(source, current[-1], kernel, (), values[kernel][:, c : c + 1]))
+            previous = current
+            continue
+        depth += 1
         positions = tuple(layer.weight.shape[2:])
         pixels = layer.weight.shape[1] // len(previous)
         if pixels > 1:  # flattened: the columns of a channel lie together
@@ -215,10 +228,11 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
     """The nominal preset's update of a chain, from all gradients that each parameter had."""
     silu, centre = nn.functional.silu, offset((), ())
     roles = [[0.0, 0.0] for _ in network.parameters()]
-    kernels = set()
+    kernels, network_parameters = set(), list(network.parameters())
     nodes, edges = graph(network, [p[None] for p in network.parameters()])
     for edge in edges:
-        kernels.add(edge.parameter)
+        if network_parameters[edge.parameter].dim() > 1:
+            kernels.add(edge.parameter)
         ends = nodes[edge.source].role == "input", nodes[edge.target].role == "output"
         roles[edge.parameter] = [float(end) for end in ends]
     for node in nodes:
@@ -260,7 +274,7 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
             return x.new_zeros(())
         hidden = silu(cell_linear(rule.head.first, x, code, seen[i][1], state))
         direction, magnitude = rule.head.last(hidden)
-        size = KERNEL_STEP / fan_in**0.5 if i in kernels else VECTOR_STEP
+        size = KERNEL_STEP / fan_in**0.5 if fan_in else VECTOR_STEP
         size /= 1 + (len(histories[i]) - 1) / HALVED_AFTER
         return (
             -size
@@ -273,17 +287,17 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
     for n, edge in enumerate(edges):
         state = rule.reader.of_edge.map(torch.cat([states[n], states[n + len(edges)]]))
         i = edge.parameter
-        fan_in = seen[i][0][0, 0].numel()
+        fan_in = seen[i][0][0, 0].numel() if i in kernels else 0
         for position, x in zip(positions(edge.positions), edge.values.T, strict=True):
             runs[i].append(step(i, x, offset(position, edge.positions), state, fan_in))
     for node, vector in zip(nodes, vectors, strict=True):
         if node.values is not None:
             i = node.parameter
-            runs[i].append(step(i, node.values, centre, rule.reader.of_node(vector), 1))
+            runs[i].append(step(i, node.values, centre, rule.reader.of_node(vector), 0))
     nothing = centre.new_zeros(rule.config.hidden)
     for i, run in enumerate(runs):
         if not run:  # loose
-            run += [step(i, x, centre, nothing, 1) for x in seen[i][0].flatten(1).T]
+            run += [step(i, x, centre, nothing, 0) for x in seen[i][0].flatten(1).T]
     return [torch.stack(run).view_as(x[0]) for run, (x, _) in zip(runs, seen, strict=True)]
 
 

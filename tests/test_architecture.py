@@ -3,7 +3,8 @@ import torch
 from conftest import paper_cnn
 from torch import nn
 
-from l2o_graph.architecture import NetSpec, spec_of_module, spec_of_parameters
+from l2o_graph.architecture import NetSpec
+from l2o_graph.inference import spec_of_module, spec_of_parameters
 
 
 def by_parameters(network: nn.Module) -> NetSpec:
@@ -76,9 +77,15 @@ def test_sizes_of_the_paper_networks(read, inputs, hidden, counts):
 
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("name, gamma", [("norm", 1), ("norm behind a bias", 2)])
-def test_norms_are_loose(read, name, gamma):
+def test_a_norm_is_a_diagonal_to_neurons_of_its_own(read, name, gamma):
     spec = read(NETWORKS[name])
-    assert spec.loose == (gamma, gamma + 1)
+    assert spec.loose == ()
+    assert [n.size for n in spec.neurons] == [3, 4, 4, 2]
+    assert [n.depth for n in spec.neurons] == [0, 0, 0, 0]
+    scale = spec.kernels[1]
+    assert (scale.parameter, scale.source, scale.target) == (gamma, 1, 2)
+    assert scale.grid == (4, 1, 1)
+    assert (gamma + 1, 2) in [(b.parameter, b.neurons) for b in spec.biases]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -113,7 +120,6 @@ def test_a_multiple_of_a_linear_layer_is_not_a_flattened_map():
     [
         nn.ConvTranspose2d(4, 4, 3),
         nn.Conv2d(4, 4, 3, groups=2),
-        nn.LayerNorm(4),
         nn.PReLU(4),
         nn.Embedding(9, 4),
         nn.Bilinear(4, 4, 4),
@@ -145,11 +151,12 @@ def test_a_single_number_is_loose(read):
 
 def test_without_names_an_odd_run_of_vectors_starts_with_the_bias():
     kernel, vector = torch.zeros(4, 3), torch.zeros(4)
-    runs = {1: (0,), 2: (), 3: (0,), 4: (), 5: (0,)}
-    for length, bias in runs.items():
+    biases = {1: (0,), 2: (1,), 3: (0, 2), 4: (1, 3), 5: (0, 2, 4)}  # the others are factors
+    for length, expected in biases.items():
         spec = spec_of_parameters([kernel, *[vector] * length])
-        assert [b.parameter - 1 for b in spec.biases] == list(bias)
-        assert len(spec.loose) == length - len(bias)
+        assert tuple(b.parameter - 1 for b in spec.biases) == expected
+        assert len(spec.kernels) == 1 + length - len(expected)
+        assert spec.loose == ()
 
 
 def test_a_vector_of_another_length_or_before_any_kernel_is_loose():
@@ -174,14 +181,16 @@ def test_printing_says_what_was_understood():
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 10, bias=False)
     )
+    network.temperature = nn.Parameter(torch.tensor(1.0))
     assert str(spec_of_module(network)) == "\n".join(
         [
-            "15 neurons, 44 edges, 1488 parameters",
+            "19 neurons, 48 edges, 1489 parameters",
+            "  temperature []: loose: updated from its own features alone",
             "  0.weight [4, 1, 3, 3]: input [1] -> 0 [4], 3x3 positions",
             "  0.bias [4]: bias of 0",
-            "  1.weight [4]: loose: updated from its own features alone",
-            "  1.bias [4]: loose: updated from its own features alone",
-            "  3.weight [10, 144]: 0 [4] -> output [10], 6x6 positions",
+            "  1.weight [4]: 0 [4] -> 1 [4], one by one (norm)",
+            "  1.bias [4]: bias of 1",
+            "  3.weight [10, 144]: 1 [4] -> output [10], 6x6 positions",
         ]
     )
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import l2o_graph.optimizer
 from l2o_graph import LearnedOptimizer, NGOptimizer
-from l2o_graph.architecture import spec_of_parameters
+from l2o_graph.inference import spec_of_parameters
 from l2o_graph.step import State, update
 from l2o_graph.zoo.registry import load_checkpoint
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from l2o_graph import NGOptimizer
-from l2o_graph.architecture import spec_of_module
+from l2o_graph.inference import spec_of_module
 from l2o_graph.rule import RuleConfig
 from l2o_graph.step import State, update
 from l2o_graph.zoo.registry import save_checkpoint

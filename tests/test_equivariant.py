@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from l2o_graph.architecture import spec_of_module, spec_of_parameters
+from l2o_graph.inference import spec_of_module, spec_of_parameters
 from l2o_graph.models.equivariant import (
     HNP,
     NP,

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch_geometric.nn import DegreeScalerAggregation, LayerNorm
 
-from l2o_graph.architecture import Kernel, NetSpec, Neurons, spec_of_module
+from l2o_graph.architecture import Kernel, NetSpec, Neurons
 from l2o_graph.graph import Chunk, Topology, topology_of
+from l2o_graph.inference import spec_of_module
 from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
 
 HIDDEN = 4

@@ -5,8 +5,8 @@ import torch
 from conftest import paper_cnn, random_like, random_rule
 from torch import Tensor, nn
 
-from l2o_graph.architecture import spec_of_module
 from l2o_graph.graph import topology_of
+from l2o_graph.inference import spec_of_module
 from l2o_graph.models.embedding import Part
 from l2o_graph.observation import SQUASHED_TO_UNIT, observe, scalars_of
 from l2o_graph.rule import (

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons, Role
-from l2o_graph.tracing.labels import Axis, Factor, Label, joined, refined
+from l2o_graph.tracing.labels import Axis, Factor, Label
 
 # A rearrangement that takes more grids than this is not followed.
 MOST_GRIDS = 4096

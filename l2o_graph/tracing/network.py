@@ -1,6 +1,5 @@
 """A module and one batch -> NetSpec: the network is run once, on stand-ins for its tensors."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -74,9 +73,7 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: dict, stand_ins: bool) 
 
     # Parameters go by identity: a tensor that two modules share is one.
     parameters = {name: held(p) for name, p in module.named_parameters()}
-    buffers = {
-        name: held(b if fake else b.clone()) for name, b in module.named_buffers()
-    }
+    buffers = {name: held(b if fake else b.clone()) for name, b in module.named_buffers()}
     trace = Trace(list(parameters.items()))
     args, kwargs = tree_map(held, (tuple(args), kwargs))
     state = {**parameters, **buffers}

@@ -41,7 +41,10 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     if not outs:
         return
     before = {
-        s for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) for s in trace.label(t).sets()
+        s
+        for t in tree_leaves((args, kwargs))
+        if isinstance(t, Tensor)
+        for s in trace.label(t).sets()
     }
     trace.builder.touched.clear()
     name = operator.overloadpacket.__name__.removesuffix("_")
@@ -72,8 +75,10 @@ def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: l
         for i, out in enumerate(outs):
             views = []
             for w in made_of:
-                entries = w.start + 1 + sum(
-                    (n - 1) * stride for n, stride in zip(w.shape, w.strides, strict=True)
+                entries = (
+                    w.start
+                    + 1
+                    + sum((n - 1) * stride for n, stride in zip(w.shape, w.strides, strict=True))
                 )
                 stand_in = torch.empty(entries, device="meta").as_strided(
                     w.shape, w.strides, w.start

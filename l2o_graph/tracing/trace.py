@@ -8,8 +8,7 @@ of the graph.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from l2o_graph.architecture import Bias, Kernel
 from l2o_graph.tracing.builder import Builder, Weight, numbered
-from l2o_graph.tracing.labels import Axis, Factor, Label, data, joined, refined, viewed
+from l2o_graph.tracing.labels import Axis, Factor, Label, data, joined, refined
 
 
 class Trace:
@@ -57,9 +56,7 @@ class Trace:
         index = self._of_storage.get(_storage(tensor))
         if index is None:
             return []
-        return [
-            Weight(index, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
-        ]
+        return [Weight(index, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))]
 
     def derive(self, tensor: Tensor, weights: list[Weight]) -> None:
         """Say that a tensor was made of parameters alone."""
@@ -104,7 +101,9 @@ class Trace:
         target = self.builder.new_set(name, out)
         if weights:
             first, *others = weights
-            self._kernel(first, source, source_start, count, inside, target, transposed, groups, kind)
+            self._kernel(
+                first, source, source_start, count, inside, target, transposed, groups, kind
+            )
             for other in others:  # as the lengths of rows in weight normalisation
                 if math.prod(other.shape) == out and other.dense:
                     self.builder.sit(Bias(other.parameter, target, out, other.start))
@@ -146,11 +145,11 @@ class Trace:
         for weight in self.weights(tensor):
             if factor.set is not None and weight.dense and math.prod(weight.shape) == factor.size:
                 at = label.start.get(factor.set, 0)
-                self.builder.sit(
-                    Bias(weight.parameter, factor.set, factor.size, weight.start, at)
-                )
+                self.builder.sit(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
 
-    def scale(self, x: Tensor, axis: int, tensor: Tensor | None, kind: str = "norm") -> Label | None:
+    def scale(
+        self, x: Tensor, axis: int, tensor: Tensor | None, kind: str = "norm"
+    ) -> Label | None:
         """A parameter that multiplies the neurons along an axis; without one they stay."""
         label, weights = self.label(x), self.weights(tensor)
         if not weights:
@@ -190,9 +189,7 @@ class Trace:
 
     # Where neurons meet ------------------------------------------------------------------------
 
-    def meet(
-        self, one: Label, other: Label, shape: Sequence[int], kind: str
-    ) -> Label | None:
+    def meet(self, one: Label, other: Label, shape: Sequence[int], kind: str) -> Label | None:
         """Entries of two tensors that come together, after broadcasting to a shape."""
         places: list[tuple[int, Factor, Factor]] = []
         for axis, size in enumerate(shape):
@@ -206,9 +203,7 @@ class Trace:
         answer = {i: a if a.set is not None else b for i, (_, a, b) in enumerate(places)}
         start = {**other.start, **one.start}
         for ours, theirs in _components(places):
-            where = [
-                i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs
-            ]
+            where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
             sides = [(s, [_of(places[i][1], s) for i in where], one.start.get(s, 0)) for s in ours]
             sides += [
                 (s, [_of(places[i][2], s) for i in where], other.start.get(s, 0)) for s in theirs
@@ -280,9 +275,7 @@ class Trace:
                 return None
             self.builder.sets[target].fresh = True
             stays = iter(numbered(kept, target))
-            axes = [
-                tuple(next(stays) if f.set == s else f for f in axis) for axis in axes
-            ]
+            axes = [tuple(next(stays) if f.set == s else f for f in axis) for axis in axes]
         return Label(tuple(axes), start).only()
 
     def contract(self, one: Label, other: Label) -> Label | None:
@@ -322,8 +315,7 @@ class Trace:
             whole = (Factor(out.shape[axis], target, 1),)
         # Along the other axes the tensors have to be of one kind, and are brought together.
         rest = [
-            (t, label.with_axis(axis, ()).only())
-            for t, label in zip(tensors, labels, strict=True)
+            (t, label.with_axis(axis, ()).only()) for t, label in zip(tensors, labels, strict=True)
         ]
         shape = [1 if i == axis else n for i, n in enumerate(out.shape)]
         answer = rest[0][1]

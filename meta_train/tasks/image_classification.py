@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2o_graph.architecture import spec_of_module
 from l2o_graph.datasets.images import Images, load_images
+from l2o_graph.inference import spec_of_module
 
 CLASSES = 10
 BATCH = 128

@@ -1,0 +1,193 @@
+"""Bare parameters, or a module that nobody ran -> NetSpec, by order, shape and name.
+
+What can be told without a computation is a chain: every layer reads what the one before it wrote.
+Residual additions, branches, transposed and grouped kernels take ``tracing``.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons
+
+# Modules whose weight is [out, in, *positions], and those with a factor for each neuron; every
+# other module's parameters are loose.
+KERNEL_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Parameters that belong together.
+
+    Attributes:
+        weight: A kernel [out, in, *positions], or of a norm the factors.
+        bias: What is added behind it, if anything.
+        is_norm: Whether the weight is factors.
+    """
+
+    weight: int
+    bias: int | None
+    is_norm: bool
+
+
+def spec_of_module(module: nn.Module) -> NetSpec:
+    """Read a network whose layers are registered in computing order.
+
+    Args:
+        module: An MLP or a CNN, with norms, with global pooling or flattening before its linear
+            layers.
+
+    Returns:
+        The specification, parameters in the order of ``module.parameters()``.
+    """
+    named = list(module.named_parameters())
+    index = {id(p): i for i, (_, p) in enumerate(named)}
+    names, shapes = [name for name, _ in named], [tuple(p.shape) for _, p in named]
+    layers: dict[int, Layer] = {}
+    for part in module.modules():
+        own = {n: index[id(p)] for n, p in part.named_parameters(recurse=False) if id(p) in index}
+        is_norm = isinstance(part, NORM_MODULES)
+        is_kernel = isinstance(part, KERNEL_MODULES) and getattr(part, "groups", 1) == 1
+        if "weight" in own and (is_norm or is_kernel):
+            layers.setdefault(own["weight"], Layer(own["weight"], own.get("bias"), is_norm))
+    return _chain(names, shapes, [layers[i] for i in sorted(layers)])
+
+
+def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None = None) -> NetSpec:
+    """Read a network from its bare parameters, by their order and shapes.
+
+    A tensor with two or more axes is a kernel [out, in, *positions]. Of the vectors of the length
+    of its output that follow it, an odd one out comes first and is its bias, and each pair is a
+    norm's. With names, parameters that share a prefix belong together: a kernel with its bias
+    wherever it stands, or the factors of a norm with its bias.
+
+    Args:
+        parameters: Tensors in the order in which the network uses them.
+        names: Their names, as ``named_parameters()`` gives them.
+
+    Returns:
+        The specification, parameters in the order given.
+
+    Raises:
+        ValueError: When there are no parameters.
+    """
+    shapes = [tuple(p.shape) for p in parameters]
+    if not shapes:
+        raise ValueError("expected at least one parameter, found an empty list")
+    layers = _by_order(shapes) if names is None else _by_name(shapes, names)
+    return _chain(names or [f"parameter {i}" for i in range(len(shapes))], shapes, layers)
+
+
+def _by_order(shapes: Sequence[tuple[int, ...]]) -> list[Layer]:
+    layers, i = [], 0
+    while i < len(shapes):
+        if len(shapes[i]) < 2:
+            i += 1
+            continue
+        behind = [j for j in range(i + 1, len(shapes)) if shapes[j] != shapes[i][:1]]
+        stop = behind[0] if behind else len(shapes)
+        vectors = list(range(i + 1, stop))
+        bias = vectors.pop(0) if len(vectors) % 2 else None
+        layers.append(Layer(i, bias, False))
+        layers += [Layer(a, b, True) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        i = stop
+    return layers
+
+
+def _by_name(shapes: Sequence[tuple[int, ...]], names: Sequence[str]) -> list[Layer]:
+    together: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        together.setdefault(_prefix(name), []).append(i)
+    layers = []
+    for own in together.values():
+        kernels = [i for i in own if len(shapes[i]) > 1]
+        vectors = [i for i in own if len(shapes[i]) == 1]
+        if kernels:
+            fits = [i for i in vectors if shapes[i] == shapes[kernels[0]][:1]]
+            layers.append(Layer(kernels[0], fits[0] if fits else None, False))
+            layers += [Layer(i, None, False) for i in kernels[1:]]
+        elif len(vectors) == 2 and shapes[vectors[0]] == shapes[vectors[1]]:
+            layers.append(Layer(vectors[0], vectors[1], True))
+    return sorted(layers, key=lambda layer: layer.weight)
+
+
+def _prefix(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _chain(
+    names: Sequence[str], shapes: Sequence[tuple[int, ...]], layers: Sequence[Layer]
+) -> NetSpec:
+    """Join layers end to end: each reads the neurons that the one before it wrote.
+
+    A kernel that does not fit the neurons before it starts a set of its own, of unknown origin
+    and therefore hidden. That may grant the network a symmetry it lacks, never deny it one. A
+    norm that does not fit is left out.
+
+    Args:
+        names: Of the parameters.
+        shapes: Of the parameters.
+        layers: In the order of the computation.
+    """
+    sets: list[tuple[str, int, int]] = []  # name, size, kernels before it
+    kernels: list[Kernel] = []
+    biases: list[Bias] = []
+    for layer in layers:
+        i, shape, last = layer.weight, shapes[layer.weight], len(sets) - 1
+        name = _prefix(names[i]) or names[i]
+        if layer.is_norm:
+            if not sets or shape != (sets[last][1],):
+                continue
+            sets.append((name, *sets[last][1:]))
+            kernels.append(Kernel(i, last, last + 1, (shape[0], 1, 1), kind="norm"))
+        else:
+            if 0 in shape:  # nothing to join
+                continue
+            positions = _positions(shape, sets[last][1] if sets else None, kernels)
+            if positions is None:
+                depth = sets[last][2] + 1 if sets else 0
+                sets.append((f"before {names[i]}", shape[1], depth))
+                last, positions = last + 1, shape[2:]
+            sets.append((name, shape[0], sets[last][2] + 1))
+            grid = (1, shape[0], math.prod(shape[1:]) // math.prod(positions))
+            kernels.append(Kernel(i, last, last + 1, grid, positions))
+        if layer.bias is not None and shapes[layer.bias] == (sets[-1][1],):
+            biases.append(Bias(layer.bias, len(sets) - 1, sets[-1][1]))
+    placed = {kernel.parameter for kernel in kernels} | {bias.parameter for bias in biases}
+    neurons = tuple(
+        Neurons("input", size, "input", 0)
+        if s == 0
+        else Neurons("output", size, "output", 0)
+        if s == len(sets) - 1
+        else Neurons(name, size, "hidden", depth - 1)
+        for s, (name, size, depth) in enumerate(sets)
+    )
+    return NetSpec(
+        names=tuple(names),
+        shapes=tuple(shapes),
+        neurons=neurons,
+        kernels=tuple(kernels),
+        biases=tuple(biases),
+        loose=tuple(i for i in range(len(shapes)) if i not in placed),
+    )
+
+
+def _positions(
+    shape: tuple[int, ...], size: int | None, kernels: Sequence[Kernel]
+) -> tuple[int, ...] | None:
+    """Positions of a kernel that reads a set of this size, or None where it does not fit it."""
+    if shape[1] == size:
+        return shape[2:]
+    # A linear layer behind a flattened feature map: torch flattens channel first, so each
+    # channel's pixels lie together, and [out, C * pixels] is [out, C, pixels] without a copy.
+    before = [kernel for kernel in kernels if kernel.kind != "norm"]
+    after_convolution = bool(before) and len(before[-1].positions) > 0
+    if size and after_convolution and len(shape) == 2 and shape[1] % size == 0:
+        pixels = shape[1] // size
+        side = math.isqrt(pixels)
+        return (side, side) if side * side == pixels else (pixels,)
+    return None
