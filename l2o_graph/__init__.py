@@ -6,6 +6,14 @@ channels, K positions of a kernel, n a run of scalars.
 
 from l2o_graph.graph import NeuralGraph, neural_graph
 from l2o_graph.optimizer import LearnedOptimizer, NGOptimizer
+from l2o_graph.tracing import register_layer
 from l2o_graph.zoo.registry import list_checkpoints
 
-__all__ = ["LearnedOptimizer", "NGOptimizer", "NeuralGraph", "list_checkpoints", "neural_graph"]
+__all__ = [
+    "LearnedOptimizer",
+    "NGOptimizer",
+    "NeuralGraph",
+    "list_checkpoints",
+    "neural_graph",
+    "register_layer",
+]

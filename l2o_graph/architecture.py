@@ -10,6 +10,10 @@ from typing import Literal
 
 Role = Literal["input", "hidden", "output"]
 
+# What edges carry that are no parameter: 1, or 2 on one side of an operation that takes its two
+# sides differently, as attention does queries and keys.
+CONSTANTS = (1.0, 2.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Neurons:
@@ -38,7 +42,7 @@ class Kernel:
     a group follow those of the group before: a diagonal is a grid of groups of one row and column.
 
     Attributes:
-        parameter: Its index among the parameters; ``NetSpec.one`` for edges of the constant 1.
+        parameter: Its index among the parameters; behind them come the ``CONSTANTS``.
         source: Index of the set of neurons that it reads.
         target: Index of the set of neurons that it writes.
         grid: Groups, rows and columns.
@@ -121,15 +125,14 @@ class NetSpec:
         """Neurons in all sets together."""
         return sum(neurons.size for neurons in self.neurons)
 
-    @property
-    def one(self) -> int:
-        """The index that stands for the constant 1, of as many scalars as are asked for."""
-        return len(self.shapes)
+    def is_constant(self, parameter: int) -> bool:
+        """Whether an index stands for a constant."""
+        return parameter >= len(self.shapes)
 
     @property
-    def num_ones(self) -> int:
-        """Most scalars that a kernel reads of the constant 1."""
-        return max((k.size for k in self.kernels if k.parameter == self.one), default=0)
+    def constant_size(self) -> int:
+        """Most scalars that a kernel reads of a constant."""
+        return max((k.size for k in self.kernels if self.is_constant(k.parameter)), default=0)
 
     @property
     def num_edges(self) -> int:
@@ -156,8 +159,8 @@ class NetSpec:
         for i, name in enumerate(self.names):
             said = "; ".join(dict.fromkeys(place[i]))
             lines.append(f"  {name} {list(self.shapes[i])}: {said}")
-        for said in dict.fromkeys(place.get(self.one, [])):
-            lines.append(f"  1: {said}")
+        for i, constant in enumerate(CONSTANTS, len(self.shapes)):
+            lines += [f"  {constant:g}: {said}" for said in dict.fromkeys(place.get(i, []))]
         return "\n".join(lines)
 
     def _place_of(self, kernel: Kernel) -> str:

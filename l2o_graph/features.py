@@ -32,9 +32,14 @@ LOG_UNIT = 10.0
 TINY = 1e-30
 
 
+def state_type(weight: Tensor) -> torch.dtype:
+    """What the state of a weight is kept in: float64 for float64, else float32."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
 def zero_momenta(weight: Tensor) -> Tensor:
-    """Momenta before the first step: (5, *weight.shape), float32 whatever the weight's type."""
-    return weight.new_zeros((len(MOMENTUM_DECAYS), *weight.shape), dtype=torch.float32)
+    """Momenta before the first step: (5, *weight.shape)."""
+    return weight.new_zeros((len(MOMENTUM_DECAYS), *weight.shape), dtype=state_type(weight))
 
 
 def decays_for(momenta: Tensor) -> Tensor:

@@ -8,16 +8,17 @@ torch stores it, so what flows into a neuron is a row of the grid and what flows
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.architecture import (
+    CONSTANTS,
     Bias,
     Kernel,
     NetSpec,
@@ -301,10 +302,11 @@ class NeuralGraph:
         return [self.parameter(i)[0] for i in range(len(self.spec.shapes))]
 
     def _scalars(self, of: Kernel | Bias) -> Float[Tensor, "F n"]:
-        """What a kernel or a bias holds; of the constant 1 the first feature is 1, the others 0."""
-        if of.parameter == self.spec.one:
+        """What a kernel or a bias holds; of a constant the first feature, the others are 0."""
+        if self.spec.is_constant(of.parameter):
             first = torch.arange(len(self.values), device=self.values.device) == 0
-            return first.to(self.values)[:, None].expand(-1, of.size)
+            value = CONSTANTS[of.parameter - len(self.spec.shapes)] * first.to(self.values)
+            return value[:, None].expand(-1, of.size)
         start = topology_of(self.spec).parameter_start[of.parameter] + of.start
         return self.values[:, start : start + of.size]
 
@@ -380,7 +382,7 @@ class NeuralGraph:
             count = math.prod(kernel.grid)
             cells = edges[edge : edge + count].reshape(count, features, -1)
             edge += count
-            if kernel.parameter != spec.one:
+            if not spec.is_constant(kernel.parameter):
                 cells = cells[:, :, : math.prod(kernel.positions)]
                 graph._scalars(kernel)[:] = cells.transpose(0, 1).flatten(1)
         for i in spec.loose:
@@ -415,11 +417,15 @@ def _spec_from_dict(record: dict) -> NetSpec:
 
 def neural_graph(
     network: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> NeuralGraph:
     """A network as a graph, its weights the only feature; print it to see what was understood.
 
     Args:
         network: A module, or its ``parameters()`` or ``named_parameters()``.
+        inputs: A batch for the module: its computation is then followed, whatever it is. Without
+            one the structure is inferred from the order of the layers, which is right for a
+            sequence of them. A tensor, the arguments, or the named arguments.
 
     Returns:
         The graph, one feature for each parameter, detached copies in the widest type found.
@@ -430,7 +436,7 @@ def neural_graph(
     if isinstance(network, nn.Module):
         parameters, spec = list(network.parameters()), None
         if parameters:
-            spec = spec_of_module(network)
+            spec = spec_of_module(network) if inputs is None else _followed(network, inputs)
     else:
         parameters, names = [], []
         for item in network:
@@ -441,3 +447,11 @@ def neural_graph(
     if spec is None:
         raise ValueError("expected a module with parameters, found none")
     return NeuralGraph(spec, torch.cat([p.detach().reshape(-1) for p in parameters])[None])
+
+
+def _followed(module: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> NetSpec:
+    from l2o_graph.tracing import spec_of_computation  # which needs this module
+
+    if isinstance(inputs, Mapping):
+        return spec_of_computation(module, (), inputs)
+    return spec_of_computation(module, (inputs,) if isinstance(inputs, Tensor) else inputs)

@@ -14,15 +14,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2o_graph import features as f
-from l2o_graph.architecture import Kernel, NetSpec
+from l2o_graph.architecture import CONSTANTS, Kernel, NetSpec
 from l2o_graph.models.embedding import Part, Scalars
 
-SLOWEST_SIGN_ROW = f.NUM_LOG_SIGN - 1
+SLOWEST_ROW = f.NUM_LOG_SIGN + f.NUM_RAW - 1  # the slowest momentum over its RMS
 NOMINAL_ROW = f.NUM_LOG_SIGN + f.NUM_RAW
 NUM_FEATURES = NOMINAL_ROW + 1
 
 # Makes the RMS of squashed normal values 1.
 SQUASHED_TO_UNIT = 1.7
+
+# A tensor whose gradients are this much smaller than those of the whole network has gradients of
+# rounding errors alone, as a bias in front of a norm has: they are not blown up to unit size.
+NOISE = 1e-8
 
 # Scalars of a momentum that enter its Gram matrix at once.
 GRAM_BLOCK = 1 << 20
@@ -146,7 +150,7 @@ def observe(
     ages = torch.stack(list(steps)).to(dtype)
     sizes = ages.new_tensor([max(len(w), 1) for w in weights])
     fan_ins = ages.new_tensor([m.fan_in if m else 1 for m in matrices])
-    scale = _norms(weights, gradients, momenta) / sizes.sqrt()[:, None]
+    scale = _above_noise(_norms(weights, gradients, momenta) / sizes.sqrt()[:, None], sizes)
     shared = f.tensor_features(scale, fan_ins, ages, _roles(spec)[: len(parameters)].to(ages))
     whiten = [orthogonal and m is not None and m.mixes for m in matrices]
     grams = [
@@ -154,9 +158,13 @@ def observe(
         for g, m, matrix, wanted in zip(gradients, momenta, matrices, whiten, strict=True)
     ]
     squares = torch.stack([gram.diagonal(dim1=1, dim2=2).sum() for gram in grams])
-    nominal_scale = (squares / sizes + f.TINY).sqrt()
+    noise = (NOISE * NOISE) * squares.sum() / sizes.sum()
+    nominal_scale = (squares / sizes + noise + f.TINY).sqrt()
+    damped = (squares / (squares + sizes * noise + f.TINY)).sqrt()
     found = iter(f.whiteners([gram for gram, wanted in zip(grams, whiten, strict=True) if wanted]))
-    whiteners = [next(found) if wanted else None for wanted in whiten]
+    whiteners = [
+        next(found) * damp if wanted else None for wanted, damp in zip(whiten, damped, strict=True)
+    ]
     return [
         Observation(*row)
         for row in zip(
@@ -168,12 +176,12 @@ def observe(
 
 @lru_cache(maxsize=64)
 def matrices_of(spec: NetSpec) -> tuple[Matrix | None, ...]:
-    """Every parameter as matrices, None where it is none; last the constant 1."""
+    """Every parameter as matrices, None where it is none; last the constants."""
     answer: list[Matrix | None] = []
     for i, shape in enumerate(spec.shapes):
         kernels = [k for k in spec.kernels if k.parameter == i and not k.again]
         answer.append(_matrix(kernels) if len(shape) > 1 else None)
-    return (*answer, None)
+    return (*answer, *[None] * len(CONSTANTS))
 
 
 def _matrix(kernels: Sequence[Kernel]) -> Matrix | None:
@@ -195,8 +203,8 @@ def _matrix(kernels: Sequence[Kernel]) -> Matrix | None:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is cached may be needed for a backward pass later
 def _roles(spec: NetSpec) -> Float[Tensor, "N 2"]:
-    """Whether each parameter reads inputs, and writes outputs; last the constant 1."""
-    roles = torch.zeros(len(spec.shapes) + 1, f.NUM_ROLES)
+    """Whether each parameter reads inputs, and writes outputs; last the constants."""
+    roles = torch.zeros(len(spec.shapes) + len(CONSTANTS), f.NUM_ROLES)
     for kernel in spec.kernels:
         reads = spec.neurons[kernel.source].role == "input"
         writes = spec.neurons[kernel.target].role == "output"
@@ -206,8 +214,16 @@ def _roles(spec: NetSpec) -> Float[Tensor, "N 2"]:
     for bias in spec.biases:
         if spec.neurons[bias.neurons].role == "output":
             roles[bias.parameter, 1] = 1
-    roles[spec.one] = 0
+    roles[len(spec.shapes) :] = 0
     return roles
+
+
+def _above_noise(scale: Float[Tensor, "N R"], sizes: Float[Tensor, " N"]) -> Float[Tensor, "N R"]:
+    """RMS of N parameters; those of gradient and momenta not below what is noise there."""
+    squares = scale * scale
+    of_network = (squares * sizes[:, None]).sum(0) / sizes.sum()
+    floor = of_network * (NOISE * NOISE)
+    return torch.cat([scale[:, :1], (squares + floor).sqrt()[:, 1:]], dim=1)
 
 
 def _norms(

@@ -1,17 +1,20 @@
 """The pure update applied in place, as a torch.optim.Optimizer, for each kind of rule."""
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
+from torch.utils.hooks import RemovableHandle
 
 from l2o_graph.architecture import NetSpec
-from l2o_graph.features import MOMENTUM_DECAYS, decays_for
+from l2o_graph.features import MOMENTUM_DECAYS, decays_for, state_type
 from l2o_graph.inference import spec_of_module, spec_of_parameters
 from l2o_graph.rule import Model, UpdateRule
 from l2o_graph.step import CHUNK_SIZE, State, updates
@@ -26,7 +29,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Each step it makes features of every weight, its gradient and five momenta, lets what the
     checkpoint is made of read them, and asks a small head for every parameter's update. It
-    remembers five float32 momenta a parameter and a step count, nothing else.
+    remembers five momenta a parameter in float32 and a step count, nothing else.
 
     Parameters without a gradient, and frozen ones, are read as context and left as they are. A
     step in which any gradient is not finite, or longer than 1e17, changes nothing, neither
@@ -42,9 +45,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weight_decay: Decoupled: each step first takes lr * weight_decay of a parameter away.
         checkpoint: A name of ``list_checkpoints()``, or a path to a file; by default the packaged
             one of the class.
-        model: The network that the parameters belong to, to read its structure rather than
-            infer it. Those of its parameters that are not in ``params`` are context. A pickle
-            or a deep copy of the optimizer holds it too.
+        model: The network that the parameters belong to: its structure is then read from the
+            first batch that it is called with, whatever it computes, rather than inferred. Those
+            of its parameters that are not in ``params`` are context. A pickle or a deep copy of
+            the optimizer holds it too.
         maximize: Ascend rather than descend.
         chunk_size: Scalars worked on at once, some 500 bytes each.
 
@@ -88,6 +92,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._rule = loaded.rule
         self._chunk_size = chunk_size
         self._model = model
+        self._traced: NetSpec | None = None
         self._forget()
         defaults = {
             "lr": lr,
@@ -96,6 +101,43 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "checkpoint": loaded.identity,
         }
         super().__init__(params, defaults)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Wait for the first batch of the model."""
+        if self._model is not None and self._traced is None:
+            hook = FirstForward(self)
+            hook.handle = self._model.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def read_structure(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
+        """Follow the model through a batch; called by itself at the model's first call.
+
+        Args:
+            args: A batch, as the model's call takes it.
+            kwargs: Named arguments of that call.
+        """
+        from l2o_graph.tracing import spec_of_computation
+
+        assert self._model is not None
+        try:
+            self._traced = spec_of_computation(self._model, args, kwargs)
+        except Exception as error:  # training can go on without, and the model may say more
+            warnings.warn(
+                f"{type(self).__name__}: could not follow the model ({error!r}); its structure is "
+                "inferred from the order of its layers",
+                stacklevel=2,
+            )
+            return
+        self._spec = None
+        unread = [i for i in self._traced.loose if math.prod(self._traced.shapes[i]) > 1]
+        if unread:
+            names = ", ".join(f"'{self._traced.names[i]}'" for i in unread[:3])
+            more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+            warnings.warn(
+                f"{type(self).__name__}: what the model does with {names}{more} is not known; "
+                "updated from their own features (see l2o_graph.register_layer)",
+                stacklevel=2,
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the graph is built anew at the next step.
@@ -249,8 +291,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self._spec = spec_of_parameters(parameters, self._names())
             else:
                 parameters = self._parameters = [*self._model.parameters()]
-                self._spec = spec_of_module(self._model)
+                self._spec = self._traced or self._spec_by_order(self._model)
         return parameters, self._spec
+
+    def _spec_by_order(self, model: nn.Module) -> NetSpec:
+        """The structure of a model that was not seen computing anything."""
+        spec = spec_of_module(model)
+        if spec.loose:
+            warnings.warn(
+                f"{type(self).__name__}: the model was not called before this step, so its "
+                f"structure is inferred from the order of its layers, which leaves "
+                f"{len(spec.loose)} of {len(spec.shapes)} parameters to their own features",
+                stacklevel=6,
+            )
+        return spec
 
     def _names(self) -> list[str] | None:
         """Names of the parameters, where every group has them."""
@@ -278,7 +332,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return self._placed[place]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; momenta stay float32 whatever the parameters' type.
+        """Load a state; momenta stay float32 for parameters of lower precision.
 
         Raises:
             ValueError: For the state of another checkpoint or of another model. The optimizer
@@ -304,7 +358,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             after.remove()
 
     def _copies(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
-        """A copy of each parameter's state, float32 and where the parameter lies."""
+        """A copy of each parameter's state, where the parameter lies."""
         groups, state = state_dict["param_groups"], state_dict["state"]
         expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, groups))
         if expected != found:
@@ -326,7 +380,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     raise ValueError(
                         f"state_dict: expected shapes {shapes} for parameter {key}, found {found}"
                     )
-                copies[p] = {k: v.to(p.device, torch.float32, copy=True) for k, v in saved.items()}
+                kind = state_type(p)
+                copies[p] = {k: v.to(p.device, kind, copy=True) for k, v in saved.items()}
         return copies
 
     def _forget(self) -> None:
@@ -336,12 +391,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._parameters: Sequence[Tensor] = ()  # of the model, where there is one
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("_rule", "_chunk_size", "_model")}
+        own = {name: getattr(self, name) for name in ("_rule", "_chunk_size", "_model", "_traced")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+        self._watch()
 
 
 class NGOptimizer(LearnedOptimizer):
@@ -355,6 +411,30 @@ class NGOptimizer(LearnedOptimizer):
     models = ("ng_gnn", "ng_t")
 
 
+class FirstForward:
+    """A hook that shows an optimizer the first batch of its model, and is gone.
+
+    A copy or a pickle of the model holds a hook that does nothing.
+    """
+
+    def __init__(self, optimizer: LearnedOptimizer | None = None):
+        self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
+        self.handle: RemovableHandle | None = None
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before the model computes."""
+        if torch.compiler.is_compiling() or self.handle is None:
+            return
+        self.handle.remove()
+        self.handle = None
+        optimizer = self._optimizer and self._optimizer()
+        if optimizer is not None:
+            optimizer.read_structure(args, kwargs)
+
+    def __reduce__(self) -> tuple[type["FirstForward"], tuple[()]]:
+        return FirstForward, ()
+
+
 def _fits(state: dict[str, Any], p: Tensor) -> bool:
     """Whether there is a state for a parameter of this shape; reshaped ones start anew."""
     return bool(state) and state["momenta"].shape[1:] == p.shape
@@ -362,7 +442,7 @@ def _fits(state: dict[str, Any], p: Tensor) -> bool:
 
 def _nothing(p: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Zeros that take no memory."""
-    return p.new_zeros((), dtype=torch.float32).expand(shape)
+    return p.new_zeros((), dtype=state_type(p)).expand(shape)
 
 
 def _scalar(value: float | Tensor) -> float | Tensor:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from l2o_graph.architecture import NetSpec
 from l2o_graph.graph import Piece, Topology
 from l2o_graph.heads.per_parameter import PaperHead, PerParameterHead
 from l2o_graph.heads.per_tensor import PerTensorHead
@@ -18,7 +19,7 @@ from l2o_graph.models.ng_gnn import kept_if
 from l2o_graph.observation import (
     NOMINAL_ROW,
     NUM_FEATURES,
-    SLOWEST_SIGN_ROW,
+    SLOWEST_ROW,
     Observation,
     scalars_of,
 )
@@ -34,6 +35,9 @@ HALVED_AFTER = 200
 # Entries of RMS 1 that all agree make a matrix whose norm is far above the nominal step's, and a
 # first-order meta-gradient does not see what that does. A tenth cannot outweigh the nominal step.
 DIRECTION_GAIN = 0.1
+
+# A parameter's slowest momentum over its tensor's: where no more than that came, nothing moves.
+NEVER = 1e-4
 
 # The learned factor of a parameter's step lies between 1 / e and e.
 MOST_LOG_FACTOR = 1.0
@@ -155,8 +159,9 @@ class UpdateRule(nn.Module):
         if self.is_paper:
             return 0.01 * direction * (0.01 * magnitude).exp()
         factor = (MOST_LOG_FACTOR * (magnitude / MOST_LOG_FACTOR).tanh()).exp()
-        # A momentum is zero only where there never was a gradient.
-        ever = scalars.x[SLOWEST_SIGN_ROW] != 0
+        # 0 where there never was a gradient, and next to 0 where it was a rounding error.
+        squared = scalars.x[SLOWEST_ROW].square()
+        ever = squared / (squared + NEVER * NEVER)
         return -factor * (scalars.x[NOMINAL_ROW] + DIRECTION_GAIN * direction.tanh()) * ever
 
     def _steps(self, observations: Sequence[Observation]) -> Float[Tensor, " N"]:
@@ -198,7 +203,7 @@ def _groups(
     """All scalars of all parameters: kernels in chunks, the biases, then what is loose."""
     spec, groups = topology.spec, []
     for chunk in topology.chunks(chunk_size):
-        groups.append(Group(tuple(_of_piece(observations, spec.one, p) for p in chunk), chunk))
+        groups.append(Group(tuple(_of_piece(observations, spec, p) for p in chunk), chunk))
     if spec.biases:
         parts = [
             _run(observations, b.parameter, b.start, b.start + b.size, b.again) for b in spec.biases
@@ -211,10 +216,10 @@ def _groups(
     return groups
 
 
-def _of_piece(observations: Sequence[Observation], one: int, piece: Piece) -> Part:
+def _of_piece(observations: Sequence[Observation], spec: NetSpec, piece: Piece) -> Part:
     """The scalars of a piece of a kernel."""
     i = piece.parameter
-    fixed = piece.again or i == one
+    fixed = piece.again or spec.is_constant(i)
     return Part(i, piece.start, piece.stop, piece.positions, observations[i].shared, fixed)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2o_graph.architecture import NetSpec
+from l2o_graph.architecture import CONSTANTS, NetSpec
 from l2o_graph.features import MOMENTUM_DECAYS, next_momenta, zero_momenta
 from l2o_graph.graph import topology_of
 from l2o_graph.models.embedding import Part
@@ -25,8 +25,8 @@ class State:
     """What a learned optimizer remembers of one parameter.
 
     Attributes:
-        momenta: (5, *shape), float32.
-        step: Updates so far, 0-dimensional float32.
+        momenta: (5, *shape), float32, or float64 for a parameter in float64.
+        step: Updates so far, 0-dimensional.
     """
 
     momenta: Tensor
@@ -69,11 +69,13 @@ def updates(
             [t.to(where.device) for t in tensors]
             for tensors in (parameters, gradients, momenta, steps)
         )
-        if spec.num_ones:  # the constant 1, as a parameter that never had a gradient
-            parameters.append(where.new_ones(()).expand(spec.num_ones))
-            gradients.append(where.new_zeros(()).expand(spec.num_ones))
-            momenta.append(gradients[-1].expand(len(MOMENTUM_DECAYS), spec.num_ones))
-            steps.append(where.new_zeros(()))
+        if spec.constant_size:  # as parameters that never had a gradient
+            nothing = where.new_zeros(()).expand(spec.constant_size)
+            for constant in CONSTANTS:
+                parameters.append(where.new_full((), constant).expand(spec.constant_size))
+                gradients.append(nothing)
+                momenta.append(nothing.expand(len(MOMENTUM_DECAYS), -1))
+                steps.append(where.new_zeros(()))
         observations = observe(
             spec, parameters, gradients, momenta, steps, where.dtype, rule.orthogonal
         )
@@ -100,6 +102,6 @@ def update(
     runs: list[list[Tensor]] = [[] for _ in parameters]
     for part, run in updates(rule, spec, parameters, gradients, taken):
         runs[part.parameter].append(run)
-    nothing = state[0].step.new_zeros(0)  # all that an empty parameter gets
+    nothing = next(rule.parameters()).new_zeros(0)  # all that an empty parameter gets
     deltas = [torch.cat([nothing, *r]).view_as(p) for r, p in zip(runs, parameters, strict=True)]
     return deltas, [State(s.momenta, s.step + 1) for s in taken]

@@ -47,7 +47,12 @@ class Coloured:
         self.edges = []
         for k, kernel in enumerate(spec.kernels):
             row, column = grid_nodes(spec, kernel)
-            self.edges += [(row, column, 2 * k + 3), (column, row, 2 * k + 4)]
+            if spec.is_constant(kernel.parameter):  # edges of one constant are all alike
+                to, of = (column, row) if kernel.from_rows else (row, column)
+                kind = 2 * (kernel.parameter - len(spec.shapes))
+                self.edges += [(to, of, kind), (of, to, kind + 1)]
+            else:
+                self.edges += [(row, column, 2 * k + 10), (column, row, 2 * k + 11)]
 
     def refine(self) -> None:
         """Until no colour splits any more."""
@@ -100,14 +105,14 @@ def moved(spec: NetSpec, tensors: list[Tensor], symmetry: np.ndarray) -> list[Te
     flat = [t.view(-1) for t in answer]
     topology = topology_of(spec)
     for kernel in spec.kernels:
+        if spec.is_constant(kernel.parameter):
+            continue
         row, column = grid_nodes(spec, kernel)
         count = spec.num_nodes
         code, wanted = row * count + column, symmetry[row] * count + symmetry[column]
         order = np.argsort(code)
         cell = order[np.searchsorted(code, wanted, sorter=order)]
         assert np.array_equal(code[cell], wanted), "not a symmetry of the graph"
-        if kernel.parameter == spec.one:
-            continue
         positions = math.prod(kernel.positions)
         run = slice(kernel.start, kernel.start + kernel.size)
         cells = tensors[kernel.parameter].reshape(-1)[run].view(-1, positions)

@@ -40,6 +40,7 @@ def mixed() -> NetSpec:
         Kernel(0, 0, 1, (2, 3, 2), (3,)),  # a convolution in two groups
         Kernel(1, 1, 2, (6, 1, 1)),  # a scale
         Kernel(5, 0, 2, (4, 1, 1), target_start=1),  # a skip of the constant 1
+        Kernel(6, 0, 2, (2, 1, 2), target_start=4),  # sums of pairs, of the constant 2
         Kernel(2, 2, 3, (1, 3, 2), source_start=3, from_rows=True),  # a part of a set
         Kernel(3, 1, 1, (1, 6, 6)),
         Kernel(2, 2, 3, (1, 2, 2), start=2, source_start=1, from_rows=True, again=True),

@@ -128,10 +128,10 @@ def test_state_takes_in_the_gradient_and_counts():
     momenta = [s.momenta for s in state]
     for step, gradients in enumerate(history):
         _, after = update(RULES["nominal"], spec, parameters, gradients, state)
-        momenta = [next_momenta(m, g.float()) for m, g in zip(momenta, gradients, strict=True)]
+        momenta = [next_momenta(m, g) for m, g in zip(momenta, gradients, strict=True)]
         for s, before, m in zip(after, state, momenta, strict=True):
             assert before.step == step and s.step == step + 1
-            assert s.momenta.dtype == torch.float32
+            assert s.momenta.dtype == torch.float64
             assert torch.equal(s.momenta, m)
         state = after
 

@@ -136,9 +136,11 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
         names = ", ".join(repr(spec.names[i]) for i in spec.loose)
         raise ValueError(f"expected only kernels and biases, found loose parameters {names}")
     for k in (*spec.kernels, *spec.biases):
-        whole = k.parameter < spec.one and k.size == math.prod(spec.shapes[k.parameter])
+        if spec.is_constant(k.parameter):
+            raise ValueError(f"expected only kernels and biases, found a constant ({k})")
+        whole = k.size == math.prod(spec.shapes[k.parameter])
         if not whole or (isinstance(k, Kernel) and (k.grid[0] > 1 or k.from_rows)):
-            name = "the constant 1" if k.parameter == spec.one else repr(spec.names[k.parameter])
+            name = repr(spec.names[k.parameter])
             raise ValueError(f"expected only whole kernels [out, in, *positions], found {name}")
     neurons = [
         Axis(f"neurons {n}", one.size, one.role in permutable) for n, one in enumerate(spec.neurons)

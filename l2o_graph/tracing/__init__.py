@@ -1,1 +1,6 @@
 """Following a network's computation: which parameter joins which neurons."""
+
+from l2o_graph.tracing import recurrent  # noqa: F401  its rules are registered on import
+from l2o_graph.tracing.network import register_layer, spec_of_computation
+
+__all__ = ["register_layer", "spec_of_computation"]

@@ -133,9 +133,9 @@ class Builder:
 
     def relate(
         self, large: Sequence[Factor], small: Sequence[Factor], starts: tuple[int, int],
-        large_reads: bool, kind: str,
+        large_reads: bool, kind: str, constant: int = 0,
     ) -> bool:  # fmt: skip
-        """Join two sets by the constant 1, entry by entry.
+        """Join two sets by a constant, entry by entry.
 
         Args:
             large: Factors that run through every neuron of one set, outermost first.
@@ -144,6 +144,7 @@ class Builder:
             starts: First neuron of each.
             large_reads: Whether edges lead from the small set to the large; else the other way.
             kind: Of the edges.
+            constant: Which of the ``CONSTANTS`` they carry.
 
         Returns:
             Whether it could be done.
@@ -158,9 +159,10 @@ class Builder:
         for groups, rows, large_start, small_start in grids:
             source, target = (of_small, of_large) if large_reads else (of_large, of_small)
             at = (small_start, large_start) if large_reads else (large_start, small_start)
+            index = len(self.shapes) + constant
             self.join(
                 Kernel(
-                    len(self.shapes), source, target, (groups, rows, 1), source_start=at[0],
+                    index, source, target, (groups, rows, 1), source_start=at[0],
                     target_start=at[1], from_rows=not large_reads, kind=kind,
                 )
             )  # fmt: skip

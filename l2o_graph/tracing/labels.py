@@ -128,7 +128,7 @@ def viewed(label: Label, view: torch.Tensor) -> Label | None:
         if axis is None:
             return None
         axes.append(joined(axis))
-    start, offset = dict(label.start), view.storage_offset()
+    start, offset = dict(label.start), int(view.storage_offset())
     for factor, weight in zip(factors, weights, strict=True):
         digit, offset = divmod(offset, weight)
         if factor.set is not None and digit:

@@ -56,11 +56,22 @@ def spec_of_computation(
     Raises:
         Whatever the network itself raises for that batch.
     """
-    kwargs = dict(kwargs or {})
+    module, kwargs = unwrapped(module), dict(kwargs or {})
     try:
         return _run(module, args, kwargs, stand_ins=True)
     except Exception:  # whatever it was, the real run shows whether the network is at fault
         return _run(module, args, kwargs, stand_ins=False)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside a compiled module, DataParallel or DistributedDataParallel."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            module = inner
+        else:
+            return module
 
 
 def _run(module: nn.Module, args: Sequence[Any], kwargs: dict, stand_ins: bool) -> NetSpec:

@@ -54,20 +54,17 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
         written = []
         for direction in range(directions):
             suffix = f"_l{layer}" + ("_reverse" if direction else "")
-            part = {
-                key: getattr(module, f"{key}{suffix}", None)
-                for key in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-            }
-            name = f"{trace.name(trace.weights(part['weight_ih'])) or 'recurrent'}{suffix}"
+            own = {key.removesuffix(suffix): p for key, p in module.named_parameters()}
+            name = f"{trace.name(trace.weights(own['weight_ih'])) or 'recurrent'}{suffix}"
             hidden = trace.builder.new_set(name, module.hidden_size)
-            gates(trace, x, hidden, part["weight_ih"], part["bias_ih"], name)
+            gates(trace, x, hidden, own["weight_ih"], own.get("bias_ih"), name)
             shown = hidden
             if projected:
                 shown = trace.builder.new_set(f"{name} projected", projected)
-                (w, *_) = trace.weights(part["weight_hr"])
+                (w, *_) = trace.weights(own["weight_hr"])
                 grid = (1, projected, module.hidden_size)
                 trace.builder.join(Kernel(w.parameter, hidden, shown, grid, (), w.start))
-            gates(trace, shown, hidden, part["weight_hh"], part["bias_hh"], name)
+            gates(trace, shown, hidden, own["weight_hh"], own.get("bias_hh"), name)
             trace.builder.sets[shown].fresh = True
             written.append(shown)
         width = projected or module.hidden_size

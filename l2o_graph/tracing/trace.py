@@ -9,6 +9,7 @@ of the graph.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,23 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from l2o_graph.architecture import Bias, Kernel
 from l2o_graph.tracing.builder import Builder, Weight, numbered
 from l2o_graph.tracing.labels import Axis, Factor, Label, data, joined, refined
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Neurons of one set on their way to a meeting.
+
+    Attributes:
+        set: Index of the set.
+        factors: How they run through it, those without it being places where one neuron serves.
+        start: First neuron.
+        constant: Which of the ``CONSTANTS`` their edges carry.
+    """
+
+    set: int
+    factors: tuple[Factor, ...]
+    start: int
+    constant: int
 
 
 class Trace:
@@ -56,7 +74,9 @@ class Trace:
         index = self._of_storage.get(_storage(tensor))
         if index is None:
             return []
-        return [Weight(index, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))]
+        return [
+            Weight(index, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
+        ]
 
     def derive(self, tensor: Tensor, weights: list[Weight]) -> None:
         """Say that a tensor was made of parameters alone."""
@@ -189,8 +209,18 @@ class Trace:
 
     # Where neurons meet ------------------------------------------------------------------------
 
-    def meet(self, one: Label, other: Label, shape: Sequence[int], kind: str) -> Label | None:
-        """Entries of two tensors that come together, after broadcasting to a shape."""
+    def meet(
+        self, one: Label, other: Label, shape: Sequence[int], kind: str, alike: bool = True
+    ) -> Label | None:
+        """Entries of two tensors that come together, after broadcasting to a shape.
+
+        Args:
+            one: Of the first tensor.
+            other: Of the second.
+            shape: Of both together.
+            kind: What brings them together.
+            alike: Whether it would be the same with the two exchanged.
+        """
         places: list[tuple[int, Factor, Factor]] = []
         for axis, size in enumerate(shape):
             a, b = (_broadcast(label, axis - len(shape), size) for label in (one, other))
@@ -204,11 +234,16 @@ class Trace:
         start = {**other.start, **one.start}
         for ours, theirs in _components(places):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
-            sides = [(s, [_of(places[i][1], s) for i in where], one.start.get(s, 0)) for s in ours]
-            sides += [
-                (s, [_of(places[i][2], s) for i in where], other.start.get(s, 0)) for s in theirs
+            sides = [
+                Side(s, tuple(_of(places[i][1], s) for i in where), one.start.get(s, 0), 0)
+                for s in ours
+            ] + [
+                Side(
+                    s, tuple(_of(places[i][2], s) for i in where), other.start.get(s, 0), not alike
+                )
+                for s in theirs
             ]
-            if len({(s, tuple(fs), at) for s, fs, at in sides}) == 1:
+            if alike and len(set(sides)) == 1:
                 continue
             sizes = [places[i][1].size for i in where]
             target = self._meeting_place(sides, sizes, kind)
@@ -233,23 +268,22 @@ class Trace:
             b = self.builder.ordered("places", b.size)
         return axis, a, b
 
-    def _meeting_place(
-        self, sides: list[tuple[int, list[Factor], int]], sizes: list[int], kind: str
-    ) -> int | None:
+    def _meeting_place(self, sides: list["Side"], sizes: list[int], kind: str) -> int | None:
         """A set with a neuron for each entry, joined to all sides."""
         size, target = math.prod(sizes), None
         if kind == "sum":  # neurons that nothing else has read yet can take the others in
-            for s, factors, at in reversed(sides):
-                found = self.builder.sets[s]
-                whole = found.size == size and at == 0 and factors == numbered(sizes, s)
+            for side in reversed(sides):
+                found = self.builder.sets[side.set]
+                whole = found.size == size and side.start == 0
+                whole = whole and list(side.factors) == numbered(sizes, side.set)
                 if found.fresh and found.role == "hidden" and whole:
-                    target = s
+                    target = side.set
                     break
         if target is None:
             target = self.builder.new_meeting(kind, size)
-        for s, factors, at in sides:
-            if s != target and not self.builder.relate(
-                numbered(sizes, target), factors, (0, at), large_reads=True, kind=kind
+        for side in sides:
+            if side.set != target and not self.builder.relate(
+                numbered(sizes, target), side.factors, (0, side.start), True, kind, side.constant
             ):
                 return None
         self.builder.sets[target].fresh = True
@@ -284,7 +318,7 @@ class Trace:
         right = Label((*other.axes[:-2], (), *other.axes[-2:]), other.start)
         batch = torch.broadcast_shapes(one.shape[:-2], other.shape[:-2])
         shape = (*batch, *one.shape[-2:], other.shape[-1])
-        met = self.meet(left, right, shape, "product")
+        met = self.meet(left, right, shape, "product", alike=False)
         if met is None:
             return None
         summed = self.reduce(met, [-2], "sum")

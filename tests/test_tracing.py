@@ -1,0 +1,135 @@
+"""Any network as a graph: nothing is missed, and its symmetries are the network's own."""
+
+import numpy as np
+import pytest
+import torch
+from automorphisms import Coloured, moved, random_symmetry
+from conftest import random_rule
+from networks import NETWORKS, Case
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from l2o_graph import NGOptimizer
+from l2o_graph.rule import RuleConfig
+from l2o_graph.tracing import spec_of_computation
+from l2o_graph.zoo.registry import save_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is not known; updated from their own")
+
+
+def prepared(case: Case, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network in float64 without zeros or ones among its parameters, and its batch."""
+    torch.manual_seed(seed)
+    net, (x, y) = case.make().double(), case.batch()
+    for p in net.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    x, y = (t.double() if t.is_floating_point() else t for t in (x, y))
+    return net, x, y
+
+
+def values(net: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def output(net: nn.Module, parameters: list[Tensor], x: Tensor) -> Tensor:
+    names = [name for name, _ in net.named_parameters()]
+    return functional_call(net, dict(zip(names, parameters, strict=True)), (x,))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_has_its_place(name):
+    net, x, _ = prepared(NETWORKS[name])
+    spec = spec_of_computation(net, (x,))
+    assert [spec.names[i] for i in spec.loose] == []
+    assert spec.shapes == tuple(tuple(p.shape) for p in net.parameters())
+    held = [torch.zeros(p.numel(), dtype=torch.int) for p in net.parameters()]
+    for k in (*spec.kernels, *spec.biases):
+        if not spec.is_constant(k.parameter) and not k.again:
+            held[k.parameter][k.start : k.start + k.size] += 1
+    assert all((h == 1).all() for h in held), "each scalar once"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_symmetry_of_the_graph_is_one_of_the_network(name, seed):
+    """No edge is missing: whatever permutation the graph allows leaves the function as it is."""
+    net, x, _ = prepared(NETWORKS[name])
+    spec = spec_of_computation(net, (x,))
+    symmetry = random_symmetry(spec, seed)
+    before = values(net)
+    after = moved(spec, before, symmetry)
+    assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > 1
+    expected = output(net, before, x)
+    torch.testing.assert_close(output(net, after, x), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_neurons_that_can_be_exchanged_are_known_to_be(name):
+    """No edge is too many: channels, streams, heads and what is in them, gates."""
+    case = NETWORKS[name]
+    net, x, _ = prepared(case)
+    spec = spec_of_computation(net, (x,))
+    coloured = Coloured(spec)
+    coloured.refine()
+    ends = np.cumsum([neurons.size for neurons in spec.neurons])
+    for part, expected in case.orbits.items():
+        (n,) = [
+            n for n, one in enumerate(spec.neurons) if one.name == part and one.role == "hidden"
+        ]
+        own = coloured.colours[ends[n] - spec.neurons[n].size : ends[n]]
+        assert len(np.unique(own)) == expected, part
+
+
+def trained(net: nn.Module, case: Case, x: Tensor, y: Tensor, checkpoint, steps: int = 5):
+    """Losses of some steps, and the parameters behind them."""
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    losses = []
+    for _ in range(steps + 1):
+        optimizer.zero_grad()
+        loss = case.loss(net(x), y)
+        loss.backward()
+        losses.append(loss.item())
+        if len(losses) <= steps:
+            optimizer.step()
+    return losses, values(net)
+
+
+def put(net: nn.Module, parameters: list[Tensor]) -> nn.Module:
+    with torch.no_grad():
+        for p, value in zip(net.parameters(), parameters, strict=True):
+            p.copy_(value)
+    return net
+
+
+@pytest.fixture(scope="module")
+def random_checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("zoo") / "random.safetensors"
+    save_checkpoint(path, random_rule(RuleConfig("nominal", 8, 2, 8)).float(), {})
+    return path
+
+
+def apart(found: list[Tensor], expected: list[Tensor]) -> float:
+    pairs = zip(found, expected, strict=True)
+    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_five_steps_commute_with_a_symmetry(name, random_checkpoint):
+    case = NETWORKS[name]
+    net, x, y = prepared(case)
+    spec = spec_of_computation(net, (x,))
+    start = values(net)
+    symmetry = random_symmetry(spec, 3)
+    _, end = trained(net, case, x, y, random_checkpoint)
+    there, _, _ = prepared(case)
+    _, end_there = trained(put(there, moved(spec, start, symmetry)), case, x, y, random_checkpoint)
+    assert apart(end_there, moved(spec, end, symmetry)) < 1e-6
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_five_steps_lower_the_loss(name):
+    case = NETWORKS[name]
+    torch.manual_seed(0)
+    net, (x, y) = case.make(), case.batch()
+    losses, _ = trained(net, case, x, y, "fmnist")
+    assert losses[-1] < losses[0]
