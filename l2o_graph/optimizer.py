@@ -286,11 +286,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _network(self, trained: Sequence[Tensor]) -> tuple[Sequence[Tensor], NetSpec]:
         """The parameters of the graph and how they join, inferred where that is not yet known."""
         parameters = self._parameters or trained
-        if self._spec is None or self._spec.shapes != tuple(tuple(p.shape) for p in parameters):
+        if self._spec is None or self._spec.shapes != _shapes(parameters):
             if self._model is None:
                 self._spec = spec_of_parameters(parameters, self._names())
             else:
                 parameters = self._parameters = [*self._model.parameters()]
+                if self._traced is not None and self._traced.shapes != _shapes(parameters):
+                    self._traced = None  # the model has changed: its next batch tells how
+                    self._watch()
                 self._spec = self._traced or self._spec_by_order(self._model)
         return parameters, self._spec
 
@@ -421,7 +424,9 @@ class FirstForward:
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
         self.handle: RemovableHandle | None = None
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def __call__(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None
+    ) -> None:
         """Before the model computes."""
         if torch.compiler.is_compiling() or self.handle is None:
             return
@@ -433,6 +438,10 @@ class FirstForward:
 
     def __reduce__(self) -> tuple[type["FirstForward"], tuple[()]]:
         return FirstForward, ()
+
+
+def _shapes(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(p.shape) for p in parameters)
 
 
 def _fits(state: dict[str, Any], p: Tensor) -> bool:

@@ -285,14 +285,16 @@ colour = functools.partial(images, channels=3, size=16)
 NETWORKS = {
     "resnet": Case(resnet, colour, entropy, {"conv1": 1, "layer2.conv1": 1, "layer2.conv2": 1}),
     "mobilenet_v3": Case(mobilenet, colour, entropy, {"features.0.0": 1, "classifier.0": 1}),
-    "vit": Case(vit, functools.partial(images, 3, 8), entropy, {"conv_proj": 1, "encoder.layers.encoder_layer_0.mlp.0": 1, "sum 2": 1}),
-    "gpt": Case(GPT, text, entropy_of_sequence, {"place": 1, "attention.qkv": 3, "sum 2": 1, "up": 1}),
+    "vit": Case(vit, functools.partial(images, 3, 8), entropy, {"conv_proj": 1, "sum 2": 1}),
+    "gpt": Case(GPT, text, entropy_of_sequence, {"place": 1, "attention.qkv": 3, "sum 2": 1}),
     "gpt, apart": Case(
         functools.partial(GPT, fused=False, by_hand=True), text, entropy_of_sequence,
         {"place": 1, "attention.q": 1, "attention.k": 1, "attention.v": 1},
     ),
     "encoder": Case(Encoder, small, entropy, {"first": 1, "attention": 3, "sum 2": 1}),
-    "lstm": Case(functools.partial(Recurrent, nn.LSTM), text, entropy_of_sequence, {"layers_l0": 1}),
+    "lstm": Case(
+        functools.partial(Recurrent, nn.LSTM), text, entropy_of_sequence, {"layers_l0": 1}
+    ),
     "gru, both ways": Case(
         functools.partial(Recurrent, nn.GRU, bidirectional=True), text, entropy_of_sequence,
         {"layers_l1": 1, "layers_l1_reverse": 1},
