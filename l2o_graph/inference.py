@@ -63,7 +63,7 @@ def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None
     A tensor with two or more axes is a kernel [out, in, *positions]. Of the vectors of the length
     of its output that follow it, an odd one out comes first and is its bias, and each pair is a
     norm's. With names, parameters that share a prefix belong together: a kernel with its bias
-    wherever it stands, or the factors of a norm with its bias.
+    wherever it stands, or the factors of a norm, its "weight", with its bias.
 
     Args:
         parameters: Tensors in the order in which the network uses them.
@@ -110,8 +110,10 @@ def _by_name(shapes: Sequence[tuple[int, ...]], names: Sequence[str]) -> list[La
             fits = [i for i in vectors if shapes[i] == shapes[kernels[0]][:1]]
             layers.append(Layer(kernels[0], fits[0] if fits else None, False))
             layers += [Layer(i, None, False) for i in kernels[1:]]
-        elif len(vectors) == 2 and shapes[vectors[0]] == shapes[vectors[1]]:
-            layers.append(Layer(vectors[0], vectors[1], True))
+        elif len(vectors) in (1, 2) and shapes[vectors[0]] == shapes[vectors[-1]]:
+            bias = vectors[1] if len(vectors) == 2 else None
+            if names[vectors[0]].rpartition(".")[2] == "weight":
+                layers.append(Layer(vectors[0], bias, True))
     return sorted(layers, key=lambda layer: layer.weight)
 
 

@@ -256,6 +256,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not _fits(state, p):
             fresh = State.fresh(p)
             state.update(momenta=fresh.momenta, step=fresh.step)
+        if state["momenta"].dtype != state_type(p):  # the model was converted meanwhile
+            state.update({key: value.to(state_type(p)) for key, value in state.items()})
         momenta = state["momenta"]
         momenta.mul_(decays_for(momenta)).add_(gradient.to(momenta))
 

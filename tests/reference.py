@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from l2o_graph.rule import DIRECTION_GAIN, HALVED_AFTER, KERNEL_STEP, VECTOR_STEP
+from l2o_graph.rule import DIRECTION_GAIN, HALVED_AFTER, KERNEL_STEP, NEVER, VECTOR_STEP
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 
@@ -270,8 +270,7 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
     vectors, states = ng_gnn(rule.reader.backbone, vectors, pairs, states)
 
     def step(i: int, x: Tensor, code: Tensor, state: Tensor, fan_in: int) -> Tensor:
-        if x[6] == -1 and x[13] == 0:  # the slowest momentum is zero: never a gradient
-            return x.new_zeros(())
+        ever = x[20] ** 2 / (x[20] ** 2 + NEVER**2)  # the slowest momentum over its RMS
         hidden = silu(cell_linear(rule.head.first, x, code, seen[i][1], state))
         direction, magnitude = rule.head.last(hidden)
         size = KERNEL_STEP / fan_in**0.5 if fan_in else VECTOR_STEP
@@ -281,6 +280,7 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
             * lengths[i]
             * magnitude.tanh().exp()
             * (x[-1] + DIRECTION_GAIN * direction.tanh())
+            * ever
         )
 
     runs: list[list[Tensor]] = [[] for _ in seen]

@@ -391,7 +391,12 @@ def test_first_answers_are_of_unit_order(mode, agreeing):
 
 
 def test_a_loose_parameter_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"found loose parameters '1.weight', '1.bias'$"):
+    with pytest.raises(ValueError, match=r"found loose parameters '1.weight'$"):
+        space_of(nn.Sequential(nn.Conv2d(1, 2, 3), nn.PReLU(2)), "np")
+
+
+def test_a_kernel_that_is_no_matrix_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"expected only whole kernels .*, found '1.weight'$"):
         space_of(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), "np")
 
 

@@ -25,7 +25,7 @@ FF = RuleConfig(hidden=5, inner=4, model="ff", direction="squashed")
 
 
 def network() -> nn.Module:
-    """With kernel positions, a set of biases and, in the norm, parameters outside the graph."""
+    """With kernel positions, a set of biases and a norm."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2)
@@ -130,7 +130,9 @@ def test_what_a_tensor_is_told_of_the_others(config):
     other = list(gradients)
     other[changed] = 3 * other[changed].flip(0)
     before, after = deltas(rule, gradients, weights), deltas(rule, other, weights)
-    same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    # What is noise in a tensor is told by all: that may change the last digits.
+    pairs = zip(before, after, strict=True)
+    same = [torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in pairs]
     assert all(same[:changed])
     assert not same[changed]
     assert same[changed + 1 :] == [config.model == "ff"] * (len(same) - changed - 1)
@@ -140,7 +142,7 @@ def test_the_squashed_direction_takes_each_parameter_by_itself():
     rule = untrained(FF, 0).double()
     weights = [p.detach() for p in network().parameters()]
     state, spec = [State.fresh(p) for p in weights], spec_of_module(network())
-    kernels = {kernel.parameter for kernel in spec.kernels}
+    kernels = {k.parameter for k in spec.kernels if k.kind != "norm"}
     history = [random_like(weights, seed) for seed in range(3)]
     for gradients in history:
         found, state = update(rule, spec, weights, gradients, state)
@@ -156,7 +158,7 @@ def test_the_squashed_direction_takes_each_parameter_by_itself():
         else:
             expected = -VECTOR_STEP * relative
         expected /= 1 + (len(history) - 1) / HALVED_AFTER
-        torch.testing.assert_close(delta, expected)
+        torch.testing.assert_close(delta, expected, rtol=1e-4, atol=1e-9)
 
 
 def test_squashed_normal_values_have_an_rms_of_one():

@@ -98,7 +98,7 @@ def test_nominal_step_is_muon_for_kernels_and_momentum_over_rms_for_vectors(rule
         else:
             expected = -VECTOR_STEP * follow / follow.square().mean().sqrt()
         expected /= 1 + (len(history) - 1) / HALVED_AFTER
-        torch.testing.assert_close(delta, expected, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", RULES)
