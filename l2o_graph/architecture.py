@@ -5,7 +5,7 @@ loose: it has no place in the graph and is updated from its own features alone.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Role = Literal["input", "hidden", "output"]
@@ -24,12 +24,14 @@ class Neurons:
         size: How many neurons it holds.
         role: Neurons of a hidden set are interchangeable, each input and output is itself.
         depth: Hidden sets counted from the input, starting at 0; 0 for inputs and outputs.
+        network: Which network of a batch it belongs to.
     """
 
     name: str
     size: int
     role: Role
     depth: int
+    network: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,43 @@ class NetSpec:
     def num_parameters(self) -> int:
         """Scalars in all parameters together."""
         return sum(math.prod(shape) for shape in self.shapes)
+
+    def beside(self, other: "NetSpec") -> "NetSpec":
+        """Both as one batch: networks that have nothing to do with each other."""
+        sets, parameters = len(self.neurons), len(self.shapes)
+        networks = self.neurons[-1].network + 1 if self.neurons else 0
+
+        def mine(index: int) -> int:  # the constants come behind the parameters of both
+            return index + len(other.shapes) if self.is_constant(index) else index
+
+        return NetSpec(
+            names=self.names + other.names,
+            shapes=self.shapes + other.shapes,
+            neurons=(
+                *self.neurons,
+                *(replace(n, network=n.network + networks) for n in other.neurons),
+            ),
+            kernels=(
+                *(replace(k, parameter=mine(k.parameter)) for k in self.kernels),
+                *(
+                    replace(
+                        k,
+                        parameter=k.parameter + parameters,
+                        source=k.source + sets,
+                        target=k.target + sets,
+                    )
+                    for k in other.kernels
+                ),
+            ),
+            biases=(
+                *self.biases,
+                *(
+                    replace(b, parameter=b.parameter + parameters, neurons=b.neurons + sets)
+                    for b in other.biases
+                ),
+            ),
+            loose=(*self.loose, *(i + parameters for i in other.loose)),
+        )
 
     def __str__(self) -> str:
         """One line for each parameter: what was understood of it."""

@@ -6,6 +6,7 @@ torch stores it, so what flows into a neuron is a row of the grid and what flows
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,12 +95,14 @@ class Topology:
         parameter_start: Where each parameter begins among all P scalars.
         node_start: Where each set of neurons begins among all N nodes.
         degree: (N,) edges that reach each node, in both directions.
+        networks: First and last but one of the nodes of each network of a batch.
     """
 
     spec: NetSpec
     parameter_start: tuple[int, ...]
     node_start: tuple[int, ...]
     degree: Float[Tensor, " N"]
+    networks: tuple[tuple[int, int], ...]
 
     def sides(self, kernel: Kernel) -> tuple[int, int]:
         """The first node of a kernel's rows and of its columns."""
@@ -171,7 +174,11 @@ def topology_of(spec: NetSpec) -> Topology:
     for shape in spec.shapes:
         parameter_start.append(scalars)
         scalars += math.prod(shape)
-    topology = Topology(spec, tuple(parameter_start), tuple(node_start), degree)
+    first = [
+        i for i, n in enumerate(spec.neurons) if not i or n.network != spec.neurons[i - 1].network
+    ]
+    networks = tuple(itertools.pairwise([*(node_start[i] for i in first), at]))
+    topology = Topology(spec, tuple(parameter_start), tuple(node_start), degree, networks)
     for kernel in spec.kernels:
         groups, rows, columns = kernel.grid
         of_rows, of_columns = topology.sides(kernel)
@@ -309,6 +316,24 @@ class NeuralGraph:
             return value[:, None].expand(-1, of.size)
         start = topology_of(self.spec).parameter_start[of.parameter] + of.start
         return self.values[:, start : start + of.size]
+
+    @staticmethod
+    def batch(graphs: "Sequence[NeuralGraph]") -> "NeuralGraph":
+        """Several networks, of any architectures, as one graph without edges between them.
+
+        What a model answers for each is what it answers for that network alone.
+
+        Raises:
+            ValueError: For no graphs, or other numbers of features.
+        """
+        found = sorted({len(graph.values) for graph in graphs})
+        if len(found) != 1:
+            raise ValueError(f"expected graphs with one number of features, found {found}")
+        specs = [graph.spec for graph in graphs]
+        return NeuralGraph(
+            functools.reduce(NetSpec.beside, specs),
+            torch.cat([graph.values for graph in graphs], dim=1),
+        )
 
     def __str__(self) -> str:
         return f"NeuralGraph of {self.spec}"

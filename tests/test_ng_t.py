@@ -138,7 +138,7 @@ def test_layer_equals_the_loop_over_pairs(name, most, most_pairs, axial):
     nodes, edges = first_states(topology)
     edges = edges[..., :3].detach().requires_grad_()
     chunks = topology.chunks(most)
-    joined = joined_pairs(topology.spec) if most_pairs else None
+    joined = joined_pairs(topology, most_pairs)
     found_nodes, states = layer(topology, chunks, nodes, rows_of(topology, edges), joined)
     found_edges = torch.cat([states(chunk) for chunk in chunks], dim=1).flatten(0, 1)
     slow = slow_layer(
@@ -193,7 +193,7 @@ def test_scores_of_any_size_are_finite(most_pairs):
     topology = topology_of(SPECS["branched"])
     layer = NGTLayer(HIDDEN, HIDDEN, HIDDEN, 2, HIDDEN, HIDDEN).double()
     nodes, edges = first_states(topology)
-    joined = joined_pairs(topology.spec) if most_pairs else None
+    joined = joined_pairs(topology, most_pairs)
     chunks = topology.chunks(5)
     for p in (layer.node.of_node.weight, layer.node.of_edge.weight):
         p.data *= 1e3  # scores in the millions, whose exponentials are not

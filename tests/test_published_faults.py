@@ -86,7 +86,7 @@ def test_attention_is_to_the_nodes_of_the_network_and_no_padding():
     for of_score in (layer.node.of_node.weight[:4], layer.node.of_edge.weight[:4]):
         of_score.data.zero_()  # no queries
     states, chunks = rows_of(topology, edges), topology.chunks(10**6)
-    joined = joined_pairs(topology.spec)
+    joined = joined_pairs(topology, 10**6)
     found = layer.node.gather(topology, chunks, nodes, states, joined)
     count = len(nodes)
     assert count == topology.spec.num_nodes

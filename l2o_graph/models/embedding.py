@@ -244,8 +244,10 @@ class PaddedEmbedding(nn.Module):
     @staticmethod
     def _rows(topology: Topology) -> Tensor:
         """The row of the table that each node reads."""
-        rows, at = [torch.zeros(0, dtype=torch.long)], 0
+        rows, at, network = [torch.zeros(0, dtype=torch.long)], 0, 0
         for neurons in topology.spec.neurons:
+            if neurons.network != network:
+                at, network = 0, neurons.network
             if neurons.role == "hidden":
                 rows.append(torch.full((neurons.size,), at))
                 at += 1

@@ -133,7 +133,12 @@ class NFNLayer(nn.Module):
         sizes = [neurons.size for neurons in topology.spec.neurons]
         means = torch.stack([each.mean(0) for each in own.split(sizes)])
         of_set = torch.cat([m.expand(n, -1) for m, n in zip(means, sizes, strict=True)])
-        return torch.cat([own, of_set, means.mean(0).expand(len(own), -1)], dim=-1)
+        network = [neurons.network for neurons in topology.spec.neurons]
+        of_network = []
+        for n, (start, stop) in enumerate(topology.networks):
+            sets = means[network.index(n) : network.index(n) + network.count(n)]
+            of_network.append(sets.mean(0).expand(stop - start, -1))
+        return torch.cat([own, of_set, torch.cat(of_network)], dim=-1)
 
     def next_edges(
         self,

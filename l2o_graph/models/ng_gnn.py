@@ -240,7 +240,9 @@ class NGGNN(nn.Module):
             assert isinstance(layer, NGGNNLayer)
             nodes = layer.next_nodes(topology, chunks, nodes, edges)
             if k < len(self.norms):
-                nodes = nn.functional.silu(self.norms[k](nodes))
+                norm = self.norms[k]
+                alone = [norm(nodes[slice(*network)]) for network in topology.networks]
+                nodes = nn.functional.silu(torch.cat(alone))
             edges = hold(_after(layer, nodes, edges))
         return nodes, edges
 

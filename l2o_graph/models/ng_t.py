@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec
-from l2o_graph.graph import Chunk, Topology, runs_of_chunks, topology_of
+from l2o_graph.graph import Chunk, Topology, runs_of_chunks
 from l2o_graph.models.ng_gnn import EdgeStates, kept_if, over_both_planes
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
@@ -107,7 +106,7 @@ class NodeUpdate(nn.Module):
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "N H"],
         edges: EdgeStates,
-        joined: Bool[Tensor, "N N"] | None,
+        joined: Sequence[Bool[Tensor, "_ _"] | None],
     ) -> Gathered:
         """Let all nodes attend.
 
@@ -116,7 +115,8 @@ class NodeUpdate(nn.Module):
             chunks: All rows of all kernels, in order.
             nodes: States.
             edges: Gives the states of a chunk's edges.
-            joined: Which pairs to leave to the edges; without it there are no pairs but theirs.
+            joined: For each network, which of its pairs to leave to the edges; without it there
+                are no pairs but theirs.
 
         Returns:
             What each node gathered. Sums of edges are of no channels without ``axial``.
@@ -124,11 +124,13 @@ class NodeUpdate(nn.Module):
         # Channels first: heads are short, and the rows of a grid are what is long.
         of_node = self.of_node.weight @ nodes.T
         queries, keys, values = of_node.unflatten(0, (3, self.heads, -1))  # (heads, d, N) each
-        if joined is None:
-            alone = self.scale * (queries * keys).sum(1)
-        else:
-            scores = self.scale * (queries.mT @ keys)
-            alone = scores.masked_fill(joined, -torch.inf).logsumexp(-1)
+        alone = torch.cat(
+            [
+                self._alone(queries[..., start:stop], keys[..., start:stop], left_out)
+                for (start, stop), left_out in zip(topology.networks, joined, strict=True)
+            ],
+            dim=1,
+        )
         no_value, no_edge = torch.zeros_like(values), nodes.new_zeros(2, len(nodes), self.averaged)
         begin = Gathered(alone, no_value, no_edge)
 
@@ -163,6 +165,18 @@ class NodeUpdate(nn.Module):
         runs = runs_of_chunks(topology, chunks)
         reached = runs.gather(sides(), [begin.part(*run) for run in runs.nodes])
         return Gathered.cat([each for each in reached if each is not None])
+
+    def _alone(
+        self,
+        queries: Float[Tensor, "heads d n"],
+        keys: Float[Tensor, "heads d n"],
+        joined: Bool[Tensor, "n n"] | None,
+    ) -> Float[Tensor, "heads n"]:
+        """Log mass of a network's pairs without an edge, a node and itself among them."""
+        if joined is None:
+            return self.scale * (queries * keys).sum(1)
+        scores = self.scale * (queries.mT @ keys)
+        return scores.masked_fill(joined, -torch.inf).logsumexp(-1)
 
     def _attend(
         self,
@@ -275,7 +289,7 @@ class NGTLayer(nn.Module):
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "N H"],
         edges: EdgeStates,
-        joined: Bool[Tensor, "N N"] | None,
+        joined: Sequence[Bool[Tensor, "_ _"] | None],
     ) -> tuple[Float[Tensor, "N H"], EdgeStates]:
         """Update the nodes, and say how to update the edges of a chunk."""
         gathered = self.node.gather(topology, chunks, nodes, edges, joined)
@@ -339,9 +353,11 @@ class NGT(nn.Module):
             several chunks these are computed anew wherever they are asked for, as in NG-GNN.
         """
         hold = kept_if(len(chunks) == 1)
-        edges, joined = hold(edges), None
-        if len(nodes) ** 2 <= self.most_pairs:
-            joined = joined_pairs(topology.spec).to(nodes.device)
+        edges = hold(edges)
+        joined = [
+            pairs if pairs is None else pairs.to(nodes.device)
+            for pairs in joined_pairs(topology, self.most_pairs)
+        ]
         for layer in self.layers:
             nodes, updated = layer(topology, chunks, nodes, edges, joined)
             edges = hold(updated)
@@ -350,14 +366,25 @@ class NGT(nn.Module):
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is cached may be needed for a backward pass later
-def joined_pairs(spec: NetSpec) -> Bool[Tensor, "N N"]:
-    """Which pairs of nodes have an edge; a node and itself never, so that each row has a gap."""
-    joined = torch.zeros(spec.num_nodes, spec.num_nodes, dtype=torch.bool)
-    topology = topology_of(spec)
-    for kernel in spec.kernels:
+def joined_pairs(topology: Topology, most: int) -> list[Bool[Tensor, "_ _"] | None]:
+    """For each network which pairs of its nodes have an edge; None where it has too many pairs.
+
+    A node and itself never have one, so that each row has a gap.
+    """
+    answer: list[Tensor | None] = [
+        torch.zeros(stop - start, stop - start, dtype=torch.bool)
+        if (stop - start) ** 2 <= most
+        else None
+        for start, stop in topology.networks
+    ]
+    for kernel in topology.spec.kernels:
+        network = topology.spec.neurons[kernel.source].network
+        joined, first = answer[network], topology.networks[network][0]
+        if joined is None:
+            continue
         groups, rows, columns = kernel.grid
-        of_rows, of_columns = topology.sides(kernel)
+        of_rows, of_columns = (side - first for side in topology.sides(kernel))
         row = torch.arange(of_rows, of_rows + groups * rows).view(groups, rows, 1)
         column = torch.arange(of_columns, of_columns + groups * columns).view(groups, 1, columns)
         joined[row, column] = joined[column, row] = True
-    return joined.fill_diagonal_(False)
+    return [None if joined is None else joined.fill_diagonal_(False) for joined in answer]
