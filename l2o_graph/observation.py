@@ -6,7 +6,7 @@ The features of its scalars are made where they are used, for one chunk at a tim
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -30,6 +30,9 @@ NOISE = 1e-8
 
 # Scalars of a momentum that enter its Gram matrix at once.
 GRAM_BLOCK = 1 << 20
+
+# Scalars whose orthogonal directions are kept during a step: 128 MB.
+MOST_HELD = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Observation:
         several_axes: Whether the parameter is more than a vector.
         nominal_scale: RMS over the tensor of the momentum that the nominal step follows, never 0.
         whitener: What turns that momentum into orthogonal matrices, if wanted.
+        held: (n,) the whole nominal direction, where it is kept rather than worked out twice.
     """
 
     weight: Float[Tensor, " n"]
@@ -79,6 +83,7 @@ class Observation:
     several_axes: bool
     nominal_scale: Float[Tensor, ""]
     whitener: Float[Tensor, "groups s s"] | None
+    held: Float[Tensor, " n"] | None = None
 
     @property
     def fan_in(self) -> int:
@@ -98,6 +103,8 @@ class Observation:
         parameter; for vectors the momentum over its RMS.
         """
         run = slice(start, stop)
+        if self.held is not None:
+            return self.held[run]
         gradient, momentum = self.gradient[run], self.momenta[f.NOMINAL, run]
         if self.whitener is None or self.matrix is None:
             follow = gradient + f.NOMINAL_DECAY * momentum
@@ -114,12 +121,11 @@ class Observation:
             return (follow.view(len(whitener), -1, columns) @ whitener).reshape(-1)
         # A row of the answer is a mixture of all rows of its group.
         whole = slice(groups.start * rows * columns, groups.stop * rows * columns)
-        gradient, momentum = (
-            x[whole].view(-1, rows, columns) for x in (self.gradient, self.momenta[f.NOMINAL])
-        )
+        gradient, momentum = self.gradient[whole], self.momenta[f.NOMINAL, whole]
+        follow = (gradient + f.NOMINAL_DECAY * momentum).view(-1, rows, columns)
         within = slice(first - groups.start * rows, last - (groups.stop - 1) * rows)
-        q = self.whitener[groups, within if len(gradient) == 1 else slice(None)] * size
-        return (q @ gradient + f.NOMINAL_DECAY * (q @ momentum)).reshape(-1)
+        q = self.whitener[groups, within if len(follow) == 1 else slice(None)] * size
+        return (q @ follow).reshape(-1)
 
 
 def observe(
@@ -165,13 +171,23 @@ def observe(
     whiteners = [
         next(found) * damp if wanted else None for wanted, damp in zip(whiten, damped, strict=True)
     ]
-    return [
-        Observation(*row)
-        for row in zip(
-            weights, gradients, momenta, scale, shared, ages, matrices, several_axes,
-            nominal_scale, whiteners, strict=True,
-        )
-    ]  # fmt: skip
+    rows = zip(
+        weights, gradients, momenta, scale, shared, ages, matrices, several_axes, nominal_scale,
+        whiteners, strict=True,
+    )  # fmt: skip
+    return _holding([Observation(*row) for row in rows])
+
+
+def _holding(observations: Sequence[Observation]) -> list[Observation]:
+    """The same, with the orthogonal directions of as many parameters as there is room for."""
+    answer, room = [], MOST_HELD
+    for o in observations:
+        size = len(o.weight)
+        if o.whitener is not None and size <= room:
+            room -= size
+            o = replace(o, held=o.nominal(0, size))
+        answer.append(o)
+    return answer
 
 
 @lru_cache(maxsize=64)

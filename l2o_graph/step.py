@@ -17,7 +17,7 @@ from l2o_graph.observation import observe
 from l2o_graph.rule import UpdateRule
 
 # Scalars that a step works on at once; each takes some 500 bytes meanwhile.
-CHUNK_SIZE = 1 << 19
+CHUNK_SIZE = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)

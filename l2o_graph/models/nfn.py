@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.graph import Chunk, Topology, runs_of_chunks
-from l2o_graph.models.ng_gnn import EdgeStates, kept_if, over_edges
+from l2o_graph.models.ng_gnn import EdgeStates, keeps_edges, kept_if, over_edges
 
 PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
 
@@ -194,7 +194,7 @@ class NFN(nn.Module):
             With several chunks these are computed anew wherever they are asked for: between
             layers, only what was gathered at the nodes is kept.
         """
-        hold = kept_if(len(chunks) == 1)
+        hold = kept_if(keeps_edges(topology, chunks))
         paired: PairedEdges = hold(lambda chunk: torch.cat(edges(chunk).unbind(), dim=-1))
         last = len(self.layers) - 1
         for k, layer in enumerate(self.layers):

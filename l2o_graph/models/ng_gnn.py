@@ -25,6 +25,16 @@ EdgeStates = Callable[[Chunk], Float[Tensor, "2 E H"]]
 SMALLEST_VARIANCE = 1e-5
 
 
+# Edges whose states are kept from layer to layer rather than worked out anew for each chunk: with
+# the default network's three times 128 bytes an edge, 400 MB.
+MOST_KEPT = 3 << 19
+
+
+def keeps_edges(topology: Topology, chunks: Sequence[Chunk]) -> bool:
+    """Whether the states of all edges are kept."""
+    return len(chunks) == 1 or topology.spec.num_edges <= MOST_KEPT
+
+
 def kept_if(single: bool) -> Callable[[Callable[[K], V]], Callable[[K], V]]:
     """A decorator: answers are kept where a single chunk is all, else worked out anew each time."""
     return cache if single else lambda function: function
@@ -234,7 +244,7 @@ class NGGNN(nn.Module):
             state follows from its own first state and the node states of each layer, so with
             several chunks it is computed anew wherever it is asked for, and never stored.
         """
-        hold = kept_if(len(chunks) == 1)
+        hold = kept_if(keeps_edges(topology, chunks))
         edges = hold(edges)
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, NGGNNLayer)

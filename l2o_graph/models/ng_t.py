@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from l2o_graph.graph import Chunk, Topology, runs_of_chunks
-from l2o_graph.models.ng_gnn import EdgeStates, kept_if, over_both_planes
+from l2o_graph.models.ng_gnn import EdgeStates, keeps_edges, kept_if, over_both_planes
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
 # scores take 4 MB a head.
@@ -352,7 +352,7 @@ class NGT(nn.Module):
             Final node states, and a function that gives a chunk's final edge states. With
             several chunks these are computed anew wherever they are asked for, as in NG-GNN.
         """
-        hold = kept_if(len(chunks) == 1)
+        hold = kept_if(keeps_edges(topology, chunks))
         edges = hold(edges)
         joined = [
             pairs if pairs is None else pairs.to(nodes.device)
