@@ -34,6 +34,10 @@ GRAM_BLOCK = 1 << 20
 # Scalars whose orthogonal directions are kept during a step: 128 MB.
 MOST_HELD = 1 << 25
 
+# A tensor whose RMS is smaller counts as a constant. Derivatives of what is relative to an RMS
+# take its third power, which float32 holds up to 1e38.
+SMALLEST_RMS = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -137,7 +141,7 @@ def observe(
     dtype: torch.dtype,
     orthogonal: bool = True,
 ) -> list[Observation]:
-    """Observe every parameter.
+    """Observe every parameter; differentiable where gradients are enabled.
 
     Args:
         spec: Which parameter joins which neurons.
@@ -153,12 +157,20 @@ def observe(
     weights = [p.reshape(-1).to(dtype) for p in parameters]
     gradients = [g.reshape(-1).to(dtype) for g in gradients]
     momenta = [(m.flatten(1) if m.dim() > 1 else m[:, None]).to(dtype) for m in momenta]
+    whiten = [orthogonal and m is not None and m.mixes for m in matrices]
+    if torch.is_grad_enabled():
+        # What is whitened has an RMS, or a norm, for each of its matrices.
+        groups = [
+            m.groups if m and wanted else 1 for m, wanted in zip(matrices, whiten, strict=True)
+        ]
+        weights = [_constant_at_zero(w) for w in weights]
+        gradients = [_constant_at_zero(g, n) for g, n in zip(gradients, groups, strict=True)]
+        momenta = [_constant_at_zero(m, n) for m, n in zip(momenta, groups, strict=True)]
     ages = torch.stack(list(steps)).to(dtype)
     sizes = ages.new_tensor([max(len(w), 1) for w in weights])
     fan_ins = ages.new_tensor([m.fan_in if m else 1 for m in matrices])
     scale = _above_noise(_norms(weights, gradients, momenta) / sizes.sqrt()[:, None], sizes)
     shared = f.tensor_features(scale, fan_ins, ages, _roles(spec)[: len(parameters)].to(ages))
-    whiten = [orthogonal and m is not None and m.mixes for m in matrices]
     grams = [
         _gram(g, m[f.NOMINAL], matrix if wanted else None)
         for g, m, matrix, wanted in zip(gradients, momenta, matrices, whiten, strict=True)
@@ -240,6 +252,18 @@ def _above_noise(scale: Float[Tensor, "N R"], sizes: Float[Tensor, " N"]) -> Flo
     of_network = (squares * sizes[:, None]).sum(0) / sizes.sum()
     floor = of_network * (NOISE * NOISE)
     return torch.cat([scale[:, :1], (squares + floor).sqrt()[:, 1:]], dim=1)
+
+
+def _constant_at_zero(x: Float[Tensor, "*R n"], groups: int = 1) -> Float[Tensor, "*R n"]:
+    """The same values, but to autograd a group whose RMS is next to 0 is a constant.
+
+    Features relative to an RMS jump where a tensor is 0, as a bias may be at its start and the
+    gradient of a dead layer always is: their slope there is infinite, or 0 / 0. It counts as 0
+    instead, as torch has it for the slope of a norm.
+    """
+    apart = x.unflatten(-1, (groups, x.shape[-1] // groups))
+    rms = apart.detach().square().mean(-1, keepdim=True).sqrt()
+    return torch.where(rms > SMALLEST_RMS, apart, apart.detach()).flatten(-2)
 
 
 def _norms(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +18,8 @@ from l2o_graph.architecture import NetSpec
 from l2o_graph.features import MOMENTUM_DECAYS, decays_for, state_type
 from l2o_graph.inference import spec_of_module, spec_of_parameters
 from l2o_graph.rule import Model, UpdateRule
-from l2o_graph.step import CHUNK_SIZE, State, updates
-from l2o_graph.zoo.registry import load_checkpoint
+from l2o_graph.step import CHUNK_SIZE, State, moved, updates
+from l2o_graph.zoo.registry import Checkpoint, load_checkpoint
 
 # A momentum can grow to ten times its gradients, and float32 has to hold the squares of both.
 LONGEST_GRADIENT = 1e17
@@ -44,13 +45,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
             element.
         weight_decay: Decoupled: each step first takes lr * weight_decay of a parameter away.
         checkpoint: A name of ``list_checkpoints()``, or a path to a file; by default the packaged
-            one of the class.
+            one of the class. Or the rule itself, as one that is being meta-trained: it is used as
+            it is, never copied, and so has to be of the type and on the device to compute in.
         model: The network that the parameters belong to: its structure is then read from the
             first batch that it is called with, whatever it computes, rather than inferred. Those
             of its parameters that are not in ``params`` are context. A pickle or a deep copy of
             the optimizer holds it too.
         maximize: Ascend rather than descend.
         chunk_size: Scalars worked on at once, some 500 bytes each.
+
+    In ``higher.innerloop_ctx`` and its like the optimizer works if ``higher`` was imported before
+    it was made; see ``l2o_graph.higher_support``.
 
     Raises:
         ValueError: For an unknown or unreadable checkpoint or one of another kind, an empty list
@@ -74,19 +79,24 @@ class LearnedOptimizer(torch.optim.Optimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         *,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | Path | UpdateRule | None = None,
         model: nn.Module | None = None,
         maximize: bool = False,
         chunk_size: int = CHUNK_SIZE,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
-        loaded = load_checkpoint(self.packaged if checkpoint is None else checkpoint)
+        self._given = isinstance(checkpoint, UpdateRule)
+        if isinstance(checkpoint, UpdateRule):
+            # Named for its kind alone: its weights may change while the optimizer is in use.
+            loaded = Checkpoint(f"{checkpoint.config.model} in memory", checkpoint, {})
+        else:
+            loaded = load_checkpoint(self.packaged if checkpoint is None else checkpoint)
         model_of_rule = loaded.rule.config.model
         if model_of_rule not in self.models:
             raise ValueError(
                 f"{type(self).__name__}: expected a checkpoint of {' or '.join(self.models)}, "
-                f"found '{checkpoint}' of {model_of_rule}"
+                f"found '{loaded.identity if self._given else checkpoint}' of {model_of_rule}"
             )
         # Before the base class, which adds the groups.
         self._rule = loaded.rule
@@ -101,6 +111,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "checkpoint": loaded.identity,
         }
         super().__init__(params, defaults)
+        # Whoever has not imported it does not need it, and it is not a dependency.
+        if "higher.optim" in sys.modules:
+            from l2o_graph.higher_support import register
+
+            register(type(self))
         self._watch()
 
     def _watch(self) -> None:
@@ -208,6 +223,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             RuntimeError: For a sparse gradient, and for a parameter that is still on the meta
                 device.
             TypeError, ValueError: For a parameter that has become one that construction refuses.
+            ValueError: For a rule that was given and is not where or what it has to be.
         """
         loss = None
         if closure is not None:
@@ -226,20 +242,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for p, group in group_of.items()
             if p.grad is not None
         }
-        for p, gradient in gradient_of.items():
-            if gradient.layout != torch.strided:
-                raise RuntimeError(
-                    f"{type(self).__name__}: expected dense gradients, found {gradient.layout} "
-                    f"for a parameter of shape {list(p.shape)}"
-                )
-        if not gradient_of:
-            return loss
-        if not _all_bounded(gradient_of.values()):
-            warnings.warn(
-                f"{type(self).__name__}: a gradient is not finite, or its norm is above "
-                f"{LONGEST_GRADIENT:.0e}; this step changes nothing",
-                stacklevel=4,  # past the two wrappers that torch puts around a step
-            )
+        # Past this and the two wrappers that torch puts around a step.
+        if not self._accepts(gradient_of, stacklevel=5):
             return loss
         for p, gradient in gradient_of.items():
             self._take_in(p, gradient)
@@ -250,10 +254,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self.state[p]["step"] += 1
         return loss
 
+    def _accepts(self, gradient_of: dict[Tensor, Tensor], stacklevel: int) -> bool:
+        """Whether there are gradients to make a step of; warns if some are unfit for it."""
+        for p, gradient in gradient_of.items():
+            if gradient.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(self).__name__}: expected dense gradients, found {gradient.layout} "
+                    f"for a parameter of shape {list(p.shape)}"
+                )
+        if not gradient_of or _all_bounded(gradient_of.values()):
+            return bool(gradient_of)
+        warnings.warn(
+            f"{type(self).__name__}: a gradient is not finite, or its norm is above "
+            f"{LONGEST_GRADIENT:.0e}; this step changes nothing",
+            stacklevel=stacklevel,
+        )
+        return False
+
     def _take_in(self, p: Tensor, gradient: Tensor) -> None:
         """Let the momenta of a parameter take in its gradient: ``next_momenta``, in place."""
         state = self.state[p]
-        if not _fits(state, p):
+        if not fits(state, p):
             fresh = State.fresh(p)
             state.update(momenta=fresh.momenta, step=fresh.step)
         if state["momenta"].dtype != state_type(p):  # the model was converted meanwhile
@@ -279,9 +300,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             else:  # no view has its scalars in order: work on a copy, and write that back
                 flat = copies[p] if p in copies else copies.setdefault(p, p.reshape(-1))
             weights = flat[part.start : part.stop]
-            lr, decay = _scalar(group_of[p]["lr"]), _scalar(group_of[p]["weight_decay"])
-            kept, update = weights.to(update.dtype), update.to(p.device) * lr
-            weights.copy_((kept - kept * lr * decay if decay else kept) + update)
+            group = group_of[p]
+            weights.copy_(moved(weights, update, group["lr"], group["weight_decay"]))
         for p, flat in copies.items():
             p.copy_(flat.view_as(p))
 
@@ -324,7 +344,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _state_of(self, p: Tensor) -> State:
         """What is remembered of a parameter."""
         state = self.state.get(p, {})
-        if not _fits(state, p):
+        if not fits(state, p):
             return State(_nothing(p, (len(MOMENTUM_DECAYS), *p.shape)), _nothing(p, ()))
         return State(state["momenta"], state["step"])
 
@@ -332,6 +352,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The rule, where the first parameter lies and in the type to compute in."""
         double = any(p.dtype == torch.float64 for p in trained)
         place = trained[0].device, torch.float64 if double else torch.float32
+        if self._given:
+            first = next(self._rule.parameters())
+            if (first.device, first.dtype) != place:
+                raise ValueError(
+                    f"{type(self).__name__}: expected a rule in {place[1]} on {place[0]}, as its "
+                    f"parameters are, found one in {first.dtype} on {first.device}"
+                )
+            return self._rule
         if place not in self._placed:
             self._placed[place] = copy.deepcopy(self._rule).to(*place)
         return self._placed[place]
@@ -396,7 +424,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._parameters: Sequence[Tensor] = ()  # of the model, where there is one
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("_rule", "_chunk_size", "_model", "_traced")}
+        names = ("_rule", "_given", "_chunk_size", "_model", "_traced")
+        own = {name: getattr(self, name) for name in names}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -446,7 +475,7 @@ def _shapes(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(p.shape) for p in parameters)
 
 
-def _fits(state: dict[str, Any], p: Tensor) -> bool:
+def fits(state: dict[str, Any], p: Tensor) -> bool:
     """Whether there is a state for a parameter of this shape; reshaped ones start anew."""
     return bool(state) and state["momenta"].shape[1:] == p.shape
 
@@ -454,11 +483,6 @@ def _fits(state: dict[str, Any], p: Tensor) -> bool:
 def _nothing(p: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Zeros that take no memory."""
     return p.new_zeros((), dtype=state_type(p)).expand(shape)
-
-
-def _scalar(value: float | Tensor) -> float | Tensor:
-    """A tensor of one element without its axes: it changes neither shape nor type of a product."""
-    return value.reshape(()) if isinstance(value, Tensor) else value
 
 
 def _digest(identity: str | None) -> str | None:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -46,23 +47,26 @@ def updates(
     gradients: Sequence[Tensor],
     state: Sequence[State],
     chunk_size: int = CHUNK_SIZE,
+    through_time: bool = False,
 ) -> Iterator[tuple[Part, Tensor]]:
     """What is to be added to each parameter, in runs of scalars.
 
     Args:
         rule: The learned optimizer, in the type to compute in and where.
         spec: Which parameter joins which neurons.
-        parameters: The network's parameters; never differentiated through.
+        parameters: The network's parameters.
         gradients: Their gradients, which the momenta in ``state`` have taken in already.
         state: Momenta after this gradient, and the number of updates before it.
         chunk_size: Scalars worked on at once.
+        through_time: Whether parameters, gradients and momenta are differentiated through;
+            otherwise an update depends on the rule's weights alone.
 
     Yields:
         A run of scalars of one parameter, and its update (n,). A run may be applied at once:
         the runs that follow do not read it again.
     """
     where = next(rule.parameters())
-    with torch.no_grad():
+    with nullcontext() if through_time else torch.no_grad():
         momenta, steps = [s.momenta for s in state], [s.step for s in state]
         # A network may be spread over devices; its graph is in one place.
         parameters, gradients, momenta, steps = (
@@ -86,22 +90,59 @@ def update(
     rule: UpdateRule,
     spec: NetSpec,
     parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     state: Sequence[State],
+    chunk_size: int = CHUNK_SIZE,
+    through_time: bool = False,
 ) -> tuple[list[Tensor], list[State]]:
     """One whole step, differentiable in the rule's weights.
+
+    Args:
+        rule: The learned optimizer, in the type to compute in and where.
+        spec: Which parameter joins which neurons.
+        parameters: The network's parameters.
+        gradients: Their gradients; None for a parameter that is read and left as it is.
+        state: Momenta and number of updates before this gradient.
+        chunk_size: Scalars worked on at once.
+        through_time: Whether the step is differentiable in parameters, gradients and momenta
+            too, so that steps can be differentiated through steps.
 
     Returns:
         The update of each parameter in its shape, and the state after it.
     """
-    with torch.no_grad():
+    with nullcontext() if through_time else torch.no_grad():
         taken = [
-            State(next_momenta(s.momenta, g.to(s.momenta)), s.step)
+            s if g is None else State(next_momenta(s.momenta, g.to(s.momenta)), s.step)
             for s, g in zip(state, gradients, strict=True)
         ]
+    filled = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
+    ]
     runs: list[list[Tensor]] = [[] for _ in parameters]
-    for part, run in updates(rule, spec, parameters, gradients, taken):
+    for part, run in updates(rule, spec, parameters, filled, taken, chunk_size, through_time):
         runs[part.parameter].append(run)
     nothing = next(rule.parameters()).new_zeros(0)  # all that an empty parameter gets
-    deltas = [torch.cat([nothing, *r]).view_as(p) for r, p in zip(runs, parameters, strict=True)]
-    return deltas, [State(s.momenta, s.step + 1) for s in taken]
+    deltas, after = [], []
+    for p, g, s, run in zip(parameters, gradients, taken, runs, strict=True):
+        deltas.append(torch.zeros_like(p) if g is None else torch.cat([nothing, *run]).view_as(p))
+        after.append(s if g is None else State(s.momenta, s.step + 1))
+    return deltas, after
+
+
+def moved(
+    weights: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float | Tensor
+) -> Tensor:
+    """Weights after an update, in the type of the update.
+
+    Args:
+        weights: Of a parameter, or a run of them.
+        update: What the rule would add, in the same shape, on any device.
+        lr: Factor of it; a tensor has one element.
+        weight_decay: Decoupled: lr * weight_decay of the weights goes first.
+    """
+    # A tensor of one element must change neither shape nor type of a product.
+    lr, decay = (x.reshape(()) if isinstance(x, Tensor) else x for x in (lr, weight_decay))
+    kept, update = weights.to(update.dtype), update.to(weights.device) * lr
+    if isinstance(decay, Tensor) or decay:  # a tensor may be there to be differentiated, even at 0
+        kept = kept - kept * lr * decay
+    return kept + update

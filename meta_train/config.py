@@ -16,7 +16,9 @@ class MetaConfig:
         seed: Of its weights, of the problems and of everything drawn.
         outer_steps: Updates of the meta-weights.
         estimator: "look_ahead" judges the direction of an update by the later batches of its
-            segment, "greedy" a whole update by its own batch (the paper's).
+            segment, "greedy" a whole update by its own batch (the paper's), "through_time" all
+            updates together by all losses of the segment, exactly; its memory grows with
+            ``unroll``.
         unroll: Inner steps in a segment; one segment an outer step.
         snapshots: Inner steps of a segment whose updates are differentiated (look_ahead).
         trajectories: Networks in training at the same time; outer steps take turns on them.
@@ -39,7 +41,7 @@ class MetaConfig:
     rule: RuleConfig = field(default_factory=RuleConfig)
     seed: int = 0
     outer_steps: int = 40
-    estimator: Literal["look_ahead", "greedy"] = "look_ahead"
+    estimator: Literal["look_ahead", "greedy", "through_time"] = "look_ahead"
     unroll: int = 100
     snapshots: int = 10
     trajectories: int = 8

@@ -23,6 +23,7 @@ from l2o_graph.zoo.registry import save_checkpoint, write_atomically
 from meta_train.config import MetaConfig
 from meta_train.evolution import evolve
 from meta_train.tasks import Problem, Task, get_task
+from meta_train.through_time import through_time
 from meta_train.unroll import Trajectory, greedy, look_ahead, roll_out
 
 # A segment whose mean loss is this many times that of guessing has left the road.
@@ -99,6 +100,8 @@ class MetaTrainer:
         self.optimizer.zero_grad()
         if config.estimator == "greedy":
             losses = greedy(self.rule, problem, trajectory, config.unroll)
+        elif config.estimator == "through_time":
+            losses = through_time(self.rule, problem, trajectory, config.unroll)
         else:
             losses = look_ahead(
                 self.rule, problem, trajectory, config.unroll, config.snapshots, self.generator
@@ -116,7 +119,7 @@ class MetaTrainer:
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * share
             self.optimizer.step()
-        lost = config.estimator == "look_ahead" and loss > LOST * GUESSING
+        lost = config.estimator != "greedy" and loss > LOST * GUESSING
         if not sound or lost or trajectory.age >= trajectory.length:
             self.problems[turn], self.trajectories[turn] = self._new_trajectory()
         self.outer_step += 1

@@ -1,8 +1,8 @@
 """Inner steps through the pure update, and the meta-gradient of what they did.
 
-Both estimators are first-order: gradients and features count as constants, so an update depends
-on the meta-weights only through the rule that computed it, and the loss after T steps changes
-with the update at step s as the gradient at step T says. Memory does not grow with T.
+Both estimators here are first-order: gradients and features count as constants, so an update
+depends on the meta-weights only through the rule that computed it, and the loss after T steps
+changes with the update at step s as the gradient at step T says. Memory does not grow with T.
 """
 
 from collections.abc import Sequence
