@@ -11,7 +11,9 @@ With ``higher`` imported before the optimizer is made, nothing else is to be don
         loss(fmodel).backward()  # gradients of the rule's weights
 
 Where ``higher`` says instead that a type of optimizer is not supported, import this module, or
-call ``register`` on the type. Memory grows with every step: the whole inner loop is kept.
+call ``register`` on the type. What is called in the loop is a copy of the model: an optimizer that
+was given ``model`` reads its structure from the first batch of the model itself, or from
+``optimizer.read_structure((batch,))``. Memory grows with every step: the whole inner loop is kept.
 """
 
 from collections.abc import Iterable, Sequence

@@ -169,16 +169,17 @@ def observe(
     ages = torch.stack(list(steps)).to(dtype)
     sizes = ages.new_tensor([max(len(w), 1) for w in weights])
     fan_ins = ages.new_tensor([m.fan_in if m else 1 for m in matrices])
-    scale = _above_noise(_norms(weights, gradients, momenta) / sizes.sqrt()[:, None], sizes)
+    scale = _norms(weights, gradients, momenta) / sizes.sqrt()[:, None]
+    scale = torch.cat([scale[:, :1], _above_noise(scale[:, 1:])], dim=1)
     shared = f.tensor_features(scale, fan_ins, ages, _roles(spec)[: len(parameters)].to(ages))
     grams = [
         _gram(g, m[f.NOMINAL], matrix if wanted else None)
         for g, m, matrix, wanted in zip(gradients, momenta, matrices, whiten, strict=True)
     ]
     squares = torch.stack([gram.diagonal(dim1=1, dim2=2).sum() for gram in grams])
-    noise = (NOISE * NOISE) * squares.sum() / sizes.sum()
-    nominal_scale = (squares / sizes + noise + f.TINY).sqrt()
-    damped = (squares / (squares + sizes * noise + f.TINY)).sqrt()
+    of_nominal = (squares / sizes + f.TINY).sqrt()
+    nominal_scale = _above_noise(of_nominal)
+    damped = (of_nominal / nominal_scale).detach()
     found = iter(f.whiteners([gram for gram, wanted in zip(grams, whiten, strict=True) if wanted]))
     whiteners = [
         next(found) * damp if wanted else None for wanted, damp in zip(whiten, damped, strict=True)
@@ -246,12 +247,9 @@ def _roles(spec: NetSpec) -> Float[Tensor, "N 2"]:
     return roles
 
 
-def _above_noise(scale: Float[Tensor, "N R"], sizes: Float[Tensor, " N"]) -> Float[Tensor, "N R"]:
-    """RMS of N parameters; those of gradient and momenta not below what is noise there."""
-    squares = scale * scale
-    of_network = (squares * sizes[:, None]).sum(0) / sizes.sum()
-    floor = of_network * (NOISE * NOISE)
-    return torch.cat([scale[:, :1], (squares + floor).sqrt()[:, 1:]], dim=1)
+def _above_noise(scale: Float[Tensor, "N ..."]) -> Float[Tensor, "N ..."]:
+    """RMS of N tensors, none further below the largest than noise is."""
+    return torch.maximum(scale, NOISE * scale.detach().amax(0))
 
 
 def _constant_at_zero(x: Float[Tensor, "*R n"], groups: int = 1) -> Float[Tensor, "*R n"]:

@@ -1,7 +1,6 @@
 """The pure update applied in place, as a torch.optim.Optimizer, for each kind of rule."""
 
 import copy
-import math
 import sys
 import warnings
 import weakref
@@ -144,15 +143,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
             return
         self._spec = None
-        unread = [i for i in self._traced.loose if math.prod(self._traced.shapes[i]) > 1]
-        if unread:
-            names = ", ".join(f"'{self._traced.names[i]}'" for i in unread[:3])
-            more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-            warnings.warn(
-                f"{type(self).__name__}: what the model does with {names}{more} is not known; "
-                "updated from their own features (see l2o_graph.register_layer)",
-                stacklevel=2,
-            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the graph is built anew at the next step.

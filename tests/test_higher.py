@@ -105,7 +105,10 @@ def test_frozen_and_unused_parameters_stay_and_are_read(track, with_model, tmp_p
         # Of what the model is, and not of a group, the learned optimizer reads all the same.
         parameters = list(network.parameters())[: -1 if with_model else None]
         model = network if with_model else None
-        return NGOptimizer(parameters, checkpoint=random_checkpoint(tmp_path), model=model)
+        made = NGOptimizer(parameters, checkpoint=random_checkpoint(tmp_path), model=model)
+        if with_model:  # what higher calls is a copy of the model
+            made.read_structure((torch.ones(2, 4, dtype=torch.float64),))
+        return made
 
     def network():
         torch.manual_seed(0)

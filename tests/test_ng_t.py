@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons
 from l2o_graph.graph import Topology, topology_of
 from l2o_graph.inference import spec_of_module
+from l2o_graph.models import ng_gnn
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import MOST_PAIRS, NGT, NGTLayer, joined_pairs
 from l2o_graph.rule import RuleConfig
@@ -306,8 +307,12 @@ def test_no_tensor_is_larger_than_its_chunk_needs(axial):
     assert by_chunks < spec.num_edges < at_once
 
 
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("most", [10**6, 5])
-def test_states_of_edges_are_kept_only_where_one_chunk_is_all(most):
+def test_states_of_edges_are_kept_only_where_one_chunk_is_all_or_they_are_few(
+    most, few, monkeypatch
+):
+    monkeypatch.setattr(ng_gnn, "MOST_KEPT", 10**6 if few else 0)
     topology, layers = topology_of(SPECS["mlp"]), 2
     chunks = topology.chunks(most)
     nodes, edges = first_states(topology)
@@ -320,7 +325,7 @@ def test_states_of_edges_are_kept_only_where_one_chunk_is_all(most):
     _, states = NGT(HIDDEN, layers).double()(topology, chunks, nodes, first)
     for chunk in chunks:
         states(chunk)
-    assert len(asked_for) == (1 if len(chunks) == 1 else (layers + 1) * len(chunks))
+    assert len(asked_for) == len(chunks) * (1 if few or len(chunks) == 1 else layers + 1)
 
 
 # Parameters ------------------------------------------------------------------------------------

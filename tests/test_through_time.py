@@ -9,7 +9,7 @@ from helpers_optimizer import MODELS, equal, mlp
 from helpers_unroll import TinyProblem, flat
 from torch import Tensor, nn
 
-from l2o_graph.architecture import spec_of_module
+from l2o_graph.inference import spec_of_module
 from l2o_graph.rule import RuleConfig, UpdateRule
 from l2o_graph.step import State, update
 from l2o_graph.tracing.network import spec_of_computation
@@ -69,7 +69,7 @@ def test_the_meta_gradient_is_the_slope_in_the_rule_and_in_the_start(config):
             direction = random_like(where, seed)
             expected = slope(lambda: mean_loss(rule, problem, start), where, direction, 1e-6)
             error = abs(gradient @ flat(direction, where) - expected)
-            assert error < 1e-5 * gradient.norm()
+            assert error < 3e-5 * gradient.norm()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)

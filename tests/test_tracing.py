@@ -14,8 +14,6 @@ from l2o_graph.rule import RuleConfig
 from l2o_graph.tracing import spec_of_computation
 from l2o_graph.zoo.registry import save_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is not known; updated from their own")
-
 
 def prepared(case: Case, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
     """A network in float64 without zeros or ones among its parameters, and its batch."""

@@ -1,5 +1,7 @@
 """A module and one batch -> NetSpec: the network is run once, on stand-ins for its tensors."""
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -98,7 +100,18 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: dict, stand_ins: bool) 
     ):
         output = functional_call(module, state, args, kwargs)
     outputs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
-    return trace.builder.spec([s for t in outputs for s in trace.label(t).sets()])
+    spec = trace.builder.spec([s for t in outputs for s in trace.label(t).sets()])
+    # A single number has no place in any graph, and what was not used needs none.
+    unread = [i for i in spec.loose if math.prod(spec.shapes[i]) > 1 and i in trace.used]
+    if unread:
+        names = ", ".join(f"'{spec.names[i]}'" for i in unread[:3])
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        warnings.warn(
+            f"what the network does with {names}{more} is not known: outside the graph, and "
+            "updated from their own features (see l2o_graph.register_layer)",
+            stacklevel=4,
+        )
+    return spec
 
 
 class _Following(TorchDispatchMode):

@@ -40,12 +40,10 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     if not outs:
         return
-    before = {
-        s
-        for t in tree_leaves((args, kwargs))
-        if isinstance(t, Tensor)
-        for s in trace.label(t).sets()
-    }
+    inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    before = {s for t in inputs for s in trace.label(t).sets()}
+    for t in inputs:
+        trace.weights(t)  # notes that it is used
     trace.builder.touched.clear()
     name = operator.overloadpacket.__name__.removesuffix("_")
     if name.startswith("_scaled_dot_product"):

@@ -49,6 +49,7 @@ class Trace:
         self._of_storage = {_storage(p): i for i, (_, p) in enumerate(named)}
         self._labels = WeakTensorKeyDictionary()
         self._derived = WeakTensorKeyDictionary()
+        self.used: set[int] = set()  # parameters that any operation has read
         self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
 
     # What tensors are --------------------------------------------------------------------------
@@ -74,6 +75,7 @@ class Trace:
         index = self._of_storage.get(_storage(tensor))
         if index is None:
             return []
+        self.used.add(index)
         return [
             Weight(index, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
         ]
