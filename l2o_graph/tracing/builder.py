@@ -51,6 +51,15 @@ class Weight:
             expected *= size
         return True
 
+    def turned(self) -> "Weight":
+        """With the first two axes exchanged."""
+        return Weight(
+            self.parameter,
+            self.start,
+            (self.shape[1], self.shape[0], *self.shape[2:]),
+            (self.strides[1], self.strides[0], *self.strides[2:]),
+        )
+
 
 class Builder:
     """Collects neurons, kernels and biases.

@@ -111,53 +111,34 @@ class Trace:
             The label with the new neurons along that axis; None where it cannot be followed.
         """
         weights = self.weights(weight)
-        name = self.name(weights) or "computed weights"
-        label = self.label(x)
-        known = self.builder.read(label, axis, name)
-        if known is None:
+        if not weights:
             return None
-        label, source, source_start, count, inside = known
-        self.set_label(x, label)
+        first, *others = weights
         shape = tuple(weight.shape)
         out = shape[1] * groups if transposed else shape[0]
-        target = self.builder.new_set(name, out)
-        if weights:
-            first, *others = weights
-            self._kernel(
-                first, source, source_start, count, inside, target, transposed, groups, kind
-            )
-            for other in others:  # as the lengths of rows in weight normalisation
-                if math.prod(other.shape) == out and other.dense:
-                    self.builder.sit(Bias(other.parameter, target, out, other.start))
-        return label.with_axis(axis, (Factor(out, target, 1),)).only()
-
-    def _kernel(
-        self, weight: Weight, source: int, source_start: int, count: int, inside: Axis,
-        target: int, transposed: bool, groups: int, kind: str,
-    ) -> None:  # fmt: skip
-        shape, positions = weight.shape, tuple(f.size for f in inside)
-        if not weight.dense:
-            turned = Weight(
-                weight.parameter, weight.start, (shape[1], shape[0], *shape[2:]),
-                (weight.strides[1], weight.strides[0], *weight.strides[2:]),
-            )  # fmt: skip
-            if not turned.dense or len(shape) > 2:
-                return
-            weight, shape, transposed = turned, turned.shape, not transposed
-        if positions and transposed:
-            return
-        if positions:
-            grid = (1, shape[0], count)
+        if not first.dense and len(shape) == 2:  # the transpose of what the parameter stores
+            first, transposed = first.turned(), not transposed
+        known = self.builder.read(self.label(x), axis, self.name(weights))
+        if known is None or not first.dense or (known[4] and transposed):
+            return None
+        label, source, start, count, inside = known
+        self.set_label(x, label)
+        target = self.builder.new_set(self.name(weights), out)
+        rows = first.shape[0] // groups
+        if inside:  # a flattened map: of each channel all pixels lie together
+            grid, positions = (1, rows, count), tuple(f.size for f in inside)
         else:
-            positions = tuple(shape[2:])
-            rows = shape[0] // groups
-            grid = (groups, rows, shape[1] if transposed or groups > 1 else count)
+            grid, positions = (groups, rows, first.shape[1]), first.shape[2:]
         self.builder.join(
             Kernel(
-                weight.parameter, source, target, grid, positions, weight.start, source_start,
+                first.parameter, source, target, grid, positions, first.start, start,
                 from_rows=transposed, kind=kind,
             )
         )  # fmt: skip
+        for other in others:  # as the lengths of rows in weight normalisation
+            if math.prod(other.shape) == out and other.dense:
+                self.builder.sit(Bias(other.parameter, target, out, other.start))
+        return label.with_axis(axis, (Factor(out, target, 1),)).only()
 
     def bias(self, label: Label | None, axis: int, tensor: Tensor | None) -> None:
         """A parameter that is added to the neurons along an axis."""
