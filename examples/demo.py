@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_root
 from l2o_graph.zoo.registry import write_atomically
-from meta_train.baselines import BEST_RATES, contenders
+from meta_train.baselines import BEST_RATES, PACKAGED, contenders
 from meta_train.benchmark import check_writable
-from meta_train.plots import Curve, Panel, plot_losses
+from meta_train.plots import Curve, Panel, plot_curves
 from meta_train.tasks import Task, get_task
 from meta_train.training import Training
 
 SEED = 101
+OPTIMIZERS = ("adam", "muon", "ng_gnn")
 STEPS, SAMPLE_STEPS = 600, 300
 PATIENCE = 10.0  # seconds that a download may be silent
 
@@ -46,12 +47,14 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
     steps = steps or (STEPS if full else SAMPLE_STEPS)
     known = contenders()
     labels = {
-        name: f"{known[name].label}" + (f", {rate:g}" if name != "ng_gnn" else "")
-        for name, rate in BEST_RATES.items()
+        name: known[name].label + ("" if name in PACKAGED else f", {BEST_RATES[name]:g}")
+        for name in OPTIMIZERS
     }
     trainings = {
-        name: Training(task.problem(SEED, torch.device("cpu")), known[name], rate, steps)
-        for name, rate in BEST_RATES.items()
+        name: Training(
+            task.problem(SEED, torch.device("cpu")), known[name], BEST_RATES[name], steps
+        )
+        for name in OPTIMIZERS
     }
     with tqdm(range(steps), unit="step", mininterval=0.5) as progress:
         for step in progress:
@@ -62,7 +65,7 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
                 progress.set_postfix(losses)
     print(table(labels, trainings))
     curves = [Curve(name, labels[name], [t.losses]) for name, t in trainings.items()]
-    write_atomically(out, plot_losses([Panel(data, curves)]))
+    write_atomically(out, plot_curves([Panel(data, curves)]))
     print(f"\nwrote {out}")
     return out
 

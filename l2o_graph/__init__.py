@@ -5,12 +5,21 @@ channels, K positions of a kernel, n a run of scalars.
 """
 
 from l2o_graph.graph import NeuralGraph, neural_graph
-from l2o_graph.optimizer import LearnedOptimizer, NGOptimizer
+from l2o_graph.optimizer import (
+    FFOptimizer,
+    LearnedOptimizer,
+    LSTMOptimizer,
+    NFNOptimizer,
+    NGOptimizer,
+)
 from l2o_graph.tracing import register_layer
 from l2o_graph.zoo.registry import list_checkpoints
 
 __all__ = [
+    "FFOptimizer",
+    "LSTMOptimizer",
     "LearnedOptimizer",
+    "NFNOptimizer",
     "NGOptimizer",
     "NeuralGraph",
     "list_checkpoints",

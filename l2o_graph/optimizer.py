@@ -435,6 +435,30 @@ class NGOptimizer(LearnedOptimizer):
     models = ("ng_gnn", "ng_t")
 
 
+class FFOptimizer(LearnedOptimizer):
+    """The baseline that reads every parameter by itself (Metz et al. 2022, as in the paper)."""
+
+    models = ("ff",)
+    packaged = "fmnist-ff"
+
+
+class LSTMOptimizer(LearnedOptimizer):
+    """The baseline that reads tensors in their order, features averaged over each."""
+
+    models = ("lstm",)
+    packaged = "fmnist-lstm"
+
+
+class NFNOptimizer(LearnedOptimizer):
+    """The baseline of equivariant linear layers, in NP mode (Zhou et al. 2023).
+
+    Inputs and outputs of a network count as permutable too.
+    """
+
+    models = ("nfn",)
+    packaged = "fmnist-nfn"
+
+
 class FirstForward:
     """A hook that shows an optimizer the first batch of its model, and is gone.
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,8 +29,8 @@ import torch
 from tqdm import tqdm
 
 from l2o_graph.zoo.registry import load_checkpoint, write_atomically
-from meta_train.baselines import PACKAGED, contenders
-from meta_train.plots import Curve, Panel, plot_losses
+from meta_train.baselines import PACKAGED, PUBLISHED, contenders
+from meta_train.plots import Curve, Panel, plot_curves
 from meta_train.tasks import get_task
 from meta_train.training import Training
 
@@ -47,6 +47,7 @@ class Settings:
         tasks: Names of ``meta_train.tasks.TASKS``.
         optimizers: Names of ``meta_train.baselines.contenders()``.
         seeds: How many, from 101 on.
+        tune_seeds: How many of them choose the rate of a grid; 0 for all.
         steps: Training steps of a run.
         grid: Rates in place of an optimizer's own grid, by name.
         checkpoints: Learned optimizers beside the packaged ones; see ``contenders``.
@@ -60,6 +61,7 @@ class Settings:
     tasks: tuple[str, ...]
     optimizers: tuple[str, ...]
     seeds: int = 5
+    tune_seeds: int = 0
     steps: int = 1000
     grid: dict[str, tuple[float, ...]] = field(default_factory=dict)
     checkpoints: dict[str, str] = field(default_factory=dict)
@@ -126,6 +128,25 @@ class Record:
     date: str
 
 
+def compare(settings: Settings) -> list[Record]:
+    """Do all runs: the grids on the first ``tune_seeds``, their best rates on all seeds.
+
+    Raises:
+        ValueError, OSError: As ``plan``, before any run.
+    """
+    plan(settings)
+    records: dict[Run, Record] = {}
+    for task in settings.tasks:
+        here = replace(settings, tasks=(task,))
+        if settings.tune_seeds:
+            tuning = replace(here, seeds=min(settings.tune_seeds, settings.seeds))
+            tuned = execute(tuning, plan(tuning))
+            records |= {record.run: record for record in tuned}
+            here = replace(here, grid={n: (g[0].run.rate,) for n, g in _best(tuned).items()})
+        records |= {record.run: record for record in execute(here, plan(here))}
+    return list(records.values())
+
+
 def plan(settings: Settings) -> list[Run]:
     """Check everything that can be checked before any work, and list the runs.
 
@@ -138,6 +159,8 @@ def plan(settings: Settings) -> list[Run]:
     for name in ("seeds", "steps", "jobs"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
+    if settings.tune_seeds < 0:
+        raise ValueError(f"tune_seeds: expected at least 0, found {settings.tune_seeds}")
     known = contenders(settings.checkpoints)
     for name in (*settings.optimizers, *settings.grid):
         if name not in known:
@@ -240,26 +263,32 @@ def report(settings: Settings, records: Sequence[Record]) -> list[Path]:
     """Write results.md and curves.png of these records; returns their paths."""
     table, curves = settings.out / "results.md", settings.out / "curves.png"
     write_atomically(table, markdown(records).encode())
-    write_atomically(curves, plot_losses([_panel(task, rs) for task, rs in _by_task(records)]))
+    write_atomically(curves, plot_curves([_panel(task, rs) for task, rs in _by_task(records)]))
     return [table, curves]
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """Summary at each optimizer's best rate, then every rate of every task."""
+    """Summary at each optimizer's best rate beside the paper's, then every rate of every task."""
     labels = _labels(records)
     by_task = _by_task(records)
     best = {task: _best(task_records) for task, task_records in by_task}
     first = records[0]
     seeds = sorted({r.run.seed for r in records})
+    columns = [h for task in best for h in (task, *(["paper"] if task in PUBLISHED else []))]
     lines = [
         f"Test accuracy in % after {first.run.steps:,} steps, mean ± standard deviation over "
         f"seeds {seeds[0]} to {seeds[-1]}; in brackets the best rate of the grid.",
         "",
-        "| optimizer | " + " | ".join(task for task, _ in by_task) + " |",
-        "|---|" + "---|" * len(by_task),
+        "| optimizer | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(columns),
     ]
     for name in dict.fromkeys(r.run.optimizer for r in records):
-        cells = [f"{_accuracy(best[task][name])} ({_rate(best[task][name])})" for task in best]
+        cells = []
+        for task in best:
+            cells.append(f"{_accuracy(best[task][name])} ({_rate(best[task][name])})")
+            if task in PUBLISHED:
+                known = PUBLISHED[task].get(name)
+                cells.append(f"{known[0]:.2f} ± {known[1]:.2f}" if known else "")
         lines.append(f"| {labels[name]} | " + " | ".join(cells) + " |")
     for task, task_records in by_task:
         lines += [
@@ -290,12 +319,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, compare, print; 0 when all is done, 2 for a request that cannot be met."""
     settings = _parse(argv)
     try:
-        runs = plan(settings)
+        records = compare(settings)
     except (ValueError, OSError) as error:
         print("benchmark: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    try:
-        records = execute(settings, runs)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
         return 130
@@ -313,6 +340,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--tasks", nargs="+", default=["fmnist_cnn", "cifar10_cnn"], metavar="TASK")
     add("--optimizers", nargs="+", default=["adam", "muon", "ng_gnn"], metavar="OPTIMIZER")
     add("--seeds", type=int, default=5, help="how many, from 101 on")
+    add("--tune-seeds", type=int, default=0, help="how many choose a grid's rate; 0: all")
     add("--steps", type=int, default=1000)
     add("--grid", nargs="+", type=_grid, default=[], metavar="OPTIMIZER=RATE,...")
     add("--checkpoint", nargs="+", type=named_checkpoint, default=[], metavar="OPTIMIZER=FILE")
@@ -439,13 +467,14 @@ def _best(records: Sequence[Record]) -> dict[str, list[Record]]:
     """By optimizer, the records at its best rate."""
     best: dict[str, list[Record]] = {}
     for (name, _), group in _by_rate(records).items():
-        if name not in best or _mean_accuracy(group) > _mean_accuracy(best[name]):
+        # A rate that only took part in the tuning has fewer seeds.
+        if name not in best or _standing(group) > _standing(best[name]):
             best[name] = group
     return best
 
 
-def _mean_accuracy(records: Sequence[Record]) -> float:
-    return fmean(r.accuracy for r in records)
+def _standing(records: Sequence[Record]) -> tuple[int, float]:
+    return len(records), fmean(r.accuracy for r in records)
 
 
 def _accuracy(records: Sequence[Record]) -> str:
@@ -487,7 +516,8 @@ def _panel(task: str, records: Sequence[Record]) -> Panel:
     curves = []
     for name, group in _best(records).items():
         label = labels[name] if group[0].run.checkpoint else f"{labels[name]}, {_rate(group)}"
-        curves.append(Curve(name, label, [r.curve for r in group], THINNING))
+        accuracies = [r.accuracies for r in group if r.accuracies]
+        curves.append(Curve(name, label, [r.curve for r in group], THINNING, accuracies))
     return Panel(f"{task} ({records[0].data})", curves)
 
 

@@ -14,7 +14,7 @@ class MetaConfig:
         task: A name of ``meta_train.tasks.TASKS``.
         rule: The learned optimizer's network.
         seed: Of its weights, of the problems and of everything drawn.
-        outer_steps: Updates of the meta-weights.
+        outer_steps: Updates of the meta-weights; with 0 the checkpoint is the untrained rule.
         estimator: "look_ahead" judges the direction of an update by the later batches of its
             segment, "greedy" a whole update by its own batch (the paper's), "through_time" all
             updates together by all losses of the segment, exactly; its memory grows with
@@ -67,12 +67,14 @@ class MetaConfig:
                 for a rule without a per-tensor head.
         """
         sizes = (
-            "outer_steps", "unroll", "snapshots", "trajectories", "shortest",
+            "unroll", "snapshots", "trajectories", "shortest",
             "evaluate_every", "evaluate_steps", "evaluate_seeds", "save_every",
         )  # fmt: skip
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.outer_steps < 0:
+            raise ValueError(f"outer_steps: expected at least 0, found {self.outer_steps}")
         if self.snapshots > self.unroll:
             raise ValueError(
                 f"snapshots: expected at most unroll = {self.unroll}, found {self.snapshots}"

@@ -1,4 +1,4 @@
-"""Loss curves as PNG."""
+"""Training loss, and test accuracy where it is known, over steps, as PNG."""
 
 import io
 from collections.abc import Sequence
@@ -32,12 +32,14 @@ class Curve:
         label: For the legend.
         losses: One sequence a seed; they may end early.
         every: Training steps from one value to the next.
+        accuracies: For each seed (training step, test accuracy in [0, 1]) on the way.
     """
 
     name: str
     label: str
     losses: Sequence[Sequence[float]]
     every: int = 1
+    accuracies: Sequence[Sequence[tuple[int, float]]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,41 +55,67 @@ class Panel:
     curves: Sequence[Curve]
 
 
-def plot_losses(panels: Sequence[Panel]) -> bytes:
-    """A PNG with the panels side by side: mean over seeds, their range as a band, log scale."""
+def plot_curves(panels: Sequence[Panel]) -> bytes:
+    """A PNG: a column for each panel, mean over seeds, their range as a band.
+
+    Losses are on a log scale; below them the test accuracies, if any curve has them.
+    """
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
-    figure = Figure(figsize=(0.6 + 5.4 * len(panels), 4.2), dpi=150, layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, panel in zip(axes, panels, strict=True):
+    tested = any(curve.accuracies for panel in panels for curve in panel.curves)
+    size = (0.6 + 5.4 * len(panels), 4.2 + 3.6 * tested)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = figure.subplots(1 + tested, len(panels), squeeze=False, sharex="col")
+    for axis, panel in zip(axes[0], panels, strict=True):
         for curve in panel.curves:
-            _draw(axis, curve)
+            _draw_losses(axis, curve)
         axis.set_title(panel.title, fontsize=11, loc="left")
-        axis.set_xlabel("training step")
         axis.set_yscale("log")
         ticks = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0]
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.yaxis.minorticks_off()
         axis.set_ylim(*_limits(panel.curves))
+        axis.legend(frameon=False, fontsize=9)
+    axes[0, 0].set_ylabel("training loss, nats (smoothed)")
+    if tested:
+        for axis, panel in zip(axes[1], panels, strict=True):
+            for curve in panel.curves:
+                _draw_accuracies(axis, curve)
+        axes[1, 0].set_ylabel("test accuracy, %")
+    for axis in axes.flat:
         axis.grid(axis="y", color="0.9", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=9)
-    axes[0].set_ylabel("training loss, nats (smoothed)")
+    for axis in axes[-1]:
+        axis.set_xlabel("training step")
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def _draw(axis: Any, curve: Curve) -> None:
-    """One line and its band."""
+def _draw_losses(axis: Any, curve: Curve) -> None:
     smooth = [_smoothed(losses) for losses in curve.losses]
     columns = [[s[i] for s in smooth if i < len(s)] for i in range(max(map(len, smooth)))]
     # A value stands in the middle of the steps that it is the mean of.
-    steps = [(i + 0.5) * curve.every for i in range(len(columns))]
+    _band(axis, curve, [(i + 0.5) * curve.every for i in range(len(columns))], columns)
+
+
+def _draw_accuracies(axis: Any, curve: Curve) -> None:
+    at: dict[int, list[float]] = {}
+    for accuracies in curve.accuracies:
+        for step, accuracy in accuracies:
+            at.setdefault(step, []).append(100 * accuracy)
+    if at:
+        _band(axis, curve, sorted(at), [at[step] for step in sorted(at)])
+
+
+def _band(
+    axis: Any, curve: Curve, steps: Sequence[float | int], columns: Sequence[list[float]]
+) -> None:
+    """One line, the mean of each column, and the range of all."""
     colour = COLOURS.get(curve.name, OTHER)
     width = 2.2 if curve.name.startswith("ng_") else 1.5
     axis.plot(steps, [fmean(c) for c in columns], color=colour, label=curve.label, linewidth=width)
-    if len(smooth) > 1:
+    if max(map(len, columns)) > 1:
         low, high = [min(c) for c in columns], [max(c) for c in columns]
         axis.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
 

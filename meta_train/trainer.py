@@ -159,9 +159,11 @@ class MetaTrainer:
     def is_best(self) -> bool:
         """Whether the last evaluation is the best since training began.
 
-        By training loss: no test image votes. The untrained rule is not a candidate.
+        By training loss: no test image votes. The untrained rule is no candidate, unless no
+        training was asked for.
         """
-        losses = [p["held_out_loss"] for p in self.curve if p["outer_step"] > 0]
+        first = min(self.config.outer_steps, 1)
+        losses = [p["held_out_loss"] for p in self.curve if p["outer_step"] >= first]
         return bool(losses) and self.curve[-1]["held_out_loss"] == min(losses)
 
     def save(self, path: Path) -> None:

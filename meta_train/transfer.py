@@ -54,14 +54,11 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
         For each place, the records of all optimizers and seeds.
 
     Raises:
-        ValueError, OSError: As ``benchmark.plan``; and for an optimizer without a known rate.
+        ValueError, OSError: As ``benchmark.plan``.
     """
     rates = {**BEST_RATES, **dict.fromkeys(settings.checkpoints, 1.0)}
     grid = {name: (rate,) for name, rate in rates.items() if name in settings.optimizers}
     settings = replace(settings, grid={**grid, **settings.grid})
-    unknown = [name for name in settings.optimizers if len(settings.grid.get(name, ())) != 1]
-    if unknown:
-        raise ValueError(f"expected one rate for {unknown[0]}; give e.g. --rate {unknown[0]}=1e-2")
     runs = {
         label: plan(replace(settings, tasks=(task,), steps=steps)) for label, task, steps in PLACES
     }

@@ -11,7 +11,17 @@ from l2o_graph.rule import RuleConfig, untrained
 from l2o_graph.zoo.registry import save_checkpoint
 from meta_train import benchmark
 from meta_train.baselines import contenders
-from meta_train.benchmark import Record, Run, Settings, execute, main, markdown, plan, train
+from meta_train.benchmark import (
+    Record,
+    Run,
+    Settings,
+    compare,
+    execute,
+    main,
+    markdown,
+    plan,
+    train,
+)
 from meta_train.tasks import get_task
 from meta_train.training import Training
 
@@ -50,12 +60,42 @@ def test_writes_every_run_a_table_and_curves(finished):
         assert [step for step, _ in record["accuracies"]] == [2]
         assert 0 < record["update_seconds"] < record["step_seconds"]
         assert record["run"]["checkpoint"].startswith(
-            "fmnist@" if record["run"]["optimizer"] == "ng_gnn" else ""
+            "fmnist-ng_gnn@" if record["run"]["optimizer"] == "ng_gnn" else ""
         )
     table = (finished / "results.md").read_text()
     for row in ("| Adam | ", "| Muon, linear decay | ", "| NG-GNN (learned) | ", "| Adam | 0.01"):
         assert row in table
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_part_of_the_seeds_can_choose_the_rates(tmp_path):
+    grid = {"adam": (1e-3, 1e-2, 0.0)}
+    settings = tiny(tmp_path, optimizers=("adam",), grid=grid, seeds=3, tune_seeds=2)
+    records = compare(settings)
+    seeds = {rate: {r.run.seed for r in records if r.run.rate == rate} for rate in grid["adam"]}
+    mean = {
+        rate: sum(r.accuracy for r in records if r.run.rate == rate and r.run.seed < 103)
+        for rate in grid["adam"]
+    }
+    chosen = max(mean, key=mean.__getitem__)
+    assert seeds == {rate: {101, 102, 103} if rate == chosen else {101, 102} for rate in seeds}
+    assert f"| Adam | {chosen:g} (best) |" in markdown(records)
+
+
+def test_a_rate_with_fewer_seeds_is_never_the_best():
+    lucky = made_up("adam", 1e-3, 101, 0.99)
+    records = [lucky, *(made_up("adam", 1e-2, 101 + i, 0.8) for i in range(2))]
+    assert "| Adam | 80.00 ± 0.00 (0.01) |" in markdown(records)
+
+
+def test_puts_the_published_figures_beside_ours():
+    task = dataclasses.replace(RUN, task="cifar10_cnn")
+    adam = dataclasses.replace(made_up("adam", 1e-3, 101, 0.5), run=task)
+    muon = dataclasses.replace(adam, run=dataclasses.replace(task, optimizer="muon"))
+    table = markdown([adam, muon])
+    assert "| optimizer | cifar10_cnn | paper |" in table
+    assert "| Adam | 50.00 (0.001) | 54.76 ± 2.82 |" in table
+    assert "| Muon, linear decay | 50.00 (0.001) |  |" in table
 
 
 def test_all_optimizers_start_alike_and_see_the_same_batches(tmp_path):
@@ -183,9 +223,10 @@ def test_reports_the_rate_with_the_best_mean_over_seeds():
         (["--grid", "adam=-1"], "grid of adam: expected rates of at least 0, found [-1.0]"),
         (
             ["--checkpoint", "ng_gnn=nonsense"],
-            "unknown checkpoint 'nonsense', expected one of ['fmnist']",
+            "unknown checkpoint 'nonsense', expected one of ['fmnist', 'fmnist-",
         ),
         (["--seeds", "0"], "seeds: expected at least 1, found 0"),
+        (["--tune-seeds", "-1"], "tune_seeds: expected at least 0, found -1"),
         (["--steps", "0"], "steps: expected at least 1, found 0"),
     ],
 )

@@ -18,7 +18,13 @@ from helpers_optimizer import (
 from torch import Tensor, nn
 
 import l2o_graph.optimizer
-from l2o_graph import LearnedOptimizer, NGOptimizer
+from l2o_graph import (
+    FFOptimizer,
+    LearnedOptimizer,
+    LSTMOptimizer,
+    NFNOptimizer,
+    NGOptimizer,
+)
 from l2o_graph.inference import spec_of_parameters
 from l2o_graph.step import State, update
 from l2o_graph.zoo.registry import load_checkpoint
@@ -100,6 +106,18 @@ def test_a_graph_optimizer_takes_graph_checkpoints_only(model, tmp_path):
             ValueError, match=f"a checkpoint of ng_gnn or ng_t, found .* of {model}"
         ):
             NGOptimizer(mlp().parameters(), checkpoint=path)
+
+
+@pytest.mark.parametrize("kind", [FFOptimizer, LSTMOptimizer, NFNOptimizer])
+def test_a_baseline_takes_its_own_checkpoint_and_no_other(kind):
+    (model,) = kind.models
+    one, other = mlp(), mlp()
+    run(kind(one.parameters()), range(2))
+    run(LearnedOptimizer(other.parameters(), checkpoint=f"fmnist-{model}"), range(2))
+    assert equal(one.parameters(), other.parameters())
+    assert not equal(one.parameters(), mlp().parameters())
+    with pytest.raises(ValueError, match=f"expected a checkpoint of {model}, found 'fmnist' of ng"):
+        kind(one.parameters(), checkpoint="fmnist")
 
 
 def test_neither_construction_nor_a_step_draws_random_numbers(checkpoint):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from meta_train import transfer
+from meta_train.baselines import BEST_RATES, contenders
 from meta_train.tasks import get_task
 
 CPU = torch.device("cpu")
@@ -93,8 +94,7 @@ def test_transfer_trains_everything_once_and_tabulates_it(short, tmp_path, capsy
     assert "seed" not in capsys.readouterr().err
 
 
-def test_transfer_wants_one_rate_for_each(short, tmp_path, capsys):
-    assert transfer.main(["--optimizers", "sgd", "--out", str(tmp_path)]) == 2
-    assert "expected one rate for sgd; give e.g. --rate sgd=1e-2" in capsys.readouterr().err
+def test_transfer_knows_a_rate_for_every_optimizer_and_refuses_others(short, tmp_path, capsys):
+    assert set(BEST_RATES) == set(contenders())
     assert transfer.main(["--optimizers", "lion", "--rate", "lion=1", "--out", str(tmp_path)]) == 2
     assert "unknown optimizer 'lion'" in capsys.readouterr().err

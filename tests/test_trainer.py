@@ -53,6 +53,16 @@ def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path):
     assert evaluated == [0, 2, 4, 5]
 
 
+def test_without_outer_steps_the_checkpoint_is_the_untrained_rule(tmp_path):
+    config = dataclasses.replace(TINY, outer_steps=0)
+    result = meta_train(config, tmp_path / "run")
+    assert result.finished
+    assert result.checkpoint is not None
+    expected = untrained(config.rule, config.seed).state_dict()
+    found = load_checkpoint(result.checkpoint).rule.state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 @pytest.mark.parametrize("model", get_args(Model))
 @pytest.mark.parametrize("recipe", [default_recipe, paper_recipe])
 def test_every_model_is_meta_trained_by_both_recipes(model, recipe, tmp_path):

@@ -30,7 +30,7 @@ def test_the_wheel_works_by_itself(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "unpacked")
-    assert "l2o_graph/zoo/fmnist.safetensors" in names
+    assert "l2o_graph/zoo/fmnist-ng_gnn.safetensors" in names
     assert "l2o_graph/datasets/fmnist_sample.npz" in names
     assert not [name for name in names if name.startswith(("tests", "docs", "examples"))]
     # In the folder and without the site's .pth files of an editable installation first.

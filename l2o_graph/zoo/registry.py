@@ -19,6 +19,9 @@ from l2o_graph.rule import RuleConfig, UpdateRule
 FORMAT = "l2o_graph learned optimizer"
 SUFFIX = ".safetensors"
 
+# A name for whatever is best: the graph network with the lowest held-out FashionMNIST loss.
+ALIASES = {"fmnist": "fmnist-ng_gnn"}
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -38,7 +41,8 @@ class Checkpoint:
 def list_checkpoints() -> list[str]:
     """Names of the checkpoints in the package."""
     files = resources.files("l2o_graph.zoo").iterdir()
-    return sorted(file.name.removesuffix(SUFFIX) for file in files if file.name.endswith(SUFFIX))
+    names = {file.name.removesuffix(SUFFIX) for file in files if file.name.endswith(SUFFIX)}
+    return sorted(names | set(ALIASES))
 
 
 def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
@@ -54,7 +58,8 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """
     name = str(checkpoint)
     if name in list_checkpoints():
-        return _parse((resources.files("l2o_graph.zoo") / (name + SUFFIX)).read_bytes(), name, name)
+        file = resources.files("l2o_graph.zoo") / (ALIASES.get(name, name) + SUFFIX)
+        return _parse(file.read_bytes(), name, name)
     path = Path(checkpoint)
     if path.is_file():
         return _parse(path.read_bytes(), path.stem, str(path))

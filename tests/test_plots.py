@@ -1,0 +1,28 @@
+"""Plots: what is drawn where."""
+
+from dataclasses import replace
+
+from meta_train.plots import Curve, Panel, plot_curves
+
+LOSSES = [[2.0, 1.0, 0.5], [2.2, 1.1, 0.6]]
+
+
+def size(png):
+    """Width and height, which follow the signature and the name of the first chunk."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+def test_accuracies_take_a_second_row_where_there_are_any():
+    curve = Curve("adam", "Adam", LOSSES, every=10)
+    losses = plot_curves([Panel("one", [curve])])
+    tested = replace(curve, accuracies=[[(10, 0.5), (30, 0.8)], [(10, 0.4), (30, 0.7)]])
+    both = plot_curves([Panel("one", [tested, curve])])
+    assert size(losses)[0] == size(both)[0]
+    assert size(losses)[1] < size(both)[1]
+    assert plot_curves([Panel("one", [replace(tested, accuracies=[[(30, 0.8)]])])]) != both
+
+
+def test_panels_stand_side_by_side_and_seeds_may_end_early():
+    panel = Panel("one", [Curve("adam", "Adam", [[2.0, 1.0], [2.0]])])
+    assert size(plot_curves([panel, panel]))[0] > 1.8 * size(plot_curves([panel]))[0]
