@@ -1,0 +1,179 @@
+"""SIRENs (Sitzmann et al. 2020) that each hold an image: their first weights, and what they draw.
+
+A point (x, y) passes layers of sin(omega0 (W x + b)), then a linear one; 0.5 is added to what
+comes out. Weights are as in torch, (out, in), with all networks of a set along a first axis.
+
+The networks, the grid and the 0.5 are those of DWSNets (Navon et al. 2023; nn/inr.py and
+experiments/utils.py of AvivNavon/DWSNets), so that published networks draw what they should.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+LAYOUT = (2, 32, 32, 1)
+OMEGA0 = 30.0
+OFFSET = 0.5
+
+# Networks that are drawn in one go, and the points that their number is filled up to a multiple
+# of: with these every matrix product has the same shape and alignment, whatever is drawn.
+BLOCK = 64
+ALIGNMENT = 16
+
+Output = Literal["sine", "linear"]
+
+
+def coordinates(
+    height: int = 28, width: int = 28, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "2 Q"]:
+    """The points of all pixels, row by row: x and y, each from -1 to 1."""
+    # Rounded once, like those that the published networks were fitted on.
+    x, y = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (width, height))
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)]).to(dtype)
+
+
+def initialise(
+    generators: Sequence[torch.Generator],
+    layout: Sequence[int] = LAYOUT,
+    omega0: float = OMEGA0,
+    output: Output = "sine",
+) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
+    """First weights and biases, in float32 on the CPU.
+
+    Weights of sine layers are uniform within ±sqrt(6 / fan-in) / omega0, those of the first
+    layer too, and biases are 0.
+
+    Args:
+        generators: One a network: where its random numbers come from.
+        layout: Widths, from the two coordinates to the grey value.
+        omega0: Factor in every sine.
+        output: The last layer is drawn like the others ("sine"), or it and its bias as torch
+            draws a linear layer ("linear"): uniform within ±1 / sqrt(fan-in). The latter is what
+            DWSNets does, and shows in the deviations of its published networks: 0.118 for the
+            last weights, 0.100 for the last bias, which "sine" starts at 0.008 and 0.
+    """
+    weights, biases = [], []
+    for i, (fan_in, fan_out) in enumerate(pairwise(layout)):
+        linear = output == "linear" and i == len(layout) - 2
+        bound = 1 / math.sqrt(fan_in) if linear else math.sqrt(6 / fan_in) / omega0
+        weights.append(bound * _uniform(generators, fan_out, fan_in))
+        zeros = torch.zeros(len(generators), fan_out)
+        biases.append(bound * _uniform(generators, fan_out) if linear else zeros)
+    return weights, biases
+
+
+def layout_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int, ...]:
+    """Widths of a set of networks, from input to output.
+
+    Args:
+        weights: Of each layer (I, out, in).
+        biases: Of each layer (I, out).
+
+    Raises:
+        ValueError: Where the tensors do not make networks, naming the layer.
+    """
+    if not weights or len(weights) != len(biases):
+        raise ValueError(
+            "INRs: expected a weight and a bias for each layer, found "
+            f"{len(weights)} weights and {len(biases)} biases"
+        )
+    count, layout = len(weights[0]), [weights[0].shape[-1]]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        out = weight.shape[1] if weight.dim() == 3 else -1
+        if weight.shape != (count, out, layout[-1]) or bias.shape != (count, out):
+            raise ValueError(
+                f"INRs, layer {i}: expected a weight ({count}, out, {layout[-1]}) and a bias "
+                f"({count}, out), found {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+        layout.append(out)
+    return tuple(layout)
+
+
+def evaluate(
+    weights: Sequence[Float[Tensor, "I _ _"]],
+    biases: Sequence[Float[Tensor, "I _"]],
+    points: Float[Tensor, "2 Q"],
+    omega0: float = OMEGA0,
+) -> Float[Tensor, "I C Q"]:
+    """What networks say at points, which all of them see; differentiable.
+
+    One network gives the same bits alone, in any company and at any place in it, for one
+    device, dtype and version of torch: networks are worked on in blocks of one size, from
+    memory of one alignment. Plain batched products do not promise that, and break it where the
+    number of points is not a multiple of 16.
+
+    Args:
+        weights: Of each layer (I, out, in).
+        biases: Of each layer (I, out).
+        points: One (x, y) a column.
+        omega0: Factor in every sine.
+
+    Raises:
+        ValueError: For tensors that do not make networks on two coordinates.
+    """
+    layout = layout_of(weights, biases)
+    if layout[0] != len(points):
+        raise ValueError(f"INRs: expected {len(points)} inputs, found layout {layout}")
+    count = points.shape[1]
+    padded = F.pad(points.to(weights[0]), (0, -count % ALIGNMENT))
+    answers = [weights[0].new_zeros(0, layout[-1], count)]
+    for start in range(0, len(weights[0]), BLOCK):
+        stop = min(start + BLOCK, len(weights[0]))
+        hidden = padded.expand(BLOCK, -1, -1)
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            w, b = _block(weight[start:stop]), _block(bias[start:stop])[..., None]
+            if i == len(weights) - 1:
+                hidden = torch.baddbmm(b, w, hidden) + OFFSET
+            else:
+                hidden = torch.baddbmm(b, w, hidden, beta=omega0, alpha=omega0).sin()
+        answers.append(hidden[: stop - start, :, :count])
+    return torch.cat(answers)
+
+
+def render(
+    weights: Sequence[Float[Tensor, "I _ _"]],
+    biases: Sequence[Float[Tensor, "I _"]],
+    size: tuple[int, int] = (28, 28),
+    omega0: float = OMEGA0,
+) -> Float[Tensor, "I height width"]:
+    """The images that networks hold, not clipped: about 0 to 1. See :func:`evaluate`.
+
+    Args:
+        weights: Of each layer (I, out, in).
+        biases: Of each layer (I, out).
+        size: Height and width in pixels; any, as a network has no resolution.
+        omega0: Factor in every sine.
+
+    Raises:
+        ValueError: For tensors that do not make networks from two coordinates to one grey value.
+    """
+    layout = layout_of(weights, biases)
+    if layout[-1] != 1:
+        raise ValueError(f"INRs: expected one output, grey, found layout {layout}")
+    points = coordinates(*size, dtype=weights[0].dtype)
+    return evaluate(weights, biases, points, omega0).view(-1, *size)
+
+
+def psnr(
+    pixels: Float[Tensor, "I height width"], images: Float[Tensor, "I height width"]
+) -> Float[Tensor, " I"]:
+    """Peak signal-to-noise ratio in dB, for a peak of 1: -10 log10 of the mean squared error."""
+    return -10 * (pixels - images).square().mean((1, 2)).log10()
+
+
+def _uniform(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
+    """Numbers from -1 to 1, drawn by each generator for itself."""
+    return 2 * torch.stack([torch.rand(shape, generator=g) for g in generators]) - 1
+
+
+def _block(part: Tensor) -> Tensor:
+    """A copy, filled up with zeros to a block."""
+    block = part.new_zeros(BLOCK, *part.shape[1:])
+    block[: len(part)] = part
+    return block
