@@ -66,30 +66,26 @@ def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: l
     label, made_of = trace.label(x), trace.weights(x)
     if label.sets():
         stand_in = torch.empty(x.shape, device="meta")
-        views = [t for t in tree_leaves(operator(stand_in, *args[1:], **kwargs))]
+        views = tree_leaves(operator(stand_in, *args[1:], **kwargs))
         for out, view in zip(outs, views, strict=True):
             trace.set_label(out, viewed(label, view))
     elif made_of and not trace.weights(outs[0]):  # a view of a computed weight
         for i, out in enumerate(outs):
             views = []
             for w in made_of:
-                entries = (
-                    w.start
-                    + 1
-                    + sum((n - 1) * stride for n, stride in zip(w.shape, w.strides, strict=True))
-                )
-                stand_in = torch.empty(entries, device="meta").as_strided(
-                    w.shape, w.strides, w.start
-                )
                 if len(w.shape) == x.dim() and (w.shape == tuple(x.shape) or len(outs) == 1):
-                    view = tree_leaves(operator(stand_in, *args[1:], **kwargs))[i]
-                    views.append(
-                        Weight(
-                            w.parameter, view.storage_offset(), tuple(view.shape),
-                            tuple(view.stride()),
-                        )
-                    )  # fmt: skip
+                    view = tree_leaves(operator(_stand_in(w), *args[1:], **kwargs))[i]
+                    at, shape, strides = view.storage_offset(), view.shape, view.stride()
+                    views.append(Weight(w.parameter, at, tuple(shape), tuple(strides)))
             trace.derive(out, views)
+
+
+def _stand_in(weight: Weight) -> Tensor:
+    """A tensor without numbers that lies in its storage as a weight lies in its parameter."""
+    steps = zip(weight.shape, weight.strides, strict=True)
+    last = weight.start + sum((n - 1) * stride for n, stride in steps)
+    storage = torch.empty(last + 1, device="meta")
+    return storage.as_strided(weight.shape, weight.strides, weight.start)
 
 
 def _follow_entries(trace: Trace, name: str, leaves: list, outs: list[Tensor]) -> None:

@@ -245,9 +245,9 @@ class Trace:
         self, place: tuple[int, Factor, Factor], one: Label, other: Label, axes: int
     ) -> tuple[int, Factor, Factor]:
         axis, a, b = place
-        if a.set is None and b.set is not None and _has(one, axis - axes, a.size):
+        if a.set is None and b.set is not None and _spans(one, axis - axes):
             a = self.builder.ordered("places", a.size)
-        elif b.set is None and a.set is not None and _has(other, axis - axes, b.size):
+        elif b.set is None and a.set is not None and _spans(other, axis - axes):
             b = self.builder.ordered("places", b.size)
         return axis, a, b
 
@@ -410,8 +410,8 @@ def _of(factor: Factor, s: int) -> Factor:
     return factor if factor.set == s else Factor(factor.size)
 
 
-def _has(label: Label, axis: int, size: int) -> bool:
-    """Whether a label has an axis of this size, and is not broadcast along it."""
+def _spans(label: Label, axis: int) -> bool:
+    """Whether a label has an axis, and is not broadcast along it."""
     return -axis <= len(label.axes) and label.shape[axis] != 1
 
 
