@@ -14,6 +14,14 @@ Role = Literal["input", "hidden", "output"]
 # sides differently, as attention does queries and keys.
 CONSTANTS = (1.0, 2.0)
 
+# What is applied to neurons one by one, by the names of torch's functions; at first what neurons
+# have without any, or with one that is not told (torch brings SELU and CELU to elu, ReLU6 to
+# hardtanh). New ones go to the end: models keep a row each.
+ACTIVATIONS = (
+    "", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softplus", "hardswish",
+    "hardsigmoid", "hardtanh", "sin", "mish", "logsigmoid",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Neurons:
@@ -25,6 +33,7 @@ class Neurons:
         role: Neurons of a hidden set are interchangeable, each input and output is itself.
         depth: Hidden sets counted from the input, starting at 0; 0 for inputs and outputs.
         network: Which network of a batch it belongs to.
+        activation: What is applied to them, one of the ``ACTIVATIONS``.
     """
 
     name: str
@@ -32,6 +41,10 @@ class Neurons:
     role: Role
     depth: int
     network: int = 0
+    activation: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.size}]" + (self.activation and f" {self.activation}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +218,7 @@ class NetSpec:
     def _place_of(self, kernel: Kernel) -> str:
         source, target = self.neurons[kernel.source], self.neurons[kernel.target]
         groups, rows, columns = kernel.grid
-        text = f"{source.name} [{source.size}] -> {target.name} [{target.size}]"
+        text = f"{source} -> {target}"
         if rows == columns == 1 and groups > 1:
             text += ", one by one"
         elif groups > 1:

@@ -12,13 +12,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from l2o_graph.architecture import (
+    ACTIVATIONS,
     CONSTANTS,
     Bias,
     Kernel,
@@ -275,6 +277,14 @@ def node_positions(spec: NetSpec) -> Float[Tensor, "N D"]:
     return torch.cat(rows)
 
 
+@lru_cache(maxsize=64)
+def node_activations(spec: NetSpec) -> Int64[Tensor, " N"]:
+    """Which of the ``ACTIVATIONS`` each node has, by number."""
+    sizes = torch.tensor([neurons.size for neurons in spec.neurons], dtype=torch.long)
+    kinds = [ACTIVATIONS.index(neurons.activation) for neurons in spec.neurons]
+    return torch.tensor(kinds, dtype=torch.long).repeat_interleave(sizes)
+
+
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # what is cached may be needed for a backward pass later
 def kernel_offsets(positions: tuple[int, ...]) -> Float[Tensor, "K D"]:
@@ -338,6 +348,12 @@ class NeuralGraph:
     def __str__(self) -> str:
         return f"NeuralGraph of {self.spec}"
 
+    def draw(self, path: str | Path) -> None:
+        """Write a picture, .png, .svg or .pdf: see ``l2o_graph.picture``."""
+        from l2o_graph.picture import draw  # which needs this module
+
+        draw(self, path)
+
     def to_data(self) -> "torch_geometric.data.Data":
         """Export to torch-geometric.
 
@@ -346,7 +362,8 @@ class NeuralGraph:
             has fewer; ``edge_index`` (2, 2E)
             forward edges kernel by kernel and then the same reversed; ``edge_attr``
             (2E, F * K) with K the most positions of any kernel, smaller kernels padded at the
-            end; ``loose`` (F, L) what lies outside the graph; ``spec``, to come back.
+            end; ``activation`` (N,) as ``node_activations`` numbers them; ``loose`` (F, L) what
+            lies outside the graph; ``spec``, to come back.
         """
         from torch_geometric.data import Data
 
@@ -375,6 +392,7 @@ class NeuralGraph:
             x=x.flatten(1),
             edge_index=torch.cat([forward, forward.flip(0)], dim=1),
             edge_attr=torch.cat([edges, edges]),
+            activation=node_activations(self.spec).to(x.device),
             loose=torch.cat([x.new_zeros(features, 0), *loose], dim=1),
             spec=dataclasses.asdict(self.spec),
             num_nodes=self.spec.num_nodes,

@@ -187,7 +187,9 @@ def linear_maps(inputs: int, hidden: int, count: int) -> list[nn.Module]:
 Reader = GraphReader | TensorReader | NoReader
 
 
-def reader_of(model: str, preset: str, hidden: int, layers: int, inner: int) -> Reader:
+def reader_of(
+    model: str, preset: str, hidden: int, layers: int, inner: int, activations: bool
+) -> Reader:
     """What reads the network for a model: see ``RuleConfig``."""
     paper = preset == "paper"
     if model == "ff":
@@ -197,7 +199,7 @@ def reader_of(model: str, preset: str, hidden: int, layers: int, inner: int) -> 
     if paper:
         return _paper_reader(model, hidden, layers)
     backbone = {"ng_gnn": NGGNN, "ng_t": NGT, "nfn": NFN}[model](hidden, layers)
-    embedding = OffsetEmbedding(NUM_FEATURES, hidden, inner)
+    embedding = OffsetEmbedding(NUM_FEATURES, hidden, inner, activations)
     return GraphReader(embedding, backbone, BothEdges(hidden), nn.Linear(hidden, hidden), hidden)
 
 

@@ -60,6 +60,8 @@ class RuleConfig:
         model: What reads the network: see ``readers``.
         direction: The nominal direction of a kernel: its momentum made "orthogonal", which takes
             the whole matrix, or "squashed", each parameter by itself.
+        activations: Whether a graph's nodes have a row of their activation; they are told where
+            a network's computation was followed.
     """
 
     preset: Preset = "nominal"
@@ -68,6 +70,7 @@ class RuleConfig:
     inner: int = 8
     model: Model = "ng_gnn"
     direction: Direction = "orthogonal"
+    activations: bool = False
 
     def __post_init__(self):
         for name, known in (("preset", Preset), ("model", Model), ("direction", Direction)):
@@ -77,6 +80,11 @@ class RuleConfig:
         for name in ("hidden", "layers", "inner"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.activations and (self.preset == "paper" or self.model in ("lstm", "ff")):
+            raise ValueError(
+                "activations: expected a model that reads the graph, under the preset 'nominal', "
+                f"found '{self.model}' under '{self.preset}'"
+            )
 
 
 # Sizes of Kofinas et al. 2024 (their supplement; NFN's are not given there).
@@ -110,8 +118,9 @@ class UpdateRule(nn.Module):
         self.is_paper = config.preset == "paper"
         self.orthogonal = config.direction == "orthogonal" and not self.is_paper
         self.reader = reader_of(
-            config.model, config.preset, config.hidden, config.layers, config.inner
-        )
+            config.model, config.preset, config.hidden, config.layers, config.inner,
+            config.activations,
+        )  # fmt: skip
         state = self.reader.size
         if self.is_paper:
             self.head = PaperHead(state, config.inner, config.layers)

@@ -1,16 +1,20 @@
 """Any network as a graph: nothing is missed, and its symmetries are the network's own."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from automorphisms import Coloured, moved, random_symmetry
 from conftest import random_rule
 from networks import NETWORKS, Case
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2o_graph import NGOptimizer
-from l2o_graph.rule import RuleConfig
+from l2o_graph import LearnedOptimizer, NGOptimizer
+from l2o_graph.architecture import ACTIVATIONS
+from l2o_graph.rule import RuleConfig, UpdateRule
 from l2o_graph.tracing import spec_of_computation
 from l2o_graph.zoo.registry import save_checkpoint
 
@@ -45,6 +49,49 @@ def test_every_parameter_has_its_place(name):
         if not spec.is_constant(k.parameter) and not k.again:
             held[k.parameter][k.start : k.start + k.size] += 1
     assert all((h == 1).all() for h in held), "each scalar once"
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS[1:])
+def test_an_activation_is_told(name):
+    """In place or not, behind a norm and a residual addition."""
+    function = getattr(torch if name == "sin" else F, name)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.norm = nn.LayerNorm(4)
+
+        def forward(self, x):
+            x = function(self.norm(self.a(x)))
+            return self.c(function(self.b(x) + x))
+
+    spec = spec_of_computation(Net(), (torch.randn(5, 3),))
+    told = {n.name: n.activation for n in spec.neurons}
+    assert told == {"input of a": "", "a": "", "norm": name, "b": name, "c": ""}
+    assert f"norm [4] {name} -> b [4] {name}" in str(spec)
+
+
+@pytest.mark.parametrize("model", ["ng_gnn", "ng_t", "nfn"])
+def test_a_model_that_asks_sees_activations(model):
+    x = torch.randn(5, 3)
+    nets = [nn.Sequential(nn.Linear(3, 4), act(), nn.Linear(4, 2)) for act in (nn.ReLU, nn.Tanh)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    gradients = [torch.randn_like(p) for p in nets[0].parameters()]
+
+    def updated(net: nn.Module, rule: UpdateRule) -> list[Tensor]:
+        net = copy.deepcopy(net)
+        opt = LearnedOptimizer(net.parameters(), model=net, checkpoint=rule)
+        net(x)
+        for p, gradient in zip(net.parameters(), gradients, strict=True):
+            p.grad = gradient.clone()
+        opt.step()
+        return [p.detach() for p in net.parameters()]
+
+    for asks in (False, True):
+        rule = random_rule(RuleConfig(model=model, activations=asks)).float()
+        one, other = (updated(net, rule) for net in nets)
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)) is not asks
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from l2o_graph.architecture import ACTIVATIONS
 from l2o_graph.features import NUM_LOG_SIGN, NUM_TENSOR
 from l2o_graph.graph import (
     NODE_POSITION_SIZE,
     OFFSET_SIZE,
     Topology,
     kernel_offsets,
+    node_activations,
     node_positions,
     runs_of,
 )
@@ -109,16 +111,18 @@ class OffsetEmbedding(nn.Module):
 
     A kernel is read position by position, each scalar's features with its offset from the
     centre, and the mean over the positions is the edge. A node is its bias's features and a
-    function of its index.
+    function of its index; with ``activations`` also a learned row of its activation, which takes
+    a network whose computation was followed.
     """
 
-    def __init__(self, features: int, hidden: int, inner: int):
+    def __init__(self, features: int, hidden: int, inner: int, activations: bool = False):
         super().__init__()
         self.kernel = CellLinear(features, 0, inner)
         self.edge = nn.Linear(inner, 2 * hidden)
         self.bias = CellLinear(features, 0, inner)
         self.node = nn.Linear(inner, hidden)
         self.position = nn.Linear(NODE_POSITION_SIZE, hidden)
+        self.activation = nn.Embedding(len(ACTIVATIONS), hidden) if activations else None
 
     def edges(self, scalars: Scalars) -> Float[Tensor, "2 E H"]:
         """States of the edges of kernel parts, forward and reverse."""
@@ -129,6 +133,9 @@ class OffsetEmbedding(nn.Module):
     def nodes(self, topology: Topology, biases: Scalars) -> Float[Tensor, "N H"]:
         """States of all nodes; ``biases`` has the parts of ``topology.spec.biases``, in order."""
         states = self.position(node_positions(topology.spec).to(self.position.weight))
+        if self.activation is not None:
+            kinds = node_activations(topology.spec)
+            states = states + self.activation(kinds.to(states.device))
         if biases.parts:
             grids = [nn.functional.silu(grid).mean(-1) for grid in self.bias(biases)]
             states = states + placed(topology, self.node(torch.cat(grids, dim=1).T))

@@ -221,7 +221,7 @@ class Builder:
             names=tuple(self.names),
             shapes=tuple(self.shapes),
             neurons=tuple(
-                Neurons(f.name, f.size, f.role, depths[n] if f.role == "hidden" else 0)
+                Neurons(f.name, f.size, f.role, depths[n], activation=f.activation)
                 for n, f in enumerate(self.sets)
             ),
             kernels=tuple(kernels),
@@ -241,7 +241,7 @@ class Builder:
         return kernels, biases, sorted(loose)
 
     def _depths(self) -> list[int]:
-        """Hidden layers from the inputs to each set, the set itself not counted."""
+        """Hidden layers from the inputs to each hidden set, the set itself not counted."""
         depth = [-1 if found.role == "input" else 0 for found in self.sets]
         # Kernels come in the order of the computation; those that lead back say nothing.
         for k in self.kernels:
@@ -249,7 +249,9 @@ class Builder:
                 deeper = int(k.grid[0] < max(k.grid[0] * k.grid[1], k.grid[0] * k.grid[2]))
                 deeper = deeper if k.parameter < len(self.shapes) else 0
                 depth[k.target] = max(depth[k.target], depth[k.source] + deeper)
-        return [max(d, 0) for d in depth]
+        return [
+            max(d, 0) if f.role == "hidden" else 0 for d, f in zip(depth, self.sets, strict=True)
+        ]
 
 
 def _is_run(factors: Axis) -> bool:

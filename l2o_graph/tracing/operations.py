@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from l2o_graph.architecture import ACTIVATIONS
 from l2o_graph.tracing.builder import Weight, numbered
 from l2o_graph.tracing.labels import Factor, Label, data, viewed
 from l2o_graph.tracing.trace import Trace
@@ -19,10 +20,7 @@ Operation = Callable[..., Label | None]
 OPERATIONS: dict[str, Operation] = {}
 
 SUMS = {"add", "sub", "rsub"}
-ACTIVATIONS = {
-    "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softplus", "hardswish",
-    "hardsigmoid", "hardtanh", "sin", "mish", "celu", "selu", "log_sigmoid_forward",
-}  # fmt: skip
+OTHER_NAMES = {"log_sigmoid_forward": "logsigmoid"}  # of functions
 
 
 def operation(*names: str) -> Callable[[Operation], Operation]:
@@ -54,8 +52,9 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         trace.set_label(outs[0], OPERATIONS[name](trace, outs[0], *args, **kwargs))
     else:
         _follow_entries(trace, name, tree_leaves((args, kwargs)), outs)
-    if name in ACTIVATIONS:
-        trace.activated(trace.label(outs[0]), name)
+    function = OTHER_NAMES.get(name, name)
+    if function in ACTIVATIONS:
+        trace.activated(trace.label(outs[0]), function)
     after = {s for t in outs for s in trace.label(t).sets()}
     for s in before - after - trace.builder.touched:
         trace.builder.sets[s].lost = True

@@ -1,0 +1,150 @@
+"""A picture of a graph: neurons as dots, weights as lines between them.
+
+Sets of neurons stand from left to right in the order of the computation. Of a large set some
+neurons are shown, evenly spread, and some edges, each between the nearest neurons shown.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from l2o_graph.architecture import Kernel, NetSpec, Neurons
+from l2o_graph.graph import NeuralGraph, topology_of
+
+if TYPE_CHECKING:  # slow imports, and only pictures need them
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_SHOWN = 12  # neurons of a set
+WIDTH, HEIGHT, DOT = 2.2, 0.9, 0.18  # of a set, of what is written at it, of a neuron; in inches
+PIXELS = 2**16 - 1  # Agg's limit on a side of a PNG
+
+ROLE_COLOURS = {"input": "#009E73", "hidden": "#444444", "output": "#CC79A7"}
+POSITIVE, NEGATIVE, CONSTANT = "#D55E00", "#0072B2", "#AAAAAA"
+
+
+def draw(graph: NeuralGraph, path: str | Path) -> None:
+    """Write a picture; see :func:`picture`.
+
+    Args:
+        graph: A network's.
+        path: Its ending says what is written: .png, or .svg or .pdf, which large networks can be
+            looked at in more closely.
+
+    Raises:
+        ValueError: For an ending that is unknown.
+        OSError: For a place that cannot be written to.
+    """
+    figure = picture(graph)
+    figure.savefig(path, dpi=min(100.0, PIXELS / max(figure.get_size_inches())))
+
+
+def picture(graph: NeuralGraph) -> "Figure":
+    """Draw a graph.
+
+    A line's colour is the sign of its weight, of a kernel's mean over positions, and its strength
+    the size relative to the largest of the kernel; edges of constants are grey. Green dots are
+    inputs, purple ones outputs. At each set stand its name, how many neurons it has, and their
+    activation, where the network's computation was followed.
+    """
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    spec = graph.spec
+    columns = _columns(spec)
+    places = _places(spec, columns)
+    tops = [float(place[0, 1]) for place in places]
+    height = max((-float(place[-1, 1]) for place in places), default=0.0) + HEIGHT
+    figure = Figure(figsize=(WIDTH * (max(columns, default=0) + 1), height), layout="tight")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    for kernel in spec.kernels:
+        source, target, values = _lines(graph, kernel)
+        ends = [
+            places[s][_dot(neurons, spec.neurons[s].size, len(places[s]))]
+            for s, neurons in ((kernel.source, source), (kernel.target, target))
+        ]
+        lines = _curves(*ends, columns[kernel.target] - columns[kernel.source])
+        strength = (values.abs() / values.abs().max().clamp(min=1e-30)).tolist()
+        constant = spec.is_constant(kernel.parameter)
+        colours = [CONSTANT if constant else POSITIVE if v > 0 else NEGATIVE for v in values]
+        axes.add_collection(
+            LineCollection(lines.tolist(), colors=colours, linewidths=0.6, alpha=strength, zorder=1)
+        )
+    for neurons, place, top in zip(spec.neurons, places, tops, strict=True):
+        axes.scatter(*place.T.tolist(), s=14, c=ROLE_COLOURS[neurons.role], zorder=2)
+        _write(axes, neurons, float(place[0, 0]), top)
+    axes.autoscale_view()
+    return figure
+
+
+def _write(axes: "Axes", neurons: Neurons, x: float, top: float) -> None:
+    """What stands at a set."""
+    text = f"{neurons.name}\n[{neurons.size}] {neurons.activation}".rstrip()
+    axes.annotate(
+        text, (x, top), (0, 7), textcoords="offset points", ha="center", va="bottom", fontsize=7
+    )
+
+
+def _columns(spec: NetSpec) -> list[int]:
+    """Steps from the inputs to each set, the longest way."""
+    columns = [0] * len(spec.neurons)
+    for k in spec.kernels:  # in the order of the computation
+        if k.source != k.target:
+            columns[k.target] = max(columns[k.target], columns[k.source] + 1)
+    return columns
+
+
+def _spread(size: int) -> Int64[Tensor, " n"]:
+    """So many numbers below a size as are shown, the first and the last among them."""
+    return torch.linspace(0, size - 1, min(size, MOST_SHOWN)).round().long()
+
+
+def _places(spec: NetSpec, columns: Sequence[int]) -> list[Float[Tensor, "n 2"]]:
+    """Where the neurons of each set are drawn: sets of one column below each other."""
+    below: dict[int, float] = {}  # how far down a column is taken
+    places = []
+    for column, neurons in zip(columns, spec.neurons, strict=True):
+        top = below.get(column, 0.0) + HEIGHT
+        down = top + DOT * torch.arange(min(neurons.size, MOST_SHOWN))
+        below[column] = float(down[-1])
+        places.append(torch.stack([torch.full_like(down, WIDTH * column), -down], dim=1))
+    return places
+
+
+def _lines(
+    graph: NeuralGraph, kernel: Kernel
+) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Float[Tensor, " n"]]:
+    """Some edges of a kernel, evenly spread: source and target within their sets, and weight."""
+    groups, rows, columns = kernel.grid
+    row = _spread(groups * rows)[:, None]
+    column = _spread(columns)[None] + row.div(rows, rounding_mode="floor") * columns
+    row, column = (each.flatten() for each in torch.broadcast_tensors(row, column))
+    if graph.spec.is_constant(kernel.parameter):
+        values = torch.ones(len(row))
+    else:
+        at = topology_of(graph.spec).parameter_start[kernel.parameter] + kernel.start
+        scalars = graph.values[0, at : at + kernel.size].detach().float().cpu()
+        cells = scalars.view(groups * rows, columns, -1).mean(-1)
+        values = cells[row, column % columns]
+    source, target = (row, column) if kernel.from_rows else (column, row)
+    return source + kernel.source_start, target + kernel.target_start, values
+
+
+def _curves(
+    start: Float[Tensor, "n 2"], stop: Float[Tensor, "n 2"], span: int
+) -> Float[Tensor, "n T 2"]:
+    """Lines, straight from a column to the next; others go round the neurons on their way."""
+    along = torch.tensor([0.0, 1.0]) if span == 1 else torch.linspace(0, 1, 17)
+    bend = torch.tensor([0.0, -0.3 * (abs(span) - 1) ** 0.5] if span else [WIDTH / 4, 0.0])
+    t = along[None, :, None]
+    return (1 - t) * start[:, None] + t * stop[:, None] + 4 * t * (1 - t) * bend
+
+
+def _dot(neuron: Int64[Tensor, " n"], size: int, dots: int) -> Int64[Tensor, " n"]:
+    """The dot nearest to a neuron of a set."""
+    return (neuron * (dots - 1) / max(size - 1, 1)).round().long()
