@@ -84,9 +84,17 @@ def _cnn(width: int) -> Case:
     return Case(lambda: cnn(3, 32, width), lambda: torch.randn(4, 3, 32, 32))
 
 
+def _mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(),
+        nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10),
+    )  # fmt: skip
+
+
 # The paper's CIFAR-10 network is the CNN of width 32.
 CASES = {
     **{f"CNN, width {width}": _cnn(width) for width in (16, 32, 64, 128, 256, 512, 1024)},
+    "MLP, width 1024": Case(_mlp, lambda: torch.randn(4, 784)),
     "resnet18": Case(resnet18, lambda: torch.randn(2, 3, 64, 64)),
     "GPT-2 small": Case(GPT2, lambda: torch.randint(0, 50257, (1, 8))),
 }

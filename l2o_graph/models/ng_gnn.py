@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology, runs_of_chunks
+from l2o_graph.graph import Chunk, Topology, runs_of_chunks, shelf_for
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -186,7 +186,7 @@ class NGGNNLayer(nn.Module):
                     yield Tally.of(grids[1 - to_rows], grids_of_squares[1 - to_rows], dim=1)
 
         runs = runs_of_chunks(topology, chunks)
-        reached = runs.gather(sides(), [None] * len(runs.nodes))
+        reached = runs.gather(sides(), [None] * len(runs.nodes), shelf_for(chunks))
         no_messages = nodes.new_zeros(len(nodes), 4 * nodes.shape[1])
         gathered = torch.cat(
             [
