@@ -21,8 +21,7 @@ AUXILIARY_RATE = 1e-2
 LABELS = {"ng_gnn": "NG-GNN", "ng_t": "NG-T", "nfn": "NFN", "lstm": "LSTM", "ff": "FF"}
 PACKAGED = {name: f"fmnist-{name}" for name in LABELS}
 
-# Of each grid, what did best on the task fmnist_cnn (docs/results.md); those of SGD and AdamW are
-# not tuned yet.
+# Of each grid, what did best on the task fmnist_cnn (docs/results.md).
 BEST_RATES = {
     "sgd": 1e-1,
     "adam": 2e-2,
