@@ -23,7 +23,7 @@ CLASSES = 3
 SMALL = {
     "mlp": {"hidden": 16},
     "stat_nn": {"hidden": 16},
-    "set_nn": {"hidden": 16},
+    "set_nn": {"hidden": 16, "of": "parameter"},
     "dwsnet": {"hidden": 8, "layers": 3},
     "nfn": {"hidden": 8, "frequencies": 8},
 }
@@ -49,8 +49,13 @@ def classifier(name: str, layout=LAYOUT) -> nn.Module:
     return disturbed(CLASSIFIERS[name](layout, CLASSES, **SMALL[name]), layout)
 
 
+def editor_of(name: str, layout=LAYOUT) -> nn.Module:
+    options = {key: value for key, value in SMALL[name].items() if key != "of"}
+    return EDITORS[name](layout, **options)
+
+
 def editor(name: str, layout=LAYOUT) -> nn.Module:
-    return disturbed(EDITORS[name](layout, **SMALL[name]), layout)
+    return disturbed(editor_of(name, layout), layout)
 
 
 def apart(found, expected) -> float:
@@ -115,7 +120,7 @@ def test_an_mlp_has_no_such_symmetry():
 
 def test_a_set_of_rows_has_it_only_where_nobody_reads_the_neurons():
     """inr2vec's elements: the order of a layer's neurons is that of the next layer's columns."""
-    model = disturbed(SetClassifier(LAYOUT, CLASSES, hidden=16, of="row"), LAYOUT)
+    model = disturbed(SetClassifier(LAYOUT, CLASSES, hidden=16), LAYOUT)
     weights, biases = networks(4)
     logits = model(weights, biases)
     assert (model(*permuted(weights, biases, orders_of(4))) - logits).abs().max() > 1e-3
@@ -340,7 +345,7 @@ def test_weights_of_classifiers():
     assert found == {
         "mlp": 1186 * 256 + 2 * 257 * 256 + 257 * 10,
         "stat_nn": 43 * 1000 + 1001 * 1000 + 1001 * 10,
-        "set_nn": 256 + 6 * 256 + 257 * 256 + 513 * 256 + 257 * 256 + 257 * 10,
+        "set_nn": 33 * 256 + 3 * 256 + 257 * 256 + 513 * 256 + 257 * 256 + 257 * 10,
         "dwsnet": dwsnet,
         "nfn": nfn,
     }
@@ -363,7 +368,7 @@ def test_every_tensor_of_a_classifier_gets_a_gradient(name):
 
 @pytest.mark.parametrize("name", EDITORS)
 def test_every_tensor_of_an_editor_gets_a_gradient(name):
-    model = EDITORS[name](LAYOUT, **SMALL[name]).double()
+    model = editor_of(name).double()
     given = networks(32)
     answer = model(*given)
     for d, t in zip(deltas(answer), deltas(given), strict=True):
@@ -399,7 +404,7 @@ def test_a_classifier_learns_which_networks_have_larger_weights(name):
 @pytest.mark.parametrize("name", EDITORS)
 def test_an_editor_learns_to_shrink_networks(name):
     torch.manual_seed(0)
-    model, given = EDITORS[name](LAYOUT, **SMALL[name]).double(), networks(16)
+    model, given = editor_of(name).double(), networks(16)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
     for _ in range(40):

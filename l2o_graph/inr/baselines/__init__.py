@@ -2,7 +2,7 @@
 
     MLP      parameters in a row; every order of neurons is another network
     StatNN   statistics of each layer
-    Set NN   a set of parameters
+    Set NN   a set of neurons, each with its row of weights
     DWSNet   all linear maps that commute with permutations of hidden neurons
     NFN      the same under permutations of all neurons, with inputs and outputs numbered
 

@@ -1,13 +1,13 @@
-"""Networks as sets without structure: DeepSets (Zaheer et al. 2017) on their parameters.
-
-An element is one parameter, of which all that is known is its value and its layer, and whether it
-is a weight or a bias. No permutation within a tensor changes the answer, hence none of hidden
-neurons, nor many others that do change the network.
+"""Networks as sets without structure: DeepSets (Zaheer et al. 2017) on rows or on parameters.
 
 What Kofinas et al. 2024 call Set NN is the architecture of inr2vec (De Luigi et al. 2023) as
 Navon et al. 2023 measured it: their figures are the same. There an element is a neuron's row of
 incoming weights. The neurons of a layer are then a set, but those that they read are not, so that
 a permutation of hidden neurons changes the answer.
+
+With single parameters for elements, of which all that is known is the value, the layer, and whether
+it is a weight or a bias, no permutation within a tensor changes the answer, hence none of hidden
+neurons, nor many others that do change the network.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ class SetClassifier(nn.Module):
         classes: How many logits to answer with.
         hidden: Width.
         layers: Linear layers that each element passes alone.
-        of: What is an element: "parameter", or "row" as in inr2vec.
+        of: What is an element: "row", as in the paper, or "parameter".
         dropout: Share of each hidden layer that is dropped in training.
     """
 
@@ -97,7 +97,7 @@ class SetClassifier(nn.Module):
         classes: int = 10,
         hidden: int = 256,
         layers: int = 2,
-        of: Element = "parameter",
+        of: Element = "row",
         dropout: float = 0.0,
     ):
         super().__init__()
