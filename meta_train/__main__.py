@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"meta_train: {error}", file=sys.stderr)
         return 2
-    print(f"{result.outer_steps} of {config.outer_steps} outer steps, log in {result.log}")
+    print(f"{result.steps} of {config.outer_steps} outer steps, log in {result.log}")
     print(f"best learned optimizer: {result.checkpoint}")
     if not result.finished:
         print("interrupted; continue with the same command and --resume")

@@ -1,0 +1,244 @@
+"""A run of training: steps, evaluations, a log, a state to resume from, and the best so far."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from tqdm import tqdm
+
+from l2o_graph.zoo.registry import write_atomically
+
+T = TypeVar("T", bound="Trainer")
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Something that is trained step by step, between two steps.
+
+    Everything that the next step depends on is in here and in what ``save`` writes: a resumed run
+    comes to the same weights as one that was never interrupted.
+
+    Attributes:
+        count: What the log calls the number of a step.
+        step: How many were done.
+        steps: How many there are to do.
+        evaluations: What the evaluations so far said.
+    """
+
+    count: str
+    step: int
+    steps: int
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run is, as JSON can hold it."""
+        ...
+
+    def advance(self) -> dict[str, Any]:
+        """Do a step; returns what there is to log of it, its number after ``count``."""
+        ...
+
+    def evaluate(self) -> dict[str, Any]:
+        """See how good it is, and remember the outcome."""
+        ...
+
+    def is_best(self) -> bool:
+        """Whether the last evaluation is the best so far."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write all of it."""
+        ...
+
+    def save_best(self, path: Path) -> None:
+        """Write what it trains, for use."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run left behind.
+
+    Attributes:
+        checkpoint: The best of what it trained; None before the first.
+        state: From which the run can be resumed.
+        log: One line of JSON for each step and evaluation.
+        steps: How far it got.
+        finished: Whether that is all of it.
+    """
+
+    checkpoint: Path | None
+    state: Path
+    log: Path
+    steps: int
+    finished: bool
+
+
+def prepare(out: Path, settings: Mapping[str, Any], resume: bool) -> Path:
+    """Make the folder of a run; returns where its state lies or will lie.
+
+    Raises:
+        FileExistsError: When it holds a run and ``resume`` is off.
+        OSError: When it cannot be written.
+    """
+    state = out / "state.safetensors"
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "config.json", json.dumps(settings, indent=2).encode())
+    if state.exists() and not resume:
+        raise FileExistsError(f"{out} holds a run already; resume it or choose another folder")
+    return state
+
+
+def begin(
+    state: Path, settings: Mapping[str, Any], resume: Callable[[Path], T], new: Callable[[], T]
+) -> T:
+    """The trainer of a run: of its saved state if there is one.
+
+    Args:
+        state: Where that lies.
+        settings: What the run is.
+        resume: Reads a state.
+        new: Starts afresh.
+
+    Raises:
+        ValueError: For a state of other settings.
+    """
+    log = state.with_name("log.jsonl")
+    trainer = resume(state) if state.exists() else new()
+    if state.exists() and trainer.settings != settings:
+        found = trainer.settings
+        difference = ", ".join(
+            f"{key} is {found[key]}, not {settings[key]}"
+            for key in found
+            if found[key] != settings[key]
+        )
+        raise ValueError(f"{state} is of another configuration: {difference}")
+    _forget_after(log, trainer.count, trainer.step if state.exists() else -1)
+    return trainer
+
+
+def drive(
+    trainer: Trainer,
+    state: Path,
+    evaluate_every: int,
+    save_every: int,
+    describe: Callable[[dict[str, Any]], str],
+) -> Result:
+    """Train to the end. Ctrl-C ends the run after the step it is in, state saved.
+
+    Args:
+        trainer: What ``begin`` gave.
+        state: As for ``begin``; log and checkpoint lie beside it.
+        evaluate_every: Steps from one evaluation to the next.
+        save_every: Steps from one saved state to the next.
+        describe: An evaluation in words.
+    """
+    log, best = state.with_name("log.jsonl"), state.with_name("checkpoint.safetensors")
+    with log.open("a") as lines, _StopOnInterrupt() as stop, _Board(state.parent) as board:
+        bar = tqdm(total=trainer.steps, initial=trainer.step, unit=trainer.count.replace("_", " "))
+
+        def report(record: dict[str, Any]) -> None:
+            lines.write(json.dumps(record) + "\n")
+            lines.flush()
+            board.add(record, record[trainer.count])
+
+        def evaluate() -> None:
+            point = trainer.evaluate()
+            report(point)
+            bar.write(f"{bar.unit} {trainer.step}: {describe(point)}")
+            if trainer.is_best():
+                trainer.save_best(best)
+
+        if trainer.step == 0 and not trainer.evaluations:
+            evaluate()
+        while trainer.step < trainer.steps and not stop.asked:
+            record = trainer.advance()
+            report(record)
+            bar.update()
+            bar.set_postfix(loss=f"{record['loss']:.3f}")
+            last = trainer.step == trainer.steps
+            if trainer.step % evaluate_every == 0 or last:
+                evaluate()
+            if trainer.step % save_every == 0 or last:
+                trainer.save(state)
+        bar.close()
+    if stop.asked:
+        trainer.save(state)
+    finished = trainer.step == trainer.steps
+    return Result(best if best.exists() else None, state, log, trainer.step, finished)
+
+
+def commit() -> str:
+    """Of the code that runs, "unknown" outside of its repository."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+class _StopOnInterrupt:
+    """Ctrl-C asks to stop at the next chance; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "_StopOnInterrupt":
+        try:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not in the main thread: nobody can press Ctrl-C here
+            self._before = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class _Board:
+    """TensorBoard, where it is installed."""
+
+    def __init__(self, out: Path):
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            self._writer = None
+        else:
+            self._writer = SummaryWriter(str(out / "tensorboard"))
+
+    def __enter__(self) -> "_Board":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, record: dict[str, Any], step: int) -> None:
+        """Log every number of a record."""
+        if self._writer is not None:
+            for key, value in record.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(key, value, step)
+
+
+def _forget_after(log: Path, count: str, step: int) -> None:
+    """Drop what was logged after the saved state; a resumed run logs it again."""
+    if not log.exists():
+        return
+    records = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    kept = [json.dumps(r) + "\n" for r in records if r[count] <= step]
+    write_atomically(log, "".join(kept).encode())
