@@ -169,7 +169,7 @@ def topology_of(spec: NetSpec) -> Topology:
     for neurons in spec.neurons:
         node_start.append(at)
         at += neurons.size
-    degree = torch.zeros(at)
+    degree = torch.zeros(at, device="cpu")  # also while a model is made on the meta device
     parameter_start, scalars = [], 0
     for shape in spec.shapes:
         parameter_start.append(scalars)
