@@ -333,7 +333,11 @@ class EquivariantLinear(nn.Module):
         for landing, weight in zip(self.landings, self.weights, strict=True):
             read = [pools[pool] for pool in landing.pools]
             read = torch.cat(read, dim=1) if len(read) > 1 else read[0]
-            mixed = weight @ read[..., None].flatten(2)
+            if landing.tied:
+                # A product for each network: for one of all, torch copies features there and back.
+                mixed = weight.expand(len(read), -1, -1) @ read.flatten(2)
+            else:
+                mixed = (read @ weight.T)[..., None]
             t = landing.target
             term = landing.broadcast(mixed, self.space[t])
             answer[t] = answer[t] + term if t in answer else term

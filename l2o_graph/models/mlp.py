@@ -1,0 +1,19 @@
+"""Linear layers with ReLU between them: a head, or the whole of a model."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+
+def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """A small network.
+
+    Args:
+        widths: Of the input, of each hidden layer and of the output.
+        dropout: Share of each hidden layer that is dropped in training.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers[:-2])
