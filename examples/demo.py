@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_root
-from l2o_graph.zoo.registry import write_atomically
+from l2o_graph.zoo.files import write_atomically
 from meta_train.baselines import BEST_RATES, PACKAGED, contenders
 from meta_train.benchmark import check_writable
 from meta_train.plots import Curve, Panel, plot_curves

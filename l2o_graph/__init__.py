@@ -1,10 +1,11 @@
 """Learned optimizers that read the network they train as a graph.
 
 Axes, wherever shapes are written: N nodes, E edges, P parameters (scalars), F features, H hidden
-channels, K positions of a kernel, n a run of scalars.
+channels, K positions of a kernel, n a run of scalars, *B any batch axes.
 """
 
 from l2o_graph.graph import NeuralGraph, neural_graph
+from l2o_graph.inr import INRClassifier, INREditor
 from l2o_graph.optimizer import (
     FFOptimizer,
     LearnedOptimizer,
@@ -17,6 +18,8 @@ from l2o_graph.zoo.registry import list_checkpoints
 
 __all__ = [
     "FFOptimizer",
+    "INRClassifier",
+    "INREditor",
     "LSTMOptimizer",
     "LearnedOptimizer",
     "NFNOptimizer",

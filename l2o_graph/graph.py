@@ -43,6 +43,9 @@ OFFSET_FREQUENCIES = tuple(4.0**-k for k in range(3))
 NODE_POSITION_SIZE = len(ROLES) + 2 * len(NODE_FREQUENCIES)
 OFFSET_SIZE = 3 * 2 * len(OFFSET_FREQUENCIES)
 
+# From so many chunks on, what stays of each is kept apart from what goes.
+MANY_CHUNKS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -171,7 +174,7 @@ def topology_of(spec: NetSpec) -> Topology:
     for neurons in spec.neurons:
         node_start.append(at)
         at += neurons.size
-    degree = torch.zeros(at)
+    degree = torch.zeros(at, device="cpu")  # also while a model is made on the meta device
     parameter_start, scalars = [], 0
     for shape in spec.shapes:
         parameter_start.append(scalars)
@@ -238,8 +241,8 @@ class Shelf:
 
 
 def shelf_for(chunks: Sequence[Chunk]) -> Shelf | None:
-    """A shelf where there are large tensors for each of many chunks."""
-    return Shelf() if len(chunks) > 1 and not torch.is_grad_enabled() else None
+    """A shelf where large tensors come and go for each of many chunks."""
+    return Shelf() if len(chunks) >= MANY_CHUNKS and not torch.is_grad_enabled() else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ from statistics import fmean, median, stdev
 import torch
 from tqdm import tqdm
 
-from l2o_graph.zoo.registry import load_checkpoint, write_atomically
+from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.registry import load_checkpoint
 from meta_train.baselines import PACKAGED, PUBLISHED, contenders
 from meta_train.plots import Curve, Panel, plot_curves
 from meta_train.tasks import get_task

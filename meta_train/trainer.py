@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from l2o_graph.rule import RuleConfig, UpdateRule, untrained
 from l2o_graph.step import State
-from l2o_graph.zoo.registry import save_checkpoint, write_atomically
+from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.registry import save_checkpoint
 from meta_train.config import MetaConfig
 from meta_train.evolution import evolve
 from meta_train.run import Result, begin, commit, drive, prepare

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from l2o_graph.zoo.registry import write_atomically
+from l2o_graph.zoo.files import write_atomically
 from meta_train.baselines import BEST_RATES, contenders
 from meta_train.benchmark import (
     Record,

@@ -207,7 +207,8 @@ def ng_gnn(model, nodes: Sequence[Tensor], pairs: Pairs, states: Sequence[Tensor
         nodes = next_nodes(layer, nodes, pairs, states)
         if norm is not None:
             nodes = [nn.functional.silu(node) for node in normalised(norm, nodes)]
-        states = next_edges(layer, nodes, pairs, states)
+        if norm is not None or model.last_edges:
+            states = next_edges(layer, nodes, pairs, states)
     return nodes, states
 
 

@@ -42,7 +42,7 @@ def answer(model: nn.Module, spec: NetSpec, nodes: Tensor, edges: Tensor, most: 
     topology = topology_of(spec)
     chunks = topology.chunks(most)
     nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
-    return nodes, torch.cat([states(chunk) for chunk in chunks], dim=1)
+    return nodes, torch.cat([states(chunk) for chunk in chunks], dim=-2)
 
 
 @pytest.mark.parametrize("most", [10**6, 40])
@@ -59,6 +59,33 @@ def test_a_network_in_a_batch_is_the_network_alone(name, most):
     found = answer(model, together(every), nodes, edges, most)
     torch.testing.assert_close(found[0], torch.cat([a for a, _ in alone]), rtol=0, atol=1e-9)
     torch.testing.assert_close(found[1], torch.cat([b for _, b in alone], 1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("most", [10**6, 5])
+@pytest.mark.parametrize("network", ["mlp", "mixed"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "nfn"])
+def test_batch_axes_hold_networks_of_one_architecture(name, network, most):
+    torch.manual_seed(1)
+    spec, model = SPECS[network], MODELS[name]().double()
+    states = [first_states(topology_of(spec), seed) for seed in range(6)]
+    alone = [answer(model, spec, *both, most) for both in states]
+    nodes, edges = (torch.stack([s[i] for s in states]).unflatten(0, (2, 3)) for i in (0, 1))
+    found = answer(model, spec, nodes, edges, most)
+    for part, separate in zip(found, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(part.flatten(0, 1), torch.stack(separate), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "nfn"])
+def test_nodes_that_are_read_need_the_last_messages_that_reach_them_alone(name):
+    torch.manual_seed(1)
+    topology, model = topology_of(SPECS["mlp"]), MODELS[name]().double()
+    first, second = ((piece,) for piece in topology.chunks(10**6)[0])
+    nodes, edges = first_states(topology)
+    rows = rows_of(topology, edges)
+    every, _ = model(topology, (first, second), nodes, rows)
+    some, _ = model(topology, (first, second), nodes, rows, last=(second,))
+    outputs = slice(topology.node_start[-1], None)
+    torch.testing.assert_close(some[outputs], every[outputs], rtol=0, atol=1e-12)
 
 
 def test_a_batch_knows_its_networks():

@@ -100,8 +100,8 @@ def rows_of(topology: Topology, edges: torch.Tensor):
             kernel = topology.spec.kernels[piece.kernel]
             before = sum(math.prod(k.grid) for k in topology.spec.kernels[: piece.kernel])
             before += (piece.start - kernel.start) // math.prod(kernel.positions)
-            runs.append(edges[:, before : before + piece.edges])
-        return torch.cat(runs, dim=1)
+            runs.append(edges[..., before : before + piece.edges, :])
+        return torch.cat(runs, dim=-2)
 
     return states
 

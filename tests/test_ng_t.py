@@ -111,6 +111,8 @@ def slow_layer(layer: NGTLayer, nodes, pairs, states, all_pairs: bool):
         next_nodes.append(post_norm(layer.node.post, x, update))
 
     edge, next_states = layer.edge, []
+    if edge is None:
+        return next_nodes, states
     for n, ((j, i), e) in enumerate(zip(pairs, states, strict=True)):
         reverse = states[(n + len(pairs) // 2) % len(pairs)]
         hidden = edge.edge.weight @ torch.cat([e, reverse]) + edge.edge.bias

@@ -44,7 +44,7 @@ from l2o_graph.inr.files import (
 )
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
-from l2o_graph.zoo.registry import write_atomically
+from l2o_graph.zoo.files import write_atomically
 
 SOURCES = ("mnist", "fmnist", "fmnist_sample")
 SPLITS = ("train", "val", "test")

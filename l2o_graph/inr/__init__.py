@@ -1,23 +1,43 @@
 """Images as networks: SIRENs that each draw one image, fitted, stored, read and drawn again.
 
+``INRClassifier`` and ``INREditor`` read such networks as graphs.
+
 Axes, beside those of ``l2o_graph``: I networks (INRs), Q points (pixels).
 """
 
+from l2o_graph.inr.config import INRModelConfig, inr_config
 from l2o_graph.inr.files import INRs, load_inrs
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
+from l2o_graph.inr.models import (
+    INRClassifier,
+    INREditor,
+    list_inr_models,
+    load_inr_model,
+    save_inr_model,
+)
 from l2o_graph.inr.published import read_published
 from l2o_graph.inr.siren import coordinates, evaluate, initialise, psnr, render
+from l2o_graph.inr.statistics import Statistics, statistics_of
 
 __all__ = [
     "RECIPES",
+    "INRClassifier",
+    "INREditor",
+    "INRModelConfig",
     "INRs",
     "Recipe",
+    "Statistics",
     "coordinates",
     "evaluate",
     "fit",
     "initialise",
+    "inr_config",
+    "list_inr_models",
+    "load_inr_model",
     "load_inrs",
     "psnr",
     "read_published",
     "render",
+    "save_inr_model",
+    "statistics_of",
 ]

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from l2o_graph.inr.siren import layout_of
-from l2o_graph.zoo.registry import write_atomically
+from l2o_graph.zoo.files import write_atomically
 
 FORMAT = "l2o_graph INRs"
 VERSION = 1

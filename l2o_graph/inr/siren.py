@@ -136,6 +136,32 @@ def evaluate(
     return torch.cat(answers)
 
 
+def responses(
+    weights: Sequence[Float[Tensor, "I _ _"]],
+    biases: Sequence[Float[Tensor, "I _"]],
+    points: Float[Tensor, "C Q"],
+    omega0: float = OMEGA0,
+) -> list[Float[Tensor, "I _ Q"]]:
+    """What every neuron of networks says at points; differentiable, of the points too.
+
+    Without the blocks of :func:`evaluate`, and so the same only up to rounding.
+
+    Args:
+        weights: Of each layer (I, out, in).
+        biases: Of each layer (I, out).
+        points: One a column.
+        omega0: Factor in every sine.
+
+    Returns:
+        The points, then what each layer says: sines, and at the output the grey value.
+    """
+    answers = [points.expand(len(weights[0]), -1, -1)]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        linear = torch.baddbmm(bias[..., None], weight, answers[-1])
+        answers.append(linear + OFFSET if i == len(weights) - 1 else (omega0 * linear).sin())
+    return answers
+
+
 def render(
     weights: Sequence[Float[Tensor, "I _ _"]],
     biases: Sequence[Float[Tensor, "I _"]],

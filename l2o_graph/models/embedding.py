@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from l2o_graph.architecture import ACTIVATIONS
@@ -208,7 +208,7 @@ class PaddedEmbedding(nn.Module):
                     f"{'x'.join(map(str, kernel.positions))} exceeds max_kernel {most}x{most} "
                     "of the paper preset"
                 )
-        needed = int(self._rows(topology).max()) + 1
+        needed = int(position_rows(topology).max()) + 1
         if needed > len(self.position):
             raise ValueError(
                 f"the paper preset's table has {len(self.position)} positions, "
@@ -237,7 +237,7 @@ class PaddedEmbedding(nn.Module):
         features = self.position.new_zeros(topology.spec.num_nodes, width)
         if biases.parts:
             features = placed(topology, self._padded(biases.x, ()))
-        return self.node(features) + self.position[self._rows(topology).to(features.device)]
+        return self.node(features) + self.position[position_rows(topology).to(features.device)]
 
     def _padded(self, x: Tensor, positions: tuple[int, ...]) -> Float[Tensor, "cells width"]:
         """(F, n) -> (cells, max_kernel^2 F), each kernel in the centre."""
@@ -248,20 +248,20 @@ class PaddedEmbedding(nn.Module):
         grid = nn.functional.pad(grid, (left, right, top, bottom))
         return grid.permute(1, 2, 3, 0).flatten(1)
 
-    @staticmethod
-    def _rows(topology: Topology) -> Tensor:
-        """The row of the table that each node reads."""
-        rows, at, network = [torch.zeros(0, dtype=torch.long)], 0, 0
-        for neurons in topology.spec.neurons:
-            if neurons.network != network:
-                at, network = 0, neurons.network
-            if neurons.role == "hidden":
-                rows.append(torch.full((neurons.size,), at))
-                at += 1
-            else:
-                rows.append(torch.arange(at, at + neurons.size))
-                at += neurons.size
-        return torch.cat(rows)
+
+def position_rows(topology: Topology) -> Int64[Tensor, " N"]:
+    """The row of a table that each node reads: one an input, a hidden layer, an output."""
+    rows, at, network = [torch.zeros(0, dtype=torch.long)], 0, 0
+    for neurons in topology.spec.neurons:
+        if neurons.network != network:
+            at, network = 0, neurons.network
+        if neurons.role == "hidden":
+            rows.append(torch.full((neurons.size,), at))
+            at += 1
+        else:
+            rows.append(torch.arange(at, at + neurons.size))
+            at += neurons.size
+    return torch.cat(rows)
 
 
 def _wave(rows: int, hidden: int) -> Tensor:

@@ -35,20 +35,20 @@ class Gathered:
         edges: Sums of the states of the edges that lead to each node, and of those that leave it.
     """
 
-    log_mass: Float[Tensor, "heads n"]
-    mean: Float[Tensor, "heads d n"]
-    edges: Float[Tensor, "2 n C"]
+    log_mass: Float[Tensor, "*B heads n"]
+    mean: Float[Tensor, "*B heads d n"]
+    edges: Float[Tensor, "*B 2 n C"]
 
     def part(self, start: int, stop: int) -> "Gathered":
         """Of some of the nodes."""
         own = slice(start, stop)
-        return Gathered(self.log_mass[:, own], self.mean[..., own], self.edges[:, own])
+        return Gathered(self.log_mass[..., own], self.mean[..., own], self.edges[..., own, :])
 
     def beside(self, other: "Gathered") -> "Gathered":
         """More pairs of the same nodes."""
         log_mass = torch.logaddexp(self.log_mass, other.log_mass)
-        own = (self.log_mass - log_mass).exp()[:, None]
-        others = (other.log_mass - log_mass).exp()[:, None]
+        own = (self.log_mass - log_mass).exp().unsqueeze(-2)
+        others = (other.log_mass - log_mass).exp().unsqueeze(-2)
         mean = torch.addcmul(own * self.mean, others, other.mean)
         return Gathered(log_mass, mean, self.edges + other.edges)
 
@@ -56,27 +56,28 @@ class Gathered:
     def cat(parts: Sequence["Gathered"]) -> "Gathered":
         """As many pairs of further nodes, in order."""
         return Gathered(
-            torch.cat([part.log_mass for part in parts], dim=1),
-            torch.cat([part.mean for part in parts], dim=2),
-            torch.cat([part.edges for part in parts], dim=1),
+            torch.cat([part.log_mass for part in parts], dim=-1),
+            torch.cat([part.mean for part in parts], dim=-1),
+            torch.cat([part.edges for part in parts], dim=-2),
         )
 
 
 class PostNorm(nn.Module):
-    """x <- LN(x + update), then x <- LN(x + FFN(x))."""
+    """x <- LN(x + update), then x <- LN(x + FFN(x)), with dropout of both that are added."""
 
-    def __init__(self, size: int, hidden: int):
+    def __init__(self, size: int, hidden: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(size)
         self.ffn = nn.Sequential(
             nn.Linear(size, hidden, bias=False), nn.GELU(), nn.Linear(hidden, size)
         )
         self.ffn_norm = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*n C"], update: Float[Tensor, "*n C"]) -> Tensor:
         """Take an update."""
-        x = self.norm(x + update)
-        return self.ffn_norm(x + self.ffn(x))
+        x = self.norm(x + self.dropout(update))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
 
 
 class NodeUpdate(nn.Module):
@@ -89,7 +90,16 @@ class NodeUpdate(nn.Module):
         x_i <- PostNorm(x_i, W_0 W_out o_i),  with ``axial`` PostNorm(x_i, W_0 o_i)
     """
 
-    def __init__(self, node: int, edge: int, attention: int, heads: int, hidden: int, axial: bool):
+    def __init__(
+        self,
+        node: int,
+        edge: int,
+        attention: int,
+        heads: int,
+        hidden: int,
+        axial: bool,
+        dropout: float,
+    ):
         super().__init__()
         self.heads = heads
         self.averaged = edge if axial else 0  # channels of the edges whose means are asked for
@@ -98,13 +108,13 @@ class NodeUpdate(nn.Module):
         self.of_edge = nn.Linear(edge, 4 * attention, bias=False)  # W_q, W_k, W_s, W_v
         out = [nn.Linear(attention, node)]
         self.out = nn.Sequential(*out if axial else [*out, nn.Linear(node, node)])
-        self.post = PostNorm(node, hidden)
+        self.post = PostNorm(node, hidden, dropout)
 
     def gather(
         self,
         topology: Topology,
         chunks: Sequence[Chunk],
-        nodes: Float[Tensor, "N H"],
+        nodes: Float[Tensor, "*B N H"],
         edges: EdgeStates,
         joined: Sequence[Bool[Tensor, "_ _"] | None],
     ) -> Gathered:
@@ -122,31 +132,33 @@ class NodeUpdate(nn.Module):
             What each node gathered. Sums of edges are of no channels without ``axial``.
         """
         # Channels first: heads are short, and the rows of a grid are what is long.
-        of_node = self.of_node.weight @ nodes.T
-        queries, keys, values = of_node.unflatten(0, (3, self.heads, -1))  # (heads, d, N) each
+        of_node = (self.of_node.weight @ nodes.mT).unflatten(-2, (3, self.heads, -1))
+        queries, keys, values = of_node.unbind(-4)  # (*B, heads, d, N) each
         alone = torch.cat(
             [
                 self._alone(queries[..., start:stop], keys[..., start:stop], left_out)
                 for (start, stop), left_out in zip(topology.networks, joined, strict=True)
             ],
-            dim=1,
+            dim=-1,
         )
-        no_value, no_edge = torch.zeros_like(values), nodes.new_zeros(2, len(nodes), self.averaged)
-        begin = Gathered(alone, no_value, no_edge)
+        *batch, count, _ = nodes.shape
+        no_edge = nodes.new_zeros(*batch, 2, count, self.averaged)
+        begin = Gathered(alone, torch.zeros_like(values), no_edge)
 
         def sides() -> Iterator[Gathered]:
             for chunk in chunks:
                 states = edges(chunk)
-                of_edge = torch.bmm(self.of_edge.weight.expand(2, -1, -1), states.mT)
-                of_edge = of_edge.unflatten(1, (4, self.heads, -1))
+                planes = states.flatten(0, -3)  # of all networks
+                of_edge = torch.bmm(self.of_edge.weight.expand(len(planes), -1, -1), planes.mT)
+                of_edge = of_edge.view(*states.shape[:-2], 4, self.heads, -1, states.shape[-2])
                 at = 0
                 for piece in chunk:
                     groups, rows, columns = piece.grid
                     own = slice(at, at + piece.edges)
                     at = own.stop
                     to_rows = int(piece.from_rows)  # the plane of edges that lead there
-                    grid = states[:, own, : self.averaged].unflatten(1, piece.grid)
-                    planes = of_edge[..., own].unflatten(-1, piece.grid)
+                    grid = states[..., own, : self.averaged].unflatten(-2, piece.grid)
+                    planes = of_edge[..., own].unflatten(-1, piece.grid).unbind(-7)
                     row_q, row_k, row_v = (
                         x[..., slice(*piece.rows)].unflatten(-1, (groups, rows, 1))
                         for x in (queries, keys, values)
@@ -158,9 +170,9 @@ class NodeUpdate(nn.Module):
                     into = self._attend(row_q, col_k, col_v, planes[to_rows], dim=-1)
                     back = self._attend(col_q, row_k, row_v, planes[1 - to_rows], dim=-2)
                     # A plane's edges lead to one side and leave the other.
-                    of_rows, of_columns = grid.sum(3).flatten(1, 2), grid.sum(2).flatten(1, 2)
-                    yield Gathered(*into, of_rows.flip(0) if to_rows else of_rows)
-                    yield Gathered(*back, of_columns if to_rows else of_columns.flip(0))
+                    of_rows, of_columns = (grid.sum(dim).flatten(-3, -2) for dim in (-2, -3))
+                    yield Gathered(*into, of_rows.flip(-3) if to_rows else of_rows)
+                    yield Gathered(*back, of_columns if to_rows else of_columns.flip(-3))
 
         runs = runs_of_chunks(topology, chunks)
         before = [begin.part(*run) for run in runs.nodes]
@@ -169,35 +181,37 @@ class NodeUpdate(nn.Module):
 
     def _alone(
         self,
-        queries: Float[Tensor, "heads d n"],
-        keys: Float[Tensor, "heads d n"],
+        queries: Float[Tensor, "*B heads d n"],
+        keys: Float[Tensor, "*B heads d n"],
         joined: Bool[Tensor, "n n"] | None,
-    ) -> Float[Tensor, "heads n"]:
+    ) -> Float[Tensor, "*B heads n"]:
         """Log mass of a network's pairs without an edge, a node and itself among them."""
         if joined is None:
-            return self.scale * (queries * keys).sum(1)
+            return self.scale * (queries * keys).sum(-2)
         scores = self.scale * (queries.mT @ keys)
         return scores.masked_fill(joined, -torch.inf).logsumexp(-1)
 
     def _attend(
         self,
-        queries: Float[Tensor, "heads d groups _ _"],
-        keys: Float[Tensor, "heads d groups _ _"],
-        values: Float[Tensor, "heads d groups _ _"],
-        edges: Float[Tensor, "4 heads d groups rows columns"],
+        queries: Float[Tensor, "*B heads d groups _ _"],
+        keys: Float[Tensor, "*B heads d groups _ _"],
+        values: Float[Tensor, "*B heads d groups _ _"],
+        edges: Float[Tensor, "*B 4 heads d groups rows columns"],
         dim: int,
-    ) -> tuple[Float[Tensor, "heads n"], Float[Tensor, "heads d n"]]:
+    ) -> tuple[Float[Tensor, "*B heads n"], Float[Tensor, "*B heads d n"]]:
         """Log mass and mean of the values along the rows or the columns of a grid."""
-        on_query, on_key, scale, shift = edges
-        scores = self.scale * ((queries + on_query) * (keys + on_key)).sum(1)
+        on_query, on_key, scale, shift = edges.unbind(-6)
+        scores = self.scale * ((queries + on_query) * (keys + on_key)).sum(-4)
         log_mass = scores.logsumexp(dim)
         weights = (scores - log_mass.unsqueeze(dim)).exp()
-        mean = (weights[:, None] * torch.addcmul(shift, scale, values)).sum(dim)
+        mean = (weights.unsqueeze(-4) * torch.addcmul(shift, scale, values)).sum(dim)
         return log_mass.flatten(-2), mean.flatten(-2)
 
-    def forward(self, nodes: Float[Tensor, "N H"], gathered: Gathered) -> Float[Tensor, "N H"]:
+    def forward(
+        self, nodes: Float[Tensor, "*B N H"], gathered: Gathered
+    ) -> Float[Tensor, "*B N H"]:
         """Update the nodes from what they gathered."""
-        return self.post(nodes, self.out(gathered.mean.flatten(0, 1).T))
+        return self.post(nodes, self.out(gathered.mean.flatten(-3, -2).mT))
 
 
 class EdgeUpdate(nn.Module):
@@ -211,7 +225,7 @@ class EdgeUpdate(nn.Module):
     to i), otherwise a = 0.
     """
 
-    def __init__(self, node: int, edge: int, hidden: int, axial: bool):
+    def __init__(self, node: int, edge: int, hidden: int, axial: bool, dropout: float):
         super().__init__()
         inner = edge if axial else hidden
         self.edge = nn.Linear(2 * edge, inner)
@@ -220,27 +234,28 @@ class EdgeUpdate(nn.Module):
         self.column = nn.Linear(edge, inner, bias=False) if axial else None
         self.row = nn.Linear(edge, inner, bias=False) if axial else None
         self.out = nn.Linear(inner, edge)
-        self.post = PostNorm(edge, hidden)
+        self.post = PostNorm(edge, hidden, dropout)
 
     def terms(
-        self, topology: Topology, nodes: Float[Tensor, "N H"], gathered: Gathered
-    ) -> tuple[Float[Tensor, "N inner"], Float[Tensor, "N inner"]]:
+        self, topology: Topology, nodes: Float[Tensor, "*B N H"], gathered: Gathered
+    ) -> tuple[Float[Tensor, "*B N inner"], Float[Tensor, "*B N inner"]]:
         """What each node adds to the edges that lead to it and to those that leave it."""
         target, source = self.target(nodes), self.source(nodes)
         if self.row is not None and self.column is not None:
             # A node without edges has no one to tell, but 0 / 0 would spoil the gradient.
-            into, out_of = gathered.edges / topology.degree.to(nodes).clamp(min=1)[:, None]
+            degree = topology.degree.to(nodes).clamp(min=1)[:, None]
+            into, out_of = (gathered.edges / degree).unbind(-3)
             target, source = target + self.row(into), source + self.column(out_of)
         return target, source
 
     def forward(
         self,
         chunk: Chunk,
-        terms: tuple[Float[Tensor, "N inner"], Float[Tensor, "N inner"]],
-        edges: Float[Tensor, "2 E C"],
-    ) -> Float[Tensor, "2 E C"]:
+        terms: tuple[Float[Tensor, "*B N inner"], Float[Tensor, "*B N inner"]],
+        edges: Float[Tensor, "*B 2 E C"],
+    ) -> Float[Tensor, "*B 2 E C"]:
         """Update the edges of a chunk."""
-        both = torch.cat([edges, edges.flip(0)], dim=-1)
+        both = torch.cat([edges, edges.flip(-3)], dim=-1)
         hidden = nn.functional.gelu(self.edge(both) + over_both_planes(chunk, *terms))
         return self.post(edges, self.out(hidden))
 
@@ -258,6 +273,8 @@ class NGTLayer(nn.Module):
         axial: The layer whose size is that of the paper's models, where the released code's is
             not: the attention has no output map of its own, and an edge also reads the means of
             the edges that share one of its ends.
+        dropout: Share of what is added to a state's channels that training leaves out.
+        edges: Whether edges are updated; without, the layer has no weights for it.
 
     Raises:
         ValueError: When the heads do not share the attention's channels evenly.
@@ -272,12 +289,14 @@ class NGTLayer(nn.Module):
         node_hidden: int,
         edge_hidden: int,
         axial: bool = False,
+        dropout: float = 0.0,
+        edges: bool = True,
     ):
         if attention % heads:
             raise ValueError(f"expected a multiple of {heads} heads, found {attention} channels")
         super().__init__()
-        self.node = NodeUpdate(node, edge, attention, heads, node_hidden, axial)
-        self.edge = EdgeUpdate(node, edge, edge_hidden, axial)
+        self.node = NodeUpdate(node, edge, attention, heads, node_hidden, axial, dropout)
+        self.edge = EdgeUpdate(node, edge, edge_hidden, axial, dropout) if edges else None
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -288,36 +307,44 @@ class NGTLayer(nn.Module):
         self,
         topology: Topology,
         chunks: Sequence[Chunk],
-        nodes: Float[Tensor, "N H"],
+        nodes: Float[Tensor, "*B N H"],
         edges: EdgeStates,
         joined: Sequence[Bool[Tensor, "_ _"] | None],
-    ) -> tuple[Float[Tensor, "N H"], EdgeStates]:
+    ) -> tuple[Float[Tensor, "*B N H"], EdgeStates]:
         """Update the nodes, and say how to update the edges of a chunk."""
         gathered = self.node.gather(topology, chunks, nodes, edges, joined)
-        nodes = self.node(nodes, gathered)
-        terms = self.edge.terms(topology, nodes, gathered)
-        return nodes, lambda chunk: self.edge(chunk, terms, edges(chunk))
+        nodes, update = self.node(nodes, gathered), self.edge
+        if update is None:
+            return nodes, edges
+        terms = update.terms(topology, nodes, gathered)
+        return nodes, lambda chunk: update(chunk, terms, edges(chunk))
 
 
 class NGT(nn.Module):
     """NG-T: node and edge states in, node and edge states out.
 
     A node attends to its neighbours along the edges that lead to it, of both planes, and to
-    itself; up to ``most_pairs`` pairs, also to all nodes that it has no edge with. Edges are
-    updated in every layer. The released code updates a state for every pair of nodes; here
-    states live on edges alone, and means over edges (``axial``) are over those there are.
+    itself; up to ``most_pairs`` pairs, also to all nodes that it has no edge with. The released
+    code has a state for every pair of nodes, which without an edge starts at a constant and is
+    updated like any other, and a node attends along the edges that leave it; here states live on
+    edges alone, a pair without one carries nothing, and means over edges (``axial``) are over
+    those there are.
 
     Left out on purpose: the class token and the attention to padding of the released code, which
-    made a network's answer depend on more than the network, and dropout.
+    made a network's answer depend on more than the network.
 
     Args:
-        hidden: Channels of nodes, edges and attention; half of the nodes' feed-forward network's.
+        hidden: Channels of nodes; half of the nodes' feed-forward network's.
         layers: Rounds of attention.
         heads: Heads of the attention.
         edge_hidden: Hidden channels of the edges' networks, ``hidden`` unless said otherwise. The
             paper's optimizer has ``NGT(32, 2, 4, edge_hidden=64, axial=True)`` by its size.
         axial: As in ``NGTLayer``.
         most_pairs: Most pairs of nodes, N * N, for which all are attended to.
+        edge: Channels of edges, ``hidden`` unless said otherwise.
+        attention: Channels of queries, keys and values, ``hidden`` unless said otherwise.
+        dropout: As in ``NGTLayer``.
+        last_edges: Whether the last layer updates edges, as all others do.
     """
 
     def __init__(
@@ -328,26 +355,35 @@ class NGT(nn.Module):
         edge_hidden: int | None = None,
         axial: bool = False,
         most_pairs: int = MOST_PAIRS,
+        edge: int | None = None,
+        attention: int | None = None,
+        dropout: float = 0.0,
+        last_edges: bool = True,
     ):
         super().__init__()
         self.most_pairs = most_pairs
-        sizes = (hidden, hidden, hidden, heads, 2 * hidden, edge_hidden or hidden)
-        self.layers = nn.ModuleList(NGTLayer(*sizes, axial=axial) for _ in range(layers))
+        edge, attention, edge_hidden = edge or hidden, attention or hidden, edge_hidden or hidden
+        sizes = (hidden, edge, attention, heads, 2 * hidden, edge_hidden, axial, dropout)
+        self.layers = nn.ModuleList(
+            NGTLayer(*sizes, edges=last_edges or k < layers - 1) for k in range(layers)
+        )
 
     def forward(
         self,
         topology: Topology,
         chunks: Sequence[Chunk],
-        nodes: Float[Tensor, "N H"],
+        nodes: Float[Tensor, "*B N H"],
         edges: EdgeStates,
-    ) -> tuple[Float[Tensor, "N H"], EdgeStates]:
+        last: Sequence[Chunk] | None = None,
+    ) -> tuple[Float[Tensor, "*B N H"], EdgeStates]:
         """Attend.
 
         Args:
             topology: Where everything lies.
             chunks: All rows of all kernels, in order.
-            nodes: (N, H) initial states.
-            edges: Gives the initial states (2, E, H) of a chunk's edges.
+            nodes: (*B, N, H) initial states.
+            edges: Gives the initial states (*B, 2, E, C) of a chunk's edges.
+            last: The chunks whose edges the last layer attends to, as in NG-GNN.
 
         Returns:
             Final node states, and a function that gives a chunk's final edge states. With
@@ -359,8 +395,9 @@ class NGT(nn.Module):
             pairs if pairs is None else pairs.to(nodes.device)
             for pairs in joined_pairs(topology, self.most_pairs)
         ]
-        for layer in self.layers:
-            nodes, updated = layer(topology, chunks, nodes, edges, joined)
+        for k, layer in enumerate(self.layers, 1):
+            attended = chunks if last is None or k < len(self.layers) else last
+            nodes, updated = layer(topology, attended, nodes, edges, joined)
             edges = hold(updated)
         return nodes, edges
 

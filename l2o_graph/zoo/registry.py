@@ -2,22 +2,18 @@
 
 import hashlib
 import json
-import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from l2o_graph.features import FEATURE_VERSION
 from l2o_graph.rule import RuleConfig, UpdateRule
+from l2o_graph.zoo.files import fill, find, packaged, parse, save_module
 
 FORMAT = "l2o_graph learned optimizer"
-SUFFIX = ".safetensors"
 
 # A name for whatever is best: the graph network with the lowest held-out FashionMNIST loss.
 ALIASES = {"fmnist": "fmnist-ng_gnn"}
@@ -40,9 +36,7 @@ class Checkpoint:
 
 def list_checkpoints() -> list[str]:
     """Names of the checkpoints in the package."""
-    files = resources.files("l2o_graph.zoo").iterdir()
-    names = {file.name.removesuffix(SUFFIX) for file in files if file.name.endswith(SUFFIX)}
-    return sorted(names | set(ALIASES))
+    return sorted(_known())
 
 
 def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
@@ -56,18 +50,26 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             or made for other features.
         FileNotFoundError: For a path to nothing.
     """
-    name = str(checkpoint)
-    if name in list_checkpoints():
-        file = resources.files("l2o_graph.zoo") / (ALIASES.get(name, name) + SUFFIX)
-        return _parse(file.read_bytes(), name, name)
-    path = Path(checkpoint)
-    if path.is_file():
-        return _parse(path.read_bytes(), path.stem, str(path))
-    if isinstance(checkpoint, Path) or path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(f"checkpoint '{path}': expected a file, found none")
-    raise ValueError(
-        f"unknown checkpoint '{name}', expected one of {list_checkpoints()} or a path to a file"
-    )
+    content, name, origin = find(checkpoint, _known())
+    tensors, metadata = parse(content, origin, FORMAT, "a learned optimizer")
+    if metadata.get("feature_version") != str(FEATURE_VERSION):
+        raise ValueError(
+            f"checkpoint '{origin}': expected feature version {FEATURE_VERSION}, which this "
+            f"package makes, found {metadata.get('feature_version')}"
+        )
+    try:
+        config = RuleConfig(**json.loads(metadata["config"]))
+        provenance = json.loads(metadata["provenance"])
+        # Weights come from the file: drawing them would disturb the user's random numbers.
+        with torch.device("meta"):
+            rule = UpdateRule(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint '{origin}': expected a RuleConfig and a provenance as JSON in its "
+            f"header, found config {metadata.get('config')!r}: {error!r}"
+        ) from error
+    fill(rule, tensors, origin, config)
+    return Checkpoint(f"{name}@{_digest(rule)}", rule, provenance)
 
 
 def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) -> None:
@@ -88,69 +90,13 @@ def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) ->
         "config": json.dumps(asdict(rule.config)),
         "provenance": json.dumps(provenance),
     }
-    tensors = {
-        name: t.detach().to("cpu", torch.float32).contiguous()
-        for name, t in rule.state_dict().items()
-    }
-    _check_finite(tensors, str(path))
-    write_atomically(path, save(tensors, metadata))
+    save_module(path, rule, metadata)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the file, then rename: a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _parse(content: bytes, name: str, origin: str) -> Checkpoint:
-    """Make a checkpoint of a file's content; ``origin`` is where errors say that it lies."""
-    try:
-        tensors = load(content)
-    except SafetensorError as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected a whole safetensors file, found: {error}"
-        ) from error
-    # A safetensors file starts with the length of its JSON header, 8 bytes, little-endian.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata = header.get("__metadata__", {})
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"checkpoint '{origin}': expected format '{FORMAT}' in its header, found "
-            f"{metadata.get('format')!r}: not a learned optimizer"
-        )
-    if metadata.get("feature_version") != str(FEATURE_VERSION):
-        raise ValueError(
-            f"checkpoint '{origin}': expected feature version {FEATURE_VERSION}, which this "
-            f"package makes, found {metadata.get('feature_version')}"
-        )
-    try:
-        config = RuleConfig(**json.loads(metadata["config"]))
-        provenance = json.loads(metadata["provenance"])
-        # Weights come from the file: drawing them would disturb the user's random numbers.
-        with torch.device("meta"):
-            rule = UpdateRule(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected a RuleConfig and a provenance as JSON in its "
-            f"header, found config {metadata.get('config')!r}: {error!r}"
-        ) from error
-    try:
-        rule.load_state_dict({key: t.float() for key, t in tensors.items()}, assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected the tensors of {config}, found others: {error}"
-        ) from error
-    _check_finite(tensors, origin)
-    rule.requires_grad_(False)
-    return Checkpoint(f"{name}@{_digest(rule)}", rule, provenance)
+def _known() -> dict[str, Callable[[], bytes]]:
+    """Readers of the packaged files by name, an alias being another name."""
+    files = packaged()
+    return files | {alias: files[name] for alias, name in ALIASES.items()}
 
 
 def _digest(rule: UpdateRule) -> str:
@@ -159,9 +105,3 @@ def _digest(rule: UpdateRule) -> str:
     for name, tensor in sorted(rule.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _check_finite(tensors: dict[str, Tensor], origin: str) -> None:
-    bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
-    if bad:
-        raise ValueError(f"checkpoint '{origin}': expected finite weights, found others in {bad}")

@@ -1,0 +1,68 @@
+"""Answers about networks as a whole, and for each of their weights and biases."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.graph import Chunk, Topology
+from l2o_graph.models.ng_gnn import EdgeStates
+from l2o_graph.readers import linear_maps
+
+
+class OutputNodes(nn.Module):
+    """The states of the output nodes beside each other, and a small network on them.
+
+    Args:
+        outputs: How many output nodes.
+        size: Channels of nodes.
+        hidden: Channels of the network's hidden layers.
+        depth: How many of these.
+        answers: Channels of the answer.
+    """
+
+    def __init__(self, outputs: int, size: int, hidden: int, depth: int, answers: int):
+        super().__init__()
+        self.outputs = outputs
+        self.maps = nn.Sequential(
+            *linear_maps(outputs * size, hidden, depth), nn.ReLU(), nn.Linear(hidden, answers)
+        )
+
+    def forward(self, nodes: Float[Tensor, "*B N H"]) -> Float[Tensor, "*B answers"]:
+        """Answer from the last nodes, which are the outputs."""
+        return self.maps(nodes[..., -self.outputs :, :].flatten(-2))
+
+
+class ParameterDeltas(nn.Module):
+    """A number for each weight, from its forward edge, and for each bias, from its own node.
+
+    The released code read biases from node 0 on, as if inputs had biases, and so changed other
+    neurons' biases than it read.
+
+    Args:
+        edge: Channels of edges.
+        node: Channels of nodes.
+    """
+
+    def __init__(self, edge: int, node: int):
+        super().__init__()
+        self.of_edge, self.of_node = (
+            nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1))
+            for size in (edge, node)
+        )
+
+    def forward(
+        self,
+        topology: Topology,
+        chunks: Sequence[Chunk],
+        nodes: Float[Tensor, "*B N H"],
+        edges: EdgeStates,
+    ) -> tuple[list[Float[Tensor, "*B _ _"]], list[Float[Tensor, "*B _"]]]:
+        """Numbers of each kernel, (*B, out, in), and of each bias, (*B, out)."""
+        forward = torch.cat([edges(chunk)[..., 0, :, :] for chunk in chunks], dim=-2)
+        kernels, biases = topology.spec.kernels, topology.spec.biases
+        runs = self.of_edge(forward).squeeze(-1).split([k.size for k in kernels], dim=-1)
+        of_weights = [run.unflatten(-1, k.grid[1:]) for run, k in zip(runs, kernels, strict=True)]
+        of_nodes = self.of_node(nodes).squeeze(-1)
+        return of_weights, [of_nodes[..., slice(*topology.bias(bias))] for bias in biases]

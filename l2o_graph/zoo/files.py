@@ -1,0 +1,128 @@
+"""Models as files: safetensors with a header, whole or not at all, found by name or path."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+SUFFIX = ".safetensors"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the file, then rename: a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_module(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Store a module's state in float32, with a header.
+
+    Raises:
+        ValueError: For weights that are not finite.
+        OSError: For a place that cannot be written to.
+    """
+    tensors = {
+        name: t.detach().to("cpu", torch.float32).contiguous()
+        for name, t in module.state_dict().items()
+    }
+    check_finite(tensors, str(path))
+    write_atomically(path, save(tensors, dict(metadata)))
+
+
+def packaged(folder: str = "") -> dict[str, Callable[[], bytes]]:
+    """Readers of the files in a folder of the zoo, by name."""
+    place = resources.files("l2o_graph.zoo") / folder
+    files = place.iterdir() if place.is_dir() else ()
+    return {f.name.removesuffix(SUFFIX): f.read_bytes for f in files if f.name.endswith(SUFFIX)}
+
+
+def find(
+    checkpoint: str | Path, known: Mapping[str, Callable[[], bytes]]
+) -> tuple[bytes, str, str]:
+    """Read a file, given by the name of a known one or by path.
+
+    Returns:
+        Its content, its name, and where errors are to say that it lies.
+
+    Raises:
+        ValueError: For an unknown name.
+        FileNotFoundError: For a path to nothing.
+    """
+    name, path = str(checkpoint), Path(checkpoint)
+    if name in known:
+        return known[name](), name, name
+    if path.is_file():
+        return path.read_bytes(), path.stem, str(path)
+    if isinstance(checkpoint, Path) or path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"checkpoint '{path}': expected a file, found none")
+    raise ValueError(
+        f"unknown checkpoint '{name}', expected one of {sorted(known)} or a path to a file"
+    )
+
+
+def parse(
+    content: bytes, origin: str, expected: str, what: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a file.
+
+    Args:
+        content: Of the file.
+        origin: Where errors say that it lies.
+        expected: The entry "format" that its header must have.
+        what: Has this format, in words.
+
+    Raises:
+        ValueError: For a damaged file and another format.
+    """
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise ValueError(
+            f"checkpoint '{origin}': expected a whole safetensors file, found: {error}"
+        ) from error
+    # A safetensors file starts with the length of its JSON header, 8 bytes, little-endian.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    if metadata.get("format") != expected:
+        raise ValueError(
+            f"checkpoint '{origin}': expected format '{expected}' in its header, found "
+            f"{metadata.get('format')!r}: not {what}"
+        )
+    return tensors, metadata
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, config: object) -> None:
+    """Give a module, made on the meta device from a configuration, its weights; freeze it.
+
+    Raises:
+        ValueError: For tensors of another module, or that are not finite.
+    """
+    try:
+        module.load_state_dict({key: t.float() for key, t in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint '{origin}': expected the tensors of {config}, found others: {error}"
+        ) from error
+    check_finite(tensors, origin)
+    module.requires_grad_(False)
+
+
+def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights that are not finite, by name."""
+    bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
+    if bad:
+        raise ValueError(f"checkpoint '{origin}': expected finite weights, found others in {bad}")
