@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tqdm import tqdm
 
-from l2o_graph.zoo.registry import write_atomically
+from l2o_graph.zoo.files import write_atomically
 
 T = TypeVar("T", bound="Trainer")
 
