@@ -76,7 +76,8 @@ def picture(graph: NeuralGraph) -> "Figure":
             LineCollection(lines.tolist(), colors=colours, linewidths=0.6, alpha=strength, zorder=1)
         )
     for neurons, place, top in zip(spec.neurons, places, tops, strict=True):
-        axes.scatter(*place.T.tolist(), s=14, c=ROLE_COLOURS[neurons.role], zorder=2)
+        x, y = place.T.tolist()
+        axes.scatter(x, y, s=14, c=ROLE_COLOURS[neurons.role], zorder=2)
         _write(axes, neurons, float(place[0, 0]), top)
     axes.autoscale_view()
     return figure
