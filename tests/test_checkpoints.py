@@ -102,6 +102,18 @@ def test_a_file_in_the_working_directory_needs_no_suffix(path, monkeypatch):
     assert load_checkpoint("fmnist").identity != load_checkpoint(path.parent / "fmnist").identity
 
 
+def test_packaged_files_keep_their_identity():
+    """What saved optimizers and the results call them, whatever options are added later."""
+    assert [load_checkpoint(name).identity for name in list_checkpoints()] == [
+        "fmnist@494505c88ea7",
+        "fmnist-ff@edbf647e3531",
+        "fmnist-lstm@a24e56e42e66",
+        "fmnist-nfn@6e41a3e78a6a",
+        "fmnist-ng_gnn@494505c88ea7",
+        "fmnist-ng_t@eb6c86f3764a",
+    ]
+
+
 def test_identity_follows_from_the_content(tmp_path):
     one, other = random_checkpoint(tmp_path, 0), random_checkpoint(tmp_path, 1)
     again = tmp_path / "again.safetensors"

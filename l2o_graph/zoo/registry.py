@@ -18,6 +18,9 @@ FORMAT = "l2o_graph learned optimizer"
 # A name for whatever is best: the graph network with the lowest held-out FashionMNIST loss.
 ALIASES = {"fmnist": "fmnist-ng_gnn"}
 
+# Options of a RuleConfig that the first checkpoints did not have, off in them.
+LATER = ("activations",)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -101,7 +104,11 @@ def _known() -> dict[str, Callable[[], bytes]]:
 
 def _digest(rule: UpdateRule) -> str:
     """Of what the rule computes: safetensors writes the same tensors in any order."""
-    digest = hashlib.sha256(repr((FEATURE_VERSION, rule.config)).encode())
+    # A saved optimizer names its checkpoint: options that came later count only where they are on.
+    options = ", ".join(
+        f"{key}={value!r}" for key, value in asdict(rule.config).items() if value or key not in LATER
+    )
+    digest = hashlib.sha256(f"({FEATURE_VERSION}, RuleConfig({options}))".encode())
     for name, tensor in sorted(rule.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()[:12]
