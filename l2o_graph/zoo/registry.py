@@ -106,7 +106,9 @@ def _digest(rule: UpdateRule) -> str:
     """Of what the rule computes: safetensors writes the same tensors in any order."""
     # A saved optimizer names its checkpoint: options that came later count only where they are on.
     options = ", ".join(
-        f"{key}={value!r}" for key, value in asdict(rule.config).items() if value or key not in LATER
+        f"{key}={value!r}"
+        for key, value in asdict(rule.config).items()
+        if value or key not in LATER
     )
     digest = hashlib.sha256(f"({FEATURE_VERSION}, RuleConfig({options}))".encode())
     for name, tensor in sorted(rule.state_dict().items()):
