@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology, runs_of_chunks, shelf_for
+from l2o_graph.graph import Chunk, Topology, runs_of_chunks
 from l2o_graph.models.ng_gnn import EdgeStates, keeps_edges, kept_if, over_edges
 
 PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
@@ -82,7 +82,7 @@ def kernel_means(
                 yield Pooled.of(means, piece.from_rows, piece.share)
 
     runs = runs_of_chunks(topology, chunks)
-    reached = runs.gather(sides(), [None] * len(runs.nodes), shelf_for(chunks))
+    reached = runs.gather(sides(), [None] * len(runs.nodes), len(chunks))
     some = next(pooled.total for pooled in reached if pooled is not None)
     no_kernel = some.new_zeros(topology.spec.num_nodes, 2 * some.shape[2])
     return torch.cat(

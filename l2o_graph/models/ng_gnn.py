@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology, runs_of_chunks, shelf_for
+from l2o_graph.graph import Chunk, Topology, runs_of_chunks
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -199,7 +199,7 @@ class NGGNNLayer(nn.Module):
                     yield Tally.of(grids[1 - to_rows], dim=-3)
 
         runs = runs_of_chunks(topology, chunks)
-        reached = runs.gather(sides(), [None] * len(runs.nodes), shelf_for(chunks))
+        reached = runs.gather(sides(), [None] * len(runs.nodes), len(chunks))
         no_messages = nodes.new_zeros(*nodes.shape[:-1], 4 * nodes.shape[-1])
         gathered = torch.cat(
             [

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology, runs_of_chunks, shelf_for
+from l2o_graph.graph import Chunk, Topology, runs_of_chunks
 from l2o_graph.models.ng_gnn import EdgeStates, keeps_edges, kept_if, over_both_planes
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
@@ -176,7 +176,7 @@ class NodeUpdate(nn.Module):
 
         runs = runs_of_chunks(topology, chunks)
         before = [begin.part(*run) for run in runs.nodes]
-        reached = runs.gather(sides(), before, shelf_for(chunks))
+        reached = runs.gather(sides(), before, len(chunks))
         return Gathered.cat([each for each in reached if each is not None])
 
     def _alone(
