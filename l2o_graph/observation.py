@@ -4,8 +4,9 @@ An observation holds views of one parameter's tensors and the little that all it
 The features of its scalars are made where they are used, for one chunk at a time.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -34,6 +35,10 @@ GRAM_BLOCK = 1 << 20
 # Scalars whose orthogonal directions are kept during a step: 128 MB.
 MOST_HELD = 1 << 25
 
+# Scalars of a direction that is not kept worked out at once: 16 MB. A row of it mixes all rows of
+# its matrix, which is a waste to read for the few rows of a chunk.
+DIRECTION_BLOCK = 1 << 22
+
 # A tensor whose RMS is smaller counts as a constant. Derivatives of what is relative to an RMS
 # take its third power, which float32 holds up to 1e38.
 SMALLEST_RMS = 1e-12
@@ -59,6 +64,20 @@ class Matrix:
     mixes: bool
 
 
+class Latest:
+    """What was worked out last, for those who ask for parts of it one after the other."""
+
+    def __init__(self) -> None:
+        self._key, self._value = None, None
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The value of a key, made anew if the last one asked for was another."""
+        if self._value is None or key != self._key:
+            self._value = None  # gone before the next one takes its room
+            self._key, self._value = key, make()
+        return self._value
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """One parameter as a step sees it.
@@ -74,6 +93,7 @@ class Observation:
         several_axes: Whether the parameter is more than a vector.
         nominal_scale: RMS over the tensor of the momentum that the nominal step follows, never 0.
         whitener: What turns that momentum into orthogonal matrices, if wanted.
+        latest: Shared by all parameters: of directions that are not kept, the last rows.
         held: (n,) the whole nominal direction, where it is kept rather than worked out twice.
     """
 
@@ -87,6 +107,7 @@ class Observation:
     several_axes: bool
     nominal_scale: Float[Tensor, ""]
     whitener: Float[Tensor, "groups s s"] | None
+    latest: Latest
     held: Float[Tensor, " n"] | None = None
 
     @property
@@ -119,6 +140,8 @@ class Observation:
         size = max(rows, columns) ** 0.5
         first, last = start // columns, stop // columns  # rows, of all groups together
         groups = slice(first // rows, -(-last // rows))
+        if rows <= columns and self.matrix.groups == 1:
+            return self._mixed_rows(first, last).reshape(-1)
         if rows > columns:
             whitener = self.whitener[groups] * size
             follow = gradient + f.NOMINAL_DECAY * momentum
@@ -130,6 +153,28 @@ class Observation:
         within = slice(first - groups.start * rows, last - (groups.stop - 1) * rows)
         q = self.whitener[groups, within if len(follow) == 1 else slice(None)] * size
         return (q @ follow).reshape(-1)
+
+    def _mixed_rows(self, first: int, last: int) -> Float[Tensor, "rows columns"]:
+        """Rows of the orthogonal matrix of a single matrix, each a mixture of all its rows."""
+        assert self.matrix is not None and self.whitener is not None
+        rows, columns = self.matrix.rows, self.matrix.columns
+        (whitener,) = self.whitener
+        momentum = self.momenta[f.NOMINAL].view(rows, columns)
+        # Block by block in both directions: no sum is as large as the parameter.
+        height, width = max(DIRECTION_BLOCK // columns, 1), max(DIRECTION_BLOCK // rows, 1)
+        gradients = self.gradient.view(rows, columns).split(width, dim=1)
+        pairs = list(zip(gradients, momentum.split(width, dim=1), strict=True))
+        found = []
+        for start in range(first // height * height, last, height):
+
+            def block(start: int = start) -> Tensor:
+                q = whitener[start : start + height] * columns**0.5
+                parts = [q @ (g + f.NOMINAL_DECAY * m) for g, m in pairs]
+                return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+            direction = self.latest.get((id(self.whitener), start), block)
+            found.append(direction[max(first - start, 0) : last - start])
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def observe(
@@ -188,7 +233,8 @@ def observe(
         weights, gradients, momenta, scale, shared, ages, matrices, several_axes, nominal_scale,
         whiteners, strict=True,
     )  # fmt: skip
-    return _holding([Observation(*row) for row in rows])
+    latest = Latest()
+    return _holding([Observation(*row, latest) for row in rows])
 
 
 def _holding(observations: Sequence[Observation]) -> list[Observation]:
@@ -284,11 +330,9 @@ def _gram(gradient: Tensor, momentum: Tensor, matrix: Matrix | None) -> Float[Te
         gradient, momentum = gradient.mT, momentum.mT
     groups, short, _ = gradient.shape
     width = max(GRAM_BLOCK // max(groups * short, 1), 1)
-    grams = []
-    for g, m in zip(gradient.split(width, dim=2), momentum.split(width, dim=2), strict=True):
-        follow = torch.add(g, m, alpha=f.NOMINAL_DECAY)
-        grams.append(follow @ follow.mT)
-    return grams[0] if len(grams) == 1 else sum(grams, gradient.new_zeros(groups, short, short))
+    blocks = zip(gradient.split(width, dim=2), momentum.split(width, dim=2), strict=True)
+    follow = (torch.add(g, m, alpha=f.NOMINAL_DECAY) for g, m in blocks)
+    return functools.reduce(torch.add, (x @ x.mT for x in follow))
 
 
 def scalars_of(observations: Sequence[Observation], parts: Sequence[Part]) -> Scalars:

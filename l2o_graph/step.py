@@ -17,9 +17,8 @@ from l2o_graph.models.embedding import Part
 from l2o_graph.observation import observe
 from l2o_graph.rule import UpdateRule
 
-# Scalars that a step works on at once; each takes some 2 kB meanwhile where it is an edge. Larger
-# chunks leave the cache (a tenth slower), smaller ones recompute more networks that would fit one.
-CHUNK_SIZE = 1 << 16
+# Scalars that a step works on at once; where each is an edge it takes some 2 kB meanwhile.
+CHUNK_SIZE = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
