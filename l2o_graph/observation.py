@@ -231,10 +231,9 @@ def observe(
     ]
     rows = zip(
         weights, gradients, momenta, scale, shared, ages, matrices, several_axes, nominal_scale,
-        whiteners, strict=True,
+        whiteners, [Latest()] * len(weights), strict=True,
     )  # fmt: skip
-    latest = Latest()
-    return _holding([Observation(*row, latest) for row in rows])
+    return _holding([Observation(*row) for row in rows])
 
 
 def _holding(observations: Sequence[Observation]) -> list[Observation]:

@@ -64,11 +64,11 @@ def picture(graph: NeuralGraph) -> "Figure":
     axes.set_axis_off()
     for kernel in spec.kernels:
         source, target, values = _lines(graph, kernel)
-        ends = [
+        start, stop = (
             places[s][_dot(neurons, spec.neurons[s].size, len(places[s]))]
             for s, neurons in ((kernel.source, source), (kernel.target, target))
-        ]
-        lines = _curves(*ends, columns[kernel.target] - columns[kernel.source])
+        )
+        lines = _curves(start, stop, columns[kernel.target] - columns[kernel.source])
         strength = (values.abs() / values.abs().max().clamp(min=1e-30)).tolist()
         constant = spec.is_constant(kernel.parameter)
         colours = [CONSTANT if constant else POSITIVE if v > 0 else NEGATIVE for v in values]

@@ -10,10 +10,12 @@ import torch
 from conftest import random_like
 from torch import Tensor, nn
 
-from l2o_graph.inr import evaluate
+from l2o_graph.inr import INRClassifier, INREditor, evaluate, inr_config, statistics_of
 from l2o_graph.inr.baselines import CLASSIFIERS, EDITORS, SetClassifier, SetEditor, StatNN
 from l2o_graph.inr.baselines.nfn import NFNEncoding
 from l2o_graph.inr.baselines.weight_space import pooled, pooled_size, space_of
+from l2o_graph.inr.models import load_inr_model, save_inr_model
+from l2o_graph.inr.statistics import Normalisation, Statistics
 from l2o_graph.models.equivariant import HNP, NP
 from l2o_graph.models.stat_nn import layer_statistics, statistics
 
@@ -426,6 +428,44 @@ def test_answers_are_finite_on_weights_of_any_size(models, scale):
             answer = model.train(training)(*given)
             for t in [answer] if models is CLASSIFIERS else deltas(answer):
                 assert t.isfinite().all(), name
+
+
+# In the place of a graph model -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("models", "task"), [(CLASSIFIERS, "classify"), (EDITORS, "edit")])
+def test_a_baseline_takes_the_place_of_a_graph_model(models, task, tmp_path):
+    weights, biases = ([t.float() for t in part] for part in networks(4))
+    given = statistics_of(weights, biases)
+    normalised = Normalisation(given)(weights, biases)
+    for name in models:
+        config = inr_config(name, task, layout=LAYOUT, hidden=8, layers=2, classes=CLASSES)
+        model = (INRClassifier if task == "classify" else INREditor)(config, given).eval()
+        answer, said = model(weights, biases), model.body.net(*normalised)
+        if task == "classify":
+            torch.testing.assert_close(answer, said)
+        else:
+            expected = [w + 0.01 * d for w, d in zip(weights, said[0], strict=True)]
+            torch.testing.assert_close(answer[0], expected)
+        path = tmp_path / f"{name}.safetensors"
+        save_inr_model(path, model, {})
+        again = load_inr_model(path)(weights, biases)
+        torch.testing.assert_close(again, answer, rtol=0, atol=0)
+
+
+def test_a_baseline_is_not_asked_for_what_it_lacks():
+    for changes in ({"probes": 4}, {"fourier": 1.0}, {"axial": True}):
+        with pytest.raises(ValueError, match="for probes, fourier and axial, found 'mlp'"):
+            inr_config("mlp", **changes)
+    with pytest.raises(ValueError, match="'stat_nn' reads no single parameter, and cannot edit"):
+        inr_config("stat_nn", "edit")
+
+
+def test_sizes_of_a_baseline_are_its_own():
+    given = Statistics.neutral(3)
+    for name, make in CLASSIFIERS.items():
+        model = INRClassifier(inr_config(name), given)
+        assert count(model.body) == count(make((2, 32, 32, 1))), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second kind of device")

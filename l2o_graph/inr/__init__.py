@@ -5,7 +5,9 @@
 Axes, beside those of ``l2o_graph``: I networks (INRs), Q points (pixels).
 """
 
+from l2o_graph.inr.augment import augmented
 from l2o_graph.inr.config import INRModelConfig, inr_config
+from l2o_graph.inr.dilation import dilation_targets
 from l2o_graph.inr.files import INRs, load_inrs
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.inr.models import (
@@ -27,7 +29,9 @@ __all__ = [
     "INRs",
     "Recipe",
     "Statistics",
+    "augmented",
     "coordinates",
+    "dilation_targets",
     "evaluate",
     "fit",
     "initialise",

@@ -7,6 +7,7 @@ from l2o_graph.inr.siren import LAYOUT, OMEGA0
 
 Model = Literal["ng_gnn", "ng_t", "mlp", "set_nn", "dwsnet", "nfn", "stat_nn"]
 Task = Literal["classify", "edit"]
+GRAPH_MODELS = ("ng_gnn", "ng_t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,8 @@ class INRModelConfig:
         layout: Widths of the networks, from input to output.
         omega0: Factor in every sine of the networks, which only probes evaluate.
         hidden: Channels of nodes. Everything else follows: NG-GNN's edges and head have as many,
-            NG-T's edges half, its attention and its head twice as many.
-        layers: Rounds of messages.
+            NG-T's edges half, its attention and its head twice as many. Of a baseline, its width.
+        layers: Rounds of messages, or layers of a baseline.
         classes: Of the logits.
         probes: Inputs that are learned, and that every network is evaluated at; 0 for none.
         dropout: Share of channels that training leaves out.
@@ -65,6 +66,13 @@ class INRModelConfig:
                 raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more, less than 1, found {self.dropout}")
+        if self.model not in GRAPH_MODELS and (self.probes or self.fourier or self.axial):
+            raise ValueError(
+                f"model: expected one of {GRAPH_MODELS} for probes, fourier and axial, found "
+                f"'{self.model}'"
+            )
+        if (self.model, self.task) == ("stat_nn", "edit"):
+            raise ValueError("model: 'stat_nn' reads no single parameter, and cannot edit any")
         if self.model == "ng_t" and (2 * self.hidden) % self.heads:
             raise ValueError(
                 f"heads: expected a divisor of {2 * self.hidden} channels of attention, found "
@@ -74,23 +82,33 @@ class INRModelConfig:
 
 # Kofinas et al. 2024, section 4.1, and where it is silent the scripts of mkofinas/neural-graphs.
 # Editing normalises nothing there; NG-T's 8 heads for classification are those of the scripts.
-PAPER: dict[tuple[Model, Task], dict[str, Any]] = {
+# Where the baselines' sizes come from stands with each.
+SIZES: dict[tuple[Model, Task], dict[str, Any]] = {
     ("ng_gnn", "classify"): {"dropout": 0.2, "fourier": 3.0},
     ("ng_gnn", "edit"): {"dropout": 0.2, "normalise": False},
     ("ng_t", "classify"): {"dropout": 0.2, "fourier": 1.0, "reverse": False},
     ("ng_t", "edit"): {"dropout": 0.3, "fourier": 3.0, "heads": 4, "normalise": False},
+    ("mlp", "classify"): {"hidden": 256, "layers": 3},
+    ("mlp", "edit"): {"hidden": 256, "layers": 3},
+    ("stat_nn", "classify"): {"hidden": 1000, "layers": 2},
+    ("set_nn", "classify"): {"hidden": 256, "layers": 2},
+    ("set_nn", "edit"): {"hidden": 256, "layers": 2},
+    ("dwsnet", "classify"): {"hidden": 32, "layers": 5},
+    ("dwsnet", "edit"): {"hidden": 32, "layers": 5},
+    ("nfn", "classify"): {"hidden": 48, "layers": 3, "dropout": 0.1},
+    ("nfn", "edit"): {"hidden": 48, "layers": 3},
 }
 
 
 def inr_config(model: Model, task: Task = "classify", **changes: Any) -> INRModelConfig:
-    """The paper's model for a task, with changes.
+    """The paper's model for a task, or a baseline, with changes.
 
     Args:
         model: What reads the networks.
         task: "classify" or "edit".
-        changes: Other fields than the paper's.
+        changes: Other fields than its own.
 
     Raises:
         ValueError: For values out of range, naming the field.
     """
-    return INRModelConfig(model=model, task=task, **{**PAPER.get((model, task), {}), **changes})
+    return INRModelConfig(model=model, task=task, **{**SIZES.get((model, task), {}), **changes})

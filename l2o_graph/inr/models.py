@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.inr.config import INRModelConfig, Task
+from l2o_graph.inr.baselines import CLASSIFIERS
+from l2o_graph.inr.baselines.body import BaselineBody
+from l2o_graph.inr.config import GRAPH_MODELS, INRModelConfig, Task
 from l2o_graph.inr.files import named
 from l2o_graph.inr.graph_body import GraphBody
 from l2o_graph.inr.siren import layout_of, responses
@@ -31,8 +33,8 @@ FIRST_SCALE = 0.01
 # layer, empty without probes. To "classify" it answers with logits (I, classes), to "edit" with a
 # number for each weight and each bias, in two lists of the shapes that came in.
 BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
-    "ng_gnn": GraphBody,
-    "ng_t": GraphBody,
+    **dict.fromkeys(GRAPH_MODELS, GraphBody),
+    **dict.fromkeys(CLASSIFIERS, BaselineBody),
 }
 
 

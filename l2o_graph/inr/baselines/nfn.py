@@ -36,8 +36,8 @@ IO_SIZE = 2 * len(IO_BANDS) + 1
 
 def io_encoding(count: int) -> Float[Tensor, "7 count"]:
     """What tells inputs, or outputs, apart: p from -1 to 1, and sines and cosines of it."""
-    p = torch.linspace(-1, 1, count)
-    angles = math.pi * torch.tensor(IO_BANDS)[:, None] * p
+    p = torch.linspace(-1, 1, count, device="cpu")  # also where weights are to be filled in later
+    angles = math.pi * torch.tensor(IO_BANDS, device="cpu")[:, None] * p
     return torch.cat([angles.sin(), angles.cos(), p[None]])
 
 

@@ -54,7 +54,8 @@ class SetEncoder(nn.Module):
             sizes = [i * o for i, o in pairwise(layout)] + [o for o in layout[1:]]
         else:
             sizes = list(layout[1:])
-        kinds = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        numbers = [kind for kind, size in enumerate(sizes) for _ in range(size)]
+        kinds = torch.tensor(numbers, device="cpu")  # also where weights are to be filled in later
         self.register_buffer("kinds", kinds, persistent=False)
         self.value = nn.Linear(1 if of == "parameter" else max(layout[:-1]) + 1, hidden, bias=False)
         self.kind = nn.Embedding(len(sizes), hidden)
