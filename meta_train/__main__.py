@@ -3,14 +3,19 @@
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
 from l2o_graph.datasets.images import DATA_VARIABLE
+from l2o_graph.inr.config import Model as INRModel
+from l2o_graph.inr.config import inr_config
 from l2o_graph.rule import Model
 from meta_train.config import MetaConfig, default_recipe, paper_recipe
+from meta_train.inr_training import INR_TASKS, INRTrainingConfig, train_inr_model
+from meta_train.run import Result
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
 
@@ -18,46 +23,98 @@ RECIPES = {"default": default_recipe, "paper": paper_recipe}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line; which options there are depends on the task.
 
     Returns:
         The exit status: 0 when the run finished, 130 when it was interrupted, 2 for bad input.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m meta_train",
-        description="Meta-train a learned optimizer.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--task", default="fmnist_cnn", choices=sorted(TASKS))
-    parser.add_argument("--preset", default="default", choices=sorted(RECIPES))
-    parser.add_argument("--model", default="ng_gnn", choices=get_args(Model))
-    parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-PRESET]")
-    parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    options = [f for f in dataclasses.fields(MetaConfig) if type(f.default) in (int, float)]
-    for field in options:
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=type(field.default), help="see MetaConfig")
-    given = parser.parse_args(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    config = RECIPES[given.preset](given.task, given.model)
-    changes = {f.name: getattr(given, f.name) for f in options}
-    out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.preset}"
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--task", default="fmnist_cnn")
+    of_inrs = first.parse_known_args(arguments)[0].task in INR_TASKS
     try:
-        config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
-        result = meta_train(config, out, given.data_root, given.device, given.resume)
+        result = train_on_inrs(arguments) if of_inrs else train_optimizer(arguments)
     except (ValueError, OSError) as error:
         print(f"meta_train: {error}", file=sys.stderr)
         return 2
-    print(f"{result.steps} of {config.outer_steps} outer steps, log in {result.log}")
-    print(f"best learned optimizer: {result.checkpoint}")
+    print(f"{result.steps} steps, log in {result.log}")
+    print(f"best checkpoint: {result.checkpoint}")
     if not result.finished:
         print("interrupted; continue with the same command and --resume")
         return 130
     return 0
+
+
+def train_optimizer(arguments: list[str] | None) -> Result:
+    """Meta-train a learned optimizer."""
+    parser = _parser("Meta-train a learned optimizer.", get_args(Model))
+    parser.add_argument("--preset", default="default", choices=sorted(RECIPES))
+    options = _options(parser, MetaConfig)
+    given = _parsed(parser, arguments)
+    config = RECIPES[given.preset](given.task, given.model)
+    config = dataclasses.replace(config, **_changes(given, options))
+    out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.preset}"
+    return meta_train(config, out, given.data_root, given.device, given.resume)
+
+
+def train_on_inrs(arguments: list[str] | None) -> Result:
+    """Train a model that reads implicit neural representations."""
+    description = "Train a model that reads implicit neural representations."
+    parser = _parser(description, get_args(INRModel))
+    parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
+    parser.add_argument("--hidden", type=int, help="see INRModelConfig; as the model's own")
+    parser.add_argument("--probes", type=int, default=0, help="see INRModelConfig")
+    for switch, text in (
+        ("augment", "networks as they were fitted"),
+        ("positions", "nodes without positional embedding"),
+    ):
+        parser.add_argument(f"--no-{switch}", dest=switch, action="store_false", help=text)
+    options = _options(parser, INRTrainingConfig)
+    given = _parsed(parser, arguments)
+    source, kind = INR_TASKS[given.task]
+    changes = {} if given.hidden is None else {"hidden": given.hidden}
+    model = inr_config(given.model, kind, probes=given.probes, positions=given.positions, **changes)
+    config = INRTrainingConfig(given.task, model, augment=given.augment, **_changes(given, options))
+    out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.probes}"
+    inrs = given.inrs or f"runs/inr-{source}"
+    return train_inr_model(config, inrs, out, given.data_root, given.device, given.resume)
+
+
+def _parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
+    """The options that all tasks have."""
+    parser = argparse.ArgumentParser(
+        prog="python -m meta_train",
+        description=f"{description} Which options there are depends on --task.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--task", default="fmnist_cnn", choices=sorted({*TASKS, *INR_TASKS}))
+    parser.add_argument("--model", default="ng_gnn", choices=models)
+    parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
+    parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    return parser
+
+
+def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
+    """An option for each number of a configuration; returns their names."""
+    numbers = [f for f in dataclasses.fields(config) if type(f.default) in (int, float)]
+    for field in numbers:
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=type(field.default), help=f"see {config.__name__}")
+    return [field.name for field in numbers]
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    return given
+
+
+def _changes(given: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
+    """The numbers that were given."""
+    return {name: getattr(given, name) for name in options if getattr(given, name) is not None}
 
 
 if __name__ == "__main__":

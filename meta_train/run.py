@@ -9,6 +9,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from l2o_graph.zoo.files import write_atomically
@@ -109,18 +113,66 @@ def begin(
     Raises:
         ValueError: For a state of other settings.
     """
-    log = state.with_name("log.jsonl")
-    trainer = resume(state) if state.exists() else new()
-    if state.exists() and trainer.settings != settings:
-        found = trainer.settings
-        difference = ", ".join(
-            f"{key} is {found[key]}, not {settings[key]}"
-            for key in found
-            if found[key] != settings[key]
-        )
-        raise ValueError(f"{state} is of another configuration: {difference}")
-    _forget_after(log, trainer.count, trainer.step if state.exists() else -1)
+    if not state.exists():
+        trainer, known = new(), -1
+    else:
+        with safe_open(state, framework="pt") as file:
+            found = json.loads(file.metadata()["record"])["config"]
+        if found != settings:
+            difference = ", ".join(
+                f"{key} is {found[key]}, not {settings[key]}"
+                for key in found
+                if found[key] != settings[key]
+            )
+            raise ValueError(f"{state} is of another configuration: {difference}")
+        trainer = resume(state)
+        known = trainer.step
+    _forget_after(state.with_name("log.jsonl"), trainer.count, known)
     return trainer
+
+
+def write_state(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a state as safetensors with a JSON header; no pickle.
+
+    Args:
+        path: Where to; what was there before stays if anything fails.
+        record: Anything that JSON can hold; "config" is the settings of the run.
+        tensors: On any device.
+    """
+    content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+    write_atomically(path, save(content, {"record": json.dumps(record)}))
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What ``write_state`` wrote."""
+    with safe_open(path, framework="pt") as file:
+        # safe_open has keys() but is not iterable, which the linter cannot know.
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return json.loads(file.metadata()["record"]), tensors
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer under names that say which parameter it is of."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        f"optimizer.{i}.{key}": value
+        for i, p in enumerate(parameters)
+        for key, value in optimizer.state.get(p, {}).items()
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the state that ``optimizer_tensors`` took of it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, p in enumerate(parameters):
+        found = starting(f"optimizer.{i}.", tensors)
+        if found:
+            optimizer.state[p] = {k: t if k == "step" else t.to(p.device) for k, t in found.items()}
+
+
+def starting(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, without it."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def drive(

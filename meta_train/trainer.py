@@ -1,7 +1,6 @@
 """The outer loop: pick a trajectory, unroll a segment, step the meta-weights; log, save, resume."""
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -10,16 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
 from l2o_graph.rule import RuleConfig, UpdateRule, untrained
 from l2o_graph.step import State
-from l2o_graph.zoo.files import write_atomically
 from l2o_graph.zoo.registry import save_checkpoint
 from meta_train.config import MetaConfig
 from meta_train.evolution import evolve
-from meta_train.run import Result, begin, commit, drive, prepare
+from meta_train.run import (
+    Result,
+    begin,
+    commit,
+    drive,
+    optimizer_tensors,
+    prepare,
+    read_state,
+    restore_optimizer,
+    starting,
+    write_state,
+)
 from meta_train.tasks import Problem, Task, get_task
 from meta_train.through_time import through_time
 from meta_train.unroll import Trajectory, greedy, look_ahead, roll_out
@@ -155,12 +162,9 @@ class MetaTrainer:
         return bool(losses) and self.evaluations[-1]["held_out_loss"] == min(losses)
 
     def save(self, path: Path) -> None:
-        """Write all of it as safetensors with a JSON header; no pickle."""
+        """Write all of it."""
         tensors = {f"rule.{k}": v for k, v in self.rule.state_dict().items()}
         tensors["generator"] = self.generator.get_state()
-        for i, p in enumerate(self.rule.parameters()):
-            for key, value in self.optimizer.state.get(p, {}).items():
-                tensors[f"optimizer.{i}.{key}"] = value
         for i, t in enumerate(self.trajectories):
             for j, (p, s) in enumerate(zip(t.parameters, t.state, strict=True)):
                 tensors[f"trajectory.{i}.{j}.parameter"] = p
@@ -174,8 +178,7 @@ class MetaTrainer:
             "curve": self.evaluations,
             "trajectories": [(t.seed, t.length, t.age) for t in self.trajectories],
         }
-        content = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        write_atomically(path, save(content, {"record": json.dumps(record)}))
+        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
 
     def save_best(self, path: Path) -> None:
         """Write the learned optimizer as it is, a checkpoint."""
@@ -184,25 +187,14 @@ class MetaTrainer:
     @staticmethod
     def resume(path: Path, device: torch.device, data: str = "") -> "MetaTrainer":
         """Read a state that ``save`` wrote; the task's data has to be loaded."""
-        with safe_open(path, framework="pt") as file:
-            record = json.loads(file.metadata()["record"])
-            # safe_open has keys() but is not iterable, which the linter cannot know.
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        record, tensors = read_state(path)
         config = record["config"]
         trainer = MetaTrainer(
             MetaConfig(**{**config, "rule": RuleConfig(**config["rule"])}), device, data
         )
-        trainer.rule.load_state_dict(
-            {k.removeprefix("rule."): v for k, v in tensors.items() if k.startswith("rule.")}
-        )
+        trainer.rule.load_state_dict(starting("rule.", tensors))
         trainer.generator.set_state(tensors["generator"])
-        for i, p in enumerate(trainer.rule.parameters()):
-            start = f"optimizer.{i}."
-            found = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-            if found:
-                trainer.optimizer.state[p] = {
-                    k: v if k == "step" else v.to(device) for k, v in found.items()
-                }
+        restore_optimizer(trainer.optimizer, tensors)
         trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
         trainer.started, trainer.seconds = record["started"], record["seconds"]
         for i, (seed, length, age) in enumerate(record["trajectories"]):

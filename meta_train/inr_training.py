@@ -1,0 +1,330 @@
+"""Training of models that read INRs: to classify what they draw, or to edit it.
+
+Kofinas et al. 2024, section 4.1: AdamW with AMSGrad, a linear warm-up to a constant rate, clipped
+gradients, and of all evaluations the one that is best on the validation split.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from l2o_graph.datasets.images import load_images
+from l2o_graph.inr import (
+    INRClassifier,
+    INREditor,
+    INRModelConfig,
+    INRs,
+    augmented,
+    dilation_targets,
+    inr_config,
+    load_inrs,
+    render,
+    save_inr_model,
+    statistics_of,
+)
+from l2o_graph.inr.config import Task
+from meta_train.run import (
+    Result,
+    begin,
+    commit,
+    drive,
+    optimizer_tensors,
+    prepare,
+    read_state,
+    restore_optimizer,
+    starting,
+    write_state,
+)
+
+# Name -> (dataset of the images, what a model is to do).
+INR_TASKS: dict[str, tuple[str, Task]] = {
+    "mnist_inr": ("mnist", "classify"),
+    "fmnist_inr": ("fmnist", "classify"),
+    "mnist_dilation": ("mnist", "edit"),
+    "sample_inr": ("fmnist_sample", "classify"),
+    "sample_dilation": ("fmnist_sample", "edit"),
+}
+SPLITS = ("train", "val", "test")
+EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class INRTrainingConfig:
+    """One run.
+
+    Attributes:
+        task: A name of ``INR_TASKS``.
+        model: What is trained.
+        seed: Of its weights, of the order of networks and of everything drawn.
+        epochs: Passes over the training split.
+        batch: Networks in a step.
+        lr: Rate, once it is warm.
+        warmup: Steps until then.
+        weight_decay: Decoupled.
+        clip: Norm that a gradient is clipped to; 0 leaves it as it is.
+        augment: Whether networks to be classified are changed at random: see ``augmented``.
+        evaluate_every: Steps between evaluations.
+        save_every: Steps between saved states.
+    """
+
+    task: str = "mnist_inr"
+    model: INRModelConfig = field(default_factory=lambda: inr_config("ng_gnn"))
+    seed: int = 0
+    epochs: int = 30
+    batch: int = 32
+    lr: float = 1e-3
+    warmup: int = 500
+    weight_decay: float = 5e-4
+    clip: float = 10.0
+    augment: bool = True
+    evaluate_every: int = 500
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run.
+
+        Raises:
+            ValueError: For an unknown task, a model of another one, or a size out of range.
+        """
+        if self.task not in INR_TASKS:
+            raise ValueError(f"unknown task '{self.task}', expected one of {sorted(INR_TASKS)}")
+        if self.model.task != INR_TASKS[self.task][1]:
+            raise ValueError(
+                f"task '{self.task}': expected a model to {INR_TASKS[self.task][1]}, found one to "
+                f"{self.model.task}"
+            )
+        for name in ("epochs", "batch", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """A split: networks, and what a model is to say of each.
+
+    Attributes:
+        networks: I of them.
+        targets: Their classes (I,), or the images (I, 28, 28) that they are to draw.
+    """
+
+    networks: INRs
+    targets: Int64[Tensor, " I"] | Float[Tensor, "I height width"]
+
+    def of(self, index: Int64[Tensor, " n"]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Weights, biases and targets of some networks."""
+        weights = [w[index] for w in self.networks.weights]
+        return weights, [b[index] for b in self.networks.biases], self.targets[index]
+
+
+def load_examples(task: str, folder: str | Path, data_root: str | Path | None) -> list[Examples]:
+    """Training, validation and test split of a task.
+
+    Args:
+        task: A name of ``INR_TASKS``.
+        folder: What ``python -m l2o_graph.datasets.inr`` wrote.
+        data_root: Where the images lie, which only editing needs.
+
+    Raises:
+        ValueError: For a folder without whole splits.
+        DatasetNotFoundError: When images are needed and absent.
+    """
+    source, kind = INR_TASKS[task]
+    splits = {split: load_inrs(folder, split) for split in SPLITS}
+    if kind == "classify":
+        return [Examples(inrs, inrs.labels) for inrs in splits.values()]
+    images = load_images(source, data_root)
+    return [Examples(inrs, dilation_targets(inrs, images, split)) for split, inrs in splits.items()]
+
+
+class INRTrainer:
+    """A run in progress, between two steps: a ``meta_train.run.Trainer``.
+
+    What a step draws follows from the seed and the number of the step alone, so that there is no
+    state of random numbers to save.
+    """
+
+    count = "step"
+
+    def __init__(
+        self, config: INRTrainingConfig, examples: list[Examples], device: torch.device, data: str
+    ):
+        self.config, self.device, self.data = config, device, data
+        self.train, self.val, self.test = examples
+        networks = self.train.networks
+        statistics = None
+        if config.model.normalise:
+            statistics = statistics_of(networks.weights, networks.biases)
+        kind = INRClassifier if config.model.task == "classify" else INREditor
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model: INRClassifier | INREditor = kind(config.model, statistics).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.lr, weight_decay=config.weight_decay, amsgrad=True
+        )
+        # A last batch that is not full is left out; in the next epoch it is made of others.
+        self.per_epoch = max(len(networks) // config.batch, 1)
+        self.step, self.steps = 0, config.epochs * self.per_epoch
+        self.seconds = 0.0
+        self.evaluations: list[dict[str, Any]] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run, as JSON holds it."""
+        record = dataclasses.asdict(self.config)
+        record["model"]["layout"] = list(self.config.model.layout)
+        return {**record, "data": self.data}
+
+    def advance(self) -> dict[str, Any]:
+        """One step; returns what there is to log of it."""
+        config, started = self.config, time.perf_counter()
+        epoch, turn = divmod(self.step, self.per_epoch)
+        order = torch.randperm(len(self.train.networks), generator=self._generator(1, epoch))
+        index = order[turn * config.batch : (turn + 1) * config.batch]
+        weights, biases, targets = self.train.of(index)
+        if config.augment and config.model.task == "classify":
+            weights, biases = augmented(weights, biases, self._generator(2, self.step))
+        rate = config.lr * min(1.0, (self.step + 1) / max(config.warmup, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._generator(3, self.step).initial_seed())  # of the dropout
+            self.model.train()
+            loss = self._score(weights, biases, targets)["loss"].mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or torch.inf)
+        self.optimizer.step()
+        self.step += 1
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return {
+            "step": self.step, "epoch": epoch, "loss": loss.item(), "gradient_norm": norm.item(),
+            "lr": rate, "seconds": seconds,
+        }  # fmt: skip
+
+    def evaluate(self) -> dict[str, Any]:
+        """Loss and, of a classifier, accuracy on the validation and the test split."""
+        started = time.perf_counter()
+        point: dict[str, Any] = {"step": self.step}
+        for name, examples in (("val", self.val), ("test", self.test)):
+            point |= {f"{name}_{key}": value for key, value in self._measure(examples).items()}
+        self.seconds += time.perf_counter() - started
+        self.evaluations.append(point)
+        return point
+
+    def is_best(self) -> bool:
+        """Whether the last evaluation is the best by accuracy, or without one by loss, on val."""
+        scores = [p.get("val_accuracy", -p["val_loss"]) for p in self.evaluations]
+        return scores[-1] == max(scores) and scores.count(scores[-1]) == 1
+
+    def save(self, path: Path) -> None:
+        """Write all of it."""
+        tensors = {f"model.{key}": t for key, t in self.model.state_dict().items()}
+        record = {
+            "config": self.settings,
+            "step": self.step,
+            "seconds": self.seconds,
+            "evaluations": self.evaluations,
+        }
+        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
+
+    def resume(self, path: Path) -> "INRTrainer":
+        """Take over a state that ``save`` wrote."""
+        record, tensors = read_state(path)
+        self.model.load_state_dict(starting("model.", tensors))
+        restore_optimizer(self.optimizer, tensors)
+        self.step, self.seconds = record["step"], record["seconds"]
+        self.evaluations = record["evaluations"]
+        return self
+
+    def save_best(self, path: Path) -> None:
+        """Write the model as it is, for use."""
+        provenance = {
+            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
+            "commit": commit(),
+            "config": self.settings,
+            "minutes": round(self.seconds / 60, 1),
+            "torch": torch.__version__,
+            **self.evaluations[-1],
+        }
+        save_inr_model(path, self.model, provenance)
+
+    def _score(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor], targets: Tensor
+    ) -> dict[str, Float[Tensor, " n"]]:
+        """Of each network the loss in nats and whether it is right, or the error of its pixels."""
+        answer = self.model(
+            [w.to(self.device) for w in weights], [b.to(self.device) for b in biases]
+        )
+        targets = targets.to(self.device)
+        if isinstance(answer, Tensor):
+            loss = nn.functional.cross_entropy(answer, targets, reduction="none")
+            return {"loss": loss, "accuracy": (answer.argmax(1) == targets).to(loss)}
+        drawn = render(*answer, omega0=self.config.model.omega0)
+        return {"loss": (drawn - targets).square().mean((1, 2))}
+
+    @torch.no_grad()
+    def _measure(self, examples: Examples) -> dict[str, float]:
+        """Means over a split."""
+        self.model.eval()
+        batches = torch.arange(len(examples.networks)).split(EVALUATION_BATCH)
+        found = [self._score(*examples.of(index)) for index in batches]
+        return {key: float(torch.cat([f[key] for f in found]).mean()) for key in found[0]}
+
+    def _generator(self, purpose: int, number: int) -> torch.Generator:
+        """Random numbers for one purpose at one time."""
+        seed = (self.config.seed * 8 + purpose) * 2**32 + number
+        return torch.Generator().manual_seed(seed)
+
+
+def train_inr_model(
+    config: INRTrainingConfig,
+    inrs: str | Path,
+    out: Path,
+    data_root: str | Path | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+) -> Result:
+    """Train a model that reads INRs.
+
+    Args:
+        config: The run. When resuming, that of the saved state has to be the same.
+        inrs: Folder of the networks: see ``load_examples``.
+        out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``.
+        data_root: Where datasets of images lie; only editing needs them.
+        device: Where the model lives.
+        resume: Continue from the state in ``out`` if there is one.
+
+    Returns:
+        Where everything is. Ctrl-C ends the run after the step it is in, state saved.
+
+    Raises:
+        ValueError: For networks that are absent, damaged or of another layout, or a state of
+            another configuration.
+        FileExistsError: When ``out`` holds a run and ``resume`` is off.
+        OSError: When ``out`` cannot be written.
+        DatasetNotFoundError: When images are needed and absent.
+    """
+    examples = load_examples(config.task, inrs, data_root)
+    counts = ", ".join(f"{len(e.networks)} {s}" for s, e in zip(SPLITS, examples, strict=True))
+    layout = examples[0].networks.layout
+    if tuple(layout) != tuple(config.model.layout):
+        raise ValueError(f"INRs '{inrs}': expected layout {config.model.layout}, found {layout}")
+    new = INRTrainer(config, examples, torch.device(device), f"{Path(inrs).name}: {counts}")
+    state = prepare(out, new.settings, resume)
+    trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)
+
+    def describe(point: dict[str, Any]) -> str:
+        if "val_accuracy" in point:
+            return f"accuracy {point['val_accuracy']:.2%} (test {point['test_accuracy']:.2%})"
+        return f"mean squared error {point['val_loss']:.5f} (test {point['test_loss']:.5f})"
+
+    return drive(trainer, state, config.evaluate_every, config.save_every, describe)

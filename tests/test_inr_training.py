@@ -1,0 +1,150 @@
+"""Models of INRs are trained, judged on splits they did not see, killed and gone on with."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from l2o_graph.datasets.inr import main as fit_inrs
+from l2o_graph.inr import INRClassifier, inr_config, load_inr_model, load_inrs, render
+from meta_train.__main__ import main
+from meta_train.inr_training import (
+    INRTrainer,
+    INRTrainingConfig,
+    load_examples,
+    train_inr_model,
+)
+
+TINY = INRTrainingConfig(
+    "sample_inr", inr_config("ng_gnn", hidden=8, layers=2, probes=2),
+    epochs=3, batch=8, warmup=2, evaluate_every=3, save_every=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inrs(tmp_path_factory):
+    """24 images to train on, 8 and 8 to judge by."""
+    out = tmp_path_factory.mktemp("inrs")
+    given = ["--source", "fmnist_sample", "--jobs", "1", "--steps", "60", "--batch", "8"]
+    assert fit_inrs([*given, "--count", "24", "8", "8", "--out", str(out)]) == 0
+    return out
+
+
+def records(log):
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_a_run_leaves_a_log_and_the_best_model(inrs, tmp_path):
+    result = train_inr_model(TINY, inrs, tmp_path / "run")
+    assert (result.finished, result.steps) == (True, 9)
+    log = records(result.log)
+    assert [r["step"] for r in log if "loss" in r] == list(range(1, 10))
+    points = [r for r in log if "val_loss" in r]
+    assert [p["step"] for p in points] == [0, 3, 6, 9]
+
+    model = INRClassifier.from_checkpoint(result.checkpoint)
+    first_best = max(points, key=lambda p: (p["val_accuracy"], -p["step"]))
+    assert model.provenance["step"] == first_best["step"]
+    test = load_inrs(inrs, "test")
+    right = model(test.weights, test.biases).argmax(1) == test.labels
+    assert right.float().mean().item() == pytest.approx(first_best["test_accuracy"])
+
+
+def test_training_learns_the_networks_it_sees(inrs):
+    config = dataclasses.replace(TINY, augment=False, warmup=1, lr=1e-2, batch=24)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+    trainer = INRTrainer(config, load_examples("sample_inr", inrs, None), torch.device("cpu"), "")
+    losses = [trainer.advance()["loss"] for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("model", ["ng_t", "mlp", "stat_nn", "set_nn", "dwsnet", "nfn"])
+def test_every_model_trains(model, inrs):
+    config = dataclasses.replace(TINY, model=inr_config(model, hidden=8, layers=2))
+    trainer = INRTrainer(config, load_examples("sample_inr", inrs, None), torch.device("cpu"), "")
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.advance()
+    after = list(trainer.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert 0 <= trainer.evaluate()["val_accuracy"] <= 1
+
+
+def test_an_editor_starts_next_to_leaving_images_as_they_are(inrs, tmp_path):
+    model = inr_config("ng_gnn", "edit", hidden=8, layers=2)
+    config = dataclasses.replace(TINY, task="sample_dilation", model=model, epochs=1)
+    result = train_inr_model(config, inrs, tmp_path / "run")
+    first = records(result.log)[0]
+    _, _, test = load_examples("sample_dilation", inrs, None)
+    drawn = render(test.networks.weights, test.networks.biases)
+    untouched = (drawn - test.targets).square().mean().item()
+    assert first["test_loss"] == pytest.approx(untouched, rel=0.25)
+    edited = load_inr_model(result.checkpoint)(test.networks.weights, test.networks.biases)
+    assert render(*edited).shape == test.targets.shape
+
+
+def test_a_killed_run_comes_to_the_same_weights(inrs, tmp_path):
+    whole = train_inr_model(TINY, inrs, tmp_path / "whole")
+    code = (
+        "import sys, torch; from pathlib import Path; torch.set_num_threads(1);"
+        "sys.path.insert(0, sys.argv[3]);"
+        "from test_inr_training import TINY; from meta_train.inr_training import *;"
+        "train_inr_model(TINY, sys.argv[1], Path(sys.argv[2]))"
+    )
+    broken = tmp_path / "broken"
+    here = str(Path(__file__).parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(inrs), str(broken), here], stderr=subprocess.DEVNULL
+    )
+    state = broken / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "killed before it was done"
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train_inr_model(TINY, inrs, broken)
+    resumed = train_inr_model(TINY, inrs, broken, resume=True)
+    assert resumed.finished
+    one, two = load_file(whole.state), load_file(resumed.state)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    logs = [[{**r, "seconds": 0} for r in records(one.log)] for one in (whole, resumed)]
+    assert logs[0] == logs[1]
+
+
+def test_another_configuration_is_named(inrs, tmp_path):
+    train_inr_model(TINY, inrs, tmp_path / "run")
+    other = dataclasses.replace(TINY, batch=4)
+    with pytest.raises(ValueError, match="another configuration: batch is 8, not 4"):
+        train_inr_model(other, inrs, tmp_path / "run", resume=True)
+
+
+def test_requests_that_cannot_be_met(inrs, tmp_path, capsys):
+    with pytest.raises(ValueError, match="expected a model to edit, found one to classify"):
+        INRTrainingConfig("mnist_dilation", inr_config("ng_gnn"))
+    with pytest.raises(ValueError, match="batch: expected at least 1, found 0"):
+        dataclasses.replace(TINY, batch=0)
+    config = dataclasses.replace(TINY, model=inr_config("mlp", layout=(2, 16, 1)))
+    with pytest.raises(ValueError, match=r"expected layout \(2, 16, 1\), found \(2, 32, 32, 1\)"):
+        train_inr_model(config, inrs, tmp_path / "run")
+    status = main(["--task", "mnist_inr", "--inrs", str(tmp_path / "nothing")])
+    assert status == 2
+    assert "expected shards of split 'train'" in capsys.readouterr().err
+
+
+def test_the_command(inrs, tmp_path, capsys):
+    given = ["--task", "sample_inr", "--model", "ng_t", "--probes", "2", "--hidden", "8"]
+    given += ["--no-positions", "--no-augment", "--epochs", "1", "--batch", "12"]
+    out = tmp_path / "run"
+    assert main([*given, "--inrs", str(inrs), "--out", str(out)]) == 0
+    assert "2 steps, log in" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model"]["model"], config["model"]["probes"]) == ("ng_t", 2)
+    assert (config["model"]["positions"], config["augment"], config["epochs"]) == (False, False, 1)
