@@ -134,9 +134,8 @@ class CNNArchitecture:
             raise ValueError(
                 f"architecture: expected the fields {expected}, found {sorted(content)}"
             )
-        return CNNArchitecture(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        )
+        per_layer = {name: tuple(content[name]) for name in expected if name != "classes"}
+        return CNNArchitecture(**per_layer, classes=content["classes"])
 
 
 def cnn_module(architecture: CNNArchitecture) -> nn.Module:
