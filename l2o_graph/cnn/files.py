@@ -28,6 +28,9 @@ FORMAT = Format("CNNs", "l2o_graph CNNs", 1)
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 
+# Twelve for training, three for validation, five for the test, and mixed: few runs have all three.
+SPLIT_OF_RUN = tuple({"t": "train", "v": "val", "s": "test"}[x] for x in "tsvttsttvtsttstvttst")
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -91,6 +94,17 @@ def unflattened(
     return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def split_of(run: int) -> str:
+    """To which split the run of a number belongs; the same in a zoo of any size."""
+    return SPLIT_OF_RUN[run % len(SPLIT_OF_RUN)]
+
+
+def check_split(split: str) -> None:
+    """Refuse what is not one of ``SPLITS``, by a ValueError."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}', expected one of {list(SPLITS)}")
+
+
 def load_cnns(folder: str | Path, split: str) -> CNNs:
     """Read what ``python -m l2o_graph.datasets.zoo --out FOLDER`` wrote, checkpoint by checkpoint.
 
@@ -104,8 +118,7 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
         ValueError: For an unknown split, one without a network to read, and shards of another
             zoo than the rest.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split '{split}', expected one of {list(SPLITS)}")
+    check_split(split)
     folder = Path(folder)
     records: dict[int, dict[str, Any]] = {}
     faults: list[str] = []

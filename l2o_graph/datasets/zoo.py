@@ -31,7 +31,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from l2o_graph.cnn.files import FORMAT, SPLITS, Run, read_shard, write_manifest, write_shard
+from l2o_graph.cnn.files import (
+    FORMAT,
+    SPLITS,
+    Run,
+    read_shard,
+    split_of,
+    write_manifest,
+    write_shard,
+)
 from l2o_graph.cnn.park import train_park
 from l2o_graph.cnn.recipe import Recipe
 from l2o_graph.cnn.small import train_small
@@ -42,9 +50,6 @@ from l2o_graph.zoo.shards import shard_name, unwritten
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 PREPARED = 1000  # images at once
-
-# Twelve to three to five, and mixed, so that few runs have all three.
-SPLIT_OF_RUN = tuple({"t": "train", "v": "val", "s": "test"}[x] for x in "tsvttsttvtsttstvttst")
 
 Train = Callable[[Sequence[int], Sequence[torch.Generator], Images, Recipe], list[Run]]
 
@@ -69,8 +74,8 @@ class Kind:
 
 
 KINDS = {
-    "park": Kind(train_park, False, Recipe(4000, 32, 10), test_images=4000, shard=4),
-    "small": Kind(train_small, True, Recipe(4000, 64, 5), test_images=10_000, shard=16),
+    "park": Kind(train_park, False, Recipe(2200, 32, 10), test_images=2500, shard=4),
+    "small": Kind(train_small, True, Recipe(3500, 64, 5), test_images=10_000, shard=16),
 }
 
 
@@ -165,11 +170,6 @@ def plan(settings: Settings) -> list[Shard]:
             shards.append(Shard(path, tuple(part), {**record, "shard": number}))
     _missing(shards)
     return shards
-
-
-def split_of(run: int) -> str:
-    """To which split a run belongs."""
-    return SPLIT_OF_RUN[run % len(SPLIT_OF_RUN)]
 
 
 def execute(settings: Settings, shards: Sequence[Shard]) -> int:
