@@ -83,10 +83,10 @@ class CNNArchitecture:
                 f"'{self.activations[i]}'"
             )
         skip = self.skips[i]
-        if not NO_SKIP <= skip < i and skip != NO_SKIP:
+        if skip not in (known := [NO_SKIP, *range(i)]):
             raise ValueError(
-                f"skip to convolution {i}: expected a layer before the one that it reads, 0 to "
-                f"{i - 1}, or -1, found {skip}"
+                f"skip to convolution {i}: expected a layer before the one that it reads, one of "
+                f"{known}, found {skip}"
             )
         if skip != NO_SKIP and math.prod(self.strides[skip : i + 1]) != 1:
             raise ValueError(
