@@ -6,7 +6,9 @@ activations; into all but the first two a skip from a hidden layer before the on
 none. AdamW without decay.
 
 Its rate is 1e-3 there, for 200 epochs and more in batches of 512. Runs here are a hundred times
-shorter: batches are smaller, and the rate is drawn from 1e-3 to 1e-2.
+shorter: batches are smaller, and the rate is drawn from 1e-3 to 1e-2 and falls to 0 on a straight
+line. In 2,200 steps of 32 images that took one network of three layers to 49 % on CIFAR-10, where
+a rate that stays took it to 44 %.
 """
 
 from collections.abc import Sequence
@@ -79,6 +81,7 @@ def _train(number: int, generator: torch.Generator, images: Images, recipe: Reci
         # A tenth faster than channel after channel, on average over architectures.
         module = cnn_module(architecture).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0, fused=True)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, recipe.steps)
     done, kept = 0, []
     for stop in recipe.stops:
         for _ in range(done, stop):
@@ -87,6 +90,7 @@ def _train(number: int, generator: torch.Generator, images: Images, recipe: Reci
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits, images.train_y[index]).backward()
             optimizer.step()
+            falling.step()
         done = stop
         row = torch.cat([p.detach().flatten() for p in module.parameters()])
         if not bool(row.isfinite().all()):

@@ -249,7 +249,7 @@ class Update:
     def __init__(self, drawn: Sequence[Hyperparameters]):
         rules = [RULES[h.optimizer] for h in drawn]
 
-        def column(numbers: Sequence[float]) -> Tensor:
+        def column(numbers: Sequence[float | bool]) -> Tensor:
             return torch.tensor(numbers)[:, None]
 
         self._keep = column([rule.keep for rule in rules])
