@@ -182,7 +182,7 @@ def alive(pid):
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
-    options = ["--kind", "small", "--runs", "12", "--steps", "60"]
+    options = ["--kind", "small", "--runs", "12", "--steps", "150"]
     run(tmp_path / "whole", *options)
     broken = tmp_path / "broken"
     command = [sys.executable, "-m", "l2o_graph.datasets.zoo", "--dataset", "fmnist_sample",
@@ -331,19 +331,20 @@ def test_every_choice_of_the_park_is_drawn():
     assert all(set(a.strides) == {1} and a.channels[0] == 3 and a.classes == 10 for a in drawn)
 
 
-@pytest.mark.parametrize(("train", "steps"), [(train_park, 60), (train_small, 150)])
+@pytest.mark.parametrize(("train", "steps"), [(train_park, 100), (train_small, 150)])
 def test_networks_learn(train, steps, monkeypatch):
     # Sigmoids take thousands of steps.
     monkeypatch.setattr("l2o_graph.cnn.park.ACTIVATIONS", ("relu",))
+
     def halved(x):
         return F.avg_pool2d(x.float(), 2).round().to(torch.uint8)
 
     images = replace(SAMPLE, train_x=halved(SAMPLE.train_x), test_x=halved(SAMPLE.test_x[:300]),
                      test_y=SAMPLE.test_y[:300])  # fmt: skip
-    runs = train(range(3, 7), generators(4), images, Recipe(steps, 16, 2))
+    runs = train(range(3, 7), generators(4, 10), images, Recipe(steps, 16, 2))
     assert [r.number for r in runs] == [3, 4, 5, 6]
     assert all(not torch.equal(*r.values) for r in runs)
-    assert max(float(r.accuracy[-1]) for r in runs) > 0.35, "guessing gives 0.1"
+    assert max(float(r.accuracy[-1]) for r in runs) > 0.3, "guessing gives 0.1"
 
 
 def test_a_run_that_diverges_keeps_the_checkpoints_before(monkeypatch):

@@ -174,6 +174,12 @@ class _Opaque:
         if isinstance(state, Mapping):
             vars(self).update(state)
 
+    def append(self, entry: Any) -> None:
+        """What a sequence holds is not asked for."""
+
+    def __setitem__(self, key: Any, entry: Any) -> None:
+        pass
+
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
