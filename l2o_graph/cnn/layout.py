@@ -6,7 +6,8 @@ the tables of the architectures.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from l2o_graph.architecture import ACTIVATIONS, CONSTANTS, Kernel, NetSpec
 from l2o_graph.models.segments import Grids, Walk, counted, walk
+
+R = TypeVar("R")
 
 # Those that have a row in a table, as in Kofinas et al. 2024; any other counts as none.
 KNOWN_ACTIVATIONS = ACTIVATIONS[:7]
@@ -164,6 +167,10 @@ class Batch:
     outputs: Int64[Tensor, "I classes"]
     walk: Walk
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return _moved(self, device)
+
     def kernels(self, values: Float[Tensor, " P"]) -> Float[Tensor, "E K"]:
         """Kernels of all edges, padded with zeros, from all networks' parameters in a row."""
         known = torch.cat([values, values.new_tensor(CONSTANTS)])
@@ -174,6 +181,18 @@ class Batch:
         """Biases of all nodes; several on one add up."""
         nothing = values.new_zeros(len(self.positions))
         return nothing.index_add_(0, self.biased, values[self.biases])
+
+
+def _moved(record: R, device: torch.device) -> R:
+    """A record whose tensors, and those of the records in it, are on a device."""
+    changes: dict[str, Any] = {}
+    for field in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, field.name)
+        if isinstance(value, Tensor):
+            changes[field.name] = value.to(device)
+        elif is_dataclass(value):
+            changes[field.name] = _moved(value, device)
+    return replace(record, **changes)  # type: ignore[type-var]
 
 
 class Layouts:

@@ -67,6 +67,12 @@ class Segments:
     place: Int64[Tensor, "n most"]
     degree: Float[Tensor, " n"]
 
+    @property
+    def lengths(self) -> Int64[Tensor, " S"]:
+        """Directed edges in each segment."""
+        counts, lengths = torch.tensor(self.runs, device=self.to.device).view(-1, 2).T
+        return lengths.repeat_interleave(counts)
+
     def grids(self, x: Float[Tensor, "D ..."]) -> list[Float[Tensor, "_ length ..."]]:
         """What directed edges hold, in a tensor for each length: views."""
         parts = x.split([count * length for count, length in self.runs])
@@ -82,7 +88,15 @@ class Segments:
         self, of_target: Float[Tensor, "N H"], of_source: Float[Tensor, "N H"]
     ) -> Float[Tensor, "D H"]:
         """A term of the node that a directed edge leads to plus a term of the one it leaves."""
-        return _Spread.apply(of_target, of_source, self)  # type: ignore[return-value]
+        leaving = of_source.index_select(0, self.source)
+        return self.over(leaving, of_target.index_select(0, self.target))
+
+    def over(
+        self, x: Float[Tensor, "D ..."], of_segment: Float[Tensor, "S ..."]
+    ) -> Float[Tensor, "D ..."]:
+        """What directed edges hold plus a term of their segment."""
+        pairs = zip(self.grids(x), self.rows(of_segment), strict=True)
+        return torch.cat([(grid + row).flatten(0, 1) for grid, row in pairs])
 
     def tally(self, messages: Float[Tensor, "D H"]) -> Tally:
         """What each of ``nodes`` keeps of its messages; of none, zeros."""
@@ -212,27 +226,6 @@ def _segments(
     place[node, slot] = to.argsort(stable=True)
     degree = torch.zeros(len(nodes), device=to.device).index_add_(0, to, length.float())
     return Segments(tuple(runs), source, target, nodes, to, place, degree)
-
-
-class _Spread(torch.autograd.Function):
-    """See ``Segments.spread``: nothing of the size of the edges is kept, or made twice."""
-
-    @staticmethod
-    def forward(ctx: Any, of_target: Tensor, of_source: Tensor, segments: Segments) -> Tensor:
-        ctx.segments, ctx.nodes = segments, len(of_target)
-        terms = of_source.index_select(0, segments.source)
-        own = of_target.index_select(0, segments.target)
-        for grid, row in zip(segments.grids(terms), segments.rows(own), strict=True):
-            grid += row
-        return terms
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        segments: Segments = ctx.segments
-        nothing = grad.new_zeros(ctx.nodes, grad.shape[1])
-        own = torch.cat([grid.sum(1) for grid in segments.grids(grad)])
-        of_target = nothing.index_add(0, segments.target, own)
-        return of_target, nothing.index_add_(0, segments.source, grad), None
 
 
 class _Tallied(torch.autograd.Function):
