@@ -1,9 +1,29 @@
-"""CNNs as data: trained in numbers, stored with their accuracy, and read back.
+"""CNNs as data: trained in numbers, stored with their accuracy, read back, and judged unseen.
 
-Axes, beside those of ``l2o_graph``: I networks (CNNs), B images of a batch.
+``GeneralizationPredictor`` reads such networks as graphs and predicts their accuracy.
+
+Axes, beside those of ``l2o_graph``: I networks (CNNs), B images of a batch, D edges walked both
+ways, S segments of them.
 """
 
 from l2o_graph.cnn.architecture import CNNArchitecture, cnn_module
-from l2o_graph.cnn.files import CNNs, load_cnns
+from l2o_graph.cnn.augment import augmented
+from l2o_graph.cnn.config import CNNModelConfig, cnn_config
+from l2o_graph.cnn.files import CNNs, chosen, load_cnns
+from l2o_graph.cnn.models import GeneralizationPredictor, list_cnn_models, save_cnn_model
+from l2o_graph.cnn.predict import predict_accuracy
 
-__all__ = ["CNNArchitecture", "CNNs", "cnn_module", "load_cnns"]
+__all__ = [
+    "CNNArchitecture",
+    "CNNModelConfig",
+    "CNNs",
+    "GeneralizationPredictor",
+    "augmented",
+    "chosen",
+    "cnn_config",
+    "cnn_module",
+    "list_cnn_models",
+    "load_cnns",
+    "predict_accuracy",
+    "save_cnn_model",
+]

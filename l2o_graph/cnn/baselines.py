@@ -1,7 +1,5 @@
 """What graph models are compared with on CNNs: statistics of layers, and equivariant layers."""
 
-import math
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn

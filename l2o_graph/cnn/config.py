@@ -5,14 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from l2o_graph.cnn.architecture import CNNArchitecture
+from l2o_graph.cnn.small import ARCHITECTURE
 
 Model = Literal["ng_gnn", "ng_t", "stat_nn", "nfn"]
 Zoo = Literal["park", "small"]
 GRAPH_MODELS = ("ng_gnn", "ng_t")
-
-# The one of the Small CNN Zoo on grey images (Unterthiner et al. 2020), whose networks differ in
-# one activation for all layers, which has no say in where parameters lie.
-SMALL = CNNArchitecture((1, 16, 16, 16), (3, 3, 3), ("relu",) * 3, (-1,) * 3, (1,) * 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +80,9 @@ class CNNModelConfig:
             )
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
-                "architecture: expected one for 'nfn' alone, which reads networks of a single "
-                f"architecture, found {self.architecture} for '{self.model}'"
+                "architecture: expected one for 'nfn' alone, which maps weights one by one and "
+                "reads no networks of mixed architecture, "
+                f"found {self.architecture} for '{self.model}'"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -112,7 +110,7 @@ SIZES: dict[tuple[Model, Zoo], dict[str, Any]] = {
     },
     ("stat_nn", "park"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
     ("stat_nn", "small"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
-    ("nfn", "small"): {"hidden": 16, "layers": 3, "dropout": 0.1, "architecture": SMALL},
+    ("nfn", "small"): {"hidden": 16, "layers": 3, "dropout": 0.1, "architecture": ARCHITECTURE},
 }  # fmt: skip
 OF_ZOO: dict[Zoo, dict[str, Any]] = {
     "park": {},

@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,18 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
             stacklevel=2,
         )
     return gathered(runs)
+
+
+def chosen(networks: CNNs, index: Int64[Tensor, " n"]) -> CNNs:
+    """Some of the networks, in the order of their numbers' list."""
+    return replace(
+        networks,
+        which=networks.which[index],
+        values=tuple(networks.values[i] for i in index.tolist()),
+        accuracy=networks.accuracy[index],
+        run=networks.run[index],
+        step=networks.step[index],
+    )
 
 
 def gathered(runs: Sequence[Run]) -> CNNs:

@@ -88,7 +88,9 @@ def layout_of(spec: NetSpec, room: Room) -> Layout:
         target = starts[k.target] + k.target_start
         sides = (source, target) if k.from_rows else (target, source)
         dense = k.kind == "dense" and not k.positions and not constant
-        kernels.append([first, constant, *k.grid, *_sides(spec, k, room), *sides, k.from_rows, dense])
+        kernels.append(
+            [first, constant, *k.grid, *_sides(spec, k, room), *sides, k.from_rows, dense]
+        )
     biases = [
         [scalars[b.parameter] + b.start, b.size, starts[b.neurons] + b.neurons_start]
         for b in spec.biases

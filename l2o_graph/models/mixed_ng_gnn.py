@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
-from l2o_graph.models.ng_t import MOST_PAIRS, NGT, EdgeUpdate, NGTLayer, NodeUpdate
 from l2o_graph.models.segments import Segments, Walk
 
 

@@ -125,9 +125,7 @@ def _alone(
     """Log mass of the pairs of each node that have no edge."""
     by_head = (update.heads, -1)
     itself = update.scale * (queries * keys).unflatten(1, by_head).sum(2)
-    query, key = (
-        x[pairs.place].unflatten(2, by_head).transpose(1, 2) for x in (queries, keys)
-    )
+    query, key = (x[pairs.place].unflatten(2, by_head).transpose(1, 2) for x in (queries, keys))
     scores = update.scale * (query @ key.mT)
     masses = scores.masked_fill(pairs.left_out[:, None], -torch.inf).logsumexp(3)
     inside = masses.transpose(1, 2).flatten(0, 1)[pairs.inside]

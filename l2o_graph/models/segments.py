@@ -76,9 +76,7 @@ class Segments:
     def grids(self, x: Float[Tensor, "D ..."]) -> list[Float[Tensor, "_ length ..."]]:
         """What directed edges hold, in a tensor for each length: views."""
         parts = x.split([count * length for count, length in self.runs])
-        return [
-            part.unflatten(0, run) for part, run in zip(parts, self.runs, strict=True)
-        ]
+        return [part.unflatten(0, run) for part, run in zip(parts, self.runs, strict=True)]
 
     def rows(self, x: Float[Tensor, "S ..."]) -> list[Float[Tensor, "_ 1 ..."]]:
         """What segments hold, to go with ``grids``."""
@@ -168,7 +166,8 @@ def walk(grids: Grids, read: Bool[Tensor, " N"]) -> Walk:
     length = theirs[side]
     segment, step = counted(length)
     source = (their_node[side] + group * length)[segment] + step
-    start = first[side] + group * mine[side] * length + (number - group * mine[side]) * my_stride[side]
+    before = group * mine[side]
+    start = first[side] + before * length + (number - before) * my_stride[side]
     edge = start[segment] + step * their_stride[side][segment]
     # Both directions of an edge are numbered alike: what is sorted first is the reverse.
     backward, forward = edge.chunk(2)
@@ -184,7 +183,7 @@ def walk(grids: Grids, read: Bool[Tensor, " N"]) -> Walk:
     kind = (kinds // LONGEST).tolist()
     begin, end = bisect_left(kind, BACKWARD_READ), bisect_right(kind, FORWARD_READ)
     segments = slice(sum(n for n, _ in runs[:begin]), sum(n for n, _ in runs[:end]))
-    kept = slice(sum(n * l for n, l in runs[:begin]), sum(n * l for n, l in runs[:end]))
+    kept = slice(sum(map(math.prod, runs[:begin])), sum(map(math.prod, runs[:end])))
     everyone = torch.arange(len(read), device=read.device)
     return Walk(
         _segments(runs, source, target, length, everyone),
