@@ -252,6 +252,7 @@ class INRTrainer:
             "commit": commit(),
             "config": self.settings,
             "minutes": round(self.seconds / 60, 1),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "torch": torch.__version__,
             **self.evaluations[-1],
         }
