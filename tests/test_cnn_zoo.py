@@ -182,7 +182,7 @@ def alive(pid):
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
-    options = ["--kind", "small", "--runs", "12", "--steps", "150"]
+    options = ["--kind", "small", "--runs", "12", "--steps", "80"]
     run(tmp_path / "whole", *options)
     broken = tmp_path / "broken"
     command = [sys.executable, "-m", "l2o_graph.datasets.zoo", "--dataset", "fmnist_sample",
@@ -357,6 +357,16 @@ def test_a_run_that_diverges_keeps_the_checkpoints_before(monkeypatch):
         assert found.values.shape[1] == found.architecture.num_parameters
 
 
+def test_the_command_counts_runs_that_diverged(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr("l2o_graph.cnn.park.RATES", (1e38, 1e38))
+        run(tmp_path)
+    said = capsys.readouterr().out
+    assert "9 runs lack checkpoints, whose weights were not finite" in said
+    with pytest.raises(ValueError, match=r"expected networks of split 'train', .* found none$"):
+        load_cnns(tmp_path, "train")
+
+
 # Small networks, many at once ------------------------------------------------------------------
 
 
@@ -444,9 +454,11 @@ def test_every_choice_of_the_small_zoo_is_drawn():
     assert {h.initialisation for h in drawn} == set(INITIALISATIONS)
     assert {h.optimizer for h in drawn} == set(RULES)
     assert {h.fraction for h in drawn} == {0.1, 0.25, 0.5, 1.0}
-    assert min(h.rate for h in drawn) < 1e-3 < 2e-2 < max(h.rate for h in drawn)
-    assert all((h.deviation > 0) == ("normal" in h.initialisation and "_n" not in
-               h.initialisation.replace("truncated_n", "n")) for h in drawn)  # fmt: skip
+    assert {"normal", "truncated_normal"} == {h.initialisation for h in drawn if h.deviation}
+    for name, low, high in (("rate", 1e-3, 3e-2), ("dropout", 0, 0.4), ("decay", 1e-8, 1e-2)):
+        values = sorted(getattr(h, name) for h in drawn)
+        assert low <= values[0] < 0.2 * high
+        assert 0.8 * high < values[-1] <= high
 
 
 def test_a_fraction_of_the_images_is_the_first_of_them(monkeypatch):

@@ -12,6 +12,7 @@ from l2o_graph.cnn.config import CNNModelConfig, cnn_config
 from l2o_graph.cnn.files import CNNs, chosen, load_cnns
 from l2o_graph.cnn.models import GeneralizationPredictor, list_cnn_models, save_cnn_model
 from l2o_graph.cnn.predict import predict_accuracy
+from l2o_graph.cnn.published import read_small_zoo, read_wild_park
 
 __all__ = [
     "CNNArchitecture",
@@ -25,5 +26,7 @@ __all__ = [
     "list_cnn_models",
     "load_cnns",
     "predict_accuracy",
+    "read_small_zoo",
+    "read_wild_park",
     "save_cnn_model",
 ]

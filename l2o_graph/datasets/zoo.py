@@ -11,6 +11,11 @@ All checkpoints of a run are in one split: of every twenty runs in a row twelve 
 three for validation and five for the test. Every run draws from the seed, the kind, the dataset
 and its number alone. A shard appears whole or not at all, and the same command goes on with those
 that are missing.
+
+The defaults are for two cores: 300 runs of the park with 10 checkpoints each in 2 hours (45 s of a
+core a run, up to 500 s for five layers of 32 channels and kernels of 7x7), 1,000 small networks
+with 5 each in 40 minutes (4.8 s of a core each). On CIFAR-10 that reaches from guessing to about
+half of the images for the park, and to 42 % for small networks; ``--steps`` for more.
 """
 
 import argparse
@@ -75,7 +80,7 @@ class Kind:
 
 KINDS = {
     "park": Kind(train_park, False, Recipe(2200, 32, 10), test_images=2500, shard=4),
-    "small": Kind(train_small, True, Recipe(3500, 64, 5), test_images=10_000, shard=16),
+    "small": Kind(train_small, True, Recipe(3000, 64, 5), test_images=10_000, shard=16),
 }
 
 
@@ -190,8 +195,13 @@ def execute(settings: Settings, shards: Sequence[Shard]) -> int:
 def train_shard(settings: Settings, shard: Shard) -> Shard:
     """Train all networks of a shard, and write it."""
     generators = [_generator(settings, run) for run in shard.runs]
-    train = KINDS[settings.kind].train
-    runs = train(shard.runs, generators, _images(settings), settings.recipe)
+    images, train = _images(settings), KINDS[settings.kind].train
+    # Moments of networks whose gradients have died fall to where a CPU takes 100 times as long.
+    torch.set_flush_denormal(True)
+    try:
+        runs = train(shard.runs, generators, images, settings.recipe)
+    finally:
+        torch.set_flush_denormal(False)
     write_shard(shard.path, runs, shard.record)
     return shard
 
@@ -200,11 +210,10 @@ def summary(shards: Sequence[Shard]) -> str:
     """Accuracies of each split in a table, and what was trained."""
     lines = ["accuracy, %  runs networks     min     5 %    25 %  median    75 %    95 %     max"]
     depths: Counter[int] = Counter()
-    cut_short, checkpoints = 0, 0
+    most, cut_short, checkpoints = shards[0].record["recipe"]["checkpoints"], 0, 0
     for split in SPLITS:
         runs = [r for s in shards if s.record["split"] == split for r in read_shard(s.path)[1]]
         depths.update(len(run.architecture.kernels) for run in runs)
-        most = shards[0].record["recipe"]["checkpoints"]
         cut_short += sum(len(run.step) < most for run in runs)
         values = torch.cat([torch.empty(0), *(run.accuracy for run in runs)])
         checkpoints += len(values)
