@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.zoo.files import write_atomically
 from meta_train.__main__ import main as train
 from meta_train.benchmark import check_writable, spread
+from meta_train.cnn_training import PREDICTIONS
+from meta_train.inr_training import EDITED
+from meta_train.plots import plot_predictions
 
 PROBES = (0, 4, 16, 64)
 GRAPH_MODELS = ("ng_gnn", "ng_t")
@@ -60,6 +65,7 @@ class Table:
         unit: Of the figures, for people.
         scale: Figures are the measure times this.
         digits: Behind the point.
+        figure: Folders of runs by label -> PNG; None where there is nothing to see.
     """
 
     rows: tuple[Row, ...]
@@ -67,6 +73,24 @@ class Table:
     unit: str
     scale: float
     digits: int
+    figure: Callable[[Mapping[str, Path]], bytes] | None = None
+
+
+def edited_digits(folders: Mapping[str, Path]) -> bytes:
+    """What networks draw before and after each editor, and what they should draw."""
+    found = {label: load_file(folder / EDITED) for label, folder in folders.items()}
+    first = next(iter(found.values()))
+    edited = {label: each["edited"] for label, each in found.items()}
+    return contact_sheet({"network": first["drawn"], **edited, "target": first["target"]})
+
+
+def predictions(folders: Mapping[str, Path]) -> bytes:
+    """What predictors say of the test split, against how it is."""
+    found = {}
+    for label, folder in folders.items():
+        lines = [json.loads(line) for line in (folder / PREDICTIONS).read_text().splitlines()]
+        found[label] = [x["accuracy"] for x in lines], [x["prediction"] for x in lines]
+    return plot_predictions(found)
 
 
 def _probed(label: str, *arguments: str, published: Sequence[str]) -> list[Row]:
@@ -118,7 +142,26 @@ TABLES = {
             *_probed("NG-T", "ng_t", published=(
                 "1.96 ± 0.00", "1.88 ± 0.02", "1.82 ± 0.02", "1.75 ± 0.01")),
         ),
-        "test_loss", "mean squared error of pixels, 1e-2", 100.0, 3,
+        "test_loss", "mean squared error of pixels, 1e-2", 100.0, 3, edited_digits,
+    ),
+    "cnn_park": Table(
+        (
+            Row("StatNN", ("stat_nn",), "0.719 ± 0.010"),
+            Row("NG-GNN", ("ng_gnn",), "0.804 ± 0.009"),
+            Row("NG-T", ("ng_t",), "0.817 ± 0.007"),
+            Row("NG-GNN without activations", ("ng_gnn", "--no-activations"), "0.778 ± 0.018"),
+            Row("NG-T without activations", ("ng_t", "--no-activations"), "0.728 ± 0.010"),
+        ),
+        "test_tau", "Kendall's tau-b", 1.0, 3, predictions,
+    ),
+    "cnn_small": Table(
+        (
+            Row("StatNN", ("stat_nn",), "0.915 ± 0.002"),
+            Row("NFN-HNP", ("nfn",), "0.934 ± 0.001"),
+            Row("NG-GNN", ("ng_gnn",), "0.930 ± 0.001"),
+            Row("NG-T", ("ng_t",), "0.935 ± 0.000"),
+        ),
+        "test_tau", "Kendall's tau-b", 1.0, 3, predictions,
     ),
 }  # fmt: skip
 
@@ -252,10 +295,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     text = markdown(settings, answers)
-    path = settings.out / f"{settings.table}.md"
-    write_atomically(path, text.encode())
+    paths = [settings.out / f"{settings.table}.md"]
+    write_atomically(paths[0], text.encode())
+    folders = {row.label: settings.folder(row, 0) for row in answers}
+    ended = {k: f for k, f in folders.items() if (f / "checkpoint.safetensors").exists()}
+    draw = TABLES[settings.table].figure
+    if draw is not None and ended:
+        paths.append(paths[0].with_suffix(".png"))
+        write_atomically(paths[1], draw(ended))
     print(text)
-    print(f"wrote {path}")
+    print(f"wrote {' and '.join(map(str, paths))}")
     return 0 if all(len(found) == settings.seeds for found in answers.values()) else 1
 
 

@@ -14,7 +14,6 @@ On two cores 10,000 images take about 25 minutes with the default recipe.
 
 import argparse
 import hashlib
-import io
 import os
 import sys
 import time
@@ -33,6 +32,7 @@ from l2o_graph.datasets.images import Images, load_images
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.inr.files import FORMAT, checked, write_shard
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
+from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
 from l2o_graph.zoo.files import write_atomically
 from l2o_graph.zoo.shards import read_tensor, shard_name, unwritten
@@ -209,8 +209,6 @@ def summary(settings: Settings, shards: Sequence[Shard]) -> str:
 
 def figure(settings: Settings, shard: Shard) -> bytes:
     """A PNG of ten images of a shard over what their networks draw, from the worst to the best."""
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
-
     path = _path(settings, shard)
     order = read_tensor(path, "psnr").argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(SHOWN, len(order))).long()]
@@ -221,19 +219,8 @@ def figure(settings: Settings, shard: Shard) -> bytes:
     x, _, first = _of_split(_load(settings.source, settings.data_root), shard.split)
     images = x[read_tensor(path, "index")[chosen] - first, 0].float() / 255
     pixels = render(weights, biases, (images.shape[1], images.shape[2]))
-    canvas = Figure(figsize=(0.4 + 0.9 * len(chosen), 2.3), dpi=150, layout="constrained")
-    axes = canvas.subplots(2, len(chosen), squeeze=False)
-    for row, pictures in zip(axes, (images, pixels), strict=True):
-        for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-    for axis, decibels in zip(axes[1], psnr(pixels, images).tolist(), strict=True):
-        axis.set_xlabel(f"{decibels:.1f} dB", fontsize=9)
-    axes[0][0].set_ylabel("image", fontsize=9)
-    axes[1][0].set_ylabel("network", fontsize=9)
-    file = io.BytesIO()
-    canvas.savefig(file, format="png")
-    return file.getvalue()
+    captions = [f"{decibels:.1f} dB" for decibels in psnr(pixels, images).tolist()]
+    return contact_sheet({"image": images, "network": pixels}, captions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
