@@ -18,10 +18,10 @@ def traits(spec: NetSpec) -> Traits:
     Returns:
         "depth", hidden layers; "width", their neurons; "kernel", sides; "inputs"; "classes";
         "activation", names, "none" for none; "operation", what joins neurons: a "sum" is a skip,
-        a "scale" a norm, "something unknown" whatever could not be followed.
+        a "norm" a norm, "something unknown" whatever could not be followed.
     """
     hidden = [n for n in spec.neurons if n.role == "hidden"]
-    kinds = {"scale" if k.kind == "scale" else k.kind for k in spec.kernels}
+    kinds = {k.kind for k in spec.kernels}
     if spec.loose:
         kinds.add("something unknown")
     return {
