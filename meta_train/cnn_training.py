@@ -121,7 +121,7 @@ def kendall(one: Float[Tensor, " I"], other: Float[Tensor, " I"]) -> float:
     """Kendall's tau-b of two orders, -1 to 1; 0 where one of them is none."""
     from scipy.stats import kendalltau
 
-    tau = float(kendalltau(one.numpy(), other.numpy()).statistic)
+    tau = float(kendalltau(one.numpy(), other.numpy())[0])
     return 0.0 if tau != tau else tau
 
 

@@ -334,7 +334,7 @@ def test_nfn_reads_networks_of_its_architecture_alone():
     assert (answer[0] - answer[1]).abs() > 1e-6
     with pytest.raises(ValueError, match=r"NFN: expected networks of one architecture, .*found 4"):
         model(mixed())
-    with pytest.raises(ValueError, match="'nfn' alone, .* no networks of mixed architecture"):
+    with pytest.raises(ValueError, match=r"'nfn' alone, .* no networks of mixed architecture"):
         cnn_config("nfn")
 
 
