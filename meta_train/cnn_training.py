@@ -7,6 +7,7 @@ ranks the validation split best, by Kendall's tau-b.
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -121,8 +122,8 @@ def kendall(one: Float[Tensor, " I"], other: Float[Tensor, " I"]) -> float:
     """Kendall's tau-b of two orders, -1 to 1; 0 where one of them is none."""
     from scipy.stats import kendalltau
 
-    tau = float(kendalltau(one.numpy(), other.numpy())[0])
-    return 0.0 if tau != tau else tau
+    found: Any = kendalltau(one.numpy(), other.numpy())
+    return 0.0 if math.isnan(found.statistic) else float(found.statistic)
 
 
 class CNNTrainer:

@@ -1,8 +1,8 @@
-"""NG-GNN and NG-T over a batch of networks of any architectures, as one graph.
+"""NG-GNN over a batch of networks of any architectures, as one graph.
 
-The models are those of ``ng_gnn`` and ``ng_t``, and so are the answers, up to rounding; edges lie
-in segments instead of in the blocks of one architecture. Only output nodes are read, so that the
-last round is worked out for these alone.
+The model is that of ``ng_gnn``, and so are the answers, up to rounding; edges lie in segments
+instead of in the blocks of one architecture. Only output nodes are read, so that the last round
+is worked out for these alone.
 """
 
 from collections.abc import Sequence
