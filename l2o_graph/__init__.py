@@ -4,6 +4,7 @@ Axes, wherever shapes are written: N nodes, E edges, P parameters (scalars), F f
 channels, K positions of a kernel, n a run of scalars, *B any batch axes.
 """
 
+from l2o_graph.cnn import GeneralizationPredictor, predict_accuracy
 from l2o_graph.graph import NeuralGraph, neural_graph
 from l2o_graph.inr import INRClassifier, INREditor
 from l2o_graph.optimizer import (
@@ -18,6 +19,7 @@ from l2o_graph.zoo.registry import list_checkpoints
 
 __all__ = [
     "FFOptimizer",
+    "GeneralizationPredictor",
     "INRClassifier",
     "INREditor",
     "LSTMOptimizer",
@@ -27,5 +29,6 @@ __all__ = [
     "NeuralGraph",
     "list_checkpoints",
     "neural_graph",
+    "predict_accuracy",
     "register_layer",
 ]

@@ -9,10 +9,13 @@ from typing import Any, get_args
 
 import torch
 
+from l2o_graph.cnn.config import Model as CNNModel
+from l2o_graph.cnn.config import cnn_config
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.inr.config import Model as INRModel
 from l2o_graph.inr.config import inr_config
 from l2o_graph.rule import Model
+from meta_train.cnn_training import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
 from meta_train.config import MetaConfig, default_recipe, paper_recipe
 from meta_train.inr_training import INR_TASKS, INRTrainingConfig, train_inr_model
 from meta_train.run import Result
@@ -30,9 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     """
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--task", default="fmnist_cnn")
-    of_inrs = first.parse_known_args(arguments)[0].task in INR_TASKS
+    task = first.parse_known_args(arguments)[0].task
+    train = train_on_inrs if task in INR_TASKS else train_optimizer
+    train = train_on_cnns if task in CNN_TASKS else train
     try:
-        result = train_on_inrs(arguments) if of_inrs else train_optimizer(arguments)
+        result = train(arguments)
     except (ValueError, OSError) as error:
         print(f"meta_train: {error}", file=sys.stderr)
         return 2
@@ -79,6 +84,37 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     return train_inr_model(config, inrs, out, given.data_root, given.device, given.resume)
 
 
+def train_on_cnns(arguments: list[str] | None) -> Result:
+    """Train a model that predicts the accuracy of CNNs."""
+    parser = _parser("Train a model that predicts the accuracy of CNNs.", get_args(CNNModel))
+    parser.add_argument("--zoo", help="folder of the networks [runs/zoo-KIND]")
+    parser.add_argument("--loss", default="bce", choices=get_args(Loss))
+    parser.add_argument("--hidden", type=int, help="see CNNModelConfig; as the model's own")
+    parser.add_argument("--reverse", action="store_true", help="see CNNModelConfig")
+    for switch, text in (
+        ("activations", "neurons are not told their activation"),
+        ("augment", "networks as they were trained, as those of cnn_park always are"),
+    ):
+        parser.add_argument(f"--no-{switch}", dest=switch, action="store_false", help=text)
+    options = _options(parser, CNNTrainingConfig)
+    given = _parsed(parser, arguments)
+    kind = CNN_TASKS[given.task]
+    changes = {} if given.hidden is None else {"hidden": given.hidden}
+    model = cnn_config(
+        given.model, kind, reverse=given.reverse, activations=given.activations, **changes
+    )
+    config = CNNTrainingConfig(
+        given.task,
+        model,
+        given.loss,
+        augment=given.augment and kind == "small",
+        **_changes(given, options),
+    )
+    out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.loss}"
+    zoo = given.zoo or f"runs/zoo-{kind}"
+    return train_cnn_model(config, zoo, out, given.device, given.resume)
+
+
 def _parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
     """The options that all tasks have."""
     parser = argparse.ArgumentParser(
@@ -86,7 +122,9 @@ def _parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
         description=f"{description} Which options there are depends on --task.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--task", default="fmnist_cnn", choices=sorted({*TASKS, *INR_TASKS}))
+    parser.add_argument(
+        "--task", default="fmnist_cnn", choices=sorted({*TASKS, *INR_TASKS, *CNN_TASKS})
+    )
     parser.add_argument("--model", default="ng_gnn", choices=models)
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")

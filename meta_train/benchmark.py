@@ -14,20 +14,19 @@ import json
 import math
 import os
 import platform
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median, stdev
 
 import torch
 from tqdm import tqdm
 
+from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.zoo.files import write_atomically
 from l2o_graph.zoo.registry import load_checkpoint
 from meta_train.baselines import PACKAGED, PUBLISHED, contenders
@@ -208,7 +207,9 @@ def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
     missing = [run for run in runs if run not in records]
     progress = tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run")
     with progress:
-        for record in _do(settings, missing):
+        for record in in_parallel(
+            partial(train, settings), missing, settings.jobs, one_thread_alone=False
+        ):
             records[record.run] = record
             # The file is read anew: another command may be writing to the same folder.
             records = {**_read(path), **records}
@@ -412,28 +413,6 @@ def _read(path: Path) -> dict[Run, Record]:
             "another --out"
         ) from error
     return {record.run: record for record in records}
-
-
-def _do(settings: Settings, runs: Sequence[Run]) -> Iterator[Record]:
-    """Records as they come."""
-    if settings.jobs == 1 or not runs:
-        yield from (train(settings, run) for run in runs)
-        return
-    pool = ProcessPoolExecutor(
-        min(settings.jobs, len(runs)), get_context("spawn"), initializer=_in_worker
-    )
-    try:
-        futures = [pool.submit(train, settings, run) for run in runs]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _in_worker() -> None:
-    torch.set_num_threads(1)
-    # An interrupt from the keyboard reaches all processes; a worker has nothing to say about it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _machine(device: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from l2o_graph.datasets.images import load_images
@@ -31,6 +32,7 @@ from l2o_graph.inr import (
     statistics_of,
 )
 from l2o_graph.inr.config import Task
+from l2o_graph.zoo.files import write_atomically
 from meta_train.run import (
     Result,
     begin,
@@ -54,6 +56,11 @@ INR_TASKS: dict[str, tuple[str, Task]] = {
 }
 SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 128
+
+# Beside the checkpoint of an editor: what the first networks of the test split draw as they are
+# and edited, and what they should draw; "drawn", "edited" and "target", (n, 28, 28) each.
+EDITED = "edited.safetensors"
+SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,16 +253,28 @@ class INRTrainer:
         return self
 
     def save_best(self, path: Path) -> None:
-        """Write the model as it is, for use."""
+        """Write the model as it is, for use; beside the checkpoint of an editor ``EDITED``."""
         provenance = {
             "command": "python -m meta_train " + " ".join(sys.argv[1:]),
             "commit": commit(),
             "config": self.settings,
             "minutes": round(self.seconds / 60, 1),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "torch": torch.__version__,
             **self.evaluations[-1],
         }
         save_inr_model(path, self.model, provenance)
+        if isinstance(self.model, INREditor):
+            write_atomically(path.with_name(EDITED), save(self._edited(self.model)))
+
+    @torch.no_grad()
+    def _edited(self, model: INREditor) -> dict[str, Float[Tensor, "n height width"]]:
+        """What some networks draw, and what they should."""
+        weights, biases, target = self.test.of(torch.arange(min(SHOWN, len(self.test.networks))))
+        model.eval()
+        edited = model([w.to(self.device) for w in weights], [b.to(self.device) for b in biases])
+        pixels = {"drawn": render(weights, biases), "edited": render(*edited).cpu()}
+        return {**pixels, "target": target}
 
     def _score(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor], targets: Tensor

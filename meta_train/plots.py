@@ -1,7 +1,7 @@
-"""Training loss, and test accuracy where it is known, over steps, as PNG."""
+"""Losses and accuracies over steps, and predicted against true accuracies, as PNG."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
@@ -87,6 +87,35 @@ def plot_curves(panels: Sequence[Panel]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("training step")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def plot_predictions(
+    predictions: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> bytes:
+    """A PNG: a panel for each predictor, a point for each network.
+
+    Args:
+        predictions: By label true and predicted accuracies, in [0, 1].
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    size = (0.6 + 3.6 * len(predictions), 3.9)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(predictions), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, (label, (true, predicted)) in zip(axes, predictions.items(), strict=True):
+        axis.plot([0, 100], [0, 100], color="0.8", linewidth=1)
+        percent = ([100 * value for value in values] for values in (true, predicted))
+        axis.scatter(*percent, s=5, color=COLOURS["adam"], alpha=0.4, linewidths=0)
+        axis.set_title(label, fontsize=11, loc="left")
+        axis.set_xlabel("test accuracy, %")
+        axis.set_aspect("equal")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("predicted, %")
+    highest = 100 * max(max(map(max, pair)) for pair in predictions.values())
+    axes[0].set(xlim=(0, 1.05 * highest), ylim=(0, 1.05 * highest))
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from l2o_graph.inr import INRClassifier, INREditor, evaluate, inr_config, statistics_of
 from l2o_graph.inr.baselines import CLASSIFIERS, EDITORS, SetClassifier, SetEditor, StatNN
 from l2o_graph.inr.baselines.nfn import NFNEncoding
-from l2o_graph.inr.baselines.weight_space import pooled, pooled_size, space_of
+from l2o_graph.inr.baselines.weight_space import space_of
 from l2o_graph.inr.models import load_inr_model, save_inr_model
 from l2o_graph.inr.statistics import Normalisation, Statistics
 from l2o_graph.models.equivariant import HNP, NP
 from l2o_graph.models.stat_nn import layer_statistics, statistics
+from l2o_graph.models.weight_space import pooled, pooled_size
 
 LAYOUT = (2, 6, 5, 1)
 LAYOUTS = [LAYOUT, (3, 4, 2), (1, 4, 4, 4, 3)]

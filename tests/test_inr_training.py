@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_plots import size
 
 from l2o_graph.datasets.inr import main as fit_inrs
 from l2o_graph.inr import INRClassifier, inr_config, load_inr_model, load_inrs, render
 from meta_train.__main__ import main
 from meta_train.inr_training import (
+    EDITED,
     INRTrainer,
     INRTrainingConfig,
     load_examples,
     train_inr_model,
 )
+from meta_train.tables import edited_digits
 
 TINY = INRTrainingConfig(
     "sample_inr", inr_config("ng_gnn", hidden=8, layers=2, probes=2),
@@ -87,6 +90,14 @@ def test_an_editor_starts_next_to_leaving_images_as_they_are(inrs, tmp_path):
     assert first["test_loss"] == pytest.approx(untouched, rel=0.25)
     edited = load_inr_model(result.checkpoint)(test.networks.weights, test.networks.biases)
     assert render(*edited).shape == test.targets.shape
+
+    shown = load_file(result.checkpoint.with_name(EDITED))
+    torch.testing.assert_close(shown["drawn"], drawn)
+    torch.testing.assert_close(shown["edited"], render(*edited), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shown["target"], test.targets)
+    one = edited_digits({"NG-GNN": tmp_path / "run"})
+    two = edited_digits({"NG-GNN": tmp_path / "run", "again": tmp_path / "run"})
+    assert size(two)[1] > size(one)[1]
 
 
 def test_a_killed_run_comes_to_the_same_weights(inrs, tmp_path):

@@ -14,18 +14,13 @@ On two cores 10,000 images take about 25 minutes with the default recipe.
 
 import argparse
 import hashlib
-import io
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from multiprocessing import get_context, parent_process
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +29,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from l2o_graph.datasets.images import Images, load_images
-from l2o_graph.inr.files import (
-    checked,
-    differences,
-    read_record,
-    read_tensor,
-    shard_name,
-    write_shard,
-)
+from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.inr.files import FORMAT, checked, write_shard
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
+from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
 from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.shards import read_tensor, shard_name, unwritten
 
 SOURCES = ("mnist", "fmnist", "fmnist_sample")
 SPLITS = ("train", "val", "test")
@@ -172,7 +163,7 @@ def execute(settings: Settings, shards: Sequence[Shard]) -> int:
     missing = _missing(settings, shards)
     total, todo = (sum(s.stop - s.start for s in group) for group in (shards, missing))
     with tqdm(total=total, initial=total - todo, unit="INR", smoothing=0) as progress:
-        for shard in _do(settings, missing):
+        for shard in in_parallel(partial(fit_shard, settings), missing, settings.jobs):
             progress.update(shard.stop - shard.start)
     return todo
 
@@ -218,8 +209,6 @@ def summary(settings: Settings, shards: Sequence[Shard]) -> str:
 
 def figure(settings: Settings, shard: Shard) -> bytes:
     """A PNG of ten images of a shard over what their networks draw, from the worst to the best."""
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
-
     path = _path(settings, shard)
     order = read_tensor(path, "psnr").argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(SHOWN, len(order))).long()]
@@ -230,19 +219,8 @@ def figure(settings: Settings, shard: Shard) -> bytes:
     x, _, first = _of_split(_load(settings.source, settings.data_root), shard.split)
     images = x[read_tensor(path, "index")[chosen] - first, 0].float() / 255
     pixels = render(weights, biases, (images.shape[1], images.shape[2]))
-    canvas = Figure(figsize=(0.4 + 0.9 * len(chosen), 2.3), dpi=150, layout="constrained")
-    axes = canvas.subplots(2, len(chosen), squeeze=False)
-    for row, pictures in zip(axes, (images, pixels), strict=True):
-        for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-    for axis, decibels in zip(axes[1], psnr(pixels, images).tolist(), strict=True):
-        axis.set_xlabel(f"{decibels:.1f} dB", fontsize=9)
-    axes[0][0].set_ylabel("image", fontsize=9)
-    axes[1][0].set_ylabel("network", fontsize=9)
-    file = io.BytesIO()
-    canvas.savefig(file, format="png")
-    return file.getvalue()
+    captions = [f"{decibels:.1f} dB" for decibels in psnr(pixels, images).tolist()]
+    return contact_sheet({"image": images, "network": pixels}, captions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -363,57 +341,9 @@ def _path(settings: Settings, shard: Shard) -> Path:
 
 def _missing(settings: Settings, shards: Sequence[Shard]) -> list[Shard]:
     """Shards that are not there in full; ValueError for those of another configuration."""
-    missing = []
-    for shard in shards:
-        path = _path(settings, shard)
-        if not path.exists():
-            missing.append(shard)
-            continue
-        try:
-            found = read_record(path)
-        except ValueError:  # damaged: fitted anew
-            missing.append(shard)
-            continue
-        if difference := differences(shard.record, found):
-            raise ValueError(
-                f"'{path}' is of another configuration: {difference}; give another --out"
-            )
-    return missing
-
-
-def _do(settings: Settings, shards: Sequence[Shard]) -> Iterator[Shard]:
-    """Shards as they are done."""
-    if settings.jobs == 1 or not shards:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield from (fit_shard(settings, shard) for shard in shards)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    jobs = min(settings.jobs, len(shards))
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_in_worker)
-    try:
-        futures = [pool.submit(fit_shard, settings, shard) for shard in shards]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _in_worker() -> None:
-    torch.set_num_threads(1)
-    # An interrupt from the keyboard reaches all processes; a worker has nothing to say about it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # A worker waits for work for ever where the parent was killed and cannot tell it to end.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    of_path = {_path(settings, shard): shard for shard in shards}
+    missing = unwritten({path: shard.record for path, shard in of_path.items()}, FORMAT)
+    return [of_path[path] for path in missing]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Kofinas et al. 2024, section 3: two linear maps of a number's Fourier features
 (Tancik et al. 2020), a learned row for each position, and probes.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,41 +12,10 @@ from torch import Tensor, nn
 
 from l2o_graph.graph import Topology
 from l2o_graph.models.embedding import position_rows
-
-FREQUENCIES = 128
+from l2o_graph.models.fourier import FourierFeatures, chained
 
 # Where an edge and its reverse have the weight in what they read: [w, 0, w] and [0, w, w].
 BOTH_WAYS = ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0))
-ALONE = ((1.0,),)
-
-
-class FourierFeatures(nn.Module):
-    """[cos(2 pi B x); sin(2 pi B x)] of vectors x, with B drawn once from N(0, sigma^2).
-
-    Args:
-        inputs: Entries of a vector.
-        sigma: Deviation of the frequencies; with 0 the features are the vector itself.
-    """
-
-    frequencies: Tensor | None
-
-    def __init__(self, inputs: int, sigma: float):
-        super().__init__()
-        drawn = sigma * torch.randn(FREQUENCIES, inputs) if sigma else None
-        self.register_buffer("frequencies", drawn)
-        self.size = 2 * FREQUENCIES if sigma else inputs
-
-    def forward(
-        self, x: Float[Tensor, "*B n"], ways: Sequence[Sequence[float]] = ALONE
-    ) -> Float[Tensor, "*B W n size"]:
-        """Features of the vectors x * way, for each number x and each of W ways."""
-        ways_of_x = x.new_tensor(ways)
-        if self.frequencies is None:
-            return x[..., None, :, None] * ways_of_x[:, None]
-        turns = 2 * math.pi * (ways_of_x @ self.frequencies.T)
-        # A cosine is a sine a quarter turn ahead: all features are one operation.
-        ahead = turns.new_tensor([math.pi / 2, 0.0]).repeat_interleave(FREQUENCIES)
-        return torch.addcmul(ahead, x[..., None, :, None], turns.repeat(1, 2)[:, None]).sin_()
 
 
 class EdgeEmbedding(nn.Module):
@@ -71,15 +39,10 @@ class EdgeEmbedding(nn.Module):
     def forward(self, weights: Float[Tensor, "*B E"]) -> Float[Tensor, "*B 2 E C"]:
         """First states of edges and of their reverses."""
         if self.reverse:
-            return self._mapped(self.features(weights, BOTH_WAYS))
-        forward = self._mapped(self.features(weights))
-        nothing = self._mapped(self.features(weights.new_zeros(1)))
+            return chained(self.first, self.second, self.features(weights, BOTH_WAYS))
+        forward = chained(self.first, self.second, self.features(weights))
+        nothing = chained(self.first, self.second, self.features(weights.new_zeros(1)))
         return torch.cat([forward, nothing.expand_as(forward)], dim=-3)
-
-    def _mapped(self, features: Float[Tensor, "*n F"]) -> Float[Tensor, "*n C"]:
-        # Nothing lies between the two maps, so they are one: half the work and no state between.
-        weight = self.second.weight @ self.first.weight
-        return nn.functional.linear(features, weight, self.second(self.first.bias))
 
 
 class NodeEmbedding(nn.Module):

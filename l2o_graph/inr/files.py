@@ -1,6 +1,5 @@
 """Sets of INRs as sharded safetensors: written whole or not at all, checked when read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +7,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from l2o_graph.inr.siren import layout_of
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.shards import (
+    Format,
+    differences,
+    named,
+    read_record,
+    read_tensors,
+    shard_name,
+    write_tensors,
+)
 
-FORMAT = "l2o_graph INRs"
-VERSION = 1
-
-NAMED = 10  # of many faults, an error names this many
+FORMAT = Format("INRs", "l2o_graph INRs", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
             f"INRs '{folder}': expected shards of split '{split}', {shard_name(split, 0)} and on, "
             "found none"
         )
-    first = read_record(found[0])
+    first = read_record(found[0], FORMAT)
     names = [shard_name(split, i) for i in range(first["shards"])]
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
@@ -79,11 +81,11 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
         )
     shards = []
     for number, name in enumerate(names):
-        record = read_record(folder / name)
+        record = read_record(folder / name, FORMAT)
         difference = differences({**first, "shard": number}, record)
         if difference:
             raise ValueError(f"INRs '{folder / name}': of another run than the rest: {difference}")
-        shards.append(_read_tensors(folder / name))
+        shards.append(read_tensors(folder / name))
     tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
     return checked(
         _of(tensors, "weight"),
@@ -95,11 +97,6 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
         omega0=first["omega0"],
         origin=f"'{folder}', split '{split}'",
     )
-
-
-def shard_name(split: str, number: int) -> str:
-    """File of a shard, counted from 0."""
-    return f"{split}-{number:05d}.safetensors"
 
 
 def write_shard(path: Path, inrs: INRs, record: Mapping[str, Any]) -> None:
@@ -118,48 +115,7 @@ def write_shard(path: Path, inrs: INRs, record: Mapping[str, Any]) -> None:
     tensors |= {"label": inrs.labels, "index": inrs.index, "view": inrs.view}
     if inrs.psnr is not None:
         tensors["psnr"] = inrs.psnr
-    content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
-    # One entry: safetensors would write several in any order.
-    header = {"record": json.dumps({"format": FORMAT, "version": VERSION, **record})}
-    write_atomically(path, save(content, header))
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of a shard, whose tensors are there in full but not read.
-
-    Raises:
-        ValueError: For a file that is damaged or something else.
-        OSError: For one that cannot be opened.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        record = json.loads(metadata.get("record", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"INRs '{path}': expected a whole safetensors file, found: {error}"
-        ) from error
-    if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
-        raise ValueError(
-            f"INRs '{path}': expected format '{FORMAT}', version {VERSION}, in its header, found "
-            f"{record.get('format')!r}, {record.get('version')!r}"
-        )
-    return record
-
-
-def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a shard, without the others."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
-
-
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Where two records differ, in words; the version of torch may."""
-    return ", ".join(
-        f"{key} is {found.get(key)}, not {expected[key]}"
-        for key in expected
-        if key != "torch" and found.get(key) != expected[key]
-    )
+    write_tensors(path, tensors, record, FORMAT)
 
 
 def checked(
@@ -190,18 +146,6 @@ def checked(
             f"{len(labels)} networks: {named(bad)}"
         )
     return INRs(tuple(weights), tuple(biases), labels, index, view, psnr, layout, omega0)
-
-
-def named(faults: Sequence[str]) -> str:
-    """The first of many."""
-    more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-    return ", ".join(faults[:NAMED]) + more
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        # safe_open has keys() but is not iterable, which the linter cannot know.
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def _of(tensors: Mapping[str, Tensor], kind: str) -> list[Tensor]:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from l2o_graph.inr.files import INRs, checked, named
+from l2o_graph.inr.files import INRs, checked
 from l2o_graph.inr.siren import OMEGA0
+from l2o_graph.zoo.shards import named
 
 SPLIT_FILES = ("mnist_splits.json", "fmnist_splits.json", "splits.json")
 

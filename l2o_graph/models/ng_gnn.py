@@ -47,13 +47,13 @@ class Tally:
     """What PNA keeps of the messages that reached n nodes: enough to add more of them.
 
     Attributes:
-        count: Messages that reached each node.
+        count: Messages that reached each node, one number for all or one for each.
         total: Their sum and the sum of their squares.
         low: Their minimum.
         high: Their maximum.
     """
 
-    count: int
+    count: int | Float[Tensor, "n 1"]
     total: Float[Tensor, "*B n two_H"]
     low: Float[Tensor, "*B n H"]
     high: Float[Tensor, "*B n H"]
@@ -208,7 +208,16 @@ class NGGNNLayer(nn.Module):
             ],
             dim=-2,
         )
-        amplification = torch.log(topology.degree.to(nodes) + 1)[:, None] / self.delta
+        return self.received(nodes, gathered, topology.degree)
+
+    def received(
+        self,
+        nodes: Float[Tensor, "*B n H"],
+        gathered: Float[Tensor, "*B n four_H"],
+        degree: Float[Tensor, " n"],
+    ) -> Float[Tensor, "*B n H"]:
+        """Update nodes from the aggregates of their messages."""
+        amplification = torch.log(degree.to(nodes) + 1)[:, None] / self.delta
         received = torch.cat([nodes, gathered, gathered * amplification], dim=-1)
         return self.mix(self.node(received))
 

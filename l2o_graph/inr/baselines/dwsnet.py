@@ -13,15 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.inr.baselines.flat import Biases, Deltas, Weights
-from l2o_graph.inr.baselines.weight_space import (
-    deltas_of,
-    equivariant_net,
-    features_of,
-    pooled,
-    pooled_size,
-    space_of,
-)
+from l2o_graph.inr.baselines.weight_space import deltas_of, features_of, space_of
 from l2o_graph.models.equivariant import HNP
+from l2o_graph.models.weight_space import equivariant_net, pooled, pooled_size
 
 
 class DWSNetClassifier(nn.Module):

@@ -17,17 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.inr.baselines.flat import Biases, Deltas, Weights
-from l2o_graph.inr.baselines.weight_space import (
-    Features,
-    deltas_of,
-    equivariant_net,
-    features_of,
-    pooled,
-    pooled_size,
-    space_of,
-)
+from l2o_graph.inr.baselines.weight_space import deltas_of, features_of, space_of
 from l2o_graph.models.equivariant import NP
 from l2o_graph.models.mlp import mlp
+from l2o_graph.models.weight_space import Features, equivariant_net, pooled, pooled_size
 
 # The lowest and the highest are 1 and half of the release's max_freq 3.
 IO_BANDS = (1.0, 1.25, 1.5)

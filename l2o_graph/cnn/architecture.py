@@ -1,0 +1,174 @@
+"""What a small CNN is made of, and the module that it stands for.
+
+Convolutions with "same" padding, each followed by an activation of its own; skips from earlier
+layers; a global average; a linear layer to the classes. Layers of nodes are counted from the
+image, 0: convolution i, counted from 0, reads layer i and writes layer i + 1.
+
+The family of the CNN Wild Park (Kofinas et al. 2024, appendix C.3), with strides beside.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NO_SKIP = -1
+
+# By the names that graphs know them by; "" is none.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "leaky_relu": F.leaky_relu,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CNNArchitecture:
+    """All of a CNN but its parameters; hashable.
+
+    Attributes:
+        channels: Of the image, then of what each convolution writes.
+        kernels: Side of each convolution's square kernel; odd.
+        activations: Behind each convolution, by the name of torch's function; "" for none.
+        skips: For each convolution the layer that is added to what it writes, in front of the
+            activation: 0 the image, k what convolution k - 1 wrote and its activation gave, -1
+            none. Between unequal widths the first channels are added, as many as both have.
+        strides: Of each convolution.
+        classes: Of the linear layer.
+    """
+
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    activations: tuple[str, ...]
+    skips: tuple[int, ...]
+    strides: tuple[int, ...]
+    classes: int = 10
+
+    def __post_init__(self):
+        depth = len(self.channels) - 1
+        if depth < 1 or min(*self.channels, self.classes) < 1:
+            raise ValueError(
+                "channels: expected those of the image and of one convolution or more, and a "
+                f"class, found {self.channels} and {self.classes} classes"
+            )
+        for name in ("kernels", "activations", "skips", "strides"):
+            if len(getattr(self, name)) != depth:
+                raise ValueError(
+                    f"{name}: expected one for each of {depth} convolutions, found "
+                    f"{getattr(self, name)}"
+                )
+        for i in range(depth):
+            self._check(i)
+
+    def _check(self, i: int) -> None:
+        if self.kernels[i] < 1 or self.kernels[i] % 2 == 0:
+            raise ValueError(f"kernel of convolution {i}: expected odd, found {self.kernels[i]}")
+        if self.strides[i] < 1:
+            raise ValueError(
+                f"stride of convolution {i}: expected at least 1, found {self.strides[i]}"
+            )
+        if self.activations[i] not in FUNCTIONS:
+            raise ValueError(
+                f"activation of convolution {i}: expected one of {list(FUNCTIONS)}, found "
+                f"'{self.activations[i]}'"
+            )
+        skip = self.skips[i]
+        if skip not in (known := [NO_SKIP, *range(i)]):
+            raise ValueError(
+                f"skip to convolution {i}: expected a layer before the one that it reads, one of "
+                f"{known}, found {skip}"
+            )
+        if skip != NO_SKIP and math.prod(self.strides[skip : i + 1]) != 1:
+            raise ValueError(
+                f"skip to convolution {i}: expected stride 1 from layer {skip} on, found "
+                f"{self.strides[skip : i + 1]}"
+            )
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of weight and bias of each convolution, then of the linear layer."""
+        shapes: list[tuple[int, ...]] = []
+        for (fan_in, fan_out), side in zip(pairwise(self.channels), self.kernels, strict=True):
+            shapes += [(fan_out, fan_in, side, side), (fan_out,)]
+        return (*shapes, (self.classes, self.channels[-1]), (self.classes,))
+
+    @property
+    def num_parameters(self) -> int:
+        """Scalars in all parameters together."""
+        return sum(map(math.prod, self.shapes))
+
+    def __str__(self) -> str:
+        """As "3-16-32-10, kernels 3 5, relu tanh, skips -1 0"."""
+        widths = "-".join(map(str, (*self.channels, self.classes)))
+        parts = [widths, f"kernels {' '.join(map(str, self.kernels))}"]
+        parts.append(" ".join(name or "none" for name in self.activations))
+        if set(self.skips) != {NO_SKIP}:
+            parts.append(f"skips {' '.join(map(str, self.skips))}")
+        if set(self.strides) != {1}:
+            parts.append(f"strides {' '.join(map(str, self.strides))}")
+        return ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "CNNArchitecture":
+        """From what ``to_json`` gave.
+
+        Raises:
+            ValueError: For other fields, and values out of range.
+        """
+        expected = [field.name for field in fields(CNNArchitecture)]
+        if set(content) != set(expected):
+            raise ValueError(
+                f"architecture: expected the fields {expected}, found {sorted(content)}"
+            )
+        per_layer = {name: tuple(content[name]) for name in expected if name != "classes"}
+        return CNNArchitecture(**per_layer, classes=content["classes"])
+
+
+def cnn_module(architecture: CNNArchitecture) -> nn.Module:
+    """A network of an architecture, images (B, channels, height, width) -> logits (B, classes).
+
+    Its parameters are in the order of ``architecture.shapes``, drawn as torch draws them.
+    """
+    return _CNN(architecture)
+
+
+class _CNN(nn.Module):
+    def __init__(self, architecture: CNNArchitecture):
+        super().__init__()
+        self.architecture = architecture
+        a = architecture
+        widths = zip(pairwise(a.channels), a.kernels, a.strides, strict=True)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(fan_in, fan_out, side, stride, padding=side // 2)
+            for (fan_in, fan_out), side, stride in widths
+        )
+        self.linear = nn.Linear(a.channels[-1], a.classes)
+
+    def forward(self, x: Float[Tensor, "B C height width"]) -> Float[Tensor, "B classes"]:
+        layers, a = [x], self.architecture
+        for convolution, name, skip in zip(self.convolutions, a.activations, a.skips, strict=True):
+            x = convolution(x)
+            if skip != NO_SKIP:
+                x = x + _as_wide(layers[skip], x.shape[1])
+            x = FUNCTIONS[name](x)
+            layers.append(x)
+        return self.linear(x.mean((2, 3)))
+
+
+def _as_wide(x: Float[Tensor, "B C height width"], channels: int) -> Tensor:
+    """The first channels, filled up with zeros."""
+    return F.pad(x[:, :channels], (0, 0, 0, 0, 0, max(0, channels - x.shape[1])))

@@ -1,0 +1,135 @@
+"""CNNModelConfig: all that a predictor of accuracy is made of, with the published sizes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from l2o_graph.cnn.architecture import CNNArchitecture
+from l2o_graph.cnn.small import ARCHITECTURE
+
+Model = Literal["ng_gnn", "ng_t", "stat_nn", "nfn"]
+Zoo = Literal["park", "small"]
+GRAPH_MODELS = ("ng_gnn", "ng_t")
+
+
+@dataclass(frozen=True, slots=True)
+class CNNModelConfig:
+    """What a predictor is made of; stored in the header of its checkpoint.
+
+    Attributes:
+        model: What reads the networks.
+        inputs: Input channels that have a position each.
+        depth: Hidden layers that have a position each; those behind share the last.
+        classes: Output neurons that have a position each, and that the head reads.
+        max_kernel: Side that kernels are padded to.
+        hidden: Channels of nodes, or of a baseline. NG-GNN's edges and head have as many, NG-T's
+            edges half and its head twice as many.
+        layers: Rounds of messages, or layers of NFN; of StatNN the layers of networks there is
+            room for.
+        dropout: Share of channels that training leaves out.
+        fourier: Deviation of the frequencies that kernels and biases are first turned into; 0
+            for kernels and biases as they are.
+        reverse: Whether an edge against the flow reads its kernel too, rather than 0.
+        linear_as_conv: Whether a linear layer is read as kernels of one position, rather than
+            by maps of its own.
+        activations: Whether hidden neurons are told their activation.
+        heads: Of NG-T's attention.
+        attention: Channels of the attention, times ``hidden``.
+        edge_hidden: Hidden channels of NG-T's networks on edges, times ``hidden``.
+        delta: NG-GNN's mean of log(degree + 1), over nodes of the networks it is made for. Both
+            directions of an edge count; the released code counts one.
+        architecture: The only one that NFN reads.
+    """
+
+    model: Model
+    inputs: int = 3
+    depth: int = 5
+    classes: int = 10
+    max_kernel: int = 7
+    hidden: int = 64
+    layers: int = 4
+    dropout: float = 0.2
+    fourier: float = 0.0
+    reverse: bool = False
+    linear_as_conv: bool = True
+    activations: bool = True
+    heads: int = 4
+    attention: int = 1
+    edge_hidden: int = 2
+    delta: float = 3.02
+    architecture: CNNArchitecture | None = None
+
+    def __post_init__(self):
+        if self.model not in get_args(Model):
+            expected = " or ".join(map(repr, get_args(Model)))
+            raise ValueError(f"model: expected {expected}, found {self.model!r}")
+        for name in (
+            "inputs", "depth", "classes", "max_kernel", "hidden", "layers", "heads", "attention",
+            "edge_hidden",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected 0 or more, less than 1, found {self.dropout}")
+        if self.fourier < 0:
+            raise ValueError(f"fourier: expected at least 0, found {self.fourier}")
+        if self.model == "ng_t" and (self.hidden % 2 or self.attention * self.hidden % self.heads):
+            raise ValueError(
+                f"hidden: expected an even number, and a multiple of {self.heads} heads in "
+                f"{self.attention * self.hidden} channels of attention, found {self.hidden}"
+            )
+        if (self.model == "nfn") != (self.architecture is not None):
+            raise ValueError(
+                "architecture: expected one for 'nfn' alone, which maps weights one by one and "
+                "reads no networks of mixed architecture, "
+                f"found {self.architecture} for '{self.model}'"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        known = self.architecture
+        return {**asdict(self), "architecture": known and known.to_json()}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "CNNModelConfig":
+        """From what ``to_json`` gave."""
+        known = content.get("architecture")
+        return CNNModelConfig(
+            **{**content, "architecture": known and CNNArchitecture.from_json(known)}
+        )
+
+
+# Kofinas et al. 2024, section 4.2, and where it is silent the scripts of mkofinas/neural-graphs;
+# StatNN is that of Unterthiner et al. 2020 there. NFN's sizes are ours.
+SIZES: dict[tuple[Model, Zoo], dict[str, Any]] = {
+    ("ng_gnn", "park"): {"fourier": 3.0},
+    ("ng_gnn", "small"): {"fourier": 3.0, "hidden": 256, "linear_as_conv": False},
+    ("ng_t", "park"): {"fourier": 1.0, "hidden": 32, "layers": 3},
+    ("ng_t", "small"): {
+        "fourier": 1.0, "hidden": 128, "heads": 8, "attention": 2, "edge_hidden": 1,
+    },
+    ("stat_nn", "park"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
+    ("stat_nn", "small"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
+    ("nfn", "small"): {"hidden": 16, "layers": 3, "dropout": 0.1, "architecture": ARCHITECTURE},
+}  # fmt: skip
+OF_ZOO: dict[Zoo, dict[str, Any]] = {
+    "park": {},
+    "small": {"inputs": 1, "depth": 3, "max_kernel": 3, "delta": 3.154},
+}
+
+
+def cnn_config(model: Model, zoo: Zoo = "park", **changes: Any) -> CNNModelConfig:
+    """The published predictor for a zoo, or a baseline, with changes.
+
+    Args:
+        model: What reads the networks.
+        zoo: "park", networks of mixed architecture, or "small", of one.
+        changes: Other fields than its own.
+
+    Raises:
+        ValueError: For values out of range, naming the field.
+    """
+    if zoo not in OF_ZOO:
+        raise ValueError(f"zoo: expected one of {list(OF_ZOO)}, found '{zoo}'")
+    sizes = SIZES.get((model, zoo), {})
+    return CNNModelConfig(**{"model": model, **OF_ZOO[zoo], **sizes, **changes})

@@ -1,0 +1,283 @@
+"""NetSpecs -> small tables of integers, from which a batch of any of them is put together at once.
+
+There is no Python for each network of a batch: every table of the batch is a few operations on
+the tables of the architectures.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from l2o_graph.architecture import ACTIVATIONS, CONSTANTS, Kernel, NetSpec
+from l2o_graph.models.segments import Grids, Walk, counted, walk
+
+R = TypeVar("R")
+
+# Those that have a row in a table, as in Kofinas et al. 2024; any other counts as none.
+KNOWN_ACTIVATIONS = ACTIVATIONS[:7]
+NO_ACTIVATION = len(KNOWN_ACTIVATIONS)  # of inputs and outputs: not even the row of ""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a model has room for.
+
+    Attributes:
+        kernel: Side of the largest kernel.
+        inputs: Input neurons, at most.
+        depth: Hidden layers that have a position each; deeper ones share that of the last.
+        classes: Output neurons, at most.
+    """
+
+    kernel: int
+    inputs: int
+    depth: int
+    classes: int
+
+    @property
+    def positions(self) -> int:
+        """Rows of the table of positions."""
+        return self.inputs + self.depth + self.classes
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything lies in the graphs of one architecture.
+
+    Attributes:
+        parameters: Scalars of a network.
+        kernels: For each kernel its first scalar (for a constant, which), whether it is a
+            constant, groups, rows, columns, height, width, node of the first row, node of the
+            first column, whether it reads from rows, and whether it is a linear layer.
+        biases: For each bias its first scalar, its size and its first node.
+        nodes: For each node its row in the table of positions, its activation and whether it is
+            an output.
+        outputs: The output nodes, behind -1 for those that it has not.
+    """
+
+    parameters: int
+    kernels: Int64[Tensor, "k 11"]
+    biases: Int64[Tensor, "b 3"]
+    nodes: Int64[Tensor, "N 3"]
+    outputs: Int64[Tensor, " classes"]
+
+
+def layout_of(spec: NetSpec, room: Room) -> Layout:
+    """Lay out a network.
+
+    Raises:
+        ValueError: For what there is no room for: a kernel, by its parameter, or inputs or
+            outputs.
+    """
+    sizes = {role: sum(n.size for n in spec.neurons if n.role == role) for role in _ROLES}
+    for role, most in (("input", room.inputs), ("output", room.classes)):
+        if not 1 <= sizes[role] <= most:
+            raise ValueError(f"network: expected 1 to {most} {role}s, found {sizes[role]}")
+    starts = [0, *itertools.accumulate(n.size for n in spec.neurons)]
+    scalars = [0, *itertools.accumulate(torch.Size(shape).numel() for shape in spec.shapes)]
+    kernels = []
+    for k in spec.kernels:
+        constant = spec.is_constant(k.parameter)
+        first = k.parameter - len(spec.shapes) if constant else scalars[k.parameter] + k.start
+        source = starts[k.source] + k.source_start
+        target = starts[k.target] + k.target_start
+        sides = (source, target) if k.from_rows else (target, source)
+        dense = k.kind == "dense" and not k.positions and not constant
+        kernels.append(
+            [first, constant, *k.grid, *_sides(spec, k, room), *sides, k.from_rows, dense]
+        )
+    biases = [
+        [scalars[b.parameter] + b.start, b.size, starts[b.neurons] + b.neurons_start]
+        for b in spec.biases
+    ]
+    nodes = _nodes(spec, room, room.positions - sizes["output"])
+    outputs = torch.full((room.classes,), -1)
+    outputs[room.classes - sizes["output"] :] = nodes[:, 2].nonzero().flatten()
+    return Layout(
+        scalars[-1],
+        torch.tensor(kernels, dtype=torch.long).view(-1, 11),
+        torch.tensor(biases, dtype=torch.long).view(-1, 3),
+        nodes,
+        outputs,
+    )
+
+
+_ROLES = ("input", "hidden", "output")
+
+
+def _sides(spec: NetSpec, kernel: Kernel, room: Room) -> tuple[int, int]:
+    """Height and width of a kernel."""
+    sides = (1,) * (2 - len(kernel.positions)) + kernel.positions
+    if len(sides) > 2 or max(sides) > room.kernel:
+        raise ValueError(
+            f"parameter '{spec.names[kernel.parameter]}': kernel "
+            f"{'x'.join(map(str, sides))} exceeds max_kernel {room.kernel}x{room.kernel}"
+        )
+    return sides[0], sides[1]
+
+
+def _nodes(spec: NetSpec, room: Room, output: int) -> Int64[Tensor, "N 3"]:
+    rows, at = [], {"input": 0, "output": output}
+    for neurons in spec.neurons:
+        if neurons.role == "hidden":
+            position = room.inputs + min(neurons.depth, room.depth - 1)
+            kind = ACTIVATIONS.index(neurons.activation) % len(ACTIVATIONS)
+            kind = kind if kind < NO_ACTIVATION else 0
+            rows += [[position, kind, 0]] * neurons.size
+            continue
+        first = at[neurons.role]
+        at[neurons.role] += neurons.size
+        is_output = neurons.role == "output"
+        rows += [[first + i, NO_ACTIVATION, is_output] for i in range(neurons.size)]
+    return torch.tensor(rows, dtype=torch.long)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """I networks as one graph, with N nodes and E edges, linear layers' edges last.
+
+    Attributes:
+        scalars: For each scalar of each kernel, in order, its index among the parameters of all
+            networks and behind them the ``CONSTANTS``.
+        filled: Which positions of the largest kernel an edge has.
+        dense: How many edges are those of linear layers.
+        biases: Index of each bias's scalars.
+        biased: The nodes that they sit on.
+        positions: Row of each node in the table of positions.
+        activations: Which of the ``KNOWN_ACTIVATIONS`` each node has, or ``NO_ACTIVATION``.
+        network: Which network each node belongs to.
+        sizes: Nodes of each network.
+        outputs: For each network its output nodes, as indices among those of all networks, behind
+            the number of these for those that it has not.
+        walk: Its edges, both ways.
+    """
+
+    scalars: Int64[Tensor, " n"]
+    filled: Bool[Tensor, "E K"]
+    dense: int
+    biases: Int64[Tensor, " b"]
+    biased: Int64[Tensor, " b"]
+    positions: Int64[Tensor, " N"]
+    activations: Int64[Tensor, " N"]
+    network: Int64[Tensor, " N"]
+    sizes: Int64[Tensor, " I"]
+    outputs: Int64[Tensor, "I classes"]
+    walk: Walk
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return _moved(self, device)
+
+    def kernels(self, values: Float[Tensor, " P"]) -> Float[Tensor, "E K"]:
+        """Kernels of all edges, padded with zeros, from all networks' parameters in a row."""
+        known = torch.cat([values, values.new_tensor(CONSTANTS)])
+        padded = values.new_zeros(self.filled.shape)
+        return padded.masked_scatter_(self.filled, known[self.scalars])
+
+    def offsets(self, values: Float[Tensor, " P"]) -> Float[Tensor, " N"]:
+        """Biases of all nodes; several on one add up."""
+        nothing = values.new_zeros(len(self.positions))
+        return nothing.index_add_(0, self.biased, values[self.biases])
+
+
+def _moved(record: R, device: torch.device) -> R:
+    """A record whose tensors, and those of the records in it, are on a device."""
+    changes: dict[str, Any] = {}
+    for field in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, field.name)
+        if isinstance(value, Tensor):
+            changes[field.name] = value.to(device)
+        elif is_dataclass(value):
+            changes[field.name] = _moved(value, device)
+    return replace(record, **changes)  # type: ignore[type-var]
+
+
+class Layouts:
+    """The layouts of some architectures, one behind the other.
+
+    Args:
+        layouts: Of each architecture.
+        room: What they were made for.
+    """
+
+    def __init__(self, layouts: Sequence[Layout], room: Room):
+        self.side = room.kernel
+        self.parameters = torch.tensor([layout.parameters for layout in layouts])
+        self.kernels = _Table([layout.kernels for layout in layouts])
+        self.biases = _Table([layout.biases for layout in layouts])
+        self.nodes = _Table([layout.nodes for layout in layouts])
+        self.outputs = torch.stack([layout.outputs for layout in layouts])
+
+    def batch(self, which: Int64[Tensor, " I"]) -> Batch:
+        """Networks side by side.
+
+        Args:
+            which: Index of each network's architecture.
+        """
+        sizes, parameters = self.nodes.count[which], self.parameters[which]
+        first_node, first_scalar = sizes.cumsum(0) - sizes, parameters.cumsum(0) - parameters
+        total = int(parameters.sum())
+
+        network, kernels = self.kernels.of(which)
+        last = kernels[:, 10].argsort(stable=True)
+        network, kernels = network[last], kernels[last]
+        start, constant, groups, rows, columns, height, width, row, column = kernels[:, :9].T
+        start = start + torch.where(constant > 0, total, first_scalar[network])
+        count = groups * rows * columns
+        kernel, number = counted(count * height * width)
+        own = torch.arange(len(kernels)).repeat_interleave(count)
+        node, nodes = self.nodes.of(which)
+        to, biases = self.biases.of(which)
+        bias, step = counted(biases[:, 1])
+        grids = Grids(
+            groups, rows, columns, row + first_node[network], column + first_node[network],
+            kernels[:, 9] > 0,
+        )  # fmt: skip
+        # What is read of the last states are output nodes alone, by their number among these.
+        outputs = self.outputs[which]
+        absent = outputs < 0
+        number_of_output = (~absent).flatten().cumsum(0).view(outputs.shape) - 1
+        return Batch(
+            scalars=start[kernel] + number * (constant == 0)[kernel],
+            filled=_filled(height, width, self.side)[own],
+            dense=int((count * kernels[:, 10]).sum()),
+            biases=(biases[:, 0] + first_scalar[to])[bias] + step,
+            biased=(biases[:, 2] + first_node[to])[bias] + step,
+            positions=nodes[:, 0],
+            activations=nodes[:, 1],
+            network=node,
+            sizes=sizes,
+            outputs=number_of_output.masked_fill(absent, int((~absent).sum())),
+            walk=walk(grids, nodes[:, 2] > 0),
+        )
+
+
+class _Table:
+    """Rows of several architectures, some of each."""
+
+    def __init__(self, tables: Sequence[Int64[Tensor, "_ columns"]]):
+        self.rows = torch.cat(list(tables))
+        self.count = torch.tensor([len(table) for table in tables])
+        self.first = self.count.cumsum(0) - self.count
+
+    def of(self, which: Int64[Tensor, " I"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, "n c"]]:
+        """The rows of networks of these architectures, and whose each is."""
+        owner, number = counted(self.count[which])
+        return owner, self.rows[self.first[which][owner] + number]
+
+
+def _filled(
+    height: Int64[Tensor, " k"], width: Int64[Tensor, " k"], side: int
+) -> Bool[Tensor, "k K"]:
+    """The positions of a square that kernels in its centre have."""
+    place = torch.arange(side)
+    inside = []
+    for size in (height[:, None], width[:, None]):
+        before = (side - size) // 2
+        inside.append((place >= before) & (place < before + size))
+    return (inside[0][:, :, None] & inside[1][:, None]).flatten(1)

@@ -1,0 +1,66 @@
+"""predict_accuracy: any module that graphs cover, in one call."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2o_graph.cnn.graph_body import GraphBody
+from l2o_graph.cnn.models import GeneralizationPredictor
+from l2o_graph.cnn.structure import structure_of_module
+from l2o_graph.cnn.traits import unfamiliar
+
+CHECKPOINT = "cnn-park"
+
+
+def predict_accuracy(
+    module: nn.Module,
+    batch: Tensor | Sequence[Any] | Mapping[str, Any],
+    checkpoint: str | Path = CHECKPOINT,
+) -> float:
+    """The expected test accuracy of a network, from its weights alone.
+
+    It is that on the dataset whose networks the checkpoint was trained on, and says nothing of
+    networks trained on another. The network is followed through the batch, not evaluated on it,
+    and not changed.
+
+    Args:
+        module: The network: convolutions, linear layers and what ``neural_graph`` follows else.
+        batch: An example input, of any numbers: a tensor, the arguments, or the named arguments.
+        checkpoint: A name of :func:`l2o_graph.cnn.list_cnn_models`, or a path to a .safetensors
+            file.
+
+    Returns:
+        From 0 to 1. For a network of another kind than the checkpoint has seen, of another depth
+        or with another activation, a warning says in what.
+
+    Raises:
+        ValueError: For a kernel larger than the checkpoint has room for, by its parameter, for
+            more inputs or outputs; for weights that are not finite; for an unknown checkpoint,
+            and one of a model that reads no graphs.
+        FileNotFoundError: For a path to nothing.
+    """
+    model = GeneralizationPredictor.from_checkpoint(checkpoint)
+    if not isinstance(model.body, GraphBody):
+        raise ValueError(
+            f"checkpoint '{checkpoint}': expected a model that reads any graph, found "
+            f"'{model.config.model}'"
+        )
+    spec = structure_of_module(module, batch)
+    bad = [name for name, p in module.named_parameters() if not bool(p.isfinite().all())]
+    if bad:
+        raise ValueError(f"network: expected finite weights, found others in {bad}")
+    values = torch.cat([p.detach().flatten().to("cpu", torch.float32) for p in module.parameters()])
+    with torch.no_grad():
+        accuracy = model.body.read_one(spec, values).sigmoid().item()
+    strange = unfamiliar(spec, model.provenance.get("seen", {}))
+    if strange:
+        warnings.warn(
+            f"predict_accuracy: the network is unlike those that checkpoint '{checkpoint}' was "
+            f"trained on: {'; '.join(strange)}",
+            stacklevel=2,
+        )
+    return accuracy

@@ -1,0 +1,69 @@
+"""Work for processes of one thread each, that end with the one that started them."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context, parent_process
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def in_parallel(
+    work: Callable[[Item], Answer],
+    items: Sequence[Item],
+    jobs: int,
+    one_thread_alone: bool = True,
+) -> Iterator[Answer]:
+    """Answers as they come.
+
+    Where the caller is stopped or killed, so are the processes.
+
+    Args:
+        work: What is done with each item; a function that can be pickled.
+        items: Started in this order.
+        jobs: Processes; 1 for this one, where the order of the answers is that of the items.
+        one_thread_alone: Whether this process, where it works itself, does so in one thread: what
+            is computed is then the same to the bit for any number of jobs.
+
+    Raises:
+        BrokenProcessPool: When a process is killed.
+    """
+    if jobs == 1 or not items:
+        threads = torch.get_num_threads()
+        if one_thread_alone:
+            torch.set_num_threads(1)
+        try:
+            yield from map(work, items)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    pool = ProcessPoolExecutor(
+        min(jobs, len(items)), get_context("spawn"), initializer=_begin_as_worker
+    )
+    try:
+        futures = [pool.submit(work, item) for item in items]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_as_worker() -> None:
+    torch.set_num_threads(1)
+    # An interrupt from the keyboard reaches all processes; a worker has nothing to say about it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A worker waits for work for ever where the parent was killed and cannot tell it to end.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,34 @@
+"""Rows of grey images beneath each other, as PNG."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def contact_sheet(
+    rows: Mapping[str, Float[Tensor, "n height width"]], captions: Sequence[str] = ()
+) -> bytes:
+    """A PNG of as many columns as there are images.
+
+    Args:
+        rows: A label for each row, and its images, 0 black to 1 white; what lies outside is cut.
+        captions: Beneath the columns; none by default.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    columns = max(map(len, rows.values()))
+    size = (0.4 + 0.9 * columns, 0.5 + 0.9 * len(rows))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (label, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(label, fontsize=9)
+    for axis, caption in zip(axes[-1], captions, strict=False):
+        axis.set_xlabel(caption, fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

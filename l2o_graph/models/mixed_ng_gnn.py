@@ -1,0 +1,120 @@
+"""NG-GNN over a batch of networks of any architectures, as one graph.
+
+The model is that of ``ng_gnn``, and so are the answers, up to rounding; edges lie in segments
+instead of in the blocks of one architecture. Only output nodes are read, so that the last round
+is worked out for these alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
+from l2o_graph.models.segments import Segments, Walk
+
+
+def mixed_ng_gnn(
+    model: NGGNN,
+    walk: Walk,
+    network: Int64[Tensor, " N"],
+    sizes: Int64[Tensor, " I"],
+    nodes: Float[Tensor, "N H"],
+    edges: Sequence[Float[Tensor, "_ H"]],
+) -> Float[Tensor, "n H"]:
+    """Pass messages.
+
+    Args:
+        model: With ``last_edges=False``.
+        walk: The edges.
+        network: Which network each node belongs to.
+        sizes: Nodes of each network.
+        nodes: First states.
+        edges: First states of the edges against their direction and along it, each in the order
+            of ``walk``; a single one where all are the same.
+
+    Returns:
+        Last states of the nodes that are read.
+    """
+    states = _States(tuple(edges), len(walk.edge) // 2)
+    layers = [layer for layer in model.layers if isinstance(layer, NGGNNLayer)]
+    for layer, following, norm in zip(layers, layers[1:], model.norms, strict=False):
+        assert isinstance(norm, GraphNorm)
+        nodes = _next_nodes(layer, walk.all, nodes, states)
+        nodes = model.dropout(F.silu(_normed(norm, network, sizes, nodes)))
+        ahead = walk.last if following is layers[-1] else walk.all
+        states = states.only(walk, ahead)
+        terms = ahead.spread(layer.target(nodes), layer.source(nodes))
+        hidden = F.silu(states.mapped(layer.edge.weight, layer.edge.bias) + terms)
+        states = _States((hidden,), len(hidden), layer.out)
+    return _next_nodes(layers[-1], walk.last, nodes, states.only(walk, walk.last))
+
+
+@dataclass(frozen=True, slots=True)
+class _States:
+    """States of D directed edges: ``outer`` of parts behind each other.
+
+    Attributes:
+        parts: States, a single one where all of a part are the same.
+        size: Directed edges in a part.
+        outer: A linear map that is yet to be applied: it becomes one with the next.
+    """
+
+    parts: tuple[Float[Tensor, "_ H"], ...]
+    size: int
+    outer: nn.Linear | None = None
+
+    def only(self, walk: Walk, segments: Segments) -> "_States":
+        """Of the directed edges of some segments of a walk."""
+        size = self.size * len(self.parts)
+        if len(segments.source) == size:
+            return self
+        states = torch.cat([part.expand(self.size, -1) for part in self.parts])[walk.kept]
+        return _States((states,), len(states), self.outer)
+
+    def mapped(
+        self, weight: Float[Tensor, "out H"], bias: Float[Tensor, " out"]
+    ) -> Float[Tensor, "D out"]:
+        """A linear map of them."""
+        if self.outer is not None:
+            bias = torch.addmv(bias, weight, self.outer.bias)
+            weight = weight @ self.outer.weight
+        parts = [F.linear(part, weight, bias).expand(self.size, -1) for part in self.parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _next_nodes(
+    layer: NGGNNLayer, segments: Segments, nodes: Float[Tensor, "N H"], edges: _States
+) -> Float[Tensor, "n H"]:
+    """Gather messages and update nodes."""
+    of_target, of_source = layer.message.weight.chunk(2, dim=1)
+    terms = segments.spread(nodes @ of_target.T + layer.message.bias, nodes @ of_source.T)
+    # Two maps rather than one in two halves, as in ``NGGNNLayer.messages``.
+    scale, shift = (
+        edges.mapped(weight, bias)
+        for weight, bias in zip(layer.film.weight.chunk(2), layer.film.bias.chunk(2), strict=True)
+    )
+    tally = segments.tally(torch.addcmul(shift, scale, terms))
+    gathered = tally.aggregates().masked_fill((segments.degree == 0)[:, None], 0)
+    own = nodes if len(segments.nodes) == len(nodes) else nodes[segments.nodes]
+    return layer.received(own, gathered, segments.degree)
+
+
+def _normed(
+    norm: GraphNorm,
+    network: Int64[Tensor, " N"],
+    sizes: Int64[Tensor, " I"],
+    x: Float[Tensor, "N H"],
+) -> Float[Tensor, "N H"]:
+    """``GraphNorm`` of each network by itself."""
+
+    def mean(entries: Tensor) -> Tensor:
+        nothing = entries.new_zeros(len(sizes))
+        return (nothing.index_add(0, network, entries.mean(1)) / sizes)[network, None]
+
+    centred = x - mean(x)
+    deviation = (mean(centred.square()) + 1e-10).sqrt()
+    return centred / (deviation + 1e-5) * norm.weight + norm.bias

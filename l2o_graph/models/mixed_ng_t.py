@@ -1,0 +1,141 @@
+"""NG-T over a batch of networks of any architectures, as one graph.
+
+The model is that of ``ng_t``, and so are the answers, up to rounding; see ``mixed_ng_gnn``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from l2o_graph.models.ng_t import NGT, EdgeUpdate, NGTLayer, NodeUpdate
+from l2o_graph.models.segments import Segments, Walk
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairs of nodes of each network that have no edge, a node and itself among them.
+
+    Attributes:
+        place: For each network its nodes, filled up with 0.
+        left_out: For each network which pairs are not there or have an edge.
+        nodes: The nodes of networks with few enough pairs; of others none has any but itself.
+        inside: Where these lie in ``place``, flattened.
+    """
+
+    place: Int64[Tensor, "I most"]
+    left_out: Bool[Tensor, "I most most"]
+    nodes: Int64[Tensor, " n"]
+    inside: Int64[Tensor, " n"]
+
+
+def pairs_of(
+    walk: Walk, network: Int64[Tensor, " N"], sizes: Int64[Tensor, " I"], most_pairs: int
+) -> Pairs:
+    """Find them.
+
+    Args:
+        walk: The edges.
+        network: Which network each node belongs to.
+        sizes: Nodes of each network.
+        most_pairs: Networks of more have no pairs here.
+    """
+    small = sizes.square() <= most_pairs
+    count, index = int(small.sum()), small.cumsum(0) - 1
+    most = int(sizes[small].max()) if count else 0
+    number = torch.arange(len(network), device=network.device) - (sizes.cumsum(0) - sizes)[network]
+    nodes = small[network].nonzero().flatten()
+    inside = index[network[nodes]] * most + number[nodes]
+    place = nodes.new_zeros(count * most).index_copy_(0, inside, nodes).view(count, most)
+    absent = torch.arange(most, device=nodes.device) >= sizes[small][:, None]
+    left_out = absent[:, None].repeat(1, most, 1)
+    source, lengths = walk.all.source, walk.all.lengths
+    target = walk.all.target.repeat_interleave(lengths)
+    own = small[network[source]]
+    source, target = source[own], target[own]
+    left_out[index[network[source]], number[target], number[source]] = True
+    left_out.diagonal(dim1=1, dim2=2).fill_(False)
+    return Pairs(place, left_out, nodes, inside)
+
+
+def mixed_ng_t(
+    model: NGT,
+    walk: Walk,
+    network: Int64[Tensor, " N"],
+    sizes: Int64[Tensor, " I"],
+    nodes: Float[Tensor, "N H"],
+    edges: Float[Tensor, "D C"],
+) -> Float[Tensor, "n H"]:
+    """Attend.
+
+    Args:
+        model: With ``last_edges=False``, and not ``axial``.
+        walk: The edges.
+        network: Which network each node belongs to.
+        sizes: Nodes of each network.
+        nodes: First states.
+        edges: First states of the directed edges.
+
+    Returns:
+        Last states of the nodes that are read.
+    """
+    pairs = pairs_of(walk, network, sizes, model.most_pairs)
+    for layer in model.layers:
+        assert isinstance(layer, NGTLayer)
+        if layer.edge is None:
+            gathered = _attended(layer.node, walk.last, pairs, nodes, edges[walk.kept])
+            return layer.node.post(nodes[walk.last.nodes], layer.node.out(gathered))
+        gathered = _attended(layer.node, walk.all, pairs, nodes, edges)
+        nodes = layer.node.post(nodes, layer.node.out(gathered))
+        edges = _next_edges(layer.edge, walk, nodes, edges)
+    raise ValueError("NG-T: expected a last layer without an edge update, found none")
+
+
+def _attended(
+    update: NodeUpdate,
+    segments: Segments,
+    pairs: Pairs,
+    nodes: Float[Tensor, "N H"],
+    edges: Float[Tensor, "D C"],
+) -> Float[Tensor, "n A"]:
+    """The mean of values for each node that gathers, all heads side by side."""
+    queries, keys, values = (nodes @ update.of_node.weight.T).chunk(3, dim=1)
+    on_query, on_key, scale, shift = (
+        F.linear(edges, weight) for weight in update.of_edge.weight.chunk(4)
+    )
+    query = segments.over(on_query, queries.index_select(0, segments.target))
+    key = on_key + keys.index_select(0, segments.source)
+    value = torch.addcmul(shift, scale, values.index_select(0, segments.source))
+    by_head = (update.heads, -1)
+    scores = update.scale * (query * key).unflatten(1, by_head).sum(2)
+    alone = _alone(update, pairs, queries, keys)[segments.nodes]
+    # One softmax over pairs of both kinds, relative to the highest so that nothing overflows.
+    top = torch.maximum(segments.largest(scores), alone).detach()
+    weights = segments.over(scores, -top[segments.to]).exp()
+    mass = segments.summed(weights) + (alone - top).exp()
+    mean = segments.summed(weights[:, :, None] * value.unflatten(1, by_head)) / mass[:, :, None]
+    return mean.flatten(1)
+
+
+def _alone(
+    update: NodeUpdate, pairs: Pairs, queries: Float[Tensor, "N A"], keys: Float[Tensor, "N A"]
+) -> Float[Tensor, "N heads"]:
+    """Log mass of the pairs of each node that have no edge."""
+    by_head = (update.heads, -1)
+    itself = update.scale * (queries * keys).unflatten(1, by_head).sum(2)
+    query, key = (x[pairs.place].unflatten(2, by_head).transpose(1, 2) for x in (queries, keys))
+    scores = update.scale * (query @ key.mT)
+    masses = scores.masked_fill(pairs.left_out[:, None], -torch.inf).logsumexp(3)
+    inside = masses.transpose(1, 2).flatten(0, 1)[pairs.inside]
+    return itself.index_copy(0, pairs.nodes, inside)
+
+
+def _next_edges(
+    update: EdgeUpdate, walk: Walk, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D C"]
+) -> Float[Tensor, "D C"]:
+    """Update edges from the nodes that the layer made."""
+    both = torch.cat([edges, edges.index_select(0, walk.partner)], dim=1)
+    terms = walk.all.spread(update.target(nodes), update.source(nodes))
+    return update.post(edges, update.out(F.gelu(update.edge(both) + terms)))

@@ -1,0 +1,87 @@
+"""Networks of equivariant linear layers on weight spaces, and what of their features is invariant.
+
+Features of a network are (I, C, *shape) for each of its parameters: C numbers for each scalar.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.models.equivariant import EquivariantLinear, TensorSpec
+
+Features = Sequence[Float[Tensor, "I C ..."]]
+
+
+class Activation(nn.Module):
+    """Norm, ReLU and dropout of features.
+
+    The norm is ``BatchNorm1d`` on each tensor's channels, over networks and all entries: as
+    indifferent to permutations, also to another for each network. In training it takes at least
+    two networks, and there alone a network's answer depends on its batch.
+
+    Args:
+        tensors: How many a network has.
+        channels: Of each.
+        norm: Whether there is a norm.
+        dropout: Share of the channels of each tensor of each network dropped in training. Single
+            entries would not be missed: the layers read means.
+    """
+
+    def __init__(self, tensors: int, channels: int, norm: bool, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(channels) if norm else nn.Identity() for _ in range(tensors)
+        )
+        self.drop = nn.Dropout1d(dropout)
+
+    def forward(self, features: Features) -> list[Float[Tensor, "I C ..."]]:
+        """The same shapes."""
+        pairs = zip(self.norms, features, strict=True)
+        return [self.drop(norm(x.flatten(2)).relu()).view(x.shape) for norm, x in pairs]
+
+
+def equivariant_net(
+    space: Sequence[TensorSpec], channels: Sequence[int], norm: bool, dropout: float
+) -> nn.Sequential:
+    """Equivariant linear layers with an ``Activation`` between each two: features to features.
+
+    Args:
+        space: The parameters, and what permutes them.
+        channels: Of the first features, behind each hidden layer, and of the answer.
+        norm: See ``Activation``.
+        dropout: See ``Activation``.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        layers.append(EquivariantLinear(space, before, after))
+        layers.append(Activation(len(space), after, norm, dropout))
+    return nn.Sequential(*layers[:-1])
+
+
+Reduce = Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+def pooled(space: Sequence[TensorSpec], features: Features, reduce: Reduce) -> Float[Tensor, "I F"]:
+    """Features reduced over permutable axes; fixed axes are kept, as more features.
+
+    Args:
+        space: The parameters, and what permutes them.
+        features: Of them.
+        reduce: ``torch.mean`` or ``torch.amax``.
+
+    Returns:
+        F = C times ``pooled_size(space)``.
+    """
+    answer = []
+    for spec, x in zip(space, features, strict=True):
+        free = tuple(2 + a for a, axis in enumerate(spec.axes) if axis.permutable)
+        answer.append((reduce(x, free) if free else x).flatten(1))
+    return torch.cat(answer, dim=1)
+
+
+def pooled_size(space: Sequence[TensorSpec]) -> int:
+    """How many numbers of a channel ``pooled`` keeps."""
+    return sum(torch.Size(spec.fixed_shape).numel() for spec in space)

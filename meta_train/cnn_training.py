@@ -1,0 +1,308 @@
+"""Training of models that read CNNs to predict their accuracy.
+
+Kofinas et al. 2024, section 4.2: AdamW with AMSGrad at a constant rate, clipped gradients, a mean
+squared error or a cross-entropy of the predicted accuracy, and of all evaluations the one that
+ranks the validation split best, by Kendall's tau-b.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l2o_graph.cnn import (
+    CNNModelConfig,
+    CNNs,
+    GeneralizationPredictor,
+    augmented,
+    chosen,
+    cnn_config,
+    load_cnns,
+    save_cnn_model,
+)
+from l2o_graph.cnn.config import Zoo
+from l2o_graph.cnn.published import read_small_zoo, read_wild_park
+from l2o_graph.cnn.structure import structure_of
+from l2o_graph.cnn.traits import span
+from l2o_graph.zoo.files import write_atomically
+from meta_train.run import (
+    Result,
+    begin,
+    commit,
+    drive,
+    optimizer_tensors,
+    prepare,
+    read_state,
+    restore_optimizer,
+    starting,
+    write_state,
+)
+
+CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
+SPLITS = ("train", "val", "test")
+PREDICTIONS = "predictions.jsonl"
+
+Loss = Literal["mse", "bce"]
+
+
+@dataclass(frozen=True, slots=True)
+class CNNTrainingConfig:
+    """One run.
+
+    Attributes:
+        task: A name of ``CNN_TASKS``.
+        model: What is trained.
+        loss: "mse", of the accuracy, or "bce", its cross-entropy in nats.
+        seed: Of its weights, of the order of networks and of everything drawn.
+        epochs: Passes over the training split.
+        batch: Networks in a step.
+        piece: Networks that are worked on at once, as many as the cache holds; a step adds up
+            the gradients of its pieces.
+        lr: Rate.
+        weight_decay: Decoupled.
+        clip: Norm that a gradient is clipped to; 0 leaves it as it is.
+        augment: Whether networks are changed at random: see ``augmented``.
+        evaluate_every: Steps between evaluations.
+        save_every: Steps between saved states.
+    """
+
+    task: str = "cnn_park"
+    model: CNNModelConfig = field(default_factory=lambda: cnn_config("ng_gnn"))
+    loss: Loss = "bce"
+    seed: int = 0
+    epochs: int = 10
+    batch: int = 128
+    piece: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 5e-4
+    clip: float = 10.0
+    augment: bool = False
+    evaluate_every: int = 100
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run.
+
+        Raises:
+            ValueError: For an unknown task or loss, or a size out of range.
+        """
+        if self.task not in CNN_TASKS:
+            raise ValueError(f"unknown task '{self.task}', expected one of {sorted(CNN_TASKS)}")
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"loss: expected one of {list(get_args(Loss))}, found '{self.loss}'")
+        for name in ("epochs", "batch", "piece", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+
+def load_zoo(folder: str | Path, split: str) -> CNNs:
+    """A split of a zoo: of ``python -m l2o_graph.datasets.zoo``, or one of the published two.
+
+    Raises:
+        ValueError: For a folder without networks of that split.
+    """
+    folder = Path(folder)
+    if (folder / "weights.npy").exists():
+        return read_small_zoo(folder, split)
+    if next(folder.glob("**/checkpoint.pt"), None) is not None:
+        return read_wild_park(folder, split)
+    return load_cnns(folder, split)
+
+
+def kendall(one: Float[Tensor, " I"], other: Float[Tensor, " I"]) -> float:
+    """Kendall's tau-b of two orders, -1 to 1; 0 where one of them is none."""
+    from scipy.stats import kendalltau
+
+    found: Any = kendalltau(one.numpy(), other.numpy())
+    return 0.0 if math.isnan(found.statistic) else float(found.statistic)
+
+
+class CNNTrainer:
+    """A run in progress, between two steps: a ``meta_train.run.Trainer``.
+
+    What a step draws follows from the seed and the number of the step alone, so that there is no
+    state of random numbers to save.
+    """
+
+    count = "step"
+
+    def __init__(
+        self, config: CNNTrainingConfig, zoo: dict[str, CNNs], device: torch.device, data: str
+    ):
+        self.config, self.zoo, self.device, self.data = config, zoo, device, data
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = GeneralizationPredictor(config.model).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.lr, weight_decay=config.weight_decay, amsgrad=True
+        )
+        # A last batch that is not full is left out; in the next epoch it is made of others.
+        self.per_epoch = max(len(zoo["train"]) // config.batch, 1)
+        self.step, self.steps = 0, config.epochs * self.per_epoch
+        self.seconds = 0.0
+        self.evaluations: list[dict[str, Any]] = []
+        self._predicted = torch.empty(0)  # of the test split, when it was last evaluated
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run, as JSON holds it."""
+        record = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
+        return {**record, "model": self.config.model.to_json(), "data": self.data}
+
+    def advance(self) -> dict[str, Any]:
+        """One step; returns what there is to log of it."""
+        config, started, train = self.config, time.perf_counter(), self.zoo["train"]
+        epoch, turn = divmod(self.step, self.per_epoch)
+        order = torch.randperm(len(train), generator=self._generator(1, epoch))
+        networks = chosen(train, order[turn * config.batch : (turn + 1) * config.batch])
+        if config.augment:
+            networks = augmented(networks, self._generator(2, self.step))
+        total = 0.0
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._generator(3, self.step).initial_seed())  # of the dropout
+            self.model.train()
+            self.optimizer.zero_grad()
+            for piece in torch.arange(len(networks)).split(config.piece):
+                own = chosen(networks, piece)
+                loss = self._loss(self.model.logits(own), own).sum() / len(networks)
+                loss.backward()
+                total += loss.item()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or torch.inf)
+        self.optimizer.step()
+        self.step += 1
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return {
+            "step": self.step, "epoch": epoch, "loss": total, "gradient_norm": norm.item(),
+            "seconds": seconds,
+        }  # fmt: skip
+
+    def evaluate(self) -> dict[str, Any]:
+        """Loss and tau on the validation and the test split."""
+        started = time.perf_counter()
+        point: dict[str, Any] = {"step": self.step}
+        for name in ("val", "test"):
+            loss, self._predicted = self._measure(self.zoo[name])
+            tau = kendall(self._predicted, self.zoo[name].accuracy)
+            point |= {f"{name}_loss": loss, f"{name}_tau": tau}
+        self.seconds += time.perf_counter() - started
+        self.evaluations.append(point)
+        return point
+
+    def is_best(self) -> bool:
+        """Whether the last evaluation is the best by the order of the validation split."""
+        scores = [point["val_tau"] for point in self.evaluations]
+        return scores[-1] == max(scores) and scores.count(scores[-1]) == 1
+
+    def save(self, path: Path) -> None:
+        """Write all of it."""
+        tensors = {f"model.{key}": t for key, t in self.model.state_dict().items()}
+        record = {
+            "config": self.settings,
+            "step": self.step,
+            "seconds": self.seconds,
+            "evaluations": self.evaluations,
+        }
+        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
+
+    def resume(self, path: Path) -> "CNNTrainer":
+        """Take over a state that ``save`` wrote."""
+        record, tensors = read_state(path)
+        self.model.load_state_dict(starting("model.", tensors))
+        restore_optimizer(self.optimizer, tensors)
+        self.step, self.seconds = record["step"], record["seconds"]
+        self.evaluations = record["evaluations"]
+        return self
+
+    def save_best(self, path: Path) -> None:
+        """Write the model as it is, for use, and beside it what it says of the test split."""
+        provenance = {
+            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
+            "commit": commit(),
+            "config": self.settings,
+            "minutes": round(self.seconds / 60, 1),
+            "torch": torch.__version__,
+            "seen": span(map(structure_of, self.zoo["train"].architectures)),
+            **self.evaluations[-1],
+        }
+        save_cnn_model(path, self.model, provenance)
+        test = self.zoo["test"]
+        columns = {
+            "run": test.run, "step": test.step, "accuracy": test.accuracy,
+            "prediction": self._predicted,
+        }  # fmt: skip
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        lines = [json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows]
+        write_atomically(path.with_name(PREDICTIONS), "".join(lines).encode())
+
+    def _loss(self, logits: Float[Tensor, " n"], networks: CNNs) -> Float[Tensor, " n"]:
+        """Of each network."""
+        accuracy = networks.accuracy.to(logits)
+        if self.config.loss == "mse":
+            return (logits.sigmoid() - accuracy).square()
+        return F.binary_cross_entropy_with_logits(logits, accuracy, reduction="none")
+
+    @torch.no_grad()
+    def _measure(self, networks: CNNs) -> tuple[float, Float[Tensor, " I"]]:
+        """The mean loss over a split, and what is predicted of each of its networks."""
+        self.model.eval()
+        logits = torch.cat(
+            [
+                self.model.logits(chosen(networks, piece))
+                for piece in torch.arange(len(networks)).split(self.config.piece)
+            ]
+        )
+        return self._loss(logits, networks).mean().item(), logits.sigmoid().cpu()
+
+    def _generator(self, purpose: int, number: int) -> torch.Generator:
+        """Random numbers for one purpose at one time."""
+        seed = (self.config.seed * 8 + purpose) * 2**32 + number
+        return torch.Generator().manual_seed(seed)
+
+
+def train_cnn_model(
+    config: CNNTrainingConfig,
+    zoo: str | Path,
+    out: Path,
+    device: str = "cpu",
+    resume: bool = False,
+) -> Result:
+    """Train a model that predicts the accuracy of CNNs.
+
+    Args:
+        config: The run. When resuming, that of the saved state has to be the same.
+        zoo: Folder of the networks: see ``load_zoo``.
+        out: Folder for ``state.safetensors``, ``log.jsonl``, ``checkpoint.safetensors`` and
+            ``predictions.jsonl``, a line for each network of the test split as the checkpoint
+            sees it.
+        device: Where the model lives.
+        resume: Continue from the state in ``out`` if there is one.
+
+    Returns:
+        Where everything is. Ctrl-C ends the run after the step it is in, state saved.
+
+    Raises:
+        ValueError: For an empty split, for networks that there is no room for, or a state of
+            another configuration.
+        FileExistsError: When ``out`` holds a run and ``resume`` is off.
+        OSError: When ``out`` cannot be written.
+    """
+    splits = {split: load_zoo(zoo, split) for split in SPLITS}
+    counts = ", ".join(f"{len(networks)} {split}" for split, networks in splits.items())
+    new = CNNTrainer(config, splits, torch.device(device), f"{Path(zoo).name}: {counts}")
+    state = prepare(out, new.settings, resume)
+    trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)
+
+    def describe(point: dict[str, Any]) -> str:
+        return f"tau {point['val_tau']:.3f} (test {point['test_tau']:.3f})"
+
+    return drive(trainer, state, config.evaluate_every, config.save_every, describe)

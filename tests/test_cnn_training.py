@@ -1,0 +1,201 @@
+"""Predictors of accuracy are trained, judged on runs they did not see, killed and gone on with."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from one_by_one import cnns, park
+from safetensors.torch import load_file
+
+from l2o_graph import GeneralizationPredictor
+from l2o_graph.cnn import augmented, chosen, cnn_config, load_cnns
+from l2o_graph.cnn.small import ARCHITECTURE
+from l2o_graph.datasets.zoo import main as train_zoo
+from meta_train.__main__ import main
+from meta_train.cnn_training import (
+    CNNTrainer,
+    CNNTrainingConfig,
+    kendall,
+    load_zoo,
+    train_cnn_model,
+)
+
+TINY = CNNTrainingConfig(
+    "cnn_park", cnn_config("ng_gnn", hidden=4, layers=2), epochs=3, batch=8, piece=3,
+    evaluate_every=3, save_every=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """Nine runs of three checkpoints each, in all three splits."""
+    out = tmp_path_factory.mktemp("zoo")
+    given = ["--kind", "park", "--dataset", "fmnist_sample", "--runs", "9", "--steps", "6"]
+    given += ["--batch", "8", "--checkpoints", "3", "--test-images", "50", "--size", "7"]
+    assert train_zoo([*given, "--jobs", "1", "--out", str(out)]) == 0
+    return out
+
+
+def records(log):
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def trainer_of(config, zoo) -> CNNTrainer:
+    splits = {split: load_zoo(zoo, split) for split in ("train", "val", "test")}
+    return CNNTrainer(config, splits, torch.device("cpu"), "")
+
+
+def test_a_run_leaves_a_log_the_best_model_and_what_it_predicts(zoo, tmp_path):
+    result = train_cnn_model(TINY, zoo, tmp_path / "run")
+    log = records(result.log)
+    points = [r for r in log if "val_tau" in r]
+    steps = [r["step"] for r in log if "loss" in r]
+    assert result.finished and steps == list(range(1, result.steps + 1))
+    assert [p["step"] for p in points] == [0, *range(3, result.steps, 3), result.steps]
+
+    model = GeneralizationPredictor.from_checkpoint(result.checkpoint)
+    first_best = max(points, key=lambda p: (p["val_tau"], -p["step"]))
+    assert model.provenance["step"] == first_best["step"]
+    assert model.provenance["seen"]["classes"] == [10, 10]
+    test = load_cnns(zoo, "test")
+    predicted = model(test)
+    assert kendall(predicted, test.accuracy) == pytest.approx(first_best["test_tau"])
+    lines = records(tmp_path / "run" / "predictions.jsonl")
+    assert [line["run"] for line in lines] == test.run.tolist()
+    assert [line["step"] for line in lines] == test.step.tolist()
+    assert [line["accuracy"] for line in lines] == test.accuracy.tolist()
+    found = torch.tensor([line["prediction"] for line in lines])
+    torch.testing.assert_close(found, predicted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce"])
+def test_training_learns_the_networks_it_sees(loss, zoo):
+    model = dataclasses.replace(TINY.model, hidden=16, dropout=0.0)
+    config = dataclasses.replace(TINY, model=model, loss=loss, lr=1e-2, batch=12, piece=12)
+    trainer = trainer_of(config, zoo)
+    train = trainer.zoo["train"]
+    train.accuracy[:] = torch.where(train.run % 2 == 0, 0.9, 0.1)
+    for _ in range(12):
+        trainer.advance()
+    with torch.no_grad():
+        error = (trainer.model(train) - train.accuracy).square().mean()
+    assert error < 0.5 * train.accuracy.var()  # of a constant it would be all of it
+
+
+def test_a_step_is_the_same_in_pieces_of_any_size(zoo):
+    model = dataclasses.replace(TINY.model, dropout=0.0)
+    after = []
+    for piece in (3, 8):
+        trainer = trainer_of(dataclasses.replace(TINY, model=model, piece=piece), zoo)
+        after.append((trainer.advance()["loss"], [p.grad for p in trainer.model.parameters()]))
+    (loss, grads), (same_loss, same_grads) = after
+    assert loss == pytest.approx(same_loss, rel=1e-5)
+    torch.testing.assert_close(grads, same_grads, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["ng_t", "stat_nn"])
+def test_every_model_trains(model, zoo):
+    trainer = trainer_of(dataclasses.replace(TINY, model=cnn_config(model, hidden=4)), zoo)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.advance()
+    after = list(trainer.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert -1 <= trainer.evaluate()["val_tau"] <= 1
+
+
+def test_tau_counts_pairs_in_order_against_pairs_out_of_order():
+    truth = torch.tensor([0.1, 0.2, 0.2, 0.4])
+    assert kendall(truth, truth) == pytest.approx(1)
+    assert kendall(-truth, truth) == pytest.approx(-1)
+    # Five pairs that truth orders, four of them in order, of all six pairs predicted.
+    assert kendall(torch.tensor([2.0, 1.0, 3.0, 4.0]), truth) == pytest.approx(3 / 30**0.5)
+    assert kendall(torch.ones(4), truth) == 0
+
+
+def test_augmentation_changes_every_network_and_its_size_little():
+    networks = cnns([ARCHITECTURE, ARCHITECTURE, *park(1)])
+    changed = augmented(networks, torch.Generator().manual_seed(0))
+    again = augmented(networks, torch.Generator().manual_seed(0))
+    for i, row in enumerate(networks.values):
+        difference = changed.values[i] - row
+        kept = changed.values[i] != 0
+        assert 0.98 < kept.float().mean() < 1
+        assert torch.equal(changed.values[i], again.values[i])
+        weight = networks.parameters(i)[0]
+        noise = difference[: weight.numel()][kept[: weight.numel()]]
+        assert noise.std().item() == pytest.approx(0.1 * weight.std().item(), rel=0.3)
+    assert torch.equal(changed.which, networks.which)
+
+
+def test_chosen_networks_come_in_their_order():
+    networks = cnns(park(4))
+    some = chosen(networks, torch.tensor([3, 1]))
+    assert [some.architecture(i) for i in range(2)] == [networks.architecture(i) for i in (3, 1)]
+    assert some.run.tolist() == [3, 1] and torch.equal(some.values[0], networks.values[3])
+
+
+def test_a_killed_run_comes_to_the_same_weights(zoo, tmp_path):
+    whole = train_cnn_model(TINY, zoo, tmp_path / "whole")
+    code = (
+        "import sys, torch; from pathlib import Path; torch.set_num_threads(1);"
+        "sys.path.insert(0, sys.argv[3]);"
+        "from test_cnn_training import TINY; from meta_train.cnn_training import *;"
+        "train_cnn_model(TINY, sys.argv[1], Path(sys.argv[2]))"
+    )
+    broken = tmp_path / "broken"
+    here = str(Path(__file__).parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(zoo), str(broken), here], stderr=subprocess.DEVNULL
+    )
+    state = broken / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "killed before it was done"
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train_cnn_model(TINY, zoo, broken)
+    resumed = train_cnn_model(TINY, zoo, broken, resume=True)
+    assert resumed.finished
+    one, two = load_file(whole.state), load_file(resumed.state)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    logs = [[{**r, "seconds": 0} for r in records(one.log)] for one in (whole, resumed)]
+    assert logs[0] == logs[1]
+
+
+def test_requests_that_cannot_be_met(zoo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # which is quicker to refuse
+    with pytest.raises(ValueError, match=r"loss: expected one of .*, found 'mae'"):
+        dataclasses.replace(TINY, loss="mae")
+    with pytest.raises(ValueError, match="piece: expected at least 1, found 0"):
+        dataclasses.replace(TINY, piece=0)
+    train_cnn_model(dataclasses.replace(TINY, epochs=1), zoo, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another configuration: .*batch is 8, not 4"):
+        other = dataclasses.replace(TINY, epochs=1, batch=4)
+        train_cnn_model(other, zoo, tmp_path / "run", resume=True)
+    assert main(["--task", "cnn_park", "--zoo", str(tmp_path / "nothing")]) == 2
+    assert "expected networks of split 'train'" in capsys.readouterr().err
+    assert main(["--task", "cnn_park", "--model", "nfn", "--zoo", str(zoo)]) == 2
+    assert "no networks of mixed architecture" in capsys.readouterr().err
+    given = ["--task", "cnn_small", "--model", "nfn", "--hidden", "2", "--batch", "8"]
+    assert main([*given, "--zoo", str(zoo), "--out", str(tmp_path / "nfn")]) == 2
+    assert "NFN: expected networks of one architecture" in capsys.readouterr().err
+
+
+def test_the_command(zoo, tmp_path, capsys):
+    given = ["--task", "cnn_park", "--model", "ng_t", "--hidden", "8", "--loss", "mse"]
+    given += ["--no-activations", "--epochs", "1", "--batch", "8", "--seed", "2"]
+    out = tmp_path / "run"
+    assert main([*given, "--zoo", str(zoo), "--out", str(out)]) == 0
+    assert "log in" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model"]["model"], config["model"]["activations"]) == ("ng_t", False)
+    assert (config["loss"], config["seed"], config["augment"]) == ("mse", 2, False)
