@@ -34,10 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--task", default="fmnist_cnn")
     task = first.parse_known_args(arguments)[0].task
-    train = train_on_inrs if task in INR_TASKS else train_optimizer
-    train = train_on_cnns if task in CNN_TASKS else train
+    commands = dict.fromkeys(INR_TASKS, train_on_inrs) | dict.fromkeys(CNN_TASKS, train_on_cnns)
     try:
-        result = train(arguments)
+        result = commands.get(task, train_optimizer)(arguments)
     except (ValueError, OSError) as error:
         print(f"meta_train: {error}", file=sys.stderr)
         return 2

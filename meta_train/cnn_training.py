@@ -230,6 +230,7 @@ class CNNTrainer:
             "commit": commit(),
             "config": self.settings,
             "minutes": round(self.seconds / 60, 1),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "torch": torch.__version__,
             "seen": span(map(structure_of, self.zoo["train"].architectures)),
             **self.evaluations[-1],

@@ -43,8 +43,9 @@ AWAY = (
 )
 PLACES = (HOME, *AWAY)
 
-# A loss above guessing's, by more than batches differ.
-LOST = 1.05 * math.log(10)
+# The loss of a guess, less what batches differ by: what ends there has diverged, or has collapsed
+# to a constant.
+LOST = 0.99 * math.log(10)
 
 
 def transfer(settings: Settings) -> dict[str, list[Record]]:
@@ -67,8 +68,8 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
     return {label: [of_run[run] for run in each] for label, each in runs.items()}
 
 
-def diverged(record: Record) -> bool:
-    """Whether a run ended worse than guessing, or without a number."""
+def failed(record: Record) -> bool:
+    """Whether a run ended no better than guessing, or without a number."""
     return record.final_loss is None or record.final_loss > LOST
 
 
@@ -82,10 +83,10 @@ def markdown(places: dict[str, list[Record]], optimizers: Sequence[str]) -> str:
         cells = [_cell([r for r in records if r.run.optimizer == name]) for name in optimizers]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lost = [
-        sum(diverged(r) for rs in places.values() for r in rs if r.run.optimizer == name)
+        sum(failed(r) for rs in places.values() for r in rs if r.run.optimizer == name)
         for name in optimizers
     ]
-    lines.append(f"| divergences | {' | '.join(map(str, lost))} |")
+    lines.append(f"| failed | {' | '.join(map(str, lost))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -123,11 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cell(records: Sequence[Record]) -> str:
-    lost = sum(map(diverged, records))
+    lost = sum(map(failed, records))
     if lost == len(records):
-        return "diverged"
+        return "failed"
     text = spread([100 * r.accuracy for r in records], 1)
-    return f"{text}, {lost} diverged" if lost else text
+    return f"{text}, {lost} failed" if lost else text
 
 
 def _rate(text: str) -> tuple[str, tuple[float, ...]]:

@@ -13,11 +13,13 @@ import pytest
 import torch
 from one_by_one import cnns, park
 from safetensors.torch import load_file
+from test_plots import size
 
 from l2o_graph import GeneralizationPredictor
 from l2o_graph.cnn import augmented, chosen, cnn_config, load_cnns
 from l2o_graph.cnn.small import ARCHITECTURE
 from l2o_graph.datasets.zoo import main as train_zoo
+from meta_train import tables
 from meta_train.__main__ import main
 from meta_train.cnn_training import (
     CNNTrainer,
@@ -199,3 +201,15 @@ def test_the_command(zoo, tmp_path, capsys):
     config = json.loads((out / "config.json").read_text())
     assert (config["model"]["model"], config["model"]["activations"]) == ("ng_t", False)
     assert (config["loss"], config["seed"], config["augment"]) == ("mse", 2, False)
+
+
+def test_a_table_of_predictors_with_its_picture(zoo, tmp_path):
+    given = ["cnn_park", "--only", "StatNN", "NG-GNN without", "--seeds", "1", "--hidden", "4"]
+    given += ["--out", str(tmp_path), "--", "--zoo", str(zoo), "--epochs", "1", "--batch", "8"]
+    assert tables.main(given) == 0
+    rows = (tmp_path / "cnn_park.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| StatNN", "| NG-GNN without activations"]
+    for row, folder in zip(rows, ("stat_nn-0", "ng_gnn-no-activations-0"), strict=True):
+        found = tables.provenance(tmp_path / "cnn_park" / folder / "checkpoint.safetensors")
+        assert f"| {found['test_tau']:.3f} |" in row
+    assert size((tmp_path / "cnn_park.png").read_bytes())[0] > 500
