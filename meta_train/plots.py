@@ -117,7 +117,7 @@ def plot_predictions(
     highest = 100 * max(max(map(max, pair)) for pair in predictions.values())
     axes[0].set(xlim=(0, 1.05 * highest), ylim=(0, 1.05 * highest))
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", bbox_inches="tight")
     return file.getvalue()
 
 

@@ -93,9 +93,10 @@ def prepare(out: Path, settings: Mapping[str, Any], resume: bool) -> Path:
     """
     state = out / "state.safetensors"
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.json", json.dumps(settings, indent=2).encode())
     if state.exists() and not resume:
         raise FileExistsError(f"{out} holds a run already; resume it or choose another folder")
+    if not state.exists():
+        write_atomically(out / "config.json", json.dumps(settings, indent=2).encode())
     return state
 
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from meta_train.inr_training import EDITED
 from meta_train.plots import plot_predictions
 
 PROBES = (0, 4, 16, 64)
+INTERRUPTED = 130  # what a command answers that was told to stop
 GRAPH_MODELS = ("ng_gnn", "ng_t")
 
 
@@ -259,6 +261,9 @@ def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> st
             f"| {row.label} | {found[0]['parameters']:,} | {_figure(table, found)} | {len(found)} "
             f"| {minutes:.1f} | {row.published} |"
         )
+    width = f"{settings.hidden} channels" if settings.hidden else "published sizes"
+    given = " ".join(settings.extra) or "no further arguments"
+    lines += ["", f"Graph models of {width}; {given}. The paper's figures are at its own scale."]
     return "\n".join(lines) + "\n"
 
 
@@ -294,12 +299,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
+    if not any(answers.values()):
+        print("tables: no row ended, nothing written", file=sys.stderr)
+        return 1
     text = markdown(settings, answers)
-    paths = [settings.out / f"{settings.table}.md"]
+    # Some rows alone do not take the place of the whole table.
+    name = settings.table + ("-some" if settings.only else "")
+    paths = [settings.out / f"{name}.md"]
     write_atomically(paths[0], text.encode())
-    folders = {row.label: settings.folder(row, 0) for row in answers}
-    ended = {k: f for k, f in folders.items() if (f / "checkpoint.safetensors").exists()}
-    draw = TABLES[settings.table].figure
+    draw, whole = TABLES[settings.table].figure, settings.seeds
+    ended = {row.label: settings.folder(row, 0) for row, f in answers.items() if len(f) == whole}
     if draw is not None and ended:
         paths.append(paths[0].with_suffix(".png"))
         write_atomically(paths[1], draw(ended))
@@ -326,9 +335,15 @@ def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, int]:
         contextlib.redirect_stderr(file),
     ):
         try:
-            return row, seed, train(list(arguments))
+            status = train(list(arguments))
         except SystemExit as error:  # arguments that no command takes
-            return row, seed, int(error.code or 0)
+            status = int(error.code or 0)
+        except Exception:  # whatever it is, the other rows have nothing to do with it
+            traceback.print_exc()
+            status = 1
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    return row, seed, status
 
 
 def _figure(table: Table, found: Sequence[dict[str, Any]]) -> str:

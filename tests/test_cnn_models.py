@@ -419,6 +419,22 @@ def test_the_accuracy_of_a_module_is_that_of_its_weights(path):
     assert predict_accuracy(module, torch.zeros(1, 2, 9, 9), path) != pytest.approx(found, abs=1e-6)
 
 
+def test_a_network_in_training_is_read_through_a_batch_of_one_and_stays_in_training(path):
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4))
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), pool, nn.Linear(4, 3)).train()
+    pool[1].eval()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        module(torch.zeros(1, 2, 9, 9))
+    with pytest.warns(UserWarning, match="operation norm"):
+        assert 0 < predict_accuracy(module, torch.zeros(1, 2, 9, 9), path) < 1
+    assert [part for part in module.modules() if not part.training] == [pool[1]]
+
+
+def test_kernels_are_padded_to_a_square_with_a_centre():
+    with pytest.raises(ValueError, match=r"max_kernel: expected an odd number.*, found 4"):
+        cnn_config("ng_gnn", max_kernel=4)
+
+
 def test_a_module_of_any_kind_is_read_with_a_warning_of_what_is_new(path):
     module = Residual().train()
     before = [t.clone() for t in module.state_dict().values()]

@@ -245,6 +245,11 @@ def test_damage_inside_of_a_shard_is_named(park, tmp_path):
     copy = changed(park, tmp_path, name, {values: bad})
     with pytest.warns(UserWarning, match=rf"{name}', run {number}: expected finite weights, found"):
         assert len(load_cnns(copy, "train")) == len(load_cnns(park, "train")) - 4
+    few = {f"accuracy.{number}": tensors[f"accuracy.{number}"][:1]}
+    (tmp_path / "few").mkdir()
+    copy = changed(park, tmp_path / "few", name, few)
+    with pytest.warns(UserWarning, match=rf"run {number}: expected \d accuracies from 0 to 1"):
+        load_cnns(copy, "train")
     (copy / name).unlink()
     save_file({}, copy / name, {"record": "{}"})
     with pytest.warns(UserWarning, match=rf"{name}': expected format 'l2o_graph CNNs', version 1"):

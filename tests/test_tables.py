@@ -1,6 +1,10 @@
 """Tables of models that read networks: what they hold is what the runs came to."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -25,7 +29,7 @@ def asked(out, inrs, *more):
 def test_a_table_holds_what_its_runs_came_to_and_is_not_made_twice(inrs, tmp_path, capsys):
     assert main(asked(tmp_path, inrs, "--batch", "8")) == 0
     first = capsys.readouterr().out
-    assert (tmp_path / "mnist_inr.md").read_text() in first
+    assert (tmp_path / "mnist_inr-some.md").read_text() in first
     folders = [tmp_path / "mnist_inr" / f"ng_gnn-probes-4-{seed}" for seed in (0, 1)]
     found = [provenance(folder / "checkpoint.safetensors") for folder in folders]
     mean = 100 * sum(each["test_accuracy"] for each in found) / 2
@@ -55,10 +59,36 @@ def test_the_width_is_that_of_graph_models_alone(inrs, tmp_path):
 def test_rows_that_do_not_end_are_left_out_and_say_where_to_look(inrs, tmp_path, capsys):
     assert main(asked(tmp_path, inrs, "--no-such-option")) == 1
     said = capsys.readouterr()
-    assert "| MLP" not in said.out
+    assert "no row ended, nothing written" in said.err
+    assert not list(tmp_path.glob("*.md"))
     place = tmp_path / "mnist_inr" / "mlp-0" / "output.txt"
     assert f"MLP, seed 0: see {place}" in said.err
     assert "unrecognized arguments: --no-such-option" in place.read_text()
+
+
+def test_an_error_of_any_kind_ends_one_row_alone(inrs, tmp_path, capsys):
+    assert main(asked(tmp_path, inrs)) == 0
+    whole = (tmp_path / "mnist_inr-some.md").read_text()
+    state = tmp_path / "mnist_inr" / "mlp-1" / "state.safetensors"
+    state.write_bytes(b"not a state")
+    assert main(asked(tmp_path, inrs)) == 1
+    assert "Traceback" in (state.parent / "output.txt").read_text()
+    rows = (tmp_path / "mnist_inr-some.md").read_text().splitlines()
+    assert [row.split(" | ")[3] for row in rows[2:4]] == ["1", "2"]
+    assert rows[3] == whole.splitlines()[3]
+
+
+def test_an_interrupt_ends_the_table_and_the_same_command_goes_on(inrs, tmp_path):
+    command = [sys.executable, "-m", "meta_train.tables", *asked(tmp_path, inrs), "--batch", "8"]
+    command[command.index("--epochs") + 1] = "500"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    log = tmp_path / "mnist_inr" / "mlp-0" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert [path.name for path in (tmp_path / "mnist_inr").iterdir()] == ["mlp-0"]
 
 
 def test_requests_that_cannot_be_met(tmp_path, capsys):

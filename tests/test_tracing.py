@@ -178,3 +178,29 @@ def test_five_steps_lower_the_loss(name):
     net, (x, y) = case.make(), case.batch()
     losses, _ = trained(net, case, x, y, "fmnist")
     assert losses[-1] < losses[0]
+
+
+class Twice(nn.Module):
+    """A layer, a norm and a weight that are each used under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.linear, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.again, self.norm_again, self.last = self.linear, self.norm, nn.Linear(4, 4)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        x = self.norm(self.linear(self.first(x))).relu()
+        return self.last(self.norm_again(self.again(x)))
+
+
+def test_a_network_with_a_layer_under_two_names_stays_as_it_is():
+    module, x = Twice(), torch.randn(5, 4)
+    before = {key: t.clone() for key, t in module.state_dict().items()}
+    held = {key: id(p) for key, p in module.named_parameters(remove_duplicate=False)}
+    spec = spec_of_computation(module, (x,))
+    assert {key: id(p) for key, p in module.named_parameters(remove_duplicate=False)} == held
+    torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
+    assert not spec.loose
+    of_linear = [k for k in spec.kernels if spec.names[k.parameter] == "linear.weight"]
+    assert [k.again for k in of_linear] == [False, True]

@@ -69,6 +69,10 @@ class CNNModelConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.max_kernel % 2 == 0:
+            raise ValueError(
+                f"max_kernel: expected an odd number, which has a centre, found {self.max_kernel}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more, less than 1, found {self.dropout}")
         if self.fourier < 0:

@@ -224,9 +224,15 @@ def read_shard(path: Path) -> tuple[dict[str, Any], list[Run]]:
             described["run"],
             CNNArchitecture.from_json(described["architecture"]),
         )
-        step, accuracy, values = (
-            tensors[f"{name}.{number}"] for name in ("step", "accuracy", "values")
-        )
+        names = [f"{name}.{number}" for name in ("step", "accuracy", "values")]
+        if absent := [name for name in names if name not in tensors]:
+            raise ValueError(f"CNNs '{path}', run {number}: expected tensors {names}, no {absent}")
+        step, accuracy, values = (tensors[name] for name in names)
+        if accuracy.shape != step.shape or bool(((accuracy < 0) | (accuracy > 1)).any()):
+            raise ValueError(
+                f"CNNs '{path}', run {number}: expected {len(step)} accuracies from 0 to 1, found "
+                f"{accuracy.tolist()}"
+            )
         if values.shape != (len(step), architecture.num_parameters):
             raise ValueError(
                 f"CNNs '{path}', run {number}: expected {len(step)} rows of "

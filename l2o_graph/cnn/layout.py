@@ -126,7 +126,7 @@ def _nodes(spec: NetSpec, room: Room, output: int) -> Int64[Tensor, "N 3"]:
     for neurons in spec.neurons:
         if neurons.role == "hidden":
             position = room.inputs + min(neurons.depth, room.depth - 1)
-            kind = ACTIVATIONS.index(neurons.activation) % len(ACTIVATIONS)
+            kind = ACTIVATIONS.index(neurons.activation)
             kind = kind if kind < NO_ACTIVATION else 0
             rows += [[position, kind, 0]] * neurons.size
             continue

@@ -13,13 +13,11 @@ from l2o_graph.cnn.models import GeneralizationPredictor
 from l2o_graph.cnn.structure import structure_of_module
 from l2o_graph.cnn.traits import unfamiliar
 
-CHECKPOINT = "cnn-park"
-
 
 def predict_accuracy(
     module: nn.Module,
     batch: Tensor | Sequence[Any] | Mapping[str, Any],
-    checkpoint: str | Path = CHECKPOINT,
+    checkpoint: str | Path,
 ) -> float:
     """The expected test accuracy of a network, from its weights alone.
 
@@ -49,11 +47,19 @@ def predict_accuracy(
             f"checkpoint '{checkpoint}': expected a model that reads any graph, found "
             f"'{model.config.model}'"
         )
-    spec = structure_of_module(module, batch)
-    bad = [name for name, p in module.named_parameters() if not bool(p.isfinite().all())]
+    training = {part: part.training for part in module.modules()}
+    try:
+        spec = structure_of_module(module.eval(), batch)  # a BatchNorm refuses batches of one else
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+    weights = {
+        k: p.detach().flatten().to("cpu", torch.float32) for k, p in module.named_parameters()
+    }
+    bad = [name for name, row in weights.items() if not bool(row.isfinite().all())]
     if bad:
         raise ValueError(f"network: expected finite weights, found others in {bad}")
-    values = torch.cat([p.detach().flatten().to("cpu", torch.float32) for p in module.parameters()])
+    values = torch.cat(list(weights.values()))
     with torch.no_grad():
         accuracy = model.body.read_one(spec, values).sigmoid().item()
     strange = unfamiliar(spec, model.provenance.get("seen", {}))

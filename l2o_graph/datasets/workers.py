@@ -1,10 +1,11 @@
 """Work for processes of one thread each, that end with the one that started them."""
 
+import itertools
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
@@ -47,9 +48,14 @@ def in_parallel(
         min(jobs, len(items)), get_context("spawn"), initializer=_begin_as_worker
     )
     try:
-        futures = [pool.submit(work, item) for item in items]
-        for future in as_completed(futures):
-            yield future.result()
+        # No more than are worked on: what is queued would be begun after an interrupt.
+        waiting = iter(items)
+        running = {pool.submit(work, item) for item in itertools.islice(waiting, jobs)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(work, item) for item in itertools.islice(waiting, len(done))}
+            for future in done:
+                yield future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

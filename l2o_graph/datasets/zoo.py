@@ -9,8 +9,8 @@ in size by default: the mean of each four pixels, rounded.
 
 All checkpoints of a run are in one split: of every twenty runs in a row twelve are for training,
 three for validation and five for the test. Every run draws from the seed, the kind, the dataset
-and its number alone. A shard appears whole or not at all, and the same command goes on with those
-that are missing.
+and its number alone, but for the dropout of small networks, which those of a file share. A shard
+appears whole or not at all, and the same command goes on with those that are missing.
 
 The defaults are for two cores: 300 runs of the park with 10 checkpoints each in 2 hours (45 s of a
 core a run, up to 500 s for five layers of 32 channels and kernels of 7x7), 1,000 small networks

@@ -19,14 +19,14 @@ def contact_sheet(
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     columns = max(map(len, rows.values()))
-    size = (0.4 + 0.9 * columns, 0.5 + 0.9 * len(rows))
+    size = (1.0 + 0.08 * max(map(len, rows)) + 0.9 * columns, 0.5 + 0.9 * len(rows))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=True):
             axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(label, fontsize=9)
+        row[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     for axis, caption in zip(axes[-1], captions, strict=False):
         axis.set_xlabel(caption, fontsize=9)
     file = io.BytesIO()

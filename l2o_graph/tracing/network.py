@@ -89,7 +89,7 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: dict, stand_ins: bool) 
     buffers = {name: held(b if fake else b.clone()) for name, b in module.named_buffers()}
     trace = Trace(list(parameters.items()))
     args, kwargs = tree_map(held, (tuple(args), kwargs))
-    state = {**parameters, **buffers}
+    state = _in_every_place(module, parameters, buffers)
     devices = {p.device for p in module.parameters() if p.is_cuda}
     with (
         torch.random.fork_rng(devices=list(devices)),
@@ -98,7 +98,7 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: dict, stand_ins: bool) 
         _Following(trace) as following,
         _layers_of(following),
     ):
-        output = functional_call(module, state, args, kwargs)
+        output = functional_call(module, state, args, kwargs, tie_weights=False)
     outputs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
     spec = trace.builder.spec([s for t in outputs for s in trace.label(t).sets()])
     # A single number has no place in any graph, and what was not used needs none.
@@ -112,6 +112,24 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: dict, stand_ins: bool) 
             stacklevel=4,
         )
     return spec
+
+
+def _in_every_place(
+    module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is to take the place of each parameter and buffer, by one name for each place.
+
+    Several names lead to the places of a module that is registered twice, and what is put there
+    twice is not taken out again.
+    """
+    known = dict(module.named_parameters()) | dict(module.named_buffers())
+    instead = {id(t): {**parameters, **buffers}[name] for name, t in known.items()}
+    return {
+        f"{prefix}.{name}" if prefix else name: instead[id(t)]
+        for prefix, part in module.named_modules()
+        for own in (part.named_parameters, part.named_buffers)
+        for name, t in own(recurse=False, remove_duplicate=False)
+    }
 
 
 class _Following(TorchDispatchMode):
