@@ -8,7 +8,6 @@ ranks the validation split best, by Kendall's tau-b.
 import dataclasses
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,18 +33,8 @@ from l2o_graph.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import span
 from l2o_graph.zoo.files import write_atomically
-from meta_train.run import (
-    Result,
-    begin,
-    commit,
-    drive,
-    optimizer_tensors,
-    prepare,
-    read_state,
-    restore_optimizer,
-    starting,
-    write_state,
-)
+from meta_train.epochs import EpochTrainer
+from meta_train.run import Result, begin, drive, prepare
 
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
 SPLITS = ("train", "val", "test")
@@ -126,30 +115,17 @@ def kendall(one: Float[Tensor, " I"], other: Float[Tensor, " I"]) -> float:
     return 0.0 if math.isnan(found.statistic) else float(found.statistic)
 
 
-class CNNTrainer:
-    """A run in progress, between two steps: a ``meta_train.run.Trainer``.
-
-    What a step draws follows from the seed and the number of the step alone, so that there is no
-    state of random numbers to save.
-    """
-
-    count = "step"
+class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
+    """A run in progress, between two steps: a ``meta_train.run.Trainer``."""
 
     def __init__(
         self, config: CNNTrainingConfig, zoo: dict[str, CNNs], device: torch.device, data: str
     ):
-        self.config, self.zoo, self.device, self.data = config, zoo, device, data
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = GeneralizationPredictor(config.model).to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.lr, weight_decay=config.weight_decay, amsgrad=True
-        )
-        # A last batch that is not full is left out; in the next epoch it is made of others.
-        self.per_epoch = max(len(zoo["train"]) // config.batch, 1)
-        self.step, self.steps = 0, config.epochs * self.per_epoch
-        self.seconds = 0.0
-        self.evaluations: list[dict[str, Any]] = []
+            model = GeneralizationPredictor(config.model)
+        super().__init__(config, model, len(zoo["train"]), device, data)
+        self.zoo = zoo
         self._predicted = torch.empty(0)  # of the test split, when it was last evaluated
 
     @property
@@ -160,15 +136,14 @@ class CNNTrainer:
 
     def advance(self) -> dict[str, Any]:
         """One step; returns what there is to log of it."""
-        config, started, train = self.config, time.perf_counter(), self.zoo["train"]
-        epoch, turn = divmod(self.step, self.per_epoch)
-        order = torch.randperm(len(train), generator=self._generator(1, epoch))
-        networks = chosen(train, order[turn * config.batch : (turn + 1) * config.batch])
+        config, started = self.config, time.perf_counter()
+        epoch, index = self.epoch_and_batch()
+        networks = chosen(self.zoo["train"], index)
         if config.augment:
-            networks = augmented(networks, self._generator(2, self.step))
+            networks = augmented(networks, self.generator(2, self.step))
         total = 0.0
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self._generator(3, self.step).initial_seed())  # of the dropout
+            torch.manual_seed(self.generator(3, self.step).initial_seed())  # of the dropout
             self.model.train()
             self.optimizer.zero_grad()
             for piece in torch.arange(len(networks)).split(config.piece):
@@ -203,39 +178,10 @@ class CNNTrainer:
         scores = [point["val_tau"] for point in self.evaluations]
         return scores[-1] == max(scores) and scores.count(scores[-1]) == 1
 
-    def save(self, path: Path) -> None:
-        """Write all of it."""
-        tensors = {f"model.{key}": t for key, t in self.model.state_dict().items()}
-        record = {
-            "config": self.settings,
-            "step": self.step,
-            "seconds": self.seconds,
-            "evaluations": self.evaluations,
-        }
-        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
-
-    def resume(self, path: Path) -> "CNNTrainer":
-        """Take over a state that ``save`` wrote."""
-        record, tensors = read_state(path)
-        self.model.load_state_dict(starting("model.", tensors))
-        restore_optimizer(self.optimizer, tensors)
-        self.step, self.seconds = record["step"], record["seconds"]
-        self.evaluations = record["evaluations"]
-        return self
-
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use, and beside it what it says of the test split."""
-        provenance = {
-            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
-            "commit": commit(),
-            "config": self.settings,
-            "minutes": round(self.seconds / 60, 1),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "torch": torch.__version__,
-            "seen": span(map(structure_of, self.zoo["train"].architectures)),
-            **self.evaluations[-1],
-        }
-        save_cnn_model(path, self.model, provenance)
+        seen = span(map(structure_of, self.zoo["train"].architectures))
+        save_cnn_model(path, self.model, {**self.provenance(), "seen": seen})
         test = self.zoo["test"]
         columns = {
             "run": test.run, "step": test.step, "accuracy": test.accuracy,
@@ -263,11 +209,6 @@ class CNNTrainer:
             ]
         )
         return self._loss(logits, networks).mean().item(), logits.sigmoid().cpu()
-
-    def _generator(self, purpose: int, number: int) -> torch.Generator:
-        """Random numbers for one purpose at one time."""
-        seed = (self.config.seed * 8 + purpose) * 2**32 + number
-        return torch.Generator().manual_seed(seed)
 
 
 def train_cnn_model(

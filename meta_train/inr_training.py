@@ -5,7 +5,6 @@ gradients, and of all evaluations the one that is best on the validation split.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,18 +32,8 @@ from l2o_graph.inr import (
 )
 from l2o_graph.inr.config import Task
 from l2o_graph.zoo.files import write_atomically
-from meta_train.run import (
-    Result,
-    begin,
-    commit,
-    drive,
-    optimizer_tensors,
-    prepare,
-    read_state,
-    restore_optimizer,
-    starting,
-    write_state,
-)
+from meta_train.epochs import EpochTrainer
+from meta_train.run import Result, begin, drive, prepare
 
 # Name -> (dataset of the images, what a model is to do).
 INR_TASKS: dict[str, tuple[str, Task]] = {
@@ -151,19 +140,12 @@ def load_examples(task: str, folder: str | Path, data_root: str | Path | None) -
     return [Examples(inrs, dilation_targets(inrs, images, split)) for split, inrs in splits.items()]
 
 
-class INRTrainer:
-    """A run in progress, between two steps: a ``meta_train.run.Trainer``.
-
-    What a step draws follows from the seed and the number of the step alone, so that there is no
-    state of random numbers to save.
-    """
-
-    count = "step"
+class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
+    """A run in progress, between two steps: a ``meta_train.run.Trainer``."""
 
     def __init__(
         self, config: INRTrainingConfig, examples: list[Examples], device: torch.device, data: str
     ):
-        self.config, self.device, self.data = config, device, data
         self.train, self.val, self.test = examples
         networks = self.train.networks
         statistics = None
@@ -172,15 +154,8 @@ class INRTrainer:
         kind = INRClassifier if config.model.task == "classify" else INREditor
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model: INRClassifier | INREditor = kind(config.model, statistics).to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.lr, weight_decay=config.weight_decay, amsgrad=True
-        )
-        # A last batch that is not full is left out; in the next epoch it is made of others.
-        self.per_epoch = max(len(networks) // config.batch, 1)
-        self.step, self.steps = 0, config.epochs * self.per_epoch
-        self.seconds = 0.0
-        self.evaluations: list[dict[str, Any]] = []
+            model = kind(config.model, statistics)
+        super().__init__(config, model, len(networks), device, data)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -192,17 +167,15 @@ class INRTrainer:
     def advance(self) -> dict[str, Any]:
         """One step; returns what there is to log of it."""
         config, started = self.config, time.perf_counter()
-        epoch, turn = divmod(self.step, self.per_epoch)
-        order = torch.randperm(len(self.train.networks), generator=self._generator(1, epoch))
-        index = order[turn * config.batch : (turn + 1) * config.batch]
+        epoch, index = self.epoch_and_batch()
         weights, biases, targets = self.train.of(index)
         if config.augment and config.model.task == "classify":
-            weights, biases = augmented(weights, biases, self._generator(2, self.step))
+            weights, biases = augmented(weights, biases, self.generator(2, self.step))
         rate = config.lr * min(1.0, (self.step + 1) / max(config.warmup, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self._generator(3, self.step).initial_seed())  # of the dropout
+            torch.manual_seed(self.generator(3, self.step).initial_seed())  # of the dropout
             self.model.train()
             loss = self._score(weights, biases, targets)["loss"].mean()
             self.optimizer.zero_grad()
@@ -232,38 +205,9 @@ class INRTrainer:
         scores = [p.get("val_accuracy", -p["val_loss"]) for p in self.evaluations]
         return scores[-1] == max(scores) and scores.count(scores[-1]) == 1
 
-    def save(self, path: Path) -> None:
-        """Write all of it."""
-        tensors = {f"model.{key}": t for key, t in self.model.state_dict().items()}
-        record = {
-            "config": self.settings,
-            "step": self.step,
-            "seconds": self.seconds,
-            "evaluations": self.evaluations,
-        }
-        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
-
-    def resume(self, path: Path) -> "INRTrainer":
-        """Take over a state that ``save`` wrote."""
-        record, tensors = read_state(path)
-        self.model.load_state_dict(starting("model.", tensors))
-        restore_optimizer(self.optimizer, tensors)
-        self.step, self.seconds = record["step"], record["seconds"]
-        self.evaluations = record["evaluations"]
-        return self
-
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use; beside the checkpoint of an editor ``EDITED``."""
-        provenance = {
-            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
-            "commit": commit(),
-            "config": self.settings,
-            "minutes": round(self.seconds / 60, 1),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "torch": torch.__version__,
-            **self.evaluations[-1],
-        }
-        save_inr_model(path, self.model, provenance)
+        save_inr_model(path, self.model, self.provenance())
         if isinstance(self.model, INREditor):
             write_atomically(path.with_name(EDITED), save(self._edited(self.model)))
 
@@ -297,11 +241,6 @@ class INRTrainer:
         batches = torch.arange(len(examples.networks)).split(EVALUATION_BATCH)
         found = [self._score(*examples.of(index)) for index in batches]
         return {key: float(torch.cat([f[key] for f in found]).mean()) for key in found[0]}
-
-    def _generator(self, purpose: int, number: int) -> torch.Generator:
-        """Random numbers for one purpose at one time."""
-        seed = (self.config.seed * 8 + purpose) * 2**32 + number
-        return torch.Generator().manual_seed(seed)
 
 
 def train_inr_model(

@@ -1,0 +1,132 @@
+"""What trainers of models that read networks share: epochs, random numbers, state, provenance."""
+
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from meta_train.run import (
+    commit,
+    optimizer_tensors,
+    read_state,
+    restore_optimizer,
+    starting,
+    write_state,
+)
+
+
+@runtime_checkable
+class EpochConfig(Protocol):
+    """What is asked of a run's configuration."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything drawn."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training split."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Networks in a step."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """Of AdamW."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Of AdamW."""
+        ...
+
+
+C = TypeVar("C", bound=EpochConfig)
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T", bound="EpochTrainer[Any, Any]")
+
+
+class EpochTrainer(ABC, Generic[C, M]):
+    """A run in progress, between two steps: most of a ``meta_train.run.Trainer``.
+
+    What a step draws follows from the seed and the number of the step alone, so that there is no
+    state of random numbers to save.
+
+    Args:
+        config: The run.
+        model: What is trained, by AdamW with AMSGrad; where it lives.
+        examples: Networks in an epoch.
+        device: Where the model lives.
+        data: What it is trained on, in words.
+    """
+
+    count = "step"
+
+    def __init__(self, config: C, model: M, examples: int, device: torch.device, data: str):
+        self.config, self.device, self.data = config, device, data
+        self.model = model.to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.lr, weight_decay=config.weight_decay, amsgrad=True
+        )
+        # A last batch that is not full is left out; in the next epoch it is made of others.
+        self.examples, self.per_epoch = examples, max(examples // config.batch, 1)
+        self.step, self.steps = 0, config.epochs * self.per_epoch
+        self.seconds = 0.0
+        self.evaluations: list[dict[str, Any]] = []
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The run, as JSON holds it."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write all of it."""
+        tensors = {f"model.{key}": t for key, t in self.model.state_dict().items()}
+        record = {
+            "config": self.settings,
+            "step": self.step,
+            "seconds": self.seconds,
+            "evaluations": self.evaluations,
+        }
+        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
+
+    def resume(self: T, path: Path) -> T:
+        """Take over a state that ``save`` wrote."""
+        record, tensors = read_state(path)
+        self.model.load_state_dict(starting("model.", tensors))
+        restore_optimizer(self.optimizer, tensors)
+        self.step, self.seconds = record["step"], record["seconds"]
+        self.evaluations = record["evaluations"]
+        return self
+
+    def provenance(self) -> dict[str, Any]:
+        """How the model came about, and what the last evaluation said of it."""
+        return {
+            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
+            "commit": commit(),
+            "config": self.settings,
+            "minutes": round(self.seconds / 60, 1),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "torch": torch.__version__,
+            **self.evaluations[-1],
+        }
+
+    def epoch_and_batch(self) -> tuple[int, Int64[Tensor, " batch"]]:
+        """The number of this step's epoch, and which networks it takes."""
+        epoch, turn = divmod(self.step, self.per_epoch)
+        order = torch.randperm(self.examples, generator=self.generator(1, epoch))
+        return epoch, order[turn * self.config.batch : (turn + 1) * self.config.batch]
+
+    def generator(self, purpose: int, number: int) -> torch.Generator:
+        """Random numbers for one purpose at one time; purpose 1 is the order of an epoch."""
+        seed = (self.config.seed * 8 + purpose) * 2**32 + number
+        return torch.Generator().manual_seed(seed)
