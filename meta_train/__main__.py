@@ -65,7 +65,7 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     description = "Train a model that reads implicit neural representations."
     parser = _parser(description, get_args(INRModel))
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
-    parser.add_argument("--hidden", type=int, help="see INRModelConfig; as the model's own")
+    sizes = _sizes(parser, "INRModelConfig")
     parser.add_argument("--probes", type=int, default=0, help="see INRModelConfig")
     for switch, text in (
         ("augment", "networks as they were fitted"),
@@ -75,8 +75,8 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     options = _options(parser, INRTrainingConfig)
     given = _parsed(parser, arguments)
     source, kind = INR_TASKS[given.task]
-    changes = {} if given.hidden is None else {"hidden": given.hidden}
-    model = inr_config(given.model, kind, probes=given.probes, positions=given.positions, **changes)
+    changes = {"probes": given.probes, "positions": given.positions, **_changes(given, sizes)}
+    model = inr_config(given.model, kind, **changes)
     config = INRTrainingConfig(given.task, model, augment=given.augment, **_changes(given, options))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.probes}"
     inrs = given.inrs or f"runs/inr-{source}"
@@ -88,7 +88,7 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     parser = _parser("Train a model that predicts the accuracy of CNNs.", get_args(CNNModel))
     parser.add_argument("--zoo", help="folder of the networks [runs/zoo-KIND]")
     parser.add_argument("--loss", default="bce", choices=get_args(Loss))
-    parser.add_argument("--hidden", type=int, help="see CNNModelConfig; as the model's own")
+    sizes = _sizes(parser, "CNNModelConfig")
     parser.add_argument("--reverse", action="store_true", help="see CNNModelConfig")
     for switch, text in (
         ("activations", "neurons are not told their activation"),
@@ -98,10 +98,8 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     options = _options(parser, CNNTrainingConfig)
     given = _parsed(parser, arguments)
     kind = CNN_TASKS[given.task]
-    changes = {} if given.hidden is None else {"hidden": given.hidden}
-    model = cnn_config(
-        given.model, kind, reverse=given.reverse, activations=given.activations, **changes
-    )
+    changes = {"reverse": given.reverse, "activations": given.activations}
+    model = cnn_config(given.model, kind, **changes, **_changes(given, sizes))
     config = CNNTrainingConfig(
         given.task,
         model,
@@ -140,6 +138,13 @@ def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=type(field.default), help=f"see {config.__name__}")
     return [field.name for field in numbers]
+
+
+def _sizes(parser: argparse.ArgumentParser, config: str) -> list[str]:
+    """Options for what every model that reads networks has; returns their names."""
+    parser.add_argument("--hidden", type=int, help=f"see {config}; as the model's own")
+    parser.add_argument("--dropout", type=float, help=f"see {config}; as the model's own")
+    return ["hidden", "dropout"]
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:

@@ -74,7 +74,11 @@ class EpochTrainer(ABC, Generic[C, M]):
         self.config, self.device, self.data = config, device, data
         self.model = model.to(device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.lr, weight_decay=config.weight_decay, amsgrad=True
+            self.model.parameters(),
+            config.lr,
+            weight_decay=config.weight_decay,
+            amsgrad=True,
+            fused=True,  # otherwise 1 in 20 of a small model's step on a CPU
         )
         # A last batch that is not full is left out; in the next epoch it is made of others.
         self.examples, self.per_epoch = examples, max(examples // config.batch, 1)

@@ -44,6 +44,23 @@ def records(log):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+def test_the_rate_warms_up_stays_and_cools_down(inrs, tmp_path):
+    config = dataclasses.replace(TINY, lr=1.0, warmup=4, cooldown=0.5)
+    rates = [config.rate(step, 20) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and set(rates[4:11]) == {1.0}
+    assert rates[11:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert dataclasses.replace(config, cooldown=0.0).rate(19, 20) == 1.0
+
+    log = records(train_inr_model(config, inrs, tmp_path / "run").log)
+    assert [r["lr"] for r in log if "lr" in r] == [config.rate(step, 9) for step in range(9)]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_cooldown_is_a_share(share):
+    with pytest.raises(ValueError, match="cooldown: expected a share from 0 to 1"):
+        dataclasses.replace(TINY, cooldown=share)
+
+
 def test_a_run_leaves_a_log_and_the_best_model(inrs, tmp_path):
     result = train_inr_model(TINY, inrs, tmp_path / "run")
     assert (result.finished, result.steps) == (True, 9)

@@ -13,7 +13,7 @@ from l2o_graph.heads.inr import OutputNodes, ParameterDeltas
 from l2o_graph.inference import spec_of_module
 from l2o_graph.inr.config import INRModelConfig
 from l2o_graph.inr.embedding import EdgeEmbedding, NodeEmbedding
-from l2o_graph.models.ng_gnn import NGGNN
+from l2o_graph.models.ng_gnn import NGGNN, keep_nodes
 from l2o_graph.models.ng_t import NGT
 
 
@@ -71,7 +71,9 @@ def backbone_of(config: INRModelConfig, topology: Topology) -> NGGNN | NGT:
     if config.model == "ng_gnn":
         # Both directions count: an edge is walked both ways. The released code counts one.
         delta = (topology.degree + 1).log().mean().item()
-        return NGGNN(hidden, layers, delta, dropout, last_edges=False)
+        model = NGGNN(hidden, layers, delta, dropout, last_edges=False)
+        keep_nodes(model)
+        return model
     return NGT(
         hidden,
         layers,

@@ -148,9 +148,6 @@ class NodeUpdate(nn.Module):
         def sides() -> Iterator[Gathered]:
             for chunk in chunks:
                 states = edges(chunk)
-                planes = states.flatten(0, -3)  # of all networks
-                of_edge = torch.bmm(self.of_edge.weight.expand(len(planes), -1, -1), planes.mT)
-                of_edge = of_edge.view(*states.shape[:-2], 4, self.heads, -1, states.shape[-2])
                 at = 0
                 for piece in chunk:
                     groups, rows, columns = piece.grid
@@ -158,7 +155,8 @@ class NodeUpdate(nn.Module):
                     at = own.stop
                     to_rows = int(piece.from_rows)  # the plane of edges that lead there
                     grid = states[..., own, : self.averaged].unflatten(-2, piece.grid)
-                    planes = of_edge[..., own].unflatten(-1, piece.grid).unbind(-7)
+                    planes = states[..., own, :].unbind(-3)
+                    into_rows, into_columns = planes[to_rows], planes[1 - to_rows]
                     row_q, row_k, row_v = (
                         x[..., slice(*piece.rows)].unflatten(-1, (groups, rows, 1))
                         for x in (queries, keys, values)
@@ -167,8 +165,8 @@ class NodeUpdate(nn.Module):
                         x[..., slice(*piece.columns)].unflatten(-1, (groups, 1, columns))
                         for x in (queries, keys, values)
                     )
-                    into = self._attend(row_q, col_k, col_v, planes[to_rows], dim=-1)
-                    back = self._attend(col_q, row_k, row_v, planes[1 - to_rows], dim=-2)
+                    into = self._attend(row_q, col_k, col_v, into_rows, piece.grid, dim=-1)
+                    back = self._attend(col_q, row_k, row_v, into_columns, piece.grid, dim=-2)
                     # A plane's edges lead to one side and leave the other.
                     of_rows, of_columns = (grid.sum(dim).flatten(-3, -2) for dim in (-2, -3))
                     yield Gathered(*into, of_rows.flip(-3) if to_rows else of_rows)
@@ -196,11 +194,18 @@ class NodeUpdate(nn.Module):
         queries: Float[Tensor, "*B heads d groups _ _"],
         keys: Float[Tensor, "*B heads d groups _ _"],
         values: Float[Tensor, "*B heads d groups _ _"],
-        edges: Float[Tensor, "*B 4 heads d groups rows columns"],
+        edges: Float[Tensor, "*B E C"],
+        grid: tuple[int, int, int],
         dim: int,
     ) -> tuple[Float[Tensor, "*B heads n"], Float[Tensor, "*B heads d n"]]:
         """Log mass and mean of the values along the rows or the columns of a grid."""
-        on_query, on_key, scale, shift = edges.unbind(-6)
+        # Four products rather than one in four parts, whose gradients would have to be put
+        # together: a copy that took a fifth of a step.
+        batch, flat = edges.shape[:-2], edges.reshape(-1, *edges.shape[-2:])
+        on_query, on_key, scale, shift = (
+            torch.bmm(weight.expand(len(flat), -1, -1), flat.mT).view(*batch, self.heads, -1, *grid)
+            for weight in self.of_edge.weight.chunk(4)
+        )
         scores = self.scale * ((queries + on_query) * (keys + on_key)).sum(-4)
         log_mass = scores.logsumexp(dim)
         weights = (scores - log_mass.unsqueeze(dim)).exp()
