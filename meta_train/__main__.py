@@ -12,6 +12,7 @@ import torch
 from l2o_graph.cnn.config import Model as CNNModel
 from l2o_graph.cnn.config import cnn_config
 from l2o_graph.datasets.images import DATA_VARIABLE
+from l2o_graph.datasets.workers import check_device
 from l2o_graph.inr.config import Model as INRModel
 from l2o_graph.inr.config import inr_config
 from l2o_graph.rule import Model
@@ -151,6 +152,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> arg
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
+    check_device(given.device)
     return given
 
 

@@ -33,7 +33,7 @@ from l2o_graph.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import span
 from l2o_graph.zoo.files import write_atomically
-from meta_train.epochs import EpochTrainer
+from meta_train.epochs import EpochTrainer, check_ranges
 from meta_train.run import Result, begin, drive, prepare
 
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
@@ -88,9 +88,7 @@ class CNNTrainingConfig:
             raise ValueError(f"unknown task '{self.task}', expected one of {sorted(CNN_TASKS)}")
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss: expected one of {list(get_args(Loss))}, found '{self.loss}'")
-        for name in ("epochs", "batch", "piece", "evaluate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_ranges(self, "piece")
 
 
 def load_zoo(folder: str | Path, split: str) -> CNNs:

@@ -49,6 +49,20 @@ class EpochConfig(Protocol):
         ...
 
 
+def check_ranges(config: object, *sizes: str) -> None:
+    """Refuse sizes below 1, and a rate, a decay or a norm below 0.
+
+    Raises:
+        ValueError: Naming the field.
+    """
+    sizes = ("epochs", "batch", "evaluate_every", "save_every", *sizes)
+    for least, names in ((1, sizes), (0, ("lr", "weight_decay", "clip"))):
+        for name in names:
+            if not getattr(config, name) >= least:
+                found = getattr(config, name)
+                raise ValueError(f"{name}: expected at least {least}, found {found}")
+
+
 C = TypeVar("C", bound=EpochConfig)
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T", bound="EpochTrainer[Any, Any]")

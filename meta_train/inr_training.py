@@ -32,7 +32,7 @@ from l2o_graph.inr import (
 )
 from l2o_graph.inr.config import Task
 from l2o_graph.zoo.files import write_atomically
-from meta_train.epochs import EpochTrainer
+from meta_train.epochs import EpochTrainer, check_ranges
 from meta_train.run import Result, begin, drive, prepare
 
 # Name -> (dataset of the images, what a model is to do).
@@ -65,7 +65,7 @@ class INRTrainingConfig:
         lr: Rate, once it is warm.
         warmup: Steps until then.
         cooldown: Share of all steps, the last ones, over which it falls to 0 again. The paper's
-            recipe has none; in a few epochs it is worth several points.
+            recipe has none, and is for many more epochs.
         weight_decay: Decoupled.
         clip: Norm that a gradient is clipped to; 0 leaves it as it is.
         augment: Whether networks to be classified are changed at random: see ``augmented``.
@@ -100,9 +100,7 @@ class INRTrainingConfig:
                 f"task '{self.task}': expected a model to {INR_TASKS[self.task][1]}, found one to "
                 f"{self.model.task}"
             )
-        for name in ("epochs", "batch", "evaluate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_ranges(self)
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown: expected a share from 0 to 1, found {self.cooldown}")
 

@@ -10,6 +10,7 @@ interrupted. Reported is the test split at the evaluation that was best on the v
 import argparse
 import contextlib
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -174,7 +175,7 @@ class Settings:
 
     Attributes:
         table: A name of ``TABLES``.
-        only: Rows whose label has one of these in it; () for all.
+        only: Rows whose label has one of these words in it; () for all.
         seeds: How many, from 0 on.
         hidden: Channels of the graph models; 0 for the published ones. Baselines keep theirs.
         extra: Further arguments of every run.
@@ -203,10 +204,11 @@ class Settings:
             ValueError: When there are none.
         """
         every = TABLES[self.table].rows
-        found = [r for r in every if not self.only or any(part in r.label for part in self.only)]
+        asked = "|".join(re.escape(part) for part in self.only)
+        found = [r for r in every if not asked or re.search(rf"\b({asked})\b", r.label)]
         if not found:
             raise ValueError(
-                f"only: expected a part of one of {[row.label for row in every]}, found "
+                f"only: expected words of one of {[row.label for row in every]}, found "
                 f"{list(self.only)}"
             )
         return found
@@ -250,7 +252,7 @@ def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> st
     """The table, its last column what the paper has."""
     table = TABLES[settings.table]
     lines = [
-        f"| {settings.table} | parameters | {table.unit} | seeds | minutes a run | paper |",
+        f"| {settings.table} | parameters | {table.unit} | seeds | minutes to best | paper |",
         "|---" * 6 + "|",
     ]
     for row, found in answers.items():
@@ -283,7 +285,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     add = parser.add_argument
     add("table", choices=sorted(TABLES))
-    add("--only", nargs="+", default=[], metavar="LABEL", help="rows with this in their label")
+    add(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="rows with these words in their label",
+    )
     add("--seeds", type=int, default=2, help="how many, from 0 on")
     add("--hidden", type=int, default=0, help="channels of the graph models; 0: the paper's")
     add("--out", type=Path, default=Path("runs/tables"), metavar="FOLDER")

@@ -293,6 +293,7 @@ def test_shards_of_another_zoo_are_refused(park, tmp_path):
         (["--steps", "1"], "steps: expected at least one for each of 2 checkpoints, found 1"),
         (["--batch", "0"], "batch: expected at least 1, found 0"),
         (["--size", "5"], "size: expected a divisor of 28 pixels, found 5"),
+        (["--train-images", "9999"], "train_images: expected at most the 6000 there are, found"),
         (["--train-images", "-1"], "train_images: expected at least 0, found -1"),
         (["--dataset", "mnist", "--data-root", "/dev/null/x"], "dataset 'mnist' is not in"),
         (["--out", "/dev/null/x"], "Not a directory"),

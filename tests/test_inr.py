@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from l2o_graph.inr import RECIPES, Recipe, evaluate, fit, initialise, psnr, render
+from l2o_graph.inr import (
+    RECIPES,
+    Recipe,
+    evaluate,
+    fit,
+    initialise,
+    psnr,
+    render,
+    stack_networks,
+)
 
 
 class Siren(nn.Module):
@@ -190,6 +199,33 @@ def test_psnr_is_that_of_each_image():
     images = torch.zeros(2, 4, 4)
     pixels = torch.stack([torch.full((4, 4), 0.1), torch.full((4, 4), 0.01)])
     torch.testing.assert_close(psnr(pixels, images), torch.tensor([20.0, 40.0]))
+
+
+def test_modules_are_stacked_to_what_draws_the_same():
+    twins = [Siren(*(single(part, i) for part in networks(3))) for i in range(3)]
+    weights, biases = stack_networks(twins)
+    assert not any(t.requires_grad for t in (*weights, *biases))
+    pixels = render(weights, biases, (9, 9))
+    for i, twin in enumerate(twins):
+        expected = twin(pixel_by_pixel(9, 9).float()).detach().view(9, 9)
+        torch.testing.assert_close(pixels[i], expected)
+
+
+def test_modules_that_are_no_inrs_are_named():
+    good = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
+    for bad, shapes in (
+        (nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 1)), r"0\.weight \(4, 2\), 1\."),
+        (nn.Conv1d(2, 4, 1), r"weight \(4, 2, 1\), bias \(4,\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"INR 1: expected parameters .* found {shapes}"):
+            stack_networks([good, bad])
+    wide = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 1))
+    with pytest.raises(ValueError, match="expected one layout, found 2"):
+        stack_networks([good, wide])
+    with pytest.raises(ValueError, match="expected one layout, found 0"):
+        stack_networks([])
+    with pytest.raises(ValueError, match=r"INR 0: .* found none"):
+        stack_networks([nn.ReLU()])
 
 
 def test_errors_name_the_layer():

@@ -159,20 +159,26 @@ def test_requests_that_cannot_be_met(inrs, tmp_path, capsys):
         INRTrainingConfig("mnist_dilation", inr_config("ng_gnn"))
     with pytest.raises(ValueError, match="batch: expected at least 1, found 0"):
         dataclasses.replace(TINY, batch=0)
+    with pytest.raises(ValueError, match="clip: expected at least 0, found -1"):
+        dataclasses.replace(TINY, clip=-1.0)
     config = dataclasses.replace(TINY, model=inr_config("mlp", layout=(2, 16, 1)))
     with pytest.raises(ValueError, match=r"expected layout \(2, 16, 1\), found \(2, 32, 32, 1\)"):
         train_inr_model(config, inrs, tmp_path / "run")
     status = main(["--task", "mnist_inr", "--inrs", str(tmp_path / "nothing")])
     assert status == 2
     assert "expected shards of split 'train'" in capsys.readouterr().err
+    assert main(["--task", "mnist_inr", "--device", "nonsense"]) == 2
+    assert "meta_train: device: cannot use 'nonsense'" in capsys.readouterr().err
 
 
 def test_the_command(inrs, tmp_path, capsys):
     given = ["--task", "sample_inr", "--model", "ng_t", "--probes", "2", "--hidden", "8"]
+    given += ["--dropout", "0.5"]
     given += ["--no-positions", "--no-augment", "--epochs", "1", "--batch", "12"]
     out = tmp_path / "run"
     assert main([*given, "--inrs", str(inrs), "--out", str(out)]) == 0
     assert "2 steps, log in" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
     assert (config["model"]["model"], config["model"]["probes"]) == ("ng_t", 2)
+    assert (config["model"]["hidden"], config["model"]["dropout"]) == (8, 0.5)
     assert (config["model"]["positions"], config["augment"], config["epochs"]) == (False, False, 1)

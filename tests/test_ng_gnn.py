@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -10,7 +11,7 @@ from torch_geometric.nn import DegreeScalerAggregation, LayerNorm
 from l2o_graph.architecture import Kernel, NetSpec, Neurons
 from l2o_graph.graph import Chunk, Topology, topology_of
 from l2o_graph.inference import spec_of_module
-from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
+from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer, keep_nodes
 
 HIDDEN = 4
 
@@ -202,3 +203,20 @@ def test_the_two_directions_of_an_edge_are_told_apart():
     there = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges))
     swapped = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges.flip(0)))
     assert (there - swapped).abs().max() > 1e-3
+
+
+def test_kept_nodes_pass_through_a_round_unshrunk():
+    torch.manual_seed(0)
+    model = NGGNN(hidden=16, layers=3)
+    before = copy.deepcopy(model.state_dict())
+    own = [layer.mix.weight @ layer.node.weight[:, :16] for layer in model.layers]
+    assert all(map_.svd().S.max() < 0.8 for map_ in own)
+    keep_nodes(model)
+    for layer in model.layers:
+        map_ = layer.mix.weight @ layer.node.weight[:, :16]
+        torch.testing.assert_close(map_ @ map_.T, torch.eye(16), atol=1e-5, rtol=0)
+        layer.node.weight.data[:, :16] = 0
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {f"layers.{k}.{name}.weight" for k in range(3) for name in ("mix", "node")}
+    for k, layer in enumerate(model.layers):
+        assert torch.equal(layer.node.weight[:, 16:], before[f"layers.{k}.node.weight"][:, 16:])

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from l2o_graph.datasets.inr import main as fit_inrs
-from meta_train.tables import TABLES, main, provenance
+from meta_train.tables import TABLES, Settings, main, provenance
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,19 @@ def test_an_interrupt_ends_the_table_and_the_same_command_goes_on(inrs, tmp_path
 
 def test_requests_that_cannot_be_met(tmp_path, capsys):
     assert main(["mnist_inr", "--only", "no such row", "--out", str(tmp_path)]) == 2
-    assert "expected a part of one of ['MLP', 'Set NN'" in capsys.readouterr().err
+    assert "expected words of one of ['MLP', 'Set NN'" in capsys.readouterr().err
     assert main(["mnist_inr", "--seeds", "0", "--out", str(tmp_path)]) == 2
     assert "seeds: expected at least 1, found 0" in capsys.readouterr().err
+
+
+def test_rows_are_chosen_by_whole_words():
+    def labels(*only):
+        return [row.label for row in Settings("mnist_inr", only).rows]
+
+    assert labels("4 probes") == ["NG-GNN, 4 probes", "NG-T, 4 probes"]
+    assert labels("MLP", "NG-T, 64") == ["MLP", "NG-T, 64 probes"]
+    assert len(labels("NG-GNN")) == 5
+    assert len(labels()) == len(TABLES["mnist_inr"].rows)
 
 
 @pytest.mark.parametrize("name", TABLES)

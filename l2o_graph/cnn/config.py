@@ -82,6 +82,11 @@ class CNNModelConfig:
                 f"hidden: expected an even number, and a multiple of {self.heads} heads in "
                 f"{self.attention * self.hidden} channels of attention, found {self.hidden}"
             )
+        if self.model not in GRAPH_MODELS and (self.reverse or not self.activations):
+            raise ValueError(
+                "model: expected 'ng_gnn' or 'ng_t' for reverse, and for no activations, found "
+                f"'{self.model}'"
+            )
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
                 "architecture: expected one for 'nfn' alone, which maps weights one by one and "

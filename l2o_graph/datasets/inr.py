@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from l2o_graph.datasets.images import Images, load_images
-from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.inr.files import FORMAT, checked, write_shard
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.inr.picture import contact_sheet
@@ -116,11 +116,7 @@ def plan(settings: Settings) -> list[Shard]:
         raise ValueError(
             f"batch: expected at most a shard, {settings.shard}, found {settings.batch}"
         )
-    try:
-        torch.empty(0, device=settings.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device: cannot use '{settings.device}' ({reason})") from error
+    check_device(settings.device)
     settings.out.mkdir(parents=True, exist_ok=True)
     data = _load(settings.source, settings.data_root)
     shards = []

@@ -1,4 +1,4 @@
-"""Work for processes of one thread each, that end with the one that started them."""
+"""Where work is done: devices, and processes of one thread that end with who started them."""
 
 import itertools
 import os
@@ -13,6 +13,19 @@ import torch
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot work on.
+
+    Raises:
+        ValueError: With torch's reason.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: cannot use '{device}' ({reason})") from error
 
 
 def in_parallel(

@@ -323,6 +323,8 @@ def _prepared(
     ):
         if count < 0:
             raise ValueError(f"{name}: expected at least 0, found {count}")
+        if count > len(x):
+            raise ValueError(f"{name}: expected at most the {len(x)} there are, found {count}")
         order = torch.randperm(len(x), generator=generator)[: count or None]
         parts += [torch.cat([_smaller(p, size, grey) for p in x[order].split(PREPARED)]), y[order]]
     mean, std = ((0.5,), (0.5,)) if grey else (data.mean, data.std)

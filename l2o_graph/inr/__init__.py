@@ -18,7 +18,14 @@ from l2o_graph.inr.models import (
     save_inr_model,
 )
 from l2o_graph.inr.published import read_published
-from l2o_graph.inr.siren import coordinates, evaluate, initialise, psnr, render
+from l2o_graph.inr.siren import (
+    coordinates,
+    evaluate,
+    initialise,
+    psnr,
+    render,
+    stack_networks,
+)
 from l2o_graph.inr.statistics import Statistics, statistics_of
 
 __all__ = [
@@ -43,5 +50,6 @@ __all__ = [
     "read_published",
     "render",
     "save_inr_model",
+    "stack_networks",
     "statistics_of",
 ]

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 LAYOUT = (2, 32, 32, 1)
@@ -93,6 +93,40 @@ def layout_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int,
             )
         layout.append(out)
     return tuple(layout)
+
+
+def stack_networks(
+    networks: Sequence[nn.Module],
+) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
+    """Weights and biases of networks that are torch modules, for models and for ``render``.
+
+    Whether they draw what these say depends on their formula: see the top of this module. A
+    network whose output has no 0.5 added is told to take 0.5 off its last bias.
+
+    Args:
+        networks: Of one layout, with a weight and a bias for each layer, in order.
+
+    Raises:
+        ValueError: For networks of other parameters, with their number, and of several layouts.
+    """
+    found = []
+    for i, network in enumerate(networks):
+        parameters = [(name, p.detach()) for name, p in network.named_parameters()]
+        if (
+            not parameters
+            or len(parameters) % 2
+            or any(p.dim() != 2 - k % 2 for k, (_, p) in enumerate(parameters))
+        ):
+            shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in parameters) or "none"
+            raise ValueError(
+                f"INR {i}: expected parameters (out, in) and (out,) by turns, found {shapes}"
+            )
+        found.append([p for _, p in parameters])
+    layouts = {tuple(p.shape for p in each) for each in found}
+    if len(layouts) != 1:
+        raise ValueError(f"INRs: expected one layout, found {len(layouts)}: {sorted(layouts)}")
+    stacked = [torch.stack(each) for each in zip(*found, strict=True)]
+    return stacked[::2], stacked[1::2]
 
 
 def evaluate(
