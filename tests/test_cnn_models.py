@@ -430,10 +430,13 @@ def test_a_network_in_training_is_read_through_a_batch_of_one_and_stays_in_train
     assert [part for part in module.modules() if not part.training] == [pool[1]]
 
 
+@pytest.mark.parametrize("options", [{"reverse": True}, {"activations": False}])
+def test_baselines_take_no_options_of_graphs(options):
+    with pytest.raises(ValueError, match=r"expected 'ng_gnn' or 'ng_t' for reverse.*'stat_nn'"):
+        cnn_config("stat_nn", **options)
+
+
 def test_kernels_are_padded_to_a_square_with_a_centre():
-    for given in ({"reverse": True}, {"activations": False}):
-        with pytest.raises(ValueError, match=r"expected 'ng_gnn' or 'ng_t' for reverse.*'stat_nn'"):
-            cnn_config("stat_nn", **given)
     with pytest.raises(ValueError, match=r"max_kernel: expected an odd number.*, found 4"):
         cnn_config("ng_gnn", max_kernel=4)
 
