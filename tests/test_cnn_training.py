@@ -2,17 +2,12 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+from helpers_stop import check_resumes
 from one_by_one import cnns, park
-from safetensors.torch import load_file
 from test_plots import size
 
 from l2o_graph import GeneralizationPredictor
@@ -144,33 +139,7 @@ def test_chosen_networks_come_in_their_order():
 
 
 def test_a_killed_run_comes_to_the_same_weights(zoo, tmp_path):
-    whole = train_cnn_model(TINY, zoo, tmp_path / "whole")
-    code = (
-        "import sys, torch; from pathlib import Path; torch.set_num_threads(1);"
-        "sys.path.insert(0, sys.argv[3]);"
-        "from test_cnn_training import TINY; from meta_train.cnn_training import *;"
-        "train_cnn_model(TINY, sys.argv[1], Path(sys.argv[2]))"
-    )
-    broken = tmp_path / "broken"
-    here = str(Path(__file__).parent)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(zoo), str(broken), here], stderr=subprocess.DEVNULL
-    )
-    state = broken / "state.safetensors"
-    deadline = time.monotonic() + 120
-    while not state.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "killed before it was done"
-    with pytest.raises(FileExistsError, match="holds a run already"):
-        train_cnn_model(TINY, zoo, broken)
-    resumed = train_cnn_model(TINY, zoo, broken, resume=True)
-    assert resumed.finished
-    one, two = load_file(whole.state), load_file(resumed.state)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    logs = [[{**r, "seconds": 0} for r in records(one.log)] for one in (whole, resumed)]
-    assert logs[0] == logs[1]
+    check_resumes(train_cnn_model, __name__, zoo, tmp_path, records)
 
 
 def test_requests_that_cannot_be_met(zoo, tmp_path, capsys, monkeypatch):

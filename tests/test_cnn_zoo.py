@@ -1,17 +1,14 @@
 """Zoos of CNNs: trained by command, stopped and gone on with, read back."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers_stop import stopped
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
@@ -174,13 +171,6 @@ def test_the_command_says_what_came_of_it(park, tmp_path, capsys):
     assert "trained 0 networks" in capsys.readouterr().out
 
 
-def alive(pid):
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty once it has ended
-    except OSError:
-        return False
-
-
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     options = ["--kind", "small", "--runs", "12", "--steps", "80"]
     run(tmp_path / "whole", *options)
@@ -188,18 +178,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     command = [sys.executable, "-m", "l2o_graph.datasets.zoo", "--dataset", "fmnist_sample",
                "--batch", "8", "--checkpoints", "2", "--test-images", "50", "--size", "7",
                "--shard", "2", "--jobs", "2", "--out", broken, *options]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(broken.glob("*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = task.read_text().split() if task.exists() else []
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(map(alive, workers))
+    status, _ = stopped(command, lambda: list(broken.glob("*.safetensors")))
+    assert status == -signal.SIGKILL
     left = sorted(broken.glob("*.safetensors"))
     names = sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors"))
     assert 1 <= len(left) < len(names)

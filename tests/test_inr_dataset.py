@@ -1,16 +1,13 @@
 """Sets of INRs: fitted by command, stopped and gone on with, read back; and the published ones."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers_stop import stopped
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -145,19 +142,6 @@ def test_the_command_says_what_came_of_it(small, tmp_path, capsys):
     assert "fitted 0 INRs" in capsys.readouterr().out
 
 
-def children(pid):
-    """Processes that one started, where /proc tells."""
-    task = Path(f"/proc/{pid}/task/{pid}/children")
-    return task.read_text().split() if task.exists() else []
-
-
-def alive(pid):
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty once it has ended
-    except OSError:
-        return False
-
-
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     options = ["--count", "96", "0", "0", "--steps", "80"]
     run(tmp_path / "whole", *options)
@@ -165,17 +149,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     command = [sys.executable, "-m", "l2o_graph.datasets.inr", "--source", "fmnist_sample",
                "--jobs", "2", "--shard", "8", "--batch", "4", "--out", broken,
                *options]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(broken.glob("train-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    workers = children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(map(alive, workers))
+    status, _ = stopped(command, lambda: list(broken.glob("train-*")))
+    assert status == -signal.SIGKILL
     left = sorted(broken.glob("train-*"))
     assert 1 <= len(left) < 12
     before = {path: path.stat().st_mtime_ns for path in left}

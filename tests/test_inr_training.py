@@ -2,14 +2,10 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from helpers_stop import check_resumes
 from safetensors.torch import load_file
 from test_plots import size
 
@@ -118,33 +114,7 @@ def test_an_editor_starts_next_to_leaving_images_as_they_are(inrs, tmp_path):
 
 
 def test_a_killed_run_comes_to_the_same_weights(inrs, tmp_path):
-    whole = train_inr_model(TINY, inrs, tmp_path / "whole")
-    code = (
-        "import sys, torch; from pathlib import Path; torch.set_num_threads(1);"
-        "sys.path.insert(0, sys.argv[3]);"
-        "from test_inr_training import TINY; from meta_train.inr_training import *;"
-        "train_inr_model(TINY, sys.argv[1], Path(sys.argv[2]))"
-    )
-    broken = tmp_path / "broken"
-    here = str(Path(__file__).parent)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(inrs), str(broken), here], stderr=subprocess.DEVNULL
-    )
-    state = broken / "state.safetensors"
-    deadline = time.monotonic() + 120
-    while not state.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "killed before it was done"
-    with pytest.raises(FileExistsError, match="holds a run already"):
-        train_inr_model(TINY, inrs, broken)
-    resumed = train_inr_model(TINY, inrs, broken, resume=True)
-    assert resumed.finished
-    one, two = load_file(whole.state), load_file(resumed.state)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    logs = [[{**r, "seconds": 0} for r in records(one.log)] for one in (whole, resumed)]
-    assert logs[0] == logs[1]
+    check_resumes(train_inr_model, __name__, inrs, tmp_path, records)
 
 
 def test_another_configuration_is_named(inrs, tmp_path):

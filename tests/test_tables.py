@@ -2,11 +2,10 @@
 
 import json
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
+from helpers_stop import stopped
 
 from l2o_graph.datasets.inr import main as fit_inrs
 from meta_train.tables import TABLES, Settings, main, provenance
@@ -81,13 +80,12 @@ def test_an_error_of_any_kind_ends_one_row_alone(inrs, tmp_path, capsys):
 def test_an_interrupt_ends_the_table_and_the_same_command_goes_on(inrs, tmp_path):
     command = [sys.executable, "-m", "meta_train.tables", *asked(tmp_path, inrs), "--batch", "8"]
     command[command.index("--epochs") + 1] = "500"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     log = tmp_path / "mnist_inr" / "mlp-0" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+
+    def ready():
+        return log.exists() and log.read_text().count("\n") > 3
+
+    assert stopped(command, ready, signal.SIGINT)[0] == 130
     assert [path.name for path in (tmp_path / "mnist_inr").iterdir()] == ["mlp-0"]
 
 

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import get_args
 
 import pytest
 import torch
+from helpers_stop import stopped
 from safetensors.torch import load_file
 
 from l2o_graph import NGOptimizer
@@ -113,19 +113,15 @@ def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, numbe
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run([*COMMAND, "--out", whole], check=True, env=env, capture_output=True)
 
-    process = subprocess.Popen(
-        [*COMMAND, "--out", broken], env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while outer_step(broken / "state.safetensors") < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    def ready():
+        return outer_step(broken / "state.safetensors") >= 2
+
+    status, out = stopped([*COMMAND, "--out", broken], ready, number)
     reached = outer_step(broken / "state.safetensors")
     assert 2 <= reached < 8
-    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert status == (130 if number == signal.SIGINT else -signal.SIGKILL)
     if number == signal.SIGINT:
-        assert b"--resume" in out
+        assert "--resume" in out
 
     resumed = [*COMMAND, "--out", broken, "--resume"]
     subprocess.run(resumed, check=True, env=env, capture_output=True)
