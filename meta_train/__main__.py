@@ -68,6 +68,7 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
     sizes = _sizes(parser, "INRModelConfig")
     parser.add_argument("--probes", type=int, default=0, help="see INRModelConfig")
+    parser.add_argument("--fourier", type=float, help="see INRModelConfig; as the model's own")
     for switch, text in (
         ("augment", "networks as they were fitted"),
         ("positions", "nodes without positional embedding"),
@@ -76,8 +77,8 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     options = _options(parser, INRTrainingConfig)
     given = _parsed(parser, arguments)
     source, kind = INR_TASKS[given.task]
-    changes = {"probes": given.probes, "positions": given.positions, **_changes(given, sizes)}
-    model = inr_config(given.model, kind, **changes)
+    changes = {"probes": given.probes, "positions": given.positions}
+    model = inr_config(given.model, kind, **changes, **_changes(given, [*sizes, "fourier"]))
     config = INRTrainingConfig(given.task, model, augment=given.augment, **_changes(given, options))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.probes}"
     inrs = given.inrs or f"runs/inr-{source}"

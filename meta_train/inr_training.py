@@ -106,8 +106,9 @@ class INRTrainingConfig:
 
     def rate(self, step: int, steps: int) -> float:
         """Of one step in so many, counted from 0."""
-        ahead = (steps - step) / max(self.cooldown * steps, 1)
-        return self.lr * min(1.0, (step + 1) / max(self.warmup, 1), ahead)
+        warm = (step + 1) / max(self.warmup, 1)
+        cool = (steps - step) / (self.cooldown * steps) if self.cooldown else 1.0
+        return self.lr * min(1.0, warm, cool)
 
 
 @dataclass(frozen=True, slots=True)

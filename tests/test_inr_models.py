@@ -399,8 +399,8 @@ def test_gradient_reaches_every_weight(name, task):
 
 
 def test_an_editor_starts_at_a_hundredth_of_what_its_head_says():
-    model, networks = INREditor(inr_config("ng_gnn", "edit")).eval(), inrs(2, (2, 32, 32, 1))
-    model = model.double()
+    networks = inrs(2, (2, 32, 32, 1))
+    model = INREditor(inr_config("ng_gnn", "edit"), statistics_of(*networks)).eval().double()
     said = flat(model.answer(*networks))
     change = flat(model(*networks)) - flat(networks)
     torch.testing.assert_close(change, 0.01 * said)
@@ -463,7 +463,7 @@ def test_statistics_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"expected statistics of 3 layers .*, found those of 2"):
         INRClassifier(config, Statistics.neutral(2))
     with pytest.raises(ValueError, match=r"expected no statistics .*, found those of 3"):
-        INREditor(inr_config("ng_gnn", "edit"), Statistics.neutral(3))
+        INREditor(inr_config("ng_gnn", "edit", normalise=False), Statistics.neutral(3))
     with pytest.raises(ValueError, match="INREditor: expected task 'edit', found 'classify'"):
         INREditor(config, Statistics.neutral(3))
 
