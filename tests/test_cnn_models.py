@@ -483,6 +483,9 @@ def test_modules_and_checkpoints_that_do_not_serve_are_refused(path, tmp_path):
     large = cnn_module(architecture((2, 3), (7,), ("relu",), (-1,)))
     with pytest.raises(ValueError, match=r"'convolutions.0.weight': kernel 7x7 exceeds"):
         predict_accuracy(large, images, path)
+    flat = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(3 * 81, 3))
+    with pytest.raises(ValueError, match=r"'2\.weight': a linear layer on 81 positions of each"):
+        predict_accuracy(flat, images, path)
     broken = cnn_module(MIXED[0])
     with torch.no_grad():
         broken.linear.bias[0] = math.nan

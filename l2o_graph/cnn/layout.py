@@ -5,6 +5,7 @@ the tables of the architectures.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -114,9 +115,12 @@ def _sides(spec: NetSpec, kernel: Kernel, room: Room) -> tuple[int, int]:
     """Height and width of a kernel."""
     sides = (1,) * (2 - len(kernel.positions)) + kernel.positions
     if len(sides) > 2 or max(sides) > room.kernel:
+        what = f"kernel {'x'.join(map(str, sides))}"
+        if kernel.kind == "dense":  # behind a flattening
+            what = f"a linear layer on {math.prod(sides)} positions of each channel"
         raise ValueError(
-            f"parameter '{spec.names[kernel.parameter]}': kernel "
-            f"{'x'.join(map(str, sides))} exceeds max_kernel {room.kernel}x{room.kernel}"
+            f"parameter '{spec.names[kernel.parameter]}': {what} exceeds max_kernel "
+            f"{room.kernel}x{room.kernel}"
         )
     return sides[0], sides[1]
 
