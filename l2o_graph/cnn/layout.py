@@ -191,6 +191,7 @@ class Batch:
 
 def _moved(record: R, device: torch.device) -> R:
     """A record whose tensors, and those of the records in it, are on a device."""
+    # Records are dataclasses, which a TypeVar cannot say to the type checker.
     changes: dict[str, Any] = {}
     for field in fields(record):  # type: ignore[arg-type]
         value = getattr(record, field.name)

@@ -98,6 +98,7 @@ class Segments:
 
     def tally(self, messages: Float[Tensor, "D H"]) -> Tally:
         """What each of ``nodes`` keeps of its messages; of none, zeros."""
+        # ``apply`` is declared to answer with one tensor, ``backward`` to take any number.
         sums, low, high = _Tallied.apply(messages, self)  # type: ignore[misc]
         alone = (self.degree == 0)[:, None]
         return Tally(
