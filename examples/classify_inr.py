@@ -4,6 +4,9 @@
 
 A SIREN of one's own is fitted to each of some digits by an ordinary training loop, and then read as
 a graph by the packaged classifier. The digits are drawn with a pen, so that no dataset is needed.
+
+The classifier knows networks that were fitted like this: this formula, these first weights, these
+rates. Drawn otherwise, the same image is another network, and may be read as another digit.
 """
 
 from itertools import pairwise
@@ -30,7 +33,7 @@ class Siren(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second, self.last = nn.Linear(2, 32), nn.Linear(32, 32), nn.Linear(32, 1)
-        for layer in (self.first, self.second):
+        for layer in (self.first, self.second, self.last):
             bound = (6 / layer.in_features) ** 0.5 / 30
             nn.init.uniform_(layer.weight, -bound, bound)
             nn.init.zeros_(layer.bias)
@@ -56,7 +59,8 @@ def fitted(pixels: Tensor, steps: int) -> Siren:
     """A network that draws an image."""
     network = Siren()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    falling = steps / 5  # at the end
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1, (steps - k) / falling))
     for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.mse_loss(network(coordinates().T), pixels).backward()

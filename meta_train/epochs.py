@@ -1,6 +1,5 @@
 """What trainers of models that read networks share: epochs, random numbers, state, provenance."""
 
-import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -129,7 +128,6 @@ class EpochTrainer(ABC, Generic[C, M]):
     def provenance(self) -> dict[str, Any]:
         """How the model came about, and what the last evaluation said of it."""
         return {
-            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
             "commit": commit(),
             "config": self.settings,
             "minutes": round(self.seconds / 60, 1),

@@ -67,6 +67,11 @@ def test_a_script_runs_without_data_and_network(name):
     script(name).main(steps=2)
 
 
+def test_networks_are_read_as_the_digits_that_they_draw(capsys):
+    assert script("classify_inr").main() >= 0.75
+    assert "a network that draws 1: read as 1" in capsys.readouterr().out
+
+
 # What the frameworks say of torch and of a machine without a GPU, or with many cores.
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")

@@ -27,6 +27,7 @@ from l2o_graph.inr import (
     evaluate,
     initialise,
     inr_config,
+    list_inr_models,
     load_inr_model,
     save_inr_model,
     statistics_of,
@@ -565,3 +566,12 @@ def test_a_layout_that_a_file_brings_first_can_be_used(tmp_path):
     topology_of.cache_clear()
     model, networks = load_inr_model(tmp_path / "other.safetensors"), inrs(2, layout)
     assert flat(model.double()(*networks)).isfinite().all()
+
+
+def test_packaged_models_are_there_and_say_how_they_were_made():
+    assert list_inr_models() == ["mnist-inr"]
+    for name in list_inr_models():
+        model = INRClassifier.from_checkpoint(name)
+        networks = inrs(3, model.config.layout, dtype=torch.float32)
+        assert model(*networks).shape == (3, 10)
+        assert {"commit", "config", "val_accuracy", "test_accuracy"} <= model.provenance.keys()
