@@ -91,6 +91,7 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     parser.add_argument("--zoo", help="folder of the networks [runs/zoo-KIND]")
     parser.add_argument("--loss", default="bce", choices=get_args(Loss))
     sizes = _sizes(parser, "CNNModelConfig")
+    parser.add_argument("--hold-out", default="", metavar="TRAIT=VALUE", help="as depth=5")
     parser.add_argument("--reverse", action="store_true", help="see CNNModelConfig")
     for switch, text in (
         ("activations", "neurons are not told their activation"),
@@ -107,6 +108,7 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
         model,
         given.loss,
         augment=given.augment and kind == "small",
+        hold_out=given.hold_out,
         **_changes(given, options),
     )
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.loss}"

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,7 +32,7 @@ from l2o_graph.cnn import (
 from l2o_graph.cnn.config import Zoo
 from l2o_graph.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.cnn.structure import structure_of
-from l2o_graph.cnn.traits import span
+from l2o_graph.cnn.traits import NAMES, RANGES, span, traits
 from l2o_graph.zoo.files import write_atomically
 from meta_train.epochs import EpochTrainer, check_ranges
 from meta_train.run import Result, begin, drive, prepare
@@ -56,10 +57,14 @@ class CNNTrainingConfig:
         batch: Networks in a step.
         piece: Networks that are worked on at once, as many as the cache holds; a step adds up
             the gradients of its pieces.
-        lr: Rate.
+        lr: Rate, once it is warm.
+        warmup: Steps until then.
+        cooldown: Share of all steps, the last ones, over which it falls to 0 again.
         weight_decay: Decoupled.
         clip: Norm that a gradient is clipped to; 0 leaves it as it is.
         augment: Whether networks are changed at random: see ``augmented``.
+        hold_out: "TRAIT=VALUE", as "depth=5": networks that have it, by ``l2o_graph.cnn.traits``,
+            are not trained on and not validated on, and only they are tested; "" for no trait.
         evaluate_every: Steps between evaluations.
         save_every: Steps between saved states.
     """
@@ -72,9 +77,12 @@ class CNNTrainingConfig:
     batch: int = 128
     piece: int = 16
     lr: float = 1e-3
+    warmup: int = 0
+    cooldown: float = 0.0
     weight_decay: float = 5e-4
     clip: float = 10.0
     augment: bool = False
+    hold_out: str = ""
     evaluate_every: int = 100
     save_every: int = 100
 
@@ -113,6 +121,31 @@ def kendall(one: Float[Tensor, " I"], other: Float[Tensor, " I"]) -> float:
     return 0.0 if math.isnan(found.statistic) else float(found.statistic)
 
 
+def held_out(splits: Mapping[str, CNNs], trait: str) -> dict[str, CNNs]:
+    """Splits without the networks that have a trait, but for the test split: that has only them.
+
+    Args:
+        splits: By name.
+        trait: See ``CNNTrainingConfig``.
+
+    Raises:
+        ValueError: For an unknown trait, and where a split is left without networks.
+    """
+    key, _, value = trait.partition("=")
+    if key not in (*RANGES, *NAMES) or not value:
+        expected = ", ".join((*RANGES, *NAMES))
+        raise ValueError(f"hold_out: expected TRAIT=VALUE, of {expected}, found '{trait}'")
+    left = {}
+    for split, networks in splits.items():
+        found = [value in map(str, traits(structure_of(a))[key]) for a in networks.architectures]
+        index = (torch.tensor(found)[networks.which] == (split == "test")).nonzero().flatten()
+        if not len(index):
+            which = "with" if split == "test" else "without"
+            raise ValueError(f"hold_out: no network of split '{split}' is {which} {trait}")
+        left[split] = chosen(networks, index)
+    return left
+
+
 class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
     """A run in progress, between two steps: a ``meta_train.run.Trainer``."""
 
@@ -136,6 +169,7 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         """One step; returns what there is to log of it."""
         config, started = self.config, time.perf_counter()
         epoch, index = self.epoch_and_batch()
+        rate = self.set_rate()
         networks = chosen(self.zoo["train"], index)
         if config.augment:
             networks = augmented(networks, self.generator(2, self.step))
@@ -156,7 +190,7 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         self.seconds += seconds
         return {
             "step": self.step, "epoch": epoch, "loss": total, "gradient_norm": norm.item(),
-            "seconds": seconds,
+            "lr": rate, "seconds": seconds,
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
@@ -178,7 +212,8 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
 
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use, and beside it what it says of the test split."""
-        seen = span(map(structure_of, self.zoo["train"].architectures))
+        train = self.zoo["train"]
+        seen = span(structure_of(train.architectures[i]) for i in train.which.unique().tolist())
         save_cnn_model(path, self.model, {**self.provenance(), "seen": seen})
         test = self.zoo["test"]
         columns = {
@@ -237,6 +272,8 @@ def train_cnn_model(
         OSError: When ``out`` cannot be written.
     """
     splits = {split: load_zoo(zoo, split) for split in SPLITS}
+    if config.hold_out:
+        splits = held_out(splits, config.hold_out)
     counts = ", ".join(f"{len(networks)} {split}" for split, networks in splits.items())
     new = CNNTrainer(config, splits, torch.device(device), f"{Path(zoo).name}: {counts}")
     state = prepare(out, new.settings, resume)

@@ -43,13 +43,23 @@ class EpochConfig(Protocol):
         ...
 
     @property
+    def warmup(self) -> int:
+        """Steps until the rate is warm."""
+        ...
+
+    @property
+    def cooldown(self) -> float:
+        """Share of all steps, the last ones, over which it falls to 0."""
+        ...
+
+    @property
     def weight_decay(self) -> float:
         """Of AdamW."""
         ...
 
 
-def check_ranges(config: object, *sizes: str) -> None:
-    """Refuse sizes below 1, and a rate, a decay or a norm below 0.
+def check_ranges(config: EpochConfig, *sizes: str) -> None:
+    """Refuse sizes below 1, a rate, a decay or a norm below 0, and a cooldown that is no share.
 
     Raises:
         ValueError: Naming the field.
@@ -60,6 +70,15 @@ def check_ranges(config: object, *sizes: str) -> None:
             if not getattr(config, name) >= least:
                 found = getattr(config, name)
                 raise ValueError(f"{name}: expected at least {least}, found {found}")
+    if not 0 <= config.cooldown <= 1:
+        raise ValueError(f"cooldown: expected a share from 0 to 1, found {config.cooldown}")
+
+
+def rate_at(config: EpochConfig, step: int, steps: int) -> float:
+    """The rate of one step in so many, counted from 0."""
+    warm = (step + 1) / max(config.warmup, 1)
+    cool = (steps - step) / (config.cooldown * steps) if config.cooldown else 1.0
+    return config.lr * min(1.0, warm, cool)
 
 
 C = TypeVar("C", bound=EpochConfig)
@@ -141,6 +160,13 @@ class EpochTrainer(ABC, Generic[C, M]):
         epoch, turn = divmod(self.step, self.per_epoch)
         order = torch.randperm(self.examples, generator=self.generator(1, epoch))
         return epoch, order[turn * self.config.batch : (turn + 1) * self.config.batch]
+
+    def set_rate(self) -> float:
+        """Give the optimizer this step's rate; returns it."""
+        rate = rate_at(self.config, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def generator(self, purpose: int, number: int) -> torch.Generator:
         """Random numbers for one purpose at one time; purpose 1 is the order of an epoch."""

@@ -101,14 +101,6 @@ class INRTrainingConfig:
                 f"{self.model.task}"
             )
         check_ranges(self)
-        if not 0 <= self.cooldown <= 1:
-            raise ValueError(f"cooldown: expected a share from 0 to 1, found {self.cooldown}")
-
-    def rate(self, step: int, steps: int) -> float:
-        """Of one step in so many, counted from 0."""
-        warm = (step + 1) / max(self.warmup, 1)
-        cool = (steps - step) / (self.cooldown * steps) if self.cooldown else 1.0
-        return self.lr * min(1.0, warm, cool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +172,7 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         weights, biases, targets = self.train.of(index)
         if config.augment and config.model.task == "classify":
             weights, biases = augmented(weights, biases, self.generator(2, self.step))
-        rate = config.rate(self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self.set_rate()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.generator(3, self.step).initial_seed())  # of the dropout
             self.model.train()

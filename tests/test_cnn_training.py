@@ -19,6 +19,7 @@ from meta_train.__main__ import main
 from meta_train.cnn_training import (
     CNNTrainer,
     CNNTrainingConfig,
+    held_out,
     kendall,
     load_zoo,
     train_cnn_model,
@@ -107,6 +108,40 @@ def test_every_model_trains(model, zoo):
     assert -1 <= trainer.evaluate()["val_tau"] <= 1
 
 
+@pytest.mark.parametrize("trait", ["depth=2", "activation=relu"])
+def test_what_is_held_out_is_tested_and_not_trained_on(trait):
+    key, value = trait.split("=")
+    all_of_them = cnns(park(12))
+    splits = held_out(dict.fromkeys(("train", "val", "test"), all_of_them), trait)
+    for split, networks in splits.items():
+        for i in range(len(networks)):
+            found = networks.architecture(i)
+            have = {"depth": [str(len(found.kernels))], "activation": found.activations}[key]
+            assert (value in have) == (split == "test")
+    assert len(splits["train"]) + len(splits["test"]) == len(all_of_them)
+
+
+def test_a_checkpoint_has_not_seen_what_is_held_out(zoo, tmp_path):
+    depths = [len(a.kernels) for a in load_cnns(zoo, "test").architectures]
+    config = dataclasses.replace(TINY, epochs=1, hold_out=f"depth={depths[0]}")
+    result = train_cnn_model(config, zoo, tmp_path / "run")
+    seen = GeneralizationPredictor.from_checkpoint(result.checkpoint).provenance["seen"]["depth"]
+    rest = [len(a.kernels) for a in load_cnns(zoo, "train").architectures]
+    rest = [depth for depth in rest if depth != depths[0]]
+    assert seen == [min(rest), max(rest)]
+
+
+def test_a_trait_that_cannot_be_held_out_is_named(zoo):
+    splits = {split: load_zoo(zoo, split) for split in ("train", "val", "test")}
+    for bad in ("colour=red", "depth"):
+        with pytest.raises(ValueError, match=f"hold_out: expected TRAIT=VALUE, .* found '{bad}'"):
+            held_out(splits, bad)
+    with pytest.raises(ValueError, match="no network of split 'test' is with depth=9"):
+        held_out(splits, "depth=9")
+    with pytest.raises(ValueError, match="no network of split 'train' is without classes=10"):
+        held_out(splits, "classes=10")
+
+
 def test_tau_counts_pairs_in_order_against_pairs_out_of_order():
     truth = torch.tensor([0.1, 0.2, 0.2, 0.4])
     assert kendall(truth, truth) == pytest.approx(1)
@@ -173,12 +208,23 @@ def test_the_command(zoo, tmp_path, capsys):
 
 
 def test_a_table_of_predictors_with_its_picture(zoo, tmp_path):
-    given = ["cnn_park", "--only", "StatNN", "NG-GNN without", "--seeds", "1", "--hidden", "4"]
+    given = [
+        "cnn_park",
+        "--only",
+        "NG-T without",
+        "NG-GNN without",
+        "--seeds",
+        "1",
+        "--hidden",
+        "4",
+    ]
     given += ["--out", str(tmp_path), "--", "--zoo", str(zoo), "--epochs", "1", "--batch", "8"]
     assert tables.main(given) == 0
     rows = (tmp_path / "cnn_park-some.md").read_text().splitlines()[2:4]
-    assert [row.split(" | ")[0] for row in rows] == ["| StatNN", "| NG-GNN without activations"]
-    for row, folder in zip(rows, ("stat_nn-0", "ng_gnn-no-activations-0"), strict=True):
-        found = tables.provenance(tmp_path / "cnn_park" / folder / "checkpoint.safetensors")
+    models = ("ng_gnn", "ng_t")
+    for label, row, model in zip(("NG-GNN", "NG-T"), rows, models, strict=True):
+        assert row.startswith(f"| {label} without activations |")
+        folder = tmp_path / "cnn_park" / f"{model}-no-activations-0"
+        found = tables.provenance(folder / "checkpoint.safetensors")
         assert f"| {found['test_tau']:.3f} |" in row
     assert size((tmp_path / "cnn_park-some.png").read_bytes())[0] > 500

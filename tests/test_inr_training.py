@@ -12,6 +12,7 @@ from test_plots import size
 from l2o_graph.datasets.inr import main as fit_inrs
 from l2o_graph.inr import INRClassifier, inr_config, load_inr_model, load_inrs, render
 from meta_train.__main__ import main
+from meta_train.epochs import rate_at
 from meta_train.inr_training import (
     EDITED,
     INRTrainer,
@@ -42,13 +43,13 @@ def records(log):
 
 def test_the_rate_warms_up_stays_and_cools_down(inrs, tmp_path):
     config = dataclasses.replace(TINY, lr=1.0, warmup=4, cooldown=0.5)
-    rates = [config.rate(step, 20) for step in range(20)]
+    rates = [rate_at(config, step, 20) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and set(rates[4:11]) == {1.0}
     assert rates[11:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    assert dataclasses.replace(config, cooldown=0.0).rate(19, 20) == 1.0
+    assert rate_at(dataclasses.replace(config, cooldown=0.0), 19, 20) == 1.0
 
     log = records(train_inr_model(config, inrs, tmp_path / "run").log)
-    assert [r["lr"] for r in log if "lr" in r] == [config.rate(step, 9) for step in range(9)]
+    assert [r["lr"] for r in log if "lr" in r] == [rate_at(config, step, 9) for step in range(9)]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
