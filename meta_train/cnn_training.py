@@ -205,10 +205,9 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         self.evaluations.append(point)
         return point
 
-    def is_best(self) -> bool:
-        """Whether the last evaluation is the best by the order of the validation split."""
-        scores = [point["val_tau"] for point in self.evaluations]
-        return scores[-1] == max(scores) and scores.count(scores[-1]) == 1
+    def score(self, point: dict[str, Any]) -> float:
+        """By the order of the validation split."""
+        return point["val_tau"]
 
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use, and beside it what it says of the test split."""

@@ -124,6 +124,16 @@ class EpochTrainer(ABC, Generic[C, M]):
         """The run, as JSON holds it."""
         ...
 
+    @abstractmethod
+    def score(self, point: dict[str, Any]) -> float:
+        """How good an evaluation is, by the validation split; more is better."""
+        ...
+
+    def is_best(self) -> bool:
+        """Whether the last evaluation is better than all before."""
+        scores = [self.score(point) for point in self.evaluations]
+        return scores[-1] == max(scores) and scores.count(scores[-1]) == 1
+
     def save(self, path: Path) -> None:
         """Write all of it."""
         tensors = {f"model.{key}": t for key, t in self.model.state_dict().items()}

@@ -199,10 +199,9 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         self.evaluations.append(point)
         return point
 
-    def is_best(self) -> bool:
-        """Whether the last evaluation is the best by accuracy, or without one by loss, on val."""
-        scores = [p.get("val_accuracy", -p["val_loss"]) for p in self.evaluations]
-        return scores[-1] == max(scores) and scores.count(scores[-1]) == 1
+    def score(self, point: dict[str, Any]) -> float:
+        """By accuracy on the validation split, or without one by loss."""
+        return point.get("val_accuracy", -point["val_loss"])
 
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use; beside the checkpoint of an editor ``EDITED``."""
