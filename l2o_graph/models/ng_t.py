@@ -200,7 +200,7 @@ class NodeUpdate(nn.Module):
     ) -> tuple[Float[Tensor, "*B heads n"], Float[Tensor, "*B heads d n"]]:
         """Log mass and mean of the values along the rows or the columns of a grid."""
         # Four products rather than one in four parts, whose gradients would have to be put
-        # together: a copy that took a fifth of a step.
+        # together: a copy that took a sixth of a step.
         batch, flat = edges.shape[:-2], edges.reshape(-1, *edges.shape[-2:])
         on_query, on_key, scale, shift = (
             torch.bmm(weight.expand(len(flat), -1, -1), flat.mT).view(*batch, self.heads, -1, *grid)
