@@ -83,6 +83,11 @@ class Piece:
         return math.prod(self.grid)
 
     @property
+    def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Nodes that the edges lead to, and nodes that they leave: one is rows, one columns."""
+        return (self.columns, self.rows) if self.from_rows else (self.rows, self.columns)
+
+    @property
     def stop(self) -> int:
         """Behind the last scalar."""
         return self.start + self.edges * math.prod(self.positions)
@@ -99,7 +104,8 @@ class Topology:
         spec: The network.
         parameter_start: Where each parameter begins among all P scalars.
         node_start: Where each set of neurons begins among all N nodes.
-        degree: (N,) edges that reach each node, in both directions.
+        degree: (N,) edges of each node, those that lead to it and those that leave it.
+        in_degree: (N,) edges that lead to each node.
         networks: First and last but one of the nodes of each network of a batch.
     """
 
@@ -107,6 +113,7 @@ class Topology:
     parameter_start: tuple[int, ...]
     node_start: tuple[int, ...]
     degree: Float[Tensor, " N"]
+    in_degree: Float[Tensor, " N"]
     networks: tuple[tuple[int, int], ...]
 
     def sides(self, kernel: Kernel) -> tuple[int, int]:
@@ -174,7 +181,7 @@ def topology_of(spec: NetSpec) -> Topology:
     for neurons in spec.neurons:
         node_start.append(at)
         at += neurons.size
-    degree = torch.zeros(at, device="cpu")  # also while a model is made on the meta device
+    degree, in_degree = torch.zeros(2, at, device="cpu")  # also for a model on the meta device
     parameter_start, scalars = [], 0
     for shape in spec.shapes:
         parameter_start.append(scalars)
@@ -183,12 +190,19 @@ def topology_of(spec: NetSpec) -> Topology:
         i for i, n in enumerate(spec.neurons) if not i or n.network != spec.neurons[i - 1].network
     ]
     networks = tuple(itertools.pairwise([*(node_start[i] for i in first), at]))
-    topology = Topology(spec, tuple(parameter_start), tuple(node_start), degree, networks)
+    where = tuple(parameter_start), tuple(node_start)
+    topology = Topology(spec, *where, degree, in_degree, networks)
     for kernel in spec.kernels:
         groups, rows, columns = kernel.grid
         of_rows, of_columns = topology.sides(kernel)
-        degree[of_rows : of_rows + groups * rows] += columns
-        degree[of_columns : of_columns + groups * columns] += rows
+        rows_reached = slice(of_rows, of_rows + groups * rows)
+        columns_reached = slice(of_columns, of_columns + groups * columns)
+        degree[rows_reached] += columns
+        degree[columns_reached] += rows
+        if kernel.from_rows:
+            in_degree[columns_reached] += rows
+        else:
+            in_degree[rows_reached] += columns
     return topology
 
 

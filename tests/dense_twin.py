@@ -34,11 +34,11 @@ def matrices(weights, biases) -> tuple[Tensor, Tensor]:
     return edges, nodes
 
 
-def joined(layout) -> Tensor:
-    """(n, n) which pairs (source, target) are edges, in either direction."""
+def joined(layout, reverse: bool) -> Tensor:
+    """(n, n) which pairs (source, target) messages take: edges, with ``reverse`` both ways."""
     ones = [torch.ones(1, target, source) for source, target in itertools.pairwise(layout)]
     forward, _ = matrices(ones, [torch.ones(1, n) for n in layout[1:]])
-    return (forward[0] + forward[0].T) > 0
+    return (forward[0] + reverse * forward[0].T) > 0
 
 
 def normalised(model: INRClassifier, weights, biases):
@@ -77,14 +77,15 @@ def probed(model: INRClassifier, weights, biases) -> list[Tensor]:
 def aggregates(messages: Tensor, mask: Tensor) -> Tensor:
     """(I, n, n, H) from source to target -> (I, n, 4H): mean, least, most and deviation."""
     m, there = messages, mask[..., None]
-    count = there.sum(0).to(m)
+    count = there.sum(0).clamp(min=1).to(m)
     mean = (m * there).sum(1) / count
     square = (m * m * there).sum(1) / count
     variance = square - mean * mean
     alive = variance > 1e-5
     deviation = torch.where(alive, torch.where(alive, variance, 1.0).sqrt(), 0.0)
-    low = m.masked_fill(~there, math.inf).amin(1)
-    high = m.masked_fill(~there, -math.inf).amax(1)
+    alone = ~there.any(0)
+    low = m.masked_fill(~there, math.inf).amin(1).masked_fill(alone, 0)
+    high = m.masked_fill(~there, -math.inf).amax(1).masked_fill(alone, 0)
     return torch.cat([mean, low, high, deviation], dim=-1)
 
 
@@ -96,7 +97,7 @@ def pairs(target_term: Tensor, source_term: Tensor) -> Tensor:
 def logits(model: INRClassifier, weights, biases) -> Tensor:
     """What an NG-GNN classifier answers, in evaluation or without dropout."""
     config, body = model.config, model.body
-    mask = joined(config.layout)
+    mask = joined(config.layout, config.reverse)
     said = probed(model, weights, biases) if config.probes else []
     edges, nodes = matrices(*normalised(model, weights, biases))
     x, back = edges[..., None], edges.mT[..., None]

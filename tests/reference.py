@@ -176,6 +176,10 @@ def next_nodes(layer, nodes: Sequence[Tensor], pairs: Pairs, states: Sequence[Te
         received[i].append(scale * layer.message(torch.cat([nodes[i], nodes[j]])) + shift)
     answer = []
     for node, messages in zip(nodes, received, strict=True):
+        if not messages:
+            nothing = node.new_zeros(8 * len(node))
+            answer.append(layer.mix(layer.node(torch.cat([node, nothing]))))
+            continue
         m = torch.stack(messages)
         mean = m.sum(0) / len(messages)
         variance = (m * m).sum(0) / len(messages) - mean * mean

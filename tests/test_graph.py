@@ -81,6 +81,8 @@ def test_a_weight_of_zero_keeps_its_edge():
     assert neural_graph(network).to_data().num_edges == 2 * spec.num_edges == 2 * (6 + 3 + 12 + 12)
     degree = [3.0] * 2 + [3.0] * 3 + [5.0] * 3 + [6.0] * 4 + [4.0] * 3
     assert topology_of(spec).degree.tolist() == degree
+    into = [0.0] * 2 + [2.0] * 3 + [1.0] * 3 + [3.0] * 4 + [4.0] * 3
+    assert topology_of(spec).in_degree.tolist() == into
 
 
 @pytest.mark.parametrize("name", NETWORKS)

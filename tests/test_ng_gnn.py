@@ -82,14 +82,22 @@ def pairs_of(topology: Topology) -> list[tuple[int, int]]:
     return forward + [(target, source) for source, target in forward]
 
 
-def first_states(topology: Topology, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random nodes (N, H) and edges (2, E, H), a few edges exactly zero."""
+def first_states(
+    topology: Topology, seed: int = 0, planes: int = 2
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random nodes (N, H) and edges (P, E, H), a few edges exactly zero."""
     generator = torch.Generator().manual_seed(seed)
     spec = topology.spec
     nodes = torch.randn(spec.num_nodes, HIDDEN, generator=generator, dtype=torch.float64)
-    edges = torch.randn(2, spec.num_edges, HIDDEN, generator=generator, dtype=torch.float64)
+    edges = torch.randn(planes, spec.num_edges, HIDDEN, generator=generator, dtype=torch.float64)
     edges[:, ::3] = 0
     return nodes.requires_grad_(), edges.requires_grad_()
+
+
+def walked(topology: Topology, reverse: bool) -> tuple[list[tuple[int, int]], int]:
+    """The pairs that messages take, and the planes that their edges lie in."""
+    pairs = pairs_of(topology)
+    return (pairs, 2) if reverse else (pairs[: len(pairs) // 2], 1)
 
 
 def rows_of(topology: Topology, edges: torch.Tensor):
@@ -121,14 +129,19 @@ def assert_same_with_gradients(found, expected, leaves):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+BOTH_WAYS_OR_ALONG = pytest.mark.parametrize("reverse", [True, False])
+
+
+@BOTH_WAYS_OR_ALONG
 @pytest.mark.parametrize("most", [10**6, 5, 1])
 @pytest.mark.parametrize("name", SPECS)
-def test_layer_equals_the_loop_over_edges(name, most):
+def test_layer_equals_the_loop_over_edges(name, most, reverse):
     topology = topology_of(SPECS[name])
     torch.manual_seed(1)
-    layer = NGGNNLayer(HIDDEN, delta=1.7).double()
-    nodes, edges = first_states(topology)
-    pairs, states = pairs_of(topology), rows_of(topology, edges)
+    layer = NGGNNLayer(HIDDEN, delta=1.7, reverse=reverse).double()
+    pairs, planes = walked(topology, reverse)
+    nodes, edges = first_states(topology, planes=planes)
+    states = rows_of(topology, edges)
     chunks = topology.chunks(most)
 
     next_nodes = layer.next_nodes(topology, chunks, nodes, states)
@@ -141,19 +154,21 @@ def test_layer_equals_the_loop_over_edges(name, most):
     assert_same_with_gradients(found, expected, [nodes, edges, *layer.parameters()])
 
 
+@BOTH_WAYS_OR_ALONG
 @pytest.mark.parametrize("most", [10**6, 5])
 @pytest.mark.parametrize("name", SPECS)
-def test_model_equals_the_loop_over_edges(name, most):
+def test_model_equals_the_loop_over_edges(name, most, reverse):
     topology = topology_of(SPECS[name])
     torch.manual_seed(2)
-    model = NGGNN(HIDDEN, layers=3).double()
+    model = NGGNN(HIDDEN, layers=3, reverse=reverse).double()
     for p in model.norms.parameters():
         nn.init.normal_(p)
-    nodes, edges = first_states(topology)
+    pairs, planes = walked(topology, reverse)
+    nodes, edges = first_states(topology, planes=planes)
     chunks = topology.chunks(most)
     last_nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
     last_edges = torch.cat([states(chunk) for chunk in chunks], dim=1)
-    slow = reference.ng_gnn(model, list(nodes), pairs_of(topology), list(edges.flatten(0, 1)))
+    slow = reference.ng_gnn(model, list(nodes), pairs, list(edges.flatten(0, 1)))
     assert_same_with_gradients(
         [last_nodes, last_edges.flatten(0, 1)],
         [torch.stack(states) for states in slow],

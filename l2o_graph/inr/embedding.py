@@ -25,22 +25,25 @@ class EdgeEmbedding(nn.Module):
         size: Channels C.
         sigma: Of the features.
         reverse: A forward edge reads [w, 0, w] and its reverse [0, w, w]; without, the forward
-            edge reads w and its reverse 0. What the forward edge knows reaches the reverse one
-            then in the first edge update. (The released NG-GNN has no reverse edges without.)
+            edge reads w.
+        planes: Without ``reverse``, whether there are reverse edges all the same, which read 0:
+            2, or 1.
     """
 
-    def __init__(self, size: int, sigma: float, reverse: bool):
+    def __init__(self, size: int, sigma: float, reverse: bool, planes: int = 2):
         super().__init__()
-        self.reverse = reverse
+        self.reverse, self.planes = reverse, planes
         self.features = FourierFeatures(3 if reverse else 1, sigma)
         self.first = nn.Linear(self.features.size, size)
         self.second = nn.Linear(size, size)
 
-    def forward(self, weights: Float[Tensor, "*B E"]) -> Float[Tensor, "*B 2 E C"]:
-        """First states of edges and of their reverses."""
+    def forward(self, weights: Float[Tensor, "*B E"]) -> Float[Tensor, "*B P E C"]:
+        """First states of edges and, in a second plane, of their reverses."""
         if self.reverse:
             return chained(self.first, self.second, self.features(weights, BOTH_WAYS))
         forward = chained(self.first, self.second, self.features(weights))
+        if self.planes == 1:
+            return forward
         nothing = chained(self.first, self.second, self.features(weights.new_zeros(1)))
         return torch.cat([forward, nothing.expand_as(forward)], dim=-3)
 

@@ -30,7 +30,9 @@ class GraphBody(nn.Module):
         self.chunks = by_kernel(self.topology)
         spec, nodes = self.topology.spec, config.hidden
         edges = nodes if config.model == "ng_gnn" else nodes // 2
-        self.edges = EdgeEmbedding(edges, config.fourier, config.reverse)
+        # NG-T looks both ways whatever a reverse edge reads; NG-GNN has it to read a weight.
+        planes = 2 if config.reverse or config.model == "ng_t" else 1
+        self.edges = EdgeEmbedding(edges, config.fourier, config.reverse, planes)
         self.nodes = NodeEmbedding(
             self.topology, nodes, config.fourier, config.probes, config.positions
         )
@@ -69,9 +71,10 @@ def backbone_of(config: INRModelConfig, topology: Topology) -> NGGNN | NGT:
     """The rounds of messages, of the paper's sizes for a number of node channels."""
     hidden, layers, dropout = config.hidden, config.layers, config.dropout
     if config.model == "ng_gnn":
-        # Both directions count: an edge is walked both ways. The released code counts one.
-        delta = (topology.degree + 1).log().mean().item()
-        model = NGGNN(hidden, layers, delta, dropout, last_edges=False)
+        # The edges that messages come along count; the released code counts forward ones alone.
+        degree = topology.degree if config.reverse else topology.in_degree
+        delta = (degree + 1).log().mean().item()
+        model = NGGNN(hidden, layers, delta, dropout, last_edges=False, reverse=config.reverse)
         keep_nodes(model)
         return model
     return NGT(

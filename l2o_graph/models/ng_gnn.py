@@ -1,8 +1,8 @@
 """NG-GNN: a message-passing network over neurons (Kofinas et al. 2024, section 3.2).
 
 PNA aggregation (Corso et al. 2020) of messages that the edges modulate as FiLM does (Perez et
-al. 2018), and edges that are updated from their two nodes. Every edge is walked both ways and
-has a state for each: plane 0 is the forward edge source -> target, plane 1 its reverse.
+al. 2018), and edges that are updated from their two nodes. States of edges lie in P planes: plane
+0 is the forward edge source -> target, plane 1 its reverse, where edges are walked both ways.
 
 States may have batch axes in front, written *B: networks of one architecture, each by itself.
 """
@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology, runs_of_chunks
+from l2o_graph.graph import Chunk, Topology, runs_of
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-EdgeStates = Callable[[Chunk], Float[Tensor, "*B 2 E H"]]
+EdgeStates = Callable[[Chunk], Float[Tensor, "*B P E H"]]
 
 # PyTorch Geometric's floor under a variance; at or below it the deviation is called 0.
 SMALLEST_VARIANCE = 1e-5
@@ -105,12 +105,15 @@ def over_edges(
     return answer
 
 
-def over_both_planes(
-    chunk: Chunk, target_term: Float[Tensor, "*B N H"], source_term: Float[Tensor, "*B N H"]
-) -> Float[Tensor, "*B 2 E H"]:
-    """``over_edges`` for the forward edges, and for their reverses."""
+def over_planes(
+    chunk: Chunk,
+    target_term: Float[Tensor, "*B N H"],
+    source_term: Float[Tensor, "*B N H"],
+    planes: int = 2,
+) -> Float[Tensor, "*B P E H"]:
+    """``over_edges`` for the forward edges and, with two planes, for their reverses."""
     forward, reverse = (target_term, source_term), (source_term, target_term)
-    to, of = (torch.stack(terms, dim=-3) for terms in zip(forward, reverse, strict=True))
+    to, of = (torch.stack(terms[:planes], dim=-3) for terms in zip(forward, reverse, strict=True))
     pieces = over_edges(chunk, to, of)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
 
@@ -149,11 +152,12 @@ class NGGNNLayer(nn.Module):
         hidden: F.
         delta: Mean of log(degree + 1) that the amplification is relative to.
         edges: Whether edges are updated; without, the layer has no weights for it.
+        reverse: Whether edges are walked both ways, in two planes, or along the flow alone.
     """
 
-    def __init__(self, hidden: int, delta: float, edges: bool = True):
+    def __init__(self, hidden: int, delta: float, edges: bool = True, reverse: bool = True):
         super().__init__()
-        self.delta = delta
+        self.delta, self.planes = delta, 2 if reverse else 1
         self.film = nn.Linear(hidden, 2 * hidden)
         self.message = nn.Linear(2 * hidden, hidden)
         self.node = nn.Linear(9 * hidden, hidden)
@@ -168,12 +172,12 @@ class NGGNNLayer(nn.Module):
         self,
         chunk: Chunk,
         nodes: Float[Tensor, "*B N H"],
-        edges: Float[Tensor, "*B 2 E H"],
-    ) -> Float[Tensor, "*B 2 E H"]:
+        edges: Float[Tensor, "*B P E H"],
+    ) -> Float[Tensor, "*B P E H"]:
         """What each edge carries."""
         of_target, of_source = self.message.weight.chunk(2, dim=1)
         target_term = nodes @ of_target.T + self.message.bias
-        terms = over_both_planes(chunk, target_term, nodes @ of_source.T)
+        terms = over_planes(chunk, target_term, nodes @ of_source.T, self.planes)
         # Two maps rather than one in two halves, whose gradients would have to be put together.
         scale, shift = (
             nn.functional.linear(edges, weight, bias)
@@ -194,11 +198,12 @@ class NGGNNLayer(nn.Module):
                     own = slice(at, at + piece.edges)
                     at = own.stop
                     grids = messages[..., own, :].unflatten(-2, piece.grid).unbind(-5)
-                    to_rows = int(piece.from_rows)  # the plane of edges that lead there
-                    yield Tally.of(grids[to_rows], dim=-2)
-                    yield Tally.of(grids[1 - to_rows], dim=-3)
+                    dims = (-3, -2) if piece.from_rows else (-2, -3)  # what leads to one node
+                    yield from map(Tally.of, grids, dims)
 
-        runs = runs_of_chunks(topology, chunks)
+        # A plane's edges lead to one side: forward edges to targets, their reverses to sources.
+        ranges = [side for chunk in chunks for p in chunk for side in p.sides[: self.planes]]
+        runs = runs_of(tuple(ranges), topology.spec.num_nodes)
         reached = runs.gather(sides(), [None] * len(runs.nodes), len(chunks))
         no_messages = nodes.new_zeros(*nodes.shape[:-1], 4 * nodes.shape[-1])
         gathered = torch.cat(
@@ -208,7 +213,8 @@ class NGGNNLayer(nn.Module):
             ],
             dim=-2,
         )
-        return self.received(nodes, gathered, topology.degree)
+        degree = topology.degree if self.planes == 2 else topology.in_degree
+        return self.received(nodes, gathered, degree)
 
     def received(
         self,
@@ -225,10 +231,10 @@ class NGGNNLayer(nn.Module):
         self,
         chunk: Chunk,
         nodes: Float[Tensor, "*B N H"],
-        edges: Float[Tensor, "*B 2 E H"],
-    ) -> Float[Tensor, "*B 2 E H"]:
+        edges: Float[Tensor, "*B P E H"],
+    ) -> Float[Tensor, "*B P E H"]:
         """Update the edges of a chunk from the nodes that this layer made."""
-        terms = over_both_planes(chunk, self.target(nodes), self.source(nodes))
+        terms = over_planes(chunk, self.target(nodes), self.source(nodes), self.planes)
         return self.out(nn.functional.silu(self.edge(edges) + terms))
 
 
@@ -260,6 +266,7 @@ class NGGNN(nn.Module):
         delta: Mean of log(degree + 1) that the amplification is relative to.
         dropout: Share of a node's activated channels that training leaves out.
         last_edges: Whether edges are updated after the last round too, as after all others.
+        reverse: Whether edges are walked both ways, in two planes, or along the flow alone.
     """
 
     def __init__(
@@ -269,10 +276,11 @@ class NGGNN(nn.Module):
         delta: float = 2.3173,
         dropout: float = 0.0,
         last_edges: bool = True,
+        reverse: bool = True,
     ):
         super().__init__()
         self.layers = nn.ModuleList(
-            NGGNNLayer(hidden, delta, edges=last_edges or k < layers - 1) for k in range(layers)
+            NGGNNLayer(hidden, delta, last_edges or k < layers - 1, reverse) for k in range(layers)
         )
         self.norms = nn.ModuleList(GraphNorm(hidden) for _ in range(layers - 1))
         self.dropout = nn.Dropout(dropout)
@@ -292,7 +300,7 @@ class NGGNN(nn.Module):
             topology: Where everything lies.
             chunks: All rows of all kernels, in order.
             nodes: (*B, N, H) initial states.
-            edges: Gives the initial states (*B, 2, E, H) of a chunk's edges.
+            edges: Gives the initial states (*B, P, E, H) of a chunk's edges.
             last: The chunks whose messages the last round gathers, all unless said otherwise: who
                 reads few nodes needs no more than what leads to them. Nodes that other chunks
                 lead to then have states that mean nothing.

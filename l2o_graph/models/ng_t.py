@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from l2o_graph.graph import Chunk, Topology, runs_of_chunks
-from l2o_graph.models.ng_gnn import EdgeStates, keeps_edges, kept_if, over_both_planes
+from l2o_graph.models.ng_gnn import EdgeStates, keeps_edges, kept_if, over_planes
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
 # scores take 4 MB a head.
@@ -261,7 +261,7 @@ class EdgeUpdate(nn.Module):
     ) -> Float[Tensor, "*B 2 E C"]:
         """Update the edges of a chunk."""
         both = torch.cat([edges, edges.flip(-3)], dim=-1)
-        hidden = nn.functional.gelu(self.edge(both) + over_both_planes(chunk, *terms))
+        hidden = nn.functional.gelu(self.edge(both) + over_planes(chunk, *terms))
         return self.post(edges, self.out(hidden))
 
 
