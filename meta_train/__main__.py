@@ -79,7 +79,9 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     source, kind = INR_TASKS[given.task]
     changes = {"probes": given.probes, "positions": given.positions}
     model = inr_config(given.model, kind, **changes, **_changes(given, [*sizes, "fourier"]))
-    config = INRTrainingConfig(given.task, model, augment=given.augment, **_changes(given, options))
+    config = INRTrainingConfig(
+        task=given.task, model=model, augment=given.augment, **_changes(given, options)
+    )
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.probes}"
     inrs = given.inrs or f"runs/inr-{source}"
     return train_inr_model(config, inrs, out, given.data_root, given.device, given.resume)
@@ -104,9 +106,9 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     changes = {"reverse": given.reverse, "activations": given.activations}
     model = cnn_config(given.model, kind, **changes, **_changes(given, sizes))
     config = CNNTrainingConfig(
-        given.task,
-        model,
-        given.loss,
+        task=given.task,
+        model=model,
+        loss=given.loss,
         augment=given.augment and kind == "small",
         hold_out=given.hold_out,
         **_changes(given, options),

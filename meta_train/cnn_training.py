@@ -34,7 +34,7 @@ from l2o_graph.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import NAMES, RANGES, span, traits
 from l2o_graph.zoo.files import write_atomically
-from meta_train.epochs import EpochTrainer, check_ranges
+from meta_train.epochs import EpochConfig, EpochTrainer
 from meta_train.run import Result, begin, drive, prepare
 
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
@@ -44,47 +44,31 @@ PREDICTIONS = "predictions.jsonl"
 Loss = Literal["mse", "bce"]
 
 
-@dataclass(frozen=True, slots=True)
-class CNNTrainingConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CNNTrainingConfig(EpochConfig):
     """One run.
 
     Attributes:
         task: A name of ``CNN_TASKS``.
         model: What is trained.
         loss: "mse", of the accuracy, or "bce", its cross-entropy in nats.
-        seed: Of its weights, of the order of networks and of everything drawn.
-        epochs: Passes over the training split.
-        batch: Networks in a step.
         piece: Networks that are worked on at once, as many as the cache holds; a step adds up
             the gradients of its pieces.
-        lr: Rate, once it is warm.
-        warmup: Steps until then.
-        cooldown: Share of all steps, the last ones, over which it falls to 0 again.
-        weight_decay: Decoupled.
-        clip: Norm that a gradient is clipped to; 0 leaves it as it is.
         augment: Whether networks are changed at random: see ``augmented``.
         hold_out: "TRAIT=VALUE", as "depth=5": networks that have it, by ``l2o_graph.cnn.traits``,
             are not trained on and not validated on, and only they are tested; "" for no trait.
-        evaluate_every: Steps between evaluations.
-        save_every: Steps between saved states.
     """
 
     task: str = "cnn_park"
     model: CNNModelConfig = field(default_factory=lambda: cnn_config("ng_gnn"))
     loss: Loss = "bce"
-    seed: int = 0
     epochs: int = 10
     batch: int = 128
     piece: int = 16
-    lr: float = 1e-3
     warmup: int = 0
-    cooldown: float = 0.0
-    weight_decay: float = 5e-4
-    clip: float = 10.0
     augment: bool = False
     hold_out: str = ""
     evaluate_every: int = 100
-    save_every: int = 100
 
     def __post_init__(self) -> None:
         """Refuse what cannot run.
@@ -96,7 +80,7 @@ class CNNTrainingConfig:
             raise ValueError(f"unknown task '{self.task}', expected one of {sorted(CNN_TASKS)}")
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss: expected one of {list(get_args(Loss))}, found '{self.loss}'")
-        check_ranges(self, "piece")
+        self.check_ranges("piece")
 
 
 def load_zoo(folder: str | Path, split: str) -> CNNs:

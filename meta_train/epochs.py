@@ -1,8 +1,9 @@
 """What trainers of models that read networks share: epochs, random numbers, state, provenance."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Int64
@@ -18,60 +19,49 @@ from meta_train.run import (
 )
 
 
-@runtime_checkable
-class EpochConfig(Protocol):
-    """What is asked of a run's configuration."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochConfig:
+    """What every run in epochs is configured by.
 
-    @property
-    def seed(self) -> int:
-        """Of everything drawn."""
-        ...
-
-    @property
-    def epochs(self) -> int:
-        """Passes over the training split."""
-        ...
-
-    @property
-    def batch(self) -> int:
-        """Networks in a step."""
-        ...
-
-    @property
-    def lr(self) -> float:
-        """Of AdamW."""
-        ...
-
-    @property
-    def warmup(self) -> int:
-        """Steps until the rate is warm."""
-        ...
-
-    @property
-    def cooldown(self) -> float:
-        """Share of all steps, the last ones, over which it falls to 0."""
-        ...
-
-    @property
-    def weight_decay(self) -> float:
-        """Of AdamW."""
-        ...
-
-
-def check_ranges(config: EpochConfig, *sizes: str) -> None:
-    """Refuse sizes below 1, a rate, a decay or a norm below 0, and a cooldown that is no share.
-
-    Raises:
-        ValueError: Naming the field.
+    Attributes:
+        seed: Of a model's weights, of the order of networks and of everything drawn.
+        epochs: Passes over the training split.
+        batch: Networks in a step.
+        lr: Rate of AdamW, once it is warm.
+        warmup: Steps until then.
+        cooldown: Share of all steps, the last ones, over which it falls to 0 again. The paper's
+            recipe has none, and is for many more epochs.
+        weight_decay: Decoupled.
+        clip: Norm that a gradient is clipped to; 0 leaves it as it is.
+        evaluate_every: Steps between evaluations.
+        save_every: Steps between saved states.
     """
-    sizes = ("epochs", "batch", "evaluate_every", "save_every", *sizes)
-    for least, names in ((1, sizes), (0, ("lr", "weight_decay", "clip"))):
-        for name in names:
-            if not getattr(config, name) >= least:
-                found = getattr(config, name)
-                raise ValueError(f"{name}: expected at least {least}, found {found}")
-    if not 0 <= config.cooldown <= 1:
-        raise ValueError(f"cooldown: expected a share from 0 to 1, found {config.cooldown}")
+
+    seed: int = 0
+    epochs: int
+    batch: int
+    lr: float = 1e-3
+    warmup: int
+    cooldown: float = 0.0
+    weight_decay: float = 5e-4
+    clip: float = 10.0
+    evaluate_every: int
+    save_every: int = 100
+
+    def check_ranges(self, *sizes: str) -> None:
+        """Refuse sizes below 1, a rate, a decay or a norm below 0, and a cooldown that is no share.
+
+        Raises:
+            ValueError: Naming the field.
+        """
+        sizes = ("epochs", "batch", "evaluate_every", "save_every", *sizes)
+        for least, names in ((1, sizes), (0, ("lr", "weight_decay", "clip"))):
+            for name in names:
+                if not getattr(self, name) >= least:
+                    found = getattr(self, name)
+                    raise ValueError(f"{name}: expected at least {least}, found {found}")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown: expected a share from 0 to 1, found {self.cooldown}")
 
 
 def rate_at(config: EpochConfig, step: int, steps: int) -> float:

@@ -32,7 +32,7 @@ from l2o_graph.inr import (
 )
 from l2o_graph.inr.config import Task
 from l2o_graph.zoo.files import write_atomically
-from meta_train.epochs import EpochTrainer, check_ranges
+from meta_train.epochs import EpochConfig, EpochTrainer
 from meta_train.run import Result, begin, drive, prepare
 
 # Name -> (dataset of the images, what a model is to do).
@@ -52,40 +52,23 @@ EDITED = "edited.safetensors"
 SHOWN = 10
 
 
-@dataclass(frozen=True, slots=True)
-class INRTrainingConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class INRTrainingConfig(EpochConfig):
     """One run.
 
     Attributes:
         task: A name of ``INR_TASKS``.
         model: What is trained.
-        seed: Of its weights, of the order of networks and of everything drawn.
-        epochs: Passes over the training split.
-        batch: Networks in a step.
-        lr: Rate, once it is warm.
-        warmup: Steps until then.
-        cooldown: Share of all steps, the last ones, over which it falls to 0 again. The paper's
-            recipe has none, and is for many more epochs.
-        weight_decay: Decoupled.
-        clip: Norm that a gradient is clipped to; 0 leaves it as it is.
         augment: Whether networks to be classified are changed at random: see ``augmented``.
-        evaluate_every: Steps between evaluations.
-        save_every: Steps between saved states.
     """
 
     task: str = "mnist_inr"
     model: INRModelConfig = field(default_factory=lambda: inr_config("ng_gnn"))
-    seed: int = 0
     epochs: int = 30
     batch: int = 32
-    lr: float = 1e-3
     warmup: int = 500
-    cooldown: float = 0.0
-    weight_decay: float = 5e-4
-    clip: float = 10.0
     augment: bool = True
     evaluate_every: int = 500
-    save_every: int = 100
 
     def __post_init__(self) -> None:
         """Refuse what cannot run.
@@ -100,7 +83,7 @@ class INRTrainingConfig:
                 f"task '{self.task}': expected a model to {INR_TASKS[self.task][1]}, found one to "
                 f"{self.model.task}"
             )
-        check_ranges(self)
+        self.check_ranges()
 
 
 @dataclass(frozen=True, slots=True)

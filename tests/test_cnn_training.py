@@ -26,7 +26,7 @@ from meta_train.cnn_training import (
 )
 
 TINY = CNNTrainingConfig(
-    "cnn_park", cnn_config("ng_gnn", hidden=4, layers=2), epochs=3, batch=8, piece=3,
+    task="cnn_park", model=cnn_config("ng_gnn", hidden=4, layers=2), epochs=3, batch=8, piece=3,
     evaluate_every=3, save_every=1,
 )  # fmt: skip
 

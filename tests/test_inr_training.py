@@ -23,7 +23,7 @@ from meta_train.inr_training import (
 from meta_train.tables import edited_digits
 
 TINY = INRTrainingConfig(
-    "sample_inr", inr_config("ng_gnn", hidden=8, layers=2, probes=2),
+    task="sample_inr", model=inr_config("ng_gnn", hidden=8, layers=2, probes=2),
     epochs=3, batch=8, warmup=2, evaluate_every=3, save_every=1,
 )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_a_run_leaves_a_log_and_the_best_model(inrs, tmp_path):
 
 def test_training_learns_the_networks_it_sees(inrs):
     config = dataclasses.replace(TINY, augment=False, warmup=1, lr=1e-2, batch=24)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+    config = dataclasses.replace(config, model=inr_config("ng_gnn", hidden=16, dropout=0.0))
     trainer = INRTrainer(config, load_examples("sample_inr", inrs, None), torch.device("cpu"), "")
     losses = [trainer.advance()["loss"] for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
@@ -127,7 +127,7 @@ def test_another_configuration_is_named(inrs, tmp_path):
 
 def test_requests_that_cannot_be_met(inrs, tmp_path, capsys):
     with pytest.raises(ValueError, match="expected a model to edit, found one to classify"):
-        INRTrainingConfig("mnist_dilation", inr_config("ng_gnn"))
+        INRTrainingConfig(task="mnist_dilation", model=inr_config("ng_gnn"))
     with pytest.raises(ValueError, match="batch: expected at least 1, found 0"):
         dataclasses.replace(TINY, batch=0)
     with pytest.raises(ValueError, match="clip: expected at least 0, found -1"):
