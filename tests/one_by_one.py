@@ -63,7 +63,7 @@ def padded(model: GeneralizationPredictor, graph: NeuralGraph, k) -> Tensor:
 
 
 def first_edges(model: GeneralizationPredictor, graph: NeuralGraph, k) -> Tensor:
-    """(2, edges, C) of one kernel, forward and reverse."""
+    """(P, edges, C) of one kernel, forward and, where there are any, reverse."""
     embedding = model.body.edges
     x, project = padded(model, graph, k), embedding.kernel
     if not model.config.linear_as_conv and k.kind == "dense":
@@ -79,7 +79,7 @@ def first_edges(model: GeneralizationPredictor, graph: NeuralGraph, k) -> Tensor
             features = torch.cat([angles.cos(), angles.sin()], dim=1)
         return project.second(project.first(features))
 
-    return torch.stack([twice(there), twice(back)])
+    return torch.stack([twice(there), twice(back)][: 2 if model.config.both_ways else 1])
 
 
 def first_nodes(model: GeneralizationPredictor, graph: NeuralGraph) -> Tensor:
@@ -137,7 +137,7 @@ def throughput(
         for part in torch.arange(count).split(size):
             values = [networks.values[i] for i in part.tolist()]
             layouts = layouts_of(networks.architectures, model.body.room)
-            answer = model.body.read(layouts.batch(networks.which[part]), values)
+            answer = model.body.read(model.body.batch(layouts, networks.which[part]), values)
             answer.sum().backward()
 
     def one_by_one() -> None:

@@ -130,9 +130,9 @@ def kernels(draw):
     return columns, at
 
 
-@settings(max_examples=15)
-@given(kernels())
-def test_segments_equal_a_loop_over_edges(drawn):
+@settings(max_examples=25)
+@given(kernels(), st.booleans())
+def test_segments_equal_a_loop_over_edges(drawn, both):
     columns, (row, column) = drawn
     nodes = 100
     read = torch.zeros(nodes, dtype=torch.bool)
@@ -149,14 +149,17 @@ def test_segments_equal_a_loop_over_edges(drawn):
                 for c in range(cols):
                     ends = row[i] + g * rows + r, column[i] + g * cols + c
                     pairs.append(ends if columns["from_rows"][i] else ends[::-1])
-    found = walk(grids, read)
+    found = walk(grids, read, both)
+    assert len(found.edge) == len(pairs) * (2 if both else 1)
     torch.manual_seed(0)
     messages = torch.randn(len(found.edge), 2, dtype=torch.float64, requires_grad=True)
     into: list[list[Tensor]] = [[] for _ in range(nodes)]
     for place, edge in enumerate(found.edge.tolist()):
-        source, target = pairs[edge][:: -1 if place < len(pairs) else 1]
+        against = both and place < len(pairs)
+        source, target = pairs[edge][:: -1 if against else 1]
         assert found.all.source[place] == source
-        assert found.edge[found.partner[place]] == edge and found.partner[place] != place
+        if both:
+            assert found.edge[found.partner[place]] == edge and found.partner[place] != place
         into[target].append(messages[place])
     tally = found.all.tally(messages)
     nothing = [torch.zeros(2, dtype=torch.float64)]

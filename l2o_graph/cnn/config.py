@@ -29,15 +29,16 @@ class CNNModelConfig:
         dropout: Share of channels that training leaves out.
         fourier: Deviation of the frequencies that kernels and biases are first turned into; 0
             for kernels and biases as they are.
-        reverse: Whether an edge against the flow reads its kernel too, rather than 0.
+        reverse: Whether edges against the flow read their kernels too. Without, NG-GNN has no such
+            edges and NG-T, which looks both ways, reads 0 there.
         linear_as_conv: Whether a linear layer is read as kernels of one position, rather than
             by maps of its own.
         activations: Whether hidden neurons are told their activation.
         heads: Of NG-T's attention.
         attention: Channels of the attention, times ``hidden``.
         edge_hidden: Hidden channels of NG-T's networks on edges, times ``hidden``.
-        delta: NG-GNN's mean of log(degree + 1), over nodes of the networks it is made for. Both
-            directions of an edge count; the released code counts one.
+        delta: NG-GNN's mean of log(degree + 1), over nodes of the networks it is made for, with the
+            edges that lead to a node: the numbers of the released code.
         architecture: The only one that NFN reads.
     """
 
@@ -56,7 +57,7 @@ class CNNModelConfig:
     heads: int = 4
     attention: int = 1
     edge_hidden: int = 2
-    delta: float = 3.02
+    delta: float = 2.1321
     architecture: CNNArchitecture | None = None
 
     def __post_init__(self):
@@ -94,6 +95,11 @@ class CNNModelConfig:
                 f"found {self.architecture} for '{self.model}'"
             )
 
+    @property
+    def both_ways(self) -> bool:
+        """Whether messages also go against the flow."""
+        return self.reverse or self.model == "ng_t"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
         known = self.architecture
@@ -123,7 +129,7 @@ SIZES: dict[tuple[Model, Zoo], dict[str, Any]] = {
 }  # fmt: skip
 OF_ZOO: dict[Zoo, dict[str, Any]] = {
     "park": {},
-    "small": {"inputs": 1, "depth": 3, "max_kernel": 3, "delta": 3.154},
+    "small": {"inputs": 1, "depth": 3, "max_kernel": 3, "delta": 2.2048},
 }
 
 

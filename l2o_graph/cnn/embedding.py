@@ -32,41 +32,35 @@ class EdgeEmbedding(nn.Module):
 
     Args:
         config: Of the model. With ``reverse`` a forward edge reads [w, 0, w] and its reverse
-            [0, w, w]; without, the forward edge reads w and its reverse 0. Without
-            ``linear_as_conv`` linear layers have a projection of their own, of one weight.
+            [0, w, w]; without, the forward edge reads w and its reverse, if there is one, 0.
+            Without ``linear_as_conv`` linear layers have a projection of their own, of one weight.
         size: Channels C.
     """
 
     def __init__(self, config: CNNModelConfig, size: int):
         super().__init__()
-        self.reverse = config.reverse
+        self.reverse, self.both_ways = config.reverse, config.both_ways
         self.centre = config.max_kernel**2 // 2
         read = 3 if config.reverse else 1
         self.kernel = Projection(read * config.max_kernel**2, size, config.fourier)
         own = None if config.linear_as_conv else Projection(read, size, config.fourier)
         self.linear = own
 
-    def forward(
-        self, batch: Batch, kernels: Float[Tensor, "E K"]
-    ) -> tuple[Float[Tensor, "_ C"], Float[Tensor, "E C"]]:
-        """First states in the order of ``batch.walk``.
-
-        Returns:
-            Of reverse edges, a single one where all are the same, and of forward edges.
-        """
+    def forward(self, batch: Batch, kernels: Float[Tensor, "E K"]) -> Float[Tensor, "D C"]:
+        """First states in the order of ``batch.walk``."""
         convolutions = len(kernels) - (0 if self.linear is None else batch.dense)
         parts = [self._states(self.kernel, kernels[:convolutions])]
         if self.linear is not None:
             dense = kernels[convolutions:, self.centre : self.centre + 1]
             parts.append(self._states(self.linear, dense))
+        of_reverse, of_forward = (torch.cat(states) for states in zip(*parts, strict=True))
+        if not self.both_ways:
+            return of_forward[batch.walk.edge]
         backward, forward = batch.walk.edge.chunk(2)
-        of_reverse, of_forward = (list(states) for states in zip(*parts, strict=True))
-        states = torch.cat(of_forward)[forward]
-        if self.reverse:
-            return torch.cat(of_reverse)[backward], states
-        if self.linear is None:
-            return of_reverse[0], states
-        return torch.cat(of_reverse)[(backward >= convolutions).long()], states
+        if not self.reverse:  # a row for all convolutions, and one for all linear layers
+            dense = (backward >= convolutions).long()
+            backward = dense if len(of_reverse) > 1 else torch.zeros_like(dense)
+        return torch.cat([of_reverse[backward], of_forward[forward]])
 
     def _states(
         self, projection: Projection, x: Float[Tensor, "n K"]

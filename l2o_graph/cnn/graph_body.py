@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from l2o_graph.architecture import NetSpec
@@ -41,12 +41,16 @@ class GraphBody(nn.Module):
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
         """Logits of the networks' accuracy."""
         layouts = layouts_of(networks.architectures, self.room)
-        return self.read(layouts.batch(networks.which), networks.values)
+        return self.read(self.batch(layouts, networks.which), networks.values)
 
     def read_one(self, spec: NetSpec, values: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
         """The same for a network that has no ``CNNArchitecture``."""
         layouts = Layouts([layout_of(spec, self.room)], self.room)
-        return self.read(layouts.batch(torch.zeros(1, dtype=torch.long)), [values])
+        return self.read(self.batch(layouts, torch.zeros(1, dtype=torch.long)), [values])
+
+    def batch(self, layouts: Layouts, which: Int64[Tensor, " I"]) -> Batch:
+        """Networks side by side, as the model walks them."""
+        return layouts.batch(which, self.edges.both_ways)
 
     def read(self, batch: Batch, values: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " I"]:
         """The same for a batch that is put together, from each network's parameters."""
@@ -59,22 +63,21 @@ class GraphBody(nn.Module):
         return self.head(torch.cat([states, absent])[batch.outputs]).squeeze(1)
 
     def _last(
-        self, batch: Batch, nodes: Float[Tensor, "N H"], edges: Sequence[Float[Tensor, "_ C"]]
+        self, batch: Batch, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D C"]
     ) -> Float[Tensor, "n H"]:
         """Last states of output nodes."""
         of_network = batch.walk, batch.network, batch.sizes
         if isinstance(self.backbone, NGGNN):
             return mixed_ng_gnn(self.backbone, *of_network, nodes, edges)
-        reverse, forward = edges
-        both = torch.cat([reverse.expand(len(forward), -1), forward])
-        return mixed_ng_t(self.backbone, *of_network, nodes, both)
+        return mixed_ng_t(self.backbone, *of_network, nodes, edges)
 
 
 def backbone_of(config: CNNModelConfig) -> NGGNN | NGT:
     """The rounds of messages."""
     hidden = config.hidden
     if config.model == "ng_gnn":
-        return NGGNN(hidden, config.layers, config.delta, config.dropout, last_edges=False)
+        sizes = hidden, config.layers, config.delta, config.dropout
+        return NGGNN(*sizes, last_edges=False, reverse=config.reverse)
     return NGT(
         hidden,
         config.layers,

@@ -158,7 +158,7 @@ class Batch:
         sizes: Nodes of each network.
         outputs: For each network its output nodes, as indices among those of all networks, behind
             the number of these for those that it has not.
-        walk: Its edges, both ways.
+        walk: Its edges.
     """
 
     scalars: Int64[Tensor, " n"]
@@ -218,11 +218,12 @@ class Layouts:
         self.nodes = _Table([layout.nodes for layout in layouts])
         self.outputs = torch.stack([layout.outputs for layout in layouts])
 
-    def batch(self, which: Int64[Tensor, " I"]) -> Batch:
+    def batch(self, which: Int64[Tensor, " I"], both_ways: bool = True) -> Batch:
         """Networks side by side.
 
         Args:
             which: Index of each network's architecture.
+            both_ways: Whether edges are walked both ways, or along the flow alone.
         """
         sizes, parameters = self.nodes.count[which], self.parameters[which]
         first_node, first_scalar = sizes.cumsum(0) - sizes, parameters.cumsum(0) - parameters
@@ -258,7 +259,7 @@ class Layouts:
             network=node,
             sizes=sizes,
             outputs=number_of_output.masked_fill(absent, int((~absent).sum())),
-            walk=walk(grids, nodes[:, 2] > 0),
+            walk=walk(grids, nodes[:, 2] > 0, both_ways),
         )
 
 

@@ -52,6 +52,11 @@ class INRModelConfig:
     positions: bool = True
     normalise: bool = True
 
+    @property
+    def both_ways(self) -> bool:
+        """Whether messages also go against the flow."""
+        return self.reverse or self.model == "ng_t"
+
     def __post_init__(self):
         for name, known in (("model", Model), ("task", Task)):
             if getattr(self, name) not in get_args(known):

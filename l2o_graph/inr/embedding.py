@@ -25,14 +25,13 @@ class EdgeEmbedding(nn.Module):
         size: Channels C.
         sigma: Of the features.
         reverse: A forward edge reads [w, 0, w] and its reverse [0, w, w]; without, the forward
-            edge reads w.
-        planes: Without ``reverse``, whether there are reverse edges all the same, which read 0:
-            2, or 1.
+            edge reads w and its reverse, if there is one, 0.
+        both_ways: Whether there are reverse edges.
     """
 
-    def __init__(self, size: int, sigma: float, reverse: bool, planes: int = 2):
+    def __init__(self, size: int, sigma: float, reverse: bool, both_ways: bool):
         super().__init__()
-        self.reverse, self.planes = reverse, planes
+        self.reverse, self.both_ways = reverse, both_ways
         self.features = FourierFeatures(3 if reverse else 1, sigma)
         self.first = nn.Linear(self.features.size, size)
         self.second = nn.Linear(size, size)
@@ -42,7 +41,7 @@ class EdgeEmbedding(nn.Module):
         if self.reverse:
             return chained(self.first, self.second, self.features(weights, BOTH_WAYS))
         forward = chained(self.first, self.second, self.features(weights))
-        if self.planes == 1:
+        if not self.both_ways:
             return forward
         nothing = chained(self.first, self.second, self.features(weights.new_zeros(1)))
         return torch.cat([forward, nothing.expand_as(forward)], dim=-3)

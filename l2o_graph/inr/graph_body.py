@@ -30,9 +30,7 @@ class GraphBody(nn.Module):
         self.chunks = by_kernel(self.topology)
         spec, nodes = self.topology.spec, config.hidden
         edges = nodes if config.model == "ng_gnn" else nodes // 2
-        # NG-T looks both ways whatever a reverse edge reads; NG-GNN has it to read a weight.
-        planes = 2 if config.reverse or config.model == "ng_t" else 1
-        self.edges = EdgeEmbedding(edges, config.fourier, config.reverse, planes)
+        self.edges = EdgeEmbedding(edges, config.fourier, config.reverse, config.both_ways)
         self.nodes = NodeEmbedding(
             self.topology, nodes, config.fourier, config.probes, config.positions
         )

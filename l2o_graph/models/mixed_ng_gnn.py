@@ -5,7 +5,6 @@ instead of in the blocks of one architecture. Only output nodes are read, so tha
 is worked out for these alone.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ def mixed_ng_gnn(
     network: Int64[Tensor, " N"],
     sizes: Int64[Tensor, " I"],
     nodes: Float[Tensor, "N H"],
-    edges: Sequence[Float[Tensor, "_ H"]],
+    edges: Float[Tensor, "D H"],
 ) -> Float[Tensor, "n H"]:
     """Pass messages.
 
@@ -33,13 +32,12 @@ def mixed_ng_gnn(
         network: Which network each node belongs to.
         sizes: Nodes of each network.
         nodes: First states.
-        edges: First states of the edges against their direction and along it, each in the order
-            of ``walk``; a single one where all are the same.
+        edges: First states of the edges, in the order of ``walk``.
 
     Returns:
         Last states of the nodes that are read.
     """
-    states = _States(tuple(edges), len(walk.edge) // 2)
+    states = _States(edges)
     layers = [layer for layer in model.layers if isinstance(layer, NGGNNLayer)]
     for layer, following, norm in zip(layers, layers[1:], model.norms, strict=False):
         assert isinstance(norm, GraphNorm)
@@ -49,31 +47,27 @@ def mixed_ng_gnn(
         states = states.only(walk, ahead)
         terms = ahead.spread(layer.target(nodes), layer.source(nodes))
         hidden = F.silu(states.mapped(layer.edge.weight, layer.edge.bias) + terms)
-        states = _States((hidden,), len(hidden), layer.out)
+        states = _States(hidden, layer.out)
     return _next_nodes(layers[-1], walk.last, nodes, states.only(walk, walk.last))
 
 
 @dataclass(frozen=True, slots=True)
 class _States:
-    """States of D directed edges: ``outer`` of parts behind each other.
+    """States of D directed edges: ``outer`` of ``inner``.
 
     Attributes:
-        parts: States, a single one where all of a part are the same.
-        size: Directed edges in a part.
+        inner: States.
         outer: A linear map that is yet to be applied: it becomes one with the next.
     """
 
-    parts: tuple[Float[Tensor, "_ H"], ...]
-    size: int
+    inner: Float[Tensor, "D H"]
     outer: nn.Linear | None = None
 
     def only(self, walk: Walk, segments: Segments) -> "_States":
         """Of the directed edges of some segments of a walk."""
-        size = self.size * len(self.parts)
-        if len(segments.source) == size:
+        if len(segments.source) == len(self.inner):
             return self
-        states = torch.cat([part.expand(self.size, -1) for part in self.parts])[walk.kept]
-        return _States((states,), len(states), self.outer)
+        return _States(self.inner[walk.kept], self.outer)
 
     def mapped(
         self, weight: Float[Tensor, "out H"], bias: Float[Tensor, " out"]
@@ -82,8 +76,7 @@ class _States:
         if self.outer is not None:
             bias = torch.addmv(bias, weight, self.outer.bias)
             weight = weight @ self.outer.weight
-        parts = [F.linear(part, weight, bias).expand(self.size, -1) for part in self.parts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return F.linear(self.inner, weight, bias)
 
 
 def _next_nodes(

@@ -127,21 +127,21 @@ class Segments:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """All directed edges of a batch, those against the direction of their edge first.
+    """Directed edges of a batch, those against the direction of their edge, if any, first.
 
     Attributes:
         all: They and all nodes.
         last: Those that lead to nodes that are read, and these nodes.
         kept: Where those lie among all.
         edge: Which edge each is.
-        partner: Where the same edge is walked the other way.
+        partner: Where the same edge is walked the other way; empty where none is.
     """
 
     all: Segments
     last: Segments
     kept: slice
     edge: Int64[Tensor, " D"]
-    partner: Int64[Tensor, " D"]
+    partner: Int64[Tensor, " D_or_0"]
 
 
 def counted(counts: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
@@ -151,15 +151,18 @@ def counted(counts: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " n"], Int64[Ten
     return owner, torch.arange(len(owner), device=counts.device) - first[owner]
 
 
-def walk(grids: Grids, read: Bool[Tensor, " N"]) -> Walk:
-    """Put both directions of all edges in segments.
+def walk(grids: Grids, read: Bool[Tensor, " N"], both: bool = True) -> Walk:
+    """Put all edges in segments.
 
     Args:
         grids: The kernels.
         read: The nodes whose last states are read; of a kernel's rows all or none, and of its
             columns.
+        both: Whether edges are walked both ways, or along their direction alone.
     """
     sides, leads = _sides(grids, read)
+    if not both:
+        sides, leads = sides[leads >= FORWARD_READ], leads[leads >= FORWARD_READ]
     groups, mine, theirs, my_node, their_node, my_stride, their_stride, first, _ = sides.T
     side, number = counted(groups * mine)
     group = number // mine[side]
@@ -170,13 +173,7 @@ def walk(grids: Grids, read: Bool[Tensor, " N"]) -> Walk:
     before = group * mine[side]
     start = first[side] + before * length + (number - before) * my_stride[side]
     edge = start[segment] + step * their_stride[side][segment]
-    # Both directions of an edge are numbered alike: what is sorted first is the reverse.
-    backward, forward = edge.chunk(2)
-    half = len(backward)
-    where = torch.empty(2, half, dtype=torch.long, device=edge.device)
-    where[0, backward] = torch.arange(half, device=edge.device)
-    where[1, forward] = torch.arange(half, 2 * half, device=edge.device)
-    partner = torch.cat([where[1, backward], where[0, forward]])
+    partner = _partner(edge) if both else edge.new_empty(0)
 
     kinds, index = torch.unique_consecutive(leads * LONGEST + theirs, return_inverse=True)
     counts = torch.zeros_like(kinds).index_add_(0, index, groups * mine).tolist()
@@ -195,6 +192,17 @@ def walk(grids: Grids, read: Bool[Tensor, " N"]) -> Walk:
         edge,
         partner,
     )
+
+
+def _partner(edge: Int64[Tensor, " D"]) -> Int64[Tensor, " D"]:
+    """Where each edge is walked the other way."""
+    # Both directions of an edge are numbered alike: what is sorted first is the reverse.
+    backward, forward = edge.chunk(2)
+    half = len(backward)
+    where = torch.empty(2, half, dtype=torch.long, device=edge.device)
+    where[0, backward] = torch.arange(half, device=edge.device)
+    where[1, forward] = torch.arange(half, 2 * half, device=edge.device)
+    return torch.cat([where[1, backward], where[0, forward]])
 
 
 def _sides(grids: Grids, read: Tensor) -> tuple[Int64[Tensor, "sides 9"], Int64[Tensor, " sides"]]:
