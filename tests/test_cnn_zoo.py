@@ -242,7 +242,8 @@ def test_a_split_without_networks_is_refused(park, tmp_path):
         load_cnns(tmp_path / "few", "val")
     assert str(error.value) == (
         f"CNNs '{tmp_path / 'few'}': expected networks of split 'val', in val-00000.safetensors "
-        "and on, found none"
+        "and on, found none; python -m l2o_graph.datasets.zoo makes them, from 20 --runs on in "
+        "every split"
     )
     copy = copied(park, tmp_path)
     for path in copy.glob("val-*"):

@@ -141,9 +141,10 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
     faults += [f"{name} is missing" for name in names if name not in there]
     checkpoints = sum(len(run.step) for run in runs)
     if not checkpoints:
+        advice = "; python -m l2o_graph.datasets.zoo makes them, from 20 --runs on in every split"
         raise ValueError(
             f"CNNs '{folder}': expected networks of split '{split}', in {shard_name(split, 0)} and "
-            f"on, found none" + (f": {named(faults)}" if faults else "")
+            "on, found none" + (f": {named(faults)}" if faults else advice)
         )
     if faults:
         warnings.warn(

@@ -68,7 +68,7 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
     if not found:
         raise ValueError(
             f"INRs '{folder}': expected shards of split '{split}', {shard_name(split, 0)} and on, "
-            "found none"
+            "found none; python -m l2o_graph.datasets.inr makes them"
         )
     first = read_record(found[0], FORMAT)
     names = [shard_name(split, i) for i in range(first["shards"])]
