@@ -52,7 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
 def train_optimizer(arguments: list[str] | None) -> Result:
     """Meta-train a learned optimizer."""
     parser = _parser("Meta-train a learned optimizer.", get_args(Model))
-    parser.add_argument("--preset", default="default", choices=sorted(RECIPES))
+    parser.add_argument(
+        "--preset",
+        default="default",
+        choices=sorted(RECIPES),
+        help="the numbers that are not given [default, those in brackets]",
+    )
     options = _options(parser, MetaConfig)
     given = _parsed(parser, arguments)
     config = RECIPES[given.preset](given.task, given.model)
@@ -67,8 +72,8 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     parser = _parser(description, get_args(INRModel))
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
     sizes = _sizes(parser, "INRModelConfig")
-    parser.add_argument("--probes", type=int, default=0, help="see INRModelConfig")
-    parser.add_argument("--fourier", type=float, help="see INRModelConfig; as the model's own")
+    parser.add_argument("--probes", type=int, default=0, help="see INRModelConfig [0]")
+    parser.add_argument("--fourier", type=float, help="see INRModelConfig [the model's own]")
     for switch, text in (
         ("augment", "networks as they were fitted"),
         ("positions", "nodes without positional embedding"),
@@ -91,10 +96,9 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     """Train a model that predicts the accuracy of CNNs."""
     parser = _parser("Train a model that predicts the accuracy of CNNs.", get_args(CNNModel))
     parser.add_argument("--zoo", help="folder of the networks [runs/zoo-KIND]")
-    parser.add_argument("--loss", default="bce", choices=get_args(Loss))
+    parser.add_argument("--loss", default="bce", choices=get_args(Loss), help="[bce]")
     sizes = _sizes(parser, "CNNModelConfig")
     parser.add_argument("--hold-out", default="", metavar="TRAIT=VALUE", help="as depth=5")
-    parser.add_argument("--reverse", action="store_true", help="see CNNModelConfig")
     for switch, text in (
         ("activations", "neurons are not told their activation"),
         ("augment", "networks as they were trained, as those of cnn_park always are"),
@@ -103,8 +107,7 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     options = _options(parser, CNNTrainingConfig)
     given = _parsed(parser, arguments)
     kind = CNN_TASKS[given.task]
-    changes = {"reverse": given.reverse, "activations": given.activations}
-    model = cnn_config(given.model, kind, **changes, **_changes(given, sizes))
+    model = cnn_config(given.model, kind, activations=given.activations, **_changes(given, sizes))
     config = CNNTrainingConfig(
         task=given.task,
         model=model,
@@ -123,15 +126,13 @@ def _parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m meta_train",
         description=f"{description} Which options there are depends on --task.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--task", default="fmnist_cnn", choices=sorted({*TASKS, *INR_TASKS, *CNN_TASKS})
-    )
-    parser.add_argument("--model", default="ng_gnn", choices=models)
+    tasks = sorted({*TASKS, *INR_TASKS, *CNN_TASKS})
+    parser.add_argument("--task", default="fmnist_cnn", choices=tasks, help="[fmnist_cnn]")
+    parser.add_argument("--model", default="ng_gnn", choices=models, help="[ng_gnn]")
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="[cpu]")
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     return parser
@@ -142,15 +143,19 @@ def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
     numbers = [f for f in dataclasses.fields(config) if type(f.default) in (int, float)]
     for field in numbers:
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=type(field.default), help=f"see {config.__name__}")
+        text = f"see {config.__name__} [{field.default}]"
+        parser.add_argument(flag, type=type(field.default), help=text)
     return [field.name for field in numbers]
 
 
 def _sizes(parser: argparse.ArgumentParser, config: str) -> list[str]:
-    """Options for what every model that reads networks has; returns their names."""
-    parser.add_argument("--hidden", type=int, help=f"see {config}; as the model's own")
-    parser.add_argument("--dropout", type=float, help=f"see {config}; as the model's own")
-    return ["hidden", "dropout"]
+    """Options of the models that read networks, of any task; returns their names."""
+    either_way = argparse.BooleanOptionalAction
+    text = f"see {config} [the model's own]"
+    parser.add_argument("--hidden", type=int, help=text)
+    parser.add_argument("--dropout", type=float, help=text)
+    parser.add_argument("--reverse", action=either_way, help=text)
+    return ["hidden", "dropout", "reverse"]
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:

@@ -455,9 +455,11 @@ def test_a_baseline_takes_the_place_of_a_graph_model(models, task, tmp_path):
 
 
 def test_a_baseline_is_not_asked_for_what_it_lacks():
-    for changes in ({"probes": 4}, {"fourier": 1.0}, {"axial": True}):
-        with pytest.raises(ValueError, match="for probes, fourier and axial, found 'mlp'"):
-            inr_config("mlp", **changes)
+    for name, value in {"probes": 4, "fourier": 1.0, "axial": True, "reverse": True}.items():
+        with pytest.raises(
+            ValueError, match=f"{name}: expected model 'ng_gnn' or 'ng_t', found 'm"
+        ):
+            inr_config("mlp", **{name: value})
     with pytest.raises(ValueError, match="'stat_nn' reads no single parameter, and cannot edit"):
         inr_config("stat_nn", "edit")
 

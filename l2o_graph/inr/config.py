@@ -46,7 +46,7 @@ class INRModelConfig:
     probes: int = 0
     dropout: float = 0.0
     fourier: float = 0.0
-    reverse: bool = True
+    reverse: bool = False
     heads: int = 8
     axial: bool = False
     positions: bool = True
@@ -72,11 +72,13 @@ class INRModelConfig:
                 raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more, less than 1, found {self.dropout}")
-        if self.model not in GRAPH_MODELS and (self.probes or self.fourier or self.axial):
-            raise ValueError(
-                f"model: expected one of {GRAPH_MODELS} for probes, fourier and axial, found "
-                f"'{self.model}'"
-            )
+        if self.model not in GRAPH_MODELS:
+            for name in ("probes", "fourier", "axial", "reverse"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "
+                        f"'{self.model}'"
+                    )
         if (self.model, self.task) == ("stat_nn", "edit"):
             raise ValueError("model: 'stat_nn' reads no single parameter, and cannot edit any")
         if self.model == "ng_t" and (2 * self.hidden) % self.heads:
@@ -93,10 +95,10 @@ class INRModelConfig:
 # the time that two cores have, networks as they are were edited worse than by DWSNet.
 # Where the baselines' sizes come from stands with each.
 SIZES: dict[tuple[Model, Task], dict[str, Any]] = {
-    ("ng_gnn", "classify"): {"dropout": 0.2, "fourier": 3.0, "reverse": False},
-    ("ng_gnn", "edit"): {"dropout": 0.2},
-    ("ng_t", "classify"): {"dropout": 0.2, "fourier": 1.0, "reverse": False},
-    ("ng_t", "edit"): {"dropout": 0.3, "fourier": 3.0, "heads": 4},
+    ("ng_gnn", "classify"): {"dropout": 0.2, "fourier": 3.0},
+    ("ng_gnn", "edit"): {"dropout": 0.2, "reverse": True},
+    ("ng_t", "classify"): {"dropout": 0.2, "fourier": 1.0},
+    ("ng_t", "edit"): {"dropout": 0.3, "fourier": 3.0, "heads": 4, "reverse": True},
     ("mlp", "classify"): {"hidden": 256, "layers": 3},
     ("mlp", "edit"): {"hidden": 256, "layers": 3},
     ("stat_nn", "classify"): {"hidden": 1000, "layers": 2},
