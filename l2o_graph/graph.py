@@ -83,7 +83,7 @@ class Piece:
         return math.prod(self.grid)
 
     @property
-    def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def ends(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Nodes that the edges lead to, and nodes that they leave: one is rows, one columns."""
         return (self.columns, self.rows) if self.from_rows else (self.rows, self.columns)
 

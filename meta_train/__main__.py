@@ -160,7 +160,9 @@ def _sizes(parser: argparse.ArgumentParser, config: str) -> list[str]:
 
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
-    if given.threads:
+    if given.threads is not None:
+        if given.threads < 1:
+            raise ValueError(f"threads: expected at least 1, found {given.threads}")
         torch.set_num_threads(given.threads)
     check_device(given.device)
     return given

@@ -49,7 +49,7 @@ class EpochConfig:
     save_every: int = 100
 
     def check_ranges(self, *sizes: str) -> None:
-        """Refuse sizes below 1, a rate, a decay or a norm below 0, and a cooldown that is no share.
+        """Refuse sizes below 1, rates, decays and norms below 0, other seeds, shares that are none.
 
         Raises:
             ValueError: Naming the field.
@@ -60,6 +60,8 @@ class EpochConfig:
                 if not getattr(self, name) >= least:
                     found = getattr(self, name)
                     raise ValueError(f"{name}: expected at least {least}, found {found}")
+        if not 0 <= self.seed < MOST_SEEDS:
+            raise ValueError(f"seed: expected 0 to {MOST_SEEDS - 1}, found {self.seed}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown: expected a share from 0 to 1, found {self.cooldown}")
 
@@ -70,6 +72,8 @@ def rate_at(config: EpochConfig, step: int, steps: int) -> float:
     cool = (steps - step) / (config.cooldown * steps) if config.cooldown else 1.0
     return config.lr * min(1.0, warm, cool)
 
+
+MOST_SEEDS = 1 << 28  # times 8 purposes and 2^32 numbers are all that a generator takes
 
 C = TypeVar("C", bound=EpochConfig)
 M = TypeVar("M", bound=nn.Module)

@@ -198,7 +198,11 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         weights, biases, target = self.test.of(torch.arange(min(SHOWN, len(self.test.networks))))
         model.eval()
         edited = model([w.to(self.device) for w in weights], [b.to(self.device) for b in biases])
-        pixels = {"drawn": render(weights, biases), "edited": render(*edited).cpu()}
+        omega0 = self.config.model.omega0
+        pixels = {
+            "drawn": render(weights, biases, omega0=omega0),
+            "edited": render(*edited, omega0=omega0).cpu(),
+        }
         return {**pixels, "target": target}
 
     def _score(
@@ -254,9 +258,10 @@ def train_inr_model(
     """
     examples = load_examples(config.task, inrs, data_root)
     counts = ", ".join(f"{len(e.networks)} {s}" for s, e in zip(SPLITS, examples, strict=True))
-    layout = examples[0].networks.layout
-    if tuple(layout) != tuple(config.model.layout):
-        raise ValueError(f"INRs '{inrs}': expected layout {config.model.layout}, found {layout}")
+    for name in ("layout", "omega0"):
+        found, expected = (getattr(x, name) for x in (examples[0].networks, config.model))
+        if found != expected:
+            raise ValueError(f"INRs '{inrs}': expected {name} {expected}, found {found}")
     new = INRTrainer(config, examples, torch.device(device), f"{Path(inrs).name}: {counts}")
     state = prepare(out, new.settings, resume)
     trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)

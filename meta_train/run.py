@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
@@ -112,18 +112,21 @@ def begin(
         new: Starts afresh.
 
     Raises:
-        ValueError: For a state of other settings.
+        ValueError: For a state of other settings, and a file that is none.
     """
     if not state.exists():
         trainer, known = new(), -1
     else:
-        with safe_open(state, framework="pt") as file:
-            found = json.loads(file.metadata()["record"])["config"]
+        try:
+            with safe_open(state, framework="pt") as file:
+                found = json.loads(file.metadata()["record"])["config"]
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"'{state}': expected the state of a run, found: {error!r}") from error
         if found != settings:
             difference = ", ".join(
-                f"{key} is {found[key]}, not {settings[key]}"
-                for key in found
-                if found[key] != settings[key]
+                f"{key} is {found.get(key)}, not {settings.get(key)}"
+                for key in {**found, **settings}
+                if found.get(key) != settings.get(key)
             )
             raise ValueError(f"{state} is of another configuration: {difference}")
         trainer = resume(state)
@@ -164,11 +167,13 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Give an optimizer the state that ``optimizer_tensors`` took of it."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, p in enumerate(parameters):
+    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    for i, (p, group) in enumerate(parameters):
         found = starting(f"optimizer.{i}.", tensors)
         if found:
-            optimizer.state[p] = {k: t if k == "step" else t.to(p.device) for k, t in found.items()}
+            # A fused step reads its number on the parameter's device, any other on the CPU.
+            stays = () if group.get("fused") else ("step",)
+            optimizer.state[p] = {k: t if k in stays else t.to(p.device) for k, t in found.items()}
 
 
 def starting(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,14 +19,17 @@ from l2o_graph import GeneralizationPredictor, predict_accuracy
 from l2o_graph.cnn import CNNArchitecture, CNNModelConfig, chosen, cnn_config, cnn_module
 from l2o_graph.cnn import save_cnn_model as save_model
 from l2o_graph.cnn.files import unflattened
+from l2o_graph.cnn.small import ARCHITECTURE
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import span, unfamiliar
+from l2o_graph.graph import topology_of
 from l2o_graph.models.segments import Grids, walk
 from l2o_graph.models.stat_nn import layer_statistics
 from l2o_graph.zoo.files import parse
 
 MODELS = {
     "ng_gnn": {"model": "ng_gnn", "hidden": 8, "layers": 3},
+    "ng_gnn, both ways": {"model": "ng_gnn", "hidden": 8, "layers": 3, "reverse": True},
     "ng_t": {"model": "ng_t", "hidden": 8, "layers": 3, "heads": 2},
 }
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
@@ -81,6 +84,15 @@ def test_models_have_the_parameters_of_the_published_ones(model, zoo, count):
     assert sum(p.numel() for p in found.parameters()) == count
 
 
+def test_ng_gnn_amplifies_by_the_mean_degree_of_what_it_is_made_for():
+    deltas = {z: cnn_config("ng_gnn", z).delta for z in ("park", "small")}
+    assert deltas == {"park": 2.1321, "small": 2.2048}  # the published ones
+    spec = structure_of(ARCHITECTURE)
+    for reverse, degree in ((False, "in_degree"), (True, "degree")):
+        mean = (getattr(topology_of(spec), degree) + 1).log().mean().item()
+        assert cnn_config("ng_gnn", "small", reverse=reverse).delta == pytest.approx(mean, abs=1e-3)
+
+
 # Slow twins -------------------------------------------------------------------------------------
 
 
@@ -131,11 +143,12 @@ def kernels(draw):
 
 
 @settings(max_examples=25)
-@given(kernels(), st.booleans())
-def test_segments_equal_a_loop_over_edges(drawn, both):
+@given(kernels(), st.booleans(), st.sets(st.integers(0, 7)))
+def test_segments_equal_a_loop_over_edges(drawn, both, tens):
     columns, (row, column) = drawn
     nodes = 100
-    read = torch.zeros(nodes, dtype=torch.bool)
+    # What is read are sets of neurons: a kernel leads to all of one or to none.
+    read = torch.isin(torch.arange(nodes) // 10, torch.tensor(sorted(tens), dtype=torch.long))
     grids = Grids(
         *(torch.tensor(columns[key]) for key in ("groups", "rows", "columns")),
         torch.tensor(row), torch.tensor(column), torch.tensor(columns["from_rows"]),
@@ -170,6 +183,10 @@ def test_segments_equal_a_loop_over_edges(drawn, both):
         torch.stack([torch.cat([m.sum(0), m.square().sum(0)]) for m in gathered]),
     ]
     assert_same_with_gradients([tally.low, tally.high, tally.total], expected, [messages])
+    last = found.last.tally(messages[found.kept])
+    assert torch.equal(found.last.nodes, read.nonzero().flatten())
+    for part, whole in zip((last.low, last.high, last.total), expected, strict=True):
+        torch.testing.assert_close(part, whole[read])
 
 
 def test_equal_messages_share_the_gradient_of_an_extreme():

@@ -198,12 +198,13 @@ def test_requests_that_cannot_be_met(zoo, tmp_path, capsys, monkeypatch):
 
 def test_the_command(zoo, tmp_path, capsys):
     given = ["--task", "cnn_park", "--model", "ng_t", "--hidden", "8", "--loss", "mse"]
-    given += ["--no-activations", "--epochs", "1", "--batch", "8", "--seed", "2"]
+    given += ["--no-activations", "--reverse", "--epochs", "1", "--batch", "8", "--seed", "2"]
     out = tmp_path / "run"
     assert main([*given, "--zoo", str(zoo), "--out", str(out)]) == 0
     assert "log in" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
     assert (config["model"]["model"], config["model"]["activations"]) == ("ng_t", False)
+    assert config["model"]["reverse"]
     assert (config["loss"], config["seed"], config["augment"]) == ("mse", 2, False)
 
 

@@ -242,8 +242,8 @@ def test_a_split_without_networks_is_refused(park, tmp_path):
         load_cnns(tmp_path / "few", "val")
     assert str(error.value) == (
         f"CNNs '{tmp_path / 'few'}': expected networks of split 'val', in val-00000.safetensors "
-        "and on, found none; python -m l2o_graph.datasets.zoo makes them, from 20 --runs on in "
-        "every split"
+        "and on, found none; python -m l2o_graph.datasets.zoo makes them, of 3 --runs or more "
+        "in each split"
     )
     copy = copied(park, tmp_path)
     for path in copy.glob("val-*"):
@@ -350,7 +350,7 @@ def test_the_command_counts_runs_that_diverged(tmp_path, monkeypatch, capsys):
         run(tmp_path)
     said = capsys.readouterr().out
     assert "9 runs lack checkpoints, whose weights were not finite" in said
-    with pytest.raises(ValueError, match=r"expected networks of split 'train', .* found none$"):
+    with pytest.raises(ValueError, match=r"split 'train', .* found none, as every run diverged"):
         load_cnns(tmp_path, "train")
 
 

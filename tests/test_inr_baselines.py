@@ -455,7 +455,8 @@ def test_a_baseline_takes_the_place_of_a_graph_model(models, task, tmp_path):
 
 
 def test_a_baseline_is_not_asked_for_what_it_lacks():
-    for name, value in {"probes": 4, "fourier": 1.0, "axial": True, "reverse": True}.items():
+    graphs = {"probes": 4, "fourier": 1.0, "axial": True, "reverse": True, "positions": False}
+    for name, value in graphs.items():
         with pytest.raises(
             ValueError, match=f"{name}: expected model 'ng_gnn' or 'ng_t', found 'm"
         ):

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from l2o_graph.datasets.images import load_images
 from l2o_graph.datasets.inr import Settings, main, plan
 from l2o_graph.inr import RECIPES, fit, initialise, load_inrs, psnr, read_published, render
+from l2o_graph.inr.files import write_shard
+from l2o_graph.zoo.shards import shard_name
 
 SAMPLE = load_images("fmnist_sample")
 
@@ -298,6 +300,12 @@ def test_published_folders_are_read_as_they_are(published):
     assert_holds(read_published(mnist, "test"), [3], [7], [0])
     assert_holds(read_published(fmnist, "train"), [1, 0], [3, 2], [7, 11])
     assert_holds(read_published(fmnist, "test"), [2], [1], [7])
+
+
+def test_published_networks_can_be_kept_as_shards(published, tmp_path):
+    record = {"split": "train", "shard": 0, "shards": 1, "omega0": 30.0}
+    write_shard(tmp_path / shard_name("train", 0), read_published(published[0], "train"), record)
+    assert_holds(load_inrs(tmp_path, "train"), [0, 1], [5, 4], [0, 54_999])
 
 
 def test_published_splits_are_taken_from_their_json(published):

@@ -135,16 +135,22 @@ def test_requests_that_cannot_be_met(inrs, tmp_path, capsys):
     config = dataclasses.replace(TINY, model=inr_config("mlp", layout=(2, 16, 1)))
     with pytest.raises(ValueError, match=r"expected layout \(2, 16, 1\), found \(2, 32, 32, 1\)"):
         train_inr_model(config, inrs, tmp_path / "run")
+    config = dataclasses.replace(TINY, model=inr_config("mlp", omega0=20.0))
+    with pytest.raises(ValueError, match=r"expected omega0 20.0, found 30.0"):
+        train_inr_model(config, inrs, tmp_path / "run")
+    with pytest.raises(ValueError, match="seed: expected 0 to 268435455, found 268435456"):
+        dataclasses.replace(TINY, seed=1 << 28)
     status = main(["--task", "mnist_inr", "--inrs", str(tmp_path / "nothing")])
     assert status == 2
-    assert "expected shards of split 'train'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected shards of split 'train'" in said and "l2o_graph.datasets.inr makes" in said
     assert main(["--task", "mnist_inr", "--device", "nonsense"]) == 2
     assert "meta_train: device: cannot use 'nonsense'" in capsys.readouterr().err
 
 
 def test_the_command(inrs, tmp_path, capsys):
     given = ["--task", "sample_inr", "--model", "ng_t", "--probes", "2", "--hidden", "8"]
-    given += ["--dropout", "0.5"]
+    given += ["--dropout", "0.5", "--reverse"]
     given += ["--no-positions", "--no-augment", "--epochs", "1", "--batch", "12"]
     out = tmp_path / "run"
     assert main([*given, "--inrs", str(inrs), "--out", str(out)]) == 0
@@ -152,4 +158,5 @@ def test_the_command(inrs, tmp_path, capsys):
     config = json.loads((out / "config.json").read_text())
     assert (config["model"]["model"], config["model"]["probes"]) == ("ng_t", 2)
     assert (config["model"]["hidden"], config["model"]["dropout"]) == (8, 0.5)
+    assert config["model"]["reverse"]
     assert (config["model"]["positions"], config["augment"], config["epochs"]) == (False, False, 1)

@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 import torch
 from helpers_stop import stopped
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from l2o_graph import NGOptimizer
@@ -18,6 +19,7 @@ from l2o_graph.rule import Model, RuleConfig, untrained
 from l2o_graph.zoo.registry import load_checkpoint
 from meta_train.__main__ import main
 from meta_train.config import MetaConfig, default_recipe, paper_recipe
+from meta_train.run import write_state
 from meta_train.tasks import get_task
 from meta_train.trainer import MetaTrainer, meta_train
 
@@ -183,6 +185,19 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
         meta_train(TINY, tmp_path / "run")
     with pytest.raises(ValueError, match="another configuration: unroll is 4, not 6"):
         meta_train(dataclasses.replace(TINY, unroll=6), tmp_path / "run", resume=True)
+
+    state = tmp_path / "run" / "state.safetensors"
+    with safe_open(state, framework="pt") as file:
+        record = json.loads(file.metadata()["record"])
+    record["config"]["swing"] = record["config"].pop("unroll")
+    write_state(state, record, {})
+    with pytest.raises(ValueError, match="swing is 4, not None, unroll is None, not 4"):
+        meta_train(TINY, tmp_path / "run", resume=True)
+    state.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="expected the state of a run, found: Safetensor"):
+        meta_train(TINY, tmp_path / "run", resume=True)
+    assert main(["--threads", "0"]) == 2
+    assert "threads: expected at least 1, found 0" in capsys.readouterr().err
 
     (tmp_path / "file").write_text("in the way")
     status = main(["--task", "fmnist_sample", "--out", str(tmp_path / "file" / "run")])

@@ -2,8 +2,8 @@
 
 ``GeneralizationPredictor`` reads such networks as graphs and predicts their accuracy.
 
-Axes, beside those of ``l2o_graph``: I networks (CNNs), B images of a batch, D edges walked both
-ways, S segments of them.
+Axes, beside those of ``l2o_graph``: I networks (CNNs), B images of a batch, D directed
+edges, S segments of them.
 """
 
 from l2o_graph.cnn.architecture import CNNArchitecture, cnn_module

@@ -37,8 +37,7 @@ class CNNModelConfig:
         heads: Of NG-T's attention.
         attention: Channels of the attention, times ``hidden``.
         edge_hidden: Hidden channels of NG-T's networks on edges, times ``hidden``.
-        delta: NG-GNN's mean of log(degree + 1), over nodes of the networks it is made for, with the
-            edges that lead to a node: the numbers of the released code.
+        delta: NG-GNN's mean of log(degree + 1), over nodes of the networks it is made for.
         architecture: The only one that NFN reads.
     """
 
@@ -57,7 +56,7 @@ class CNNModelConfig:
     heads: int = 4
     attention: int = 1
     edge_hidden: int = 2
-    delta: float = 2.1321
+    delta: float = 1.0
     architecture: CNNArchitecture | None = None
 
     def __post_init__(self):
@@ -129,7 +128,16 @@ SIZES: dict[tuple[Model, Zoo], dict[str, Any]] = {
 }  # fmt: skip
 OF_ZOO: dict[Zoo, dict[str, Any]] = {
     "park": {},
-    "small": {"inputs": 1, "depth": 3, "max_kernel": 3, "delta": 2.2048},
+    "small": {"inputs": 1, "depth": 3, "max_kernel": 3},
+}
+
+# With edges along the flow, as in the released code, which leaves it at that with edges both ways;
+# and with these, over networks of the park that were drawn.
+DELTA: dict[tuple[Zoo, bool], float] = {
+    ("park", False): 2.1321,
+    ("small", False): 2.2048,
+    ("park", True): 3.02,
+    ("small", True): 3.154,
 }
 
 
@@ -146,5 +154,6 @@ def cnn_config(model: Model, zoo: Zoo = "park", **changes: Any) -> CNNModelConfi
     """
     if zoo not in OF_ZOO:
         raise ValueError(f"zoo: expected one of {list(OF_ZOO)}, found '{zoo}'")
-    sizes = SIZES.get((model, zoo), {})
-    return CNNModelConfig(**{"model": model, **OF_ZOO[zoo], **sizes, **changes})
+    sizes = OF_ZOO[zoo] | SIZES.get((model, zoo), {}) | changes
+    delta = DELTA[zoo, sizes.get("reverse", False)]
+    return CNNModelConfig(**{"model": model, "delta": delta, **sizes})

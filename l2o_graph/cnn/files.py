@@ -141,10 +141,12 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
     faults += [f"{name} is missing" for name in names if name not in there]
     checkpoints = sum(len(run.step) for run in runs)
     if not checkpoints:
-        advice = "; python -m l2o_graph.datasets.zoo makes them, from 20 --runs on in every split"
+        reason = "; python -m l2o_graph.datasets.zoo makes them, of 3 --runs or more in each split"
+        if records or faults:
+            reason = f": {named(faults)}" if faults else ", as every run diverged"
         raise ValueError(
             f"CNNs '{folder}': expected networks of split '{split}', in {shard_name(split, 0)} and "
-            "on, found none" + (f": {named(faults)}" if faults else advice)
+            f"on, found none{reason}"
         )
     if faults:
         warnings.warn(

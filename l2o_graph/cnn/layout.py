@@ -218,7 +218,7 @@ class Layouts:
         self.nodes = _Table([layout.nodes for layout in layouts])
         self.outputs = torch.stack([layout.outputs for layout in layouts])
 
-    def batch(self, which: Int64[Tensor, " I"], both_ways: bool = True) -> Batch:
+    def batch(self, which: Int64[Tensor, " I"], both_ways: bool) -> Batch:
         """Networks side by side.
 
         Args:

@@ -16,7 +16,8 @@ from l2o_graph.cnn.graph_body import GraphBody
 from l2o_graph.zoo.files import fill, find, packaged, parse, save_module
 from l2o_graph.zoo.shards import named
 
-FORMAT = "l2o_graph predictor of accuracy"
+# In version 1 an NG-GNN without reverse edges had them all the same.
+FORMAT = "l2o_graph predictor of accuracy, version 2"
 FOLDER = "cnn"  # of the zoo
 
 # What reads the networks, for each model of a config: CNNs -> a logit for each.

@@ -73,8 +73,9 @@ class INRModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more, less than 1, found {self.dropout}")
         if self.model not in GRAPH_MODELS:
-            for name in ("probes", "fourier", "axial", "reverse"):
-                if getattr(self, name):
+            neutral = {"probes": 0, "fourier": 0, "axial": False, "reverse": False}
+            for name, nothing in {**neutral, "positions": True}.items():
+                if getattr(self, name) != nothing:
                     raise ValueError(
                         f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "
                         f"'{self.model}'"

@@ -93,7 +93,7 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
         labels=tensors["label"],
         index=tensors["index"],
         view=tensors["view"],
-        psnr=tensors["psnr"],
+        psnr=tensors.get("psnr"),
         omega0=first["omega0"],
         origin=f"'{folder}', split '{split}'",
     )

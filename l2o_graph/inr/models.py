@@ -21,7 +21,8 @@ from l2o_graph.zoo.files import fill, find, packaged, parse, save_module
 
 M = TypeVar("M", bound="INRModel")
 
-FORMAT = "l2o_graph INR model"
+# In version 1 an NG-GNN without reverse edges had them all the same.
+FORMAT = "l2o_graph INR model, version 2"
 FOLDER = "inr"  # of the zoo
 
 # At first an editor changes each number by a hundredth of what its head says, as the released code

@@ -202,7 +202,7 @@ class NGGNNLayer(nn.Module):
                     yield from map(Tally.of, grids, dims)
 
         # A plane's edges lead to one side: forward edges to targets, their reverses to sources.
-        ranges = [side for chunk in chunks for p in chunk for side in p.sides[: self.planes]]
+        ranges = [side for chunk in chunks for p in chunk for side in p.ends[: self.planes]]
         runs = runs_of(tuple(ranges), topology.spec.num_nodes)
         reached = runs.gather(sides(), [None] * len(runs.nodes), len(chunks))
         no_messages = nodes.new_zeros(*nodes.shape[:-1], 4 * nodes.shape[-1])

@@ -1,8 +1,8 @@
 """NG-T: a relational transformer over neurons (Kofinas et al. 2024, section 3.2).
 
 Attention whose queries, keys and values the edges modulate, and edges that are updated from
-their two nodes (Diao & Loynd 2023). As in NG-GNN every edge is walked both ways and has a state
-for each: plane 0 is the forward edge source -> target, plane 1 its reverse.
+their two nodes (Diao & Loynd 2023). Every edge is walked both ways and has a state for
+each: plane 0 is the forward edge source -> target, plane 1 its reverse.
 
 A pair without an edge, a node and itself among them, has edge state 0. The edges' projections
 have no bias, so its value is 0 as well: such a pair takes weight away from the others and carries

@@ -1,6 +1,6 @@
 """Edges of networks of any architectures in segments, so that all of them are one operation.
 
-Every edge is walked both ways, which makes two directed edges of it. What a kernel brings to one
+An edge that is walked both ways makes two directed edges, else one. What a kernel brings to one
 node is a segment: a run of directed edges, as many as the kernel has columns, or on the way back
 rows. Segments of one length lie together, whatever networks they are of, and are reduced as a
 plain tensor (segments, length, H). What several kernels bring to a node is then put together.
@@ -151,7 +151,7 @@ def counted(counts: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " n"], Int64[Ten
     return owner, torch.arange(len(owner), device=counts.device) - first[owner]
 
 
-def walk(grids: Grids, read: Bool[Tensor, " N"], both: bool = True) -> Walk:
+def walk(grids: Grids, read: Bool[Tensor, " N"], both: bool) -> Walk:
     """Put all edges in segments.
 
     Args:

@@ -22,9 +22,11 @@ from l2o_graph.inr.baselines.sets import SetClassifier, SetEditor
 from l2o_graph.models.stat_nn import StatNN
 
 
-def stat_nn_classifier(layout: Sequence[int], classes: int = 10, hidden: int = 1000) -> StatNN:
+def stat_nn_classifier(
+    layout: Sequence[int], classes: int = 10, hidden: int = 1000, dropout: float = 0.0
+) -> StatNN:
     """StatNN for networks of one layout."""
-    return StatNN(len(layout) - 1, classes, hidden)
+    return StatNN(len(layout) - 1, classes, hidden, dropout)
 
 
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {

@@ -18,9 +18,9 @@ class BaselineBody(nn.Module):
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
-        sizes = {"hidden": config.hidden}
-        if config.model != "stat_nn":  # which is two layers, and drops nothing
-            sizes |= {"layers": config.layers, "dropout": config.dropout}
+        sizes = {"hidden": config.hidden, "dropout": config.dropout}
+        if config.model != "stat_nn":  # which is two layers
+            sizes["layers"] = config.layers
         if config.task == "classify":
             self.net = CLASSIFIERS[config.model](config.layout, config.classes, **sizes)
         else:
