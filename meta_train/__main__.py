@@ -14,8 +14,8 @@ from l2o_graph.cnn.config import cnn_config
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.inr.config import Model as INRModel
-from l2o_graph.inr.config import inr_config
 from l2o_graph.rule import Model
+from meta_train import inr_training
 from meta_train.cnn_training import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
 from meta_train.config import MetaConfig, default_recipe, paper_recipe
 from meta_train.inr_training import INR_TASKS, INRTrainingConfig, train_inr_model
@@ -24,6 +24,7 @@ from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
 
 RECIPES = {"default": default_recipe, "paper": paper_recipe}
+INR_RECIPES = {"default": inr_training.default_recipe, "paper": inr_training.paper_recipe}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,12 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def train_optimizer(arguments: list[str] | None) -> Result:
     """Meta-train a learned optimizer."""
     parser = _parser("Meta-train a learned optimizer.", get_args(Model))
-    parser.add_argument(
-        "--preset",
-        default="default",
-        choices=sorted(RECIPES),
-        help="the numbers that are not given [default, those in brackets]",
-    )
+    _preset(parser)
     options = _options(parser, MetaConfig)
     given = _parsed(parser, arguments)
     config = RECIPES[given.preset](given.task, given.model)
@@ -73,22 +69,20 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
     sizes = _sizes(parser, "INRModelConfig")
     parser.add_argument("--probes", type=int, default=0, help="see INRModelConfig [0]")
-    parser.add_argument("--fourier", type=float, help="see INRModelConfig [the model's own]")
-    for switch, text in (
-        ("augment", "networks as they were fitted"),
-        ("positions", "nodes without positional embedding"),
-    ):
-        parser.add_argument(f"--no-{switch}", dest=switch, action="store_false", help=text)
-    options = _options(parser, INRTrainingConfig)
+    parser.add_argument("--fourier", type=float, help="see INRModelConfig [the recipe's own]")
+    text = "nodes without positional embedding"
+    parser.add_argument("--no-positions", dest="positions", action="store_false", help=text)
+    text = "change networks at random, see INRTrainingConfig [the recipe's own]"
+    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help=text)
+    _preset(parser)
+    options = [*_options(parser, INRTrainingConfig), "augment"]
     given = _parsed(parser, arguments)
-    source, kind = INR_TASKS[given.task]
     changes = {"probes": given.probes, "positions": given.positions}
-    model = inr_config(given.model, kind, **changes, **_changes(given, [*sizes, "fourier"]))
-    config = INRTrainingConfig(
-        task=given.task, model=model, augment=given.augment, **_changes(given, options)
-    )
+    changes |= _changes(given, [*sizes, "fourier"])
+    config = INR_RECIPES[given.preset](given.task, given.model, **changes)
+    config = dataclasses.replace(config, **_changes(given, options))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.probes}"
-    inrs = given.inrs or f"runs/inr-{source}"
+    inrs = given.inrs or f"runs/inr-{INR_TASKS[given.task][0]}"
     return train_inr_model(config, inrs, out, given.data_root, given.device, given.resume)
 
 
@@ -138,6 +132,11 @@ def _parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _preset(parser: argparse.ArgumentParser) -> None:
+    text = "what is not given is as in this recipe [default: the numbers in brackets]"
+    parser.add_argument("--preset", default="default", choices=sorted(RECIPES), help=text)
+
+
 def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
     """An option for each number of a configuration; returns their names."""
     numbers = [f for f in dataclasses.fields(config) if type(f.default) in (int, float)]
@@ -151,7 +150,7 @@ def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
 def _sizes(parser: argparse.ArgumentParser, config: str) -> list[str]:
     """Options of the models that read networks, of any task; returns their names."""
     either_way = argparse.BooleanOptionalAction
-    text = f"see {config} [the model's own]"
+    text = f"see {config} [the recipe's or the model's own]"
     parser.add_argument("--hidden", type=int, help=text)
     parser.add_argument("--dropout", type=float, help=text)
     parser.add_argument("--reverse", action=either_way, help=text)

@@ -17,7 +17,9 @@ from meta_train.inr_training import (
     EDITED,
     INRTrainer,
     INRTrainingConfig,
+    default_recipe,
     load_examples,
+    paper_recipe,
     train_inr_model,
 )
 from meta_train.tables import edited_digits
@@ -148,6 +150,27 @@ def test_requests_that_cannot_be_met(inrs, tmp_path, capsys):
     assert "meta_train: device: cannot use 'nonsense'" in capsys.readouterr().err
 
 
+def test_recipes():
+    """Ours has no noise; the paper's numbers are those of its section 4.1 and of its scripts."""
+    ours, paper = default_recipe("mnist_inr", "ng_t", probes=4), paper_recipe("fmnist_inr")
+    assert (ours.augment, ours.cooldown, ours.model.dropout, ours.model.fourier) == (
+        False,
+        0.5,
+        0,
+        0,
+    )
+    assert ours.model.probes == 4
+    assert (paper.augment, paper.cooldown, paper.model.dropout, paper.model.fourier) == (
+        True, 0.0, 0.2, 3.0,
+    )  # fmt: skip
+    assert (paper.epochs, paper.batch, paper.warmup, paper.clip) == (150, 128, 1000, 10.0)
+    edits = paper_recipe("mnist_dilation")
+    assert (edits.epochs, edits.warmup, edits.clip, edits.augment) == (200, 10_000, 1.0, False)
+    assert paper_recipe().epochs == 100
+    with pytest.raises(ValueError, match="unknown task 'inr', expected one of"):
+        paper_recipe("inr")
+
+
 def test_the_command(inrs, tmp_path, capsys):
     given = ["--task", "sample_inr", "--model", "ng_t", "--probes", "2", "--hidden", "8"]
     given += ["--dropout", "0.5", "--reverse"]
@@ -160,3 +183,8 @@ def test_the_command(inrs, tmp_path, capsys):
     assert (config["model"]["hidden"], config["model"]["dropout"]) == (8, 0.5)
     assert config["model"]["reverse"]
     assert (config["model"]["positions"], config["augment"], config["epochs"]) == (False, False, 1)
+    out = tmp_path / "paper"
+    given = ["--task", "sample_inr", "--hidden", "8", "--preset", "paper", "--epochs", "1"]
+    assert main([*given, "--inrs", str(inrs), "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["augment"], config["batch"], config["model"]["fourier"]) == (True, 128, 3.0)
