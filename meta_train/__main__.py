@@ -69,7 +69,6 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
     sizes = _sizes(parser, "INRModelConfig")
     parser.add_argument("--probes", type=int, default=0, help="see INRModelConfig [0]")
-    parser.add_argument("--fourier", type=float, help="see INRModelConfig [the recipe's own]")
     text = "nodes without positional embedding"
     parser.add_argument("--no-positions", dest="positions", action="store_false", help=text)
     text = "change networks at random, see INRTrainingConfig [the recipe's own]"
@@ -78,7 +77,7 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     options = [*_options(parser, INRTrainingConfig), "augment"]
     given = _parsed(parser, arguments)
     changes = {"probes": given.probes, "positions": given.positions}
-    changes |= _changes(given, [*sizes, "fourier"])
+    changes |= _changes(given, sizes)
     config = INR_RECIPES[given.preset](given.task, given.model, **changes)
     config = dataclasses.replace(config, **_changes(given, options))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.probes}"
@@ -153,8 +152,9 @@ def _sizes(parser: argparse.ArgumentParser, config: str) -> list[str]:
     text = f"see {config} [the recipe's or the model's own]"
     parser.add_argument("--hidden", type=int, help=text)
     parser.add_argument("--dropout", type=float, help=text)
+    parser.add_argument("--fourier", type=float, help=text)
     parser.add_argument("--reverse", action=either_way, help=text)
-    return ["hidden", "dropout", "reverse"]
+    return ["hidden", "dropout", "fourier", "reverse"]
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:

@@ -450,9 +450,10 @@ def test_a_network_in_training_is_read_through_a_batch_of_one_and_stays_in_train
     assert [part for part in module.modules() if not part.training] == [pool[1]]
 
 
-@pytest.mark.parametrize("options", [{"reverse": True}, {"activations": False}])
+@pytest.mark.parametrize("options", [{"reverse": True}, {"activations": False}, {"fourier": 1.0}])
 def test_baselines_take_no_options_of_graphs(options):
-    with pytest.raises(ValueError, match=r"expected 'ng_gnn' or 'ng_t' for reverse.*'stat_nn'"):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name}: expected model 'ng_gnn' or 'ng_t', found 'stat"):
         cnn_config("stat_nn", **options)
 
 

@@ -82,11 +82,13 @@ class CNNModelConfig:
                 f"hidden: expected an even number, and a multiple of {self.heads} heads in "
                 f"{self.attention * self.hidden} channels of attention, found {self.hidden}"
             )
-        if self.model not in GRAPH_MODELS and (self.reverse or not self.activations):
-            raise ValueError(
-                "model: expected 'ng_gnn' or 'ng_t' for reverse, and for no activations, found "
-                f"'{self.model}'"
-            )
+        if self.model not in GRAPH_MODELS:
+            for name, nothing in {"fourier": 0, "reverse": False, "activations": True}.items():
+                if getattr(self, name) != nothing:
+                    raise ValueError(
+                        f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "
+                        f"'{self.model}'"
+                    )
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
                 "architecture: expected one for 'nfn' alone, which maps weights one by one and "
