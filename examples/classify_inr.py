@@ -9,6 +9,7 @@ The classifier knows networks that were fitted like this: this formula, these fi
 rates. Drawn otherwise, the same image is another network, and may be read as another digit.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ from l2o_graph.inr import coordinates, stack_networks
 
 # Strokes through points (x, y), from -1 to 1, y downwards.
 DIGITS = {
-    0: [[(0, -0.6), (-0.35, -0.3), (-0.35, 0.3), (0, 0.6), (0.35, 0.3), (0.35, -0.3), (0, -0.6)]],
+    0: [[(0.4 * math.sin(math.pi * i / 8), 0.6 * math.cos(math.pi * i / 8)) for i in range(17)]],
     1: [[(0.1, -0.65), (-0.1, 0.65)]],
     4: [[(-0.3, -0.55), (-0.35, 0.05), (0.35, 0.05)], [(0.3, -0.55), (0.2, 0.65)]],
     7: [[(-0.4, -0.5), (0.4, -0.5), (-0.05, 0.65)]],
@@ -85,4 +86,5 @@ def main(steps: int = 1000) -> float:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # with networks this small, threads wait for each other
     main()
