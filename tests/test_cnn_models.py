@@ -19,6 +19,7 @@ from l2o_graph import GeneralizationPredictor, predict_accuracy
 from l2o_graph.cnn import CNNArchitecture, CNNModelConfig, chosen, cnn_config, cnn_module
 from l2o_graph.cnn import save_cnn_model as save_model
 from l2o_graph.cnn.files import unflattened
+from l2o_graph.cnn.models import FORMAT
 from l2o_graph.cnn.small import ARCHITECTURE
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import span, unfamiliar
@@ -192,7 +193,7 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
 def test_equal_messages_share_the_gradient_of_an_extreme():
     one = torch.ones(1, dtype=torch.long)
     grids = Grids(one, one, 3 * one, 0 * one, one, one < 0)
-    found = walk(grids, torch.tensor([True, False, False, False]))
+    found = walk(grids, torch.tensor([True, False, False, False]), both=True)
     messages = torch.tensor([[1.0], [2.0], [1.0]], requires_grad=True)
     low = found.last.tally(messages).low
     low.sum().backward()
@@ -538,13 +539,14 @@ def test_a_model_comes_back_as_it_was_saved(name, tmp_path):
 def test_files_of_another_kind_are_refused(path):
     content = path.read_bytes()
     tensors = load(content)
-    _, metadata = parse(content, "", "l2o_graph predictor of accuracy", "")
+    _, metadata = parse(content, "", FORMAT, "")
     path.write_bytes(save(tensors, {**metadata, "config": '{"model": "gnn"}'}))
     with pytest.raises(ValueError, match=r"expected a CNNModelConfig .*gnn"):
         GeneralizationPredictor.from_checkpoint(path)
-    path.write_bytes(save(tensors, {"format": "l2o_graph INR model"}))
-    with pytest.raises(ValueError, match="'l2o_graph INR model': not a predictor of accuracy"):
-        GeneralizationPredictor.from_checkpoint(path)
+    for other in ("l2o_graph INR model, version 2", "l2o_graph predictor of accuracy"):
+        path.write_bytes(save(tensors, {**metadata, "format": other}))
+        with pytest.raises(ValueError, match=f"accuracy, version 2' in its header, found '{other}'"):
+            GeneralizationPredictor.from_checkpoint(path)
     path.write_bytes(content[:-1])
     with pytest.raises(ValueError, match="expected a whole safetensors file"):
         GeneralizationPredictor.from_checkpoint(path)
