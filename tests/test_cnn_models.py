@@ -545,7 +545,9 @@ def test_files_of_another_kind_are_refused(path):
         GeneralizationPredictor.from_checkpoint(path)
     for other in ("l2o_graph INR model, version 2", "l2o_graph predictor of accuracy"):
         path.write_bytes(save(tensors, {**metadata, "format": other}))
-        with pytest.raises(ValueError, match=f"accuracy, version 2' in its header, found '{other}'"):
+        with pytest.raises(
+            ValueError, match=f"accuracy, version 2' in its header, found '{other}'"
+        ):
             GeneralizationPredictor.from_checkpoint(path)
     path.write_bytes(content[:-1])
     with pytest.raises(ValueError, match="expected a whole safetensors file"):

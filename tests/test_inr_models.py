@@ -524,7 +524,7 @@ def path(tmp_path):
 def test_checkpoints_of_another_kind_are_refused(path, tmp_path):
     with pytest.raises(ValueError, match="expected an INREditor, found an INRClassifier"):
         INREditor.from_checkpoint(path)
-    with pytest.raises(ValueError, match="found 'l2o_graph INR model.*': not a learned optimi"):
+    with pytest.raises(ValueError, match=r"found 'l2o_graph INR model.*': not a learned optimi"):
         load_checkpoint(path)
     optimizer = random_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="found 'l2o_graph learned optimizer': not a model of INR"):
