@@ -77,7 +77,7 @@ def test_a_run_leaves_a_log_and_the_best_model(inrs, tmp_path):
 
 
 def test_training_learns_the_networks_it_sees(inrs):
-    config = dataclasses.replace(TINY, augment=False, warmup=1, lr=1e-2, batch=24)
+    config = dataclasses.replace(TINY, cooldown=0.0, warmup=1, lr=1e-2, batch=24)
     config = dataclasses.replace(config, model=inr_config("ng_gnn", hidden=16, dropout=0.0))
     trainer = INRTrainer(config, load_examples("sample_inr", inrs, None), torch.device("cpu"), "")
     losses = [trainer.advance()["loss"] for _ in range(40)]
