@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests use one thread each; those of a file share what it has made, and a process.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all lint clean
 
@@ -9,10 +11,10 @@ demo: .venv/installed
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -10,12 +10,11 @@ from typing import Any, get_args
 import torch
 
 from l2o_graph.cnn.config import Model as CNNModel
-from l2o_graph.cnn.config import cnn_config
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.inr.config import Model as INRModel
 from l2o_graph.rule import Model
-from meta_train import inr_training
+from meta_train import cnn_training, inr_training
 from meta_train.cnn_training import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
 from meta_train.config import MetaConfig, default_recipe, paper_recipe
 from meta_train.inr_training import INR_TASKS, INRTrainingConfig, train_inr_model
@@ -25,6 +24,7 @@ from meta_train.trainer import meta_train
 
 RECIPES = {"default": default_recipe, "paper": paper_recipe}
 INR_RECIPES = {"default": inr_training.default_recipe, "paper": inr_training.paper_recipe}
+CNN_RECIPES = {"default": cnn_training.default_recipe, "paper": cnn_training.paper_recipe}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,28 +89,22 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     """Train a model that predicts the accuracy of CNNs."""
     parser = _parser("Train a model that predicts the accuracy of CNNs.", get_args(CNNModel))
     parser.add_argument("--zoo", help="folder of the networks [runs/zoo-KIND]")
-    parser.add_argument("--loss", default="bce", choices=get_args(Loss), help="[bce]")
+    text = "[the recipe's own]"
+    parser.add_argument("--loss", choices=get_args(Loss), help=text)
     sizes = _sizes(parser, "CNNModelConfig")
-    parser.add_argument("--hold-out", default="", metavar="TRAIT=VALUE", help="as depth=5")
-    for switch, text in (
-        ("activations", "neurons are not told their activation"),
-        ("augment", "networks as they were trained, as those of cnn_park always are"),
-    ):
-        parser.add_argument(f"--no-{switch}", dest=switch, action="store_false", help=text)
-    options = _options(parser, CNNTrainingConfig)
+    parser.add_argument("--hold-out", metavar="TRAIT=VALUE", help="as depth=5")
+    text = "neurons are not told their activation"
+    parser.add_argument("--no-activations", dest="activations", action="store_false", help=text)
+    text = "change networks at random, see CNNTrainingConfig [the recipe's own]"
+    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help=text)
+    _preset(parser)
+    options = [*_options(parser, CNNTrainingConfig), "loss", "hold_out", "augment"]
     given = _parsed(parser, arguments)
-    kind = CNN_TASKS[given.task]
-    model = cnn_config(given.model, kind, activations=given.activations, **_changes(given, sizes))
-    config = CNNTrainingConfig(
-        task=given.task,
-        model=model,
-        loss=given.loss,
-        augment=given.augment and kind == "small",
-        hold_out=given.hold_out,
-        **_changes(given, options),
-    )
-    out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.loss}"
-    zoo = given.zoo or f"runs/zoo-{kind}"
+    changes = {"activations": given.activations} | _changes(given, sizes)
+    config = CNN_RECIPES[given.preset](given.task, given.model, **changes)
+    config = dataclasses.replace(config, **_changes(given, options))
+    out = given.out or Path("runs") / f"{given.task}-{given.model}-{config.loss}"
+    zoo = given.zoo or f"runs/zoo-{CNN_TASKS[given.task]}"
     return train_cnn_model(config, zoo, out, given.device, given.resume)
 
 

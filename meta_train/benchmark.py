@@ -26,7 +26,7 @@ from statistics import fmean, median, stdev
 import torch
 from tqdm import tqdm
 
-from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.zoo.files import write_atomically
 from l2o_graph.zoo.registry import load_checkpoint
 from meta_train.baselines import PACKAGED, PUBLISHED, contenders
@@ -151,8 +151,9 @@ def plan(settings: Settings) -> list[Run]:
     """Check everything that can be checked before any work, and list the runs.
 
     Raises:
-        ValueError: For unknown names, counts below 1, rates that are no rates, a checkpoint that
-            does not load and a results.json that is something else.
+        ValueError: For unknown names, counts below 1, rates that are no rates, a device that
+            torch cannot use, a checkpoint that does not load and a results.json that is something
+            else.
         DatasetNotFoundError: For data that are not there.
         OSError: When ``out`` cannot be written.
     """
@@ -161,6 +162,7 @@ def plan(settings: Settings) -> list[Run]:
             raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
     if settings.tune_seeds < 0:
         raise ValueError(f"tune_seeds: expected at least 0, found {settings.tune_seeds}")
+    check_device(settings.device)
     known = contenders(settings.checkpoints)
     for name in (*settings.optimizers, *settings.grid):
         if name not in known:

@@ -1,8 +1,9 @@
 """Training of models that read CNNs to predict their accuracy.
 
-Kofinas et al. 2024, section 4.2: AdamW with AMSGrad at a constant rate, clipped gradients, a mean
-squared error or a cross-entropy of the predicted accuracy, and of all evaluations the one that
-ranks the validation split best, by Kendall's tau-b.
+Kofinas et al. 2024, section 4.2: AdamW with AMSGrad, clipped gradients, a mean squared error or a
+cross-entropy of the predicted accuracy, and of all evaluations the one that ranks the validation
+split best, by Kendall's tau-b. Their recipe is for tens of thousands of networks; the default one
+for a few thousand.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from l2o_graph.cnn import (
     load_cnns,
     save_cnn_model,
 )
-from l2o_graph.cnn.config import Zoo
+from l2o_graph.cnn.config import Model, Zoo
 from l2o_graph.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import NAMES, RANGES, span, traits
@@ -63,9 +64,10 @@ class CNNTrainingConfig(EpochConfig):
     model: CNNModelConfig = field(default_factory=lambda: cnn_config("ng_gnn"))
     loss: Loss = "bce"
     epochs: int = 10
-    batch: int = 128
+    batch: int = 16
     piece: int = 16
-    warmup: int = 0
+    warmup: int = 100
+    cooldown: float = 0.5
     augment: bool = False
     hold_out: str = ""
     evaluate_every: int = 100
@@ -76,11 +78,49 @@ class CNNTrainingConfig(EpochConfig):
         Raises:
             ValueError: For an unknown task or loss, or a size out of range.
         """
-        if self.task not in CNN_TASKS:
-            raise ValueError(f"unknown task '{self.task}', expected one of {sorted(CNN_TASKS)}")
+        _kind(self.task)
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss: expected one of {list(get_args(Loss))}, found '{self.loss}'")
         self.check_ranges("piece")
+
+
+def default_recipe(
+    task: str = "cnn_park", model: Model = "ng_gnn", **sizes: Any
+) -> CNNTrainingConfig:
+    """What learns most from a few thousand networks: see docs/generalization.md.
+
+    Small steps, no noise of any kind, a rate that falls to 0, and numbers as they are instead of
+    their Fourier features.
+
+    Args:
+        task: A name of ``CNN_TASKS``.
+        model: What is trained.
+        sizes: Other fields of its configuration than the published ones.
+    """
+    changes = {"dropout": 0.0, "fourier": 0.0, **sizes}
+    return CNNTrainingConfig(task=task, model=cnn_config(model, _kind(task), **changes))
+
+
+def paper_recipe(
+    task: str = "cnn_park", model: Model = "ng_gnn", **sizes: Any
+) -> CNNTrainingConfig:
+    """The recipe of Kofinas et al. 2024, section 4.2, and of their scripts: see above."""
+    kind = _kind(task)
+    config = CNNTrainingConfig(
+        task=task, model=cnn_config(model, kind, **sizes), epochs=10, batch=128, warmup=0,
+        cooldown=0.0, augment=kind == "small", evaluate_every=100,
+    )  # fmt: skip
+    if kind == "park":
+        return config
+    if model == "ng_gnn":
+        return dataclasses.replace(config, epochs=300, loss="mse")
+    return dataclasses.replace(config, epochs=300, batch=192 if model == "ng_t" else 128)
+
+
+def _kind(task: str) -> Zoo:
+    if task not in CNN_TASKS:
+        raise ValueError(f"unknown task '{task}', expected one of {sorted(CNN_TASKS)}")
+    return CNN_TASKS[task]
 
 
 def load_zoo(folder: str | Path, split: str) -> CNNs:

@@ -228,6 +228,7 @@ def test_reports_the_rate_with_the_best_mean_over_seeds():
         (["--seeds", "0"], "seeds: expected at least 1, found 0"),
         (["--tune-seeds", "-1"], "tune_seeds: expected at least 0, found -1"),
         (["--steps", "0"], "steps: expected at least 1, found 0"),
+        (["--device", "nonsense"], "device: cannot use 'nonsense'"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line_before_anything_is_written(

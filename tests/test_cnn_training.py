@@ -19,15 +19,17 @@ from meta_train.__main__ import main
 from meta_train.cnn_training import (
     CNNTrainer,
     CNNTrainingConfig,
+    default_recipe,
     held_out,
     kendall,
     load_zoo,
+    paper_recipe,
     train_cnn_model,
 )
 
 TINY = CNNTrainingConfig(
     task="cnn_park", model=cnn_config("ng_gnn", hidden=4, layers=2), epochs=3, batch=8, piece=3,
-    evaluate_every=3, save_every=1,
+    warmup=0, cooldown=0.0, evaluate_every=3, save_every=1,
 )  # fmt: skip
 
 
@@ -196,6 +198,21 @@ def test_requests_that_cannot_be_met(zoo, tmp_path, capsys, monkeypatch):
     assert "NFN: expected networks of one architecture" in capsys.readouterr().err
 
 
+def test_recipes():
+    """Ours has no noise; the paper's numbers are those of its section 4.2 and of its scripts."""
+    ours, paper = default_recipe("cnn_small", "ng_t", hidden=16), paper_recipe("cnn_small", "ng_t")
+    assert (ours.augment, ours.cooldown, ours.model.hidden) == (False, 0.5, 16)
+    assert (ours.model.dropout, ours.model.fourier) == (0.0, 0.0)
+    assert (paper.augment, paper.cooldown, paper.warmup, paper.clip) == (True, 0.0, 0, 10.0)
+    assert (paper.epochs, paper.batch, paper.loss, paper.model.hidden) == (300, 192, "bce", 128)
+    assert (paper_recipe("cnn_small").batch, paper_recipe("cnn_small").loss) == (128, "mse")
+    park = paper_recipe("cnn_park")
+    assert (park.augment, park.epochs, park.batch, park.loss) == (False, 10, 128, "bce")
+    assert (park.model.dropout, park.model.fourier) == (0.2, 3.0)
+    with pytest.raises(ValueError, match="unknown task 'park', expected one of"):
+        paper_recipe("park")
+
+
 def test_the_command(zoo, tmp_path, capsys):
     given = ["--task", "cnn_park", "--model", "ng_t", "--hidden", "8", "--loss", "mse"]
     given += ["--no-activations", "--reverse", "--epochs", "1", "--batch", "8", "--seed", "2"]
@@ -206,6 +223,11 @@ def test_the_command(zoo, tmp_path, capsys):
     assert (config["model"]["model"], config["model"]["activations"]) == ("ng_t", False)
     assert config["model"]["reverse"]
     assert (config["loss"], config["seed"], config["augment"]) == ("mse", 2, False)
+    out = tmp_path / "paper"
+    given = ["--task", "cnn_park", "--hidden", "4", "--preset", "paper", "--epochs", "1"]
+    assert main([*given, "--augment", "--zoo", str(zoo), "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["augment"], config["batch"], config["model"]["fourier"]) == (True, 128, 3.0)
 
 
 def test_a_table_of_predictors_with_its_picture(zoo, tmp_path):
