@@ -30,7 +30,7 @@ from l2o_graph.cnn import (
     load_cnns,
     save_cnn_model,
 )
-from l2o_graph.cnn.config import Model, Zoo
+from l2o_graph.cnn.config import GRAPH_MODELS, Model, Zoo
 from l2o_graph.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import NAMES, RANGES, span, traits
@@ -63,14 +63,14 @@ class CNNTrainingConfig(EpochConfig):
     task: str = "cnn_park"
     model: CNNModelConfig = field(default_factory=lambda: cnn_config("ng_gnn"))
     loss: Loss = "bce"
-    epochs: int = 10
+    epochs: int = 6
     batch: int = 16
     piece: int = 16
     warmup: int = 100
     cooldown: float = 0.5
     augment: bool = False
     hold_out: str = ""
-    evaluate_every: int = 100
+    evaluate_every: int = 250
 
     def __post_init__(self) -> None:
         """Refuse what cannot run.
@@ -89,16 +89,17 @@ def default_recipe(
 ) -> CNNTrainingConfig:
     """What learns most from a few thousand networks: see docs/generalization.md.
 
-    Small steps, no noise of any kind, a rate that falls to 0, and numbers as they are instead of
-    their Fourier features.
+    Small steps, no noise of any kind, a rate that falls to 0, and weights times the root of their
+    fan-in instead of their Fourier features.
 
     Args:
         task: A name of ``CNN_TASKS``.
         model: What is trained.
         sizes: Other fields of its configuration than the published ones.
     """
-    changes = {"dropout": 0.0, "fourier": 0.0, **sizes}
-    return CNNTrainingConfig(task=task, model=cnn_config(model, _kind(task), **changes))
+    changes = {"dropout": 0.0, "fourier": 0.0, "scaled": model in GRAPH_MODELS, **sizes}
+    reads = cnn_config(model, _kind(task), **changes)
+    return CNNTrainingConfig(task=task, model=reads, lr=3e-3 if model == "ng_t" else 1e-3)
 
 
 def paper_recipe(

@@ -9,6 +9,7 @@ twin for values and gradients, and what the throughput of mixed batches is measu
 
 import argparse
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from statistics import median
@@ -56,6 +57,10 @@ def padded(model: GeneralizationPredictor, graph: NeuralGraph, k) -> Tensor:
         scalars = graph.values.new_full((k.size,), CONSTANTS[k.parameter - len(spec.shapes)])
     else:
         scalars = graph.parameter(k.parameter).flatten()[k.start : k.start + k.size]
+        if model.config.scaled:
+            rows, columns = k.grid[1:]
+            fan_in = (rows if k.from_rows else columns) * math.prod(k.positions)
+            scalars = math.sqrt(fan_in) * scalars
     height, width = (1,) * (2 - len(k.positions)) + k.positions
     top, left = (most - height) // 2, (most - width) // 2
     around = (left, most - width - left, top, most - height - top)

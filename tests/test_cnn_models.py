@@ -104,8 +104,9 @@ def test_ng_gnn_amplifies_by_the_mean_degree_of_what_it_is_made_for():
         {"reverse": True, "linear_as_conv": False, "fourier": 1.0},
         {"linear_as_conv": False, "activations": False, "fourier": 0.0},
         {"layers": 1, "depth": 2},
+        {"scaled": True},
     ],
-    ids=["as it is", "reverse", "bare", "one layer"],
+    ids=["as it is", "reverse", "bare", "one layer", "scaled"],
 )
 @EVERY_MODEL
 def test_mixed_batches_equal_neural_graphs_kernel_by_kernel(name, changes):
@@ -231,7 +232,7 @@ def test_architecture_is_seen_beside_weights(name, what):
     if what == "activations":
         blind = made(name, activations=False)
         first, second = blind(pair)
-        assert torch.equal(first, second)
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
 
 # Symmetry ---------------------------------------------------------------------------------------
@@ -451,7 +452,9 @@ def test_a_network_in_training_is_read_through_a_batch_of_one_and_stays_in_train
     assert [part for part in module.modules() if not part.training] == [pool[1]]
 
 
-@pytest.mark.parametrize("options", [{"reverse": True}, {"activations": False}, {"fourier": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"reverse": True}, {"activations": False}, {"fourier": 1.0}, {"scaled": True}]
+)
 def test_baselines_take_no_options_of_graphs(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name}: expected model 'ng_gnn' or 'ng_t', found 'stat"):

@@ -47,6 +47,9 @@ SPECS = SPECS_WITH_EDGES | {
     "tangled": joining([(0, 1), (0, 1), (1, 1), (1, 0), (3, 1)]),
 }
 VARIANTS = pytest.mark.parametrize("axial", [False, True], ids=["released", "axial"])
+FORMULAS = pytest.mark.parametrize(
+    "options", [{}, {"axial": True}, {"plain": True}], ids=["released", "axial", "plain"]
+)
 RANGES = pytest.mark.parametrize("most_pairs", [MOST_PAIRS, 0], ids=["all pairs", "edges"])
 
 
@@ -100,7 +103,7 @@ def slow_layer(layer: NGTLayer, nodes, pairs, states, all_pairs: bool):
             for j, e in met:
                 query = of_query @ x + edge_query @ e
                 key = of_key @ nodes[j] + edge_key @ e
-                value = (edge_scale @ e) * (of_value @ nodes[j]) + edge_value @ e
+                value = (layer.node.plain + edge_scale @ e) * (of_value @ nodes[j]) + edge_value @ e
                 score = query[of_head] @ key[of_head] / math.sqrt(channels)
                 masses.append(score.exp())
                 carried.append(score.exp() * value[of_head])
@@ -130,14 +133,14 @@ def slow_layer(layer: NGTLayer, nodes, pairs, states, all_pairs: bool):
 # Equality --------------------------------------------------------------------------------------
 
 
-@VARIANTS
+@FORMULAS
 @RANGES
 @pytest.mark.parametrize("most", [10**6, 5, 1])
 @pytest.mark.parametrize("name", SPECS)
-def test_layer_equals_the_loop_over_pairs(name, most, most_pairs, axial):
+def test_layer_equals_the_loop_over_pairs(name, most, most_pairs, options):
     topology = topology_of(SPECS[name])
     sizes = {"node": HIDDEN, "edge": 3, "attention": 6, "heads": 2}
-    layer = noisy(NGTLayer(**sizes, node_hidden=5, edge_hidden=7, axial=axial))
+    layer = noisy(NGTLayer(**sizes, node_hidden=5, edge_hidden=7, **options))
     nodes, edges = first_states(topology)
     edges = edges[..., :3].detach().requires_grad_()
     chunks = topology.chunks(most)
@@ -154,13 +157,13 @@ def test_layer_equals_the_loop_over_pairs(name, most, most_pairs, axial):
     )
 
 
-@VARIANTS
+@FORMULAS
 @RANGES
 @pytest.mark.parametrize("most", [10**6, 5])
 @pytest.mark.parametrize("name", ["cnn", "tangled"])
-def test_model_equals_the_loop_over_pairs(name, most, most_pairs, axial):
+def test_model_equals_the_loop_over_pairs(name, most, most_pairs, options):
     topology = topology_of(SPECS[name])
-    model = noisy(NGT(HIDDEN, layers=3, heads=2, axial=axial, most_pairs=most_pairs))
+    model = noisy(NGT(HIDDEN, layers=3, heads=2, **options, most_pairs=most_pairs))
     nodes, edges = first_states(topology)
     chunks = topology.chunks(most)
     last_nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))

@@ -29,6 +29,8 @@ class CNNModelConfig:
         dropout: Share of channels that training leaves out.
         fourier: Deviation of the frequencies that kernels and biases are first turned into; 0
             for kernels and biases as they are.
+        scaled: Whether weights are read times the root of their fan-in, which makes them about as
+            large in every layer; see ``Batch.kernels``.
         reverse: Whether edges against the flow read their kernels too. Without, NG-GNN has no such
             edges and NG-T, which looks both ways, reads 0 there.
         linear_as_conv: Whether a linear layer is read as kernels of one position, rather than
@@ -50,6 +52,7 @@ class CNNModelConfig:
     layers: int = 4
     dropout: float = 0.2
     fourier: float = 0.0
+    scaled: bool = False
     reverse: bool = False
     linear_as_conv: bool = True
     activations: bool = True
@@ -83,7 +86,8 @@ class CNNModelConfig:
                 f"{self.attention * self.hidden} channels of attention, found {self.hidden}"
             )
         if self.model not in GRAPH_MODELS:
-            for name, nothing in {"fourier": 0, "reverse": False, "activations": True}.items():
+            own = {"fourier": 0, "scaled": False, "reverse": False, "activations": True}
+            for name, nothing in own.items():
                 if getattr(self, name) != nothing:
                     raise ValueError(
                         f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "

@@ -17,7 +17,7 @@ from l2o_graph.cnn.structure import structure_of
 from l2o_graph.heads.inr import OutputNodes
 from l2o_graph.models.mixed_ng_gnn import mixed_ng_gnn
 from l2o_graph.models.mixed_ng_t import mixed_ng_t
-from l2o_graph.models.ng_gnn import NGGNN
+from l2o_graph.models.ng_gnn import NGGNN, keep_nodes
 from l2o_graph.models.ng_t import NGT
 
 
@@ -32,6 +32,7 @@ class GraphBody(nn.Module):
         super().__init__()
         self.room = Room(config.max_kernel, config.inputs, config.depth, config.classes)
         hidden, is_gnn = config.hidden, config.model == "ng_gnn"
+        self.scaled = config.scaled
         self.edges = EdgeEmbedding(config, hidden if is_gnn else hidden // 2)
         self.nodes = NodeEmbedding(config, self.room.positions)
         self.backbone = backbone_of(config)
@@ -56,7 +57,7 @@ class GraphBody(nn.Module):
         """The same for a batch that is put together, from each network's parameters."""
         like = self.nodes.table
         batch, row = batch.to(like.device), torch.cat(list(values)).to(like)
-        edges = self.edges(batch, batch.kernels(row))
+        edges = self.edges(batch, batch.kernels(row, self.scaled))
         states = self._last(batch, self.nodes(batch, batch.offsets(row)), edges)
         # Behind the states of all output nodes, zeros for those that a network has not.
         absent = states.new_zeros(1, states.shape[1])
@@ -77,12 +78,15 @@ def backbone_of(config: CNNModelConfig) -> NGGNN | NGT:
     hidden = config.hidden
     if config.model == "ng_gnn":
         sizes = hidden, config.layers, config.delta, config.dropout
-        return NGGNN(*sizes, last_edges=False, reverse=config.reverse)
+        model = NGGNN(*sizes, last_edges=False, reverse=config.reverse)
+        keep_nodes(model)
+        return model
     return NGT(
         hidden,
         config.layers,
         config.heads,
         edge_hidden=config.edge_hidden * hidden,
+        plain=True,
         edge=hidden // 2,
         attention=config.attention * hidden,
         dropout=config.dropout,

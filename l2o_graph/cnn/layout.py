@@ -148,6 +148,7 @@ class Batch:
     Attributes:
         scalars: For each scalar of each kernel, in order, its index among the parameters of all
             networks and behind them the ``CONSTANTS``.
+        fan_in: How many scalars each of these adds up with; 1 for constants.
         filled: Which positions of the largest kernel an edge has.
         dense: How many edges are those of linear layers.
         biases: Index of each bias's scalars.
@@ -162,6 +163,7 @@ class Batch:
     """
 
     scalars: Int64[Tensor, " n"]
+    fan_in: Int64[Tensor, " n"]
     filled: Bool[Tensor, "E K"]
     dense: int
     biases: Int64[Tensor, " b"]
@@ -177,11 +179,19 @@ class Batch:
         """The same on a device."""
         return _moved(self, device)
 
-    def kernels(self, values: Float[Tensor, " P"]) -> Float[Tensor, "E K"]:
-        """Kernels of all edges, padded with zeros, from all networks' parameters in a row."""
-        known = torch.cat([values, values.new_tensor(CONSTANTS)])
+    def kernels(self, values: Float[Tensor, " P"], scaled: bool) -> Float[Tensor, "E K"]:
+        """Kernels of all edges, padded with zeros.
+
+        Args:
+            values: All networks' parameters in a row.
+            scaled: Whether weights are multiplied by the root of their fan-in. First weights are
+                drawn as much smaller than 1; so they are about as large in every layer.
+        """
+        known = torch.cat([values, values.new_tensor(CONSTANTS)])[self.scalars]
+        if scaled:
+            known = known * self.fan_in.to(values).sqrt()
         padded = values.new_zeros(self.filled.shape)
-        return padded.masked_scatter_(self.filled, known[self.scalars])
+        return padded.masked_scatter_(self.filled, known)
 
     def offsets(self, values: Float[Tensor, " P"]) -> Float[Tensor, " N"]:
         """Biases of all nodes; several on one add up."""
@@ -237,12 +247,14 @@ class Layouts:
         count = groups * rows * columns
         kernel, number = counted(count * height * width)
         own = torch.arange(len(kernels)).repeat_interleave(count)
+        from_rows = kernels[:, 9] > 0
+        fan_in = torch.where(from_rows, rows, columns) * height * width
         node, nodes = self.nodes.of(which)
         to, biases = self.biases.of(which)
         bias, step = counted(biases[:, 1])
         grids = Grids(
             groups, rows, columns, row + first_node[network], column + first_node[network],
-            kernels[:, 9] > 0,
+            from_rows,
         )  # fmt: skip
         # What is read of the last states are output nodes alone, by their number among these.
         outputs = self.outputs[which]
@@ -250,6 +262,7 @@ class Layouts:
         number_of_output = (~absent).flatten().cumsum(0).view(outputs.shape) - 1
         return Batch(
             scalars=start[kernel] + number * (constant == 0)[kernel],
+            fan_in=torch.where(constant > 0, 1, fan_in)[kernel],
             filled=_filled(height, width, self.side)[own],
             dense=int((count * kernels[:, 10]).sum()),
             biases=(biases[:, 0] + first_scalar[to])[bias] + step,

@@ -71,7 +71,7 @@ def mixed_ng_t(
     """Attend.
 
     Args:
-        model: With ``last_edges=False``, and not ``axial``.
+        model: With ``last_edges=False`` and ``plain``, and not ``axial``.
         walk: The edges.
         network: Which network each node belongs to.
         sizes: Nodes of each network.
@@ -107,29 +107,41 @@ def _attended(
     )
     query = segments.over(on_query, queries.index_select(0, segments.target))
     key = on_key + keys.index_select(0, segments.source)
-    value = torch.addcmul(shift, scale, values.index_select(0, segments.source))
+    value = torch.addcmul(shift, 1 + scale, values.index_select(0, segments.source))
     by_head = (update.heads, -1)
     scores = update.scale * (query * key).unflatten(1, by_head).sum(2)
-    alone = _alone(update, pairs, queries, keys)[segments.nodes]
+    alone, plain = (x[segments.nodes] for x in _alone(update, pairs, queries, keys, values))
     # One softmax over pairs of both kinds, relative to the highest so that nothing overflows.
     top = torch.maximum(segments.largest(scores), alone).detach()
     weights = segments.over(scores, -top[segments.to]).exp()
-    mass = segments.summed(weights) + (alone - top).exp()
-    mean = segments.summed(weights[:, :, None] * value.unflatten(1, by_head)) / mass[:, :, None]
-    return mean.flatten(1)
+    others = (alone - top).exp()
+    total = segments.summed(weights[:, :, None] * value.unflatten(1, by_head))
+    total = torch.addcmul(total, others[:, :, None], plain)
+    mass = segments.summed(weights) + others
+    return (total / mass[:, :, None]).flatten(1)
 
 
 def _alone(
-    update: NodeUpdate, pairs: Pairs, queries: Float[Tensor, "N A"], keys: Float[Tensor, "N A"]
-) -> Float[Tensor, "N heads"]:
-    """Log mass of the pairs of each node that have no edge."""
+    update: NodeUpdate,
+    pairs: Pairs,
+    queries: Float[Tensor, "N A"],
+    keys: Float[Tensor, "N A"],
+    values: Float[Tensor, "N A"],
+) -> tuple[Float[Tensor, "N heads"], Float[Tensor, "N heads d"]]:
+    """Log mass and mean value of the pairs of each node that have no edge."""
     by_head = (update.heads, -1)
     itself = update.scale * (queries * keys).unflatten(1, by_head).sum(2)
-    query, key = (x[pairs.place].unflatten(2, by_head).transpose(1, 2) for x in (queries, keys))
+    query, key, value = (
+        x[pairs.place].unflatten(2, by_head).transpose(1, 2) for x in (queries, keys, values)
+    )
     scores = update.scale * (query @ key.mT)
-    masses = scores.masked_fill(pairs.left_out[:, None], -torch.inf).logsumexp(3)
-    inside = masses.transpose(1, 2).flatten(0, 1)[pairs.inside]
-    return itself.index_copy(0, pairs.nodes, inside)
+    scores = scores.masked_fill(pairs.left_out[:, None], -torch.inf)
+    masses = scores.logsumexp(3)
+    means = (scores - masses[..., None]).exp() @ value
+    found = (x.transpose(1, 2).flatten(0, 1)[pairs.inside] for x in (masses, means))
+    whole = itself, values.unflatten(1, by_head)
+    mass, mean = (w.index_copy(0, pairs.nodes, x) for w, x in zip(whole, found, strict=True))
+    return mass, mean
 
 
 def _next_edges(

@@ -6,7 +6,9 @@ each: plane 0 is the forward edge source -> target, plane 1 its reverse.
 
 A pair without an edge, a node and itself among them, has edge state 0. The edges' projections
 have no bias, so its value is 0 as well: such a pair takes weight away from the others and carries
-nothing. That leaves a sum of scores to work out for it, and no state to store.
+nothing. That leaves a sum of scores to work out for it, and no state to store. A network that is
+read as a whole is to be seen as a whole, however few the rounds: with ``plain`` such a pair
+carries the value that it has without edges.
 """
 
 from collections.abc import Iterator, Sequence
@@ -83,9 +85,10 @@ class PostNorm(nn.Module):
 class NodeUpdate(nn.Module):
     """Attention of every node to its pairs, and the node update.
 
-    For node i and the edge j -> i with state e, D = ``attention`` channels of all heads::
+    For node i and the edge j -> i with state e, D = ``attention`` channels of all heads, and p = 1
+    with ``plain``, otherwise 0::
 
-        Q = q_i + W_q e,  K = k_j + W_k e,  V = (W_s e) * v_j + W_v e
+        Q = q_i + W_q e,  K = k_j + W_k e,  V = (p + W_s e) * v_j + W_v e
         o_i = sum over j of softmax_j(<Q, K> / sqrt(D)) V
         x_i <- PostNorm(x_i, W_0 W_out o_i),  with ``axial`` PostNorm(x_i, W_0 o_i)
     """
@@ -99,9 +102,10 @@ class NodeUpdate(nn.Module):
         hidden: int,
         axial: bool,
         dropout: float,
+        plain: bool,
     ):
         super().__init__()
-        self.heads = heads
+        self.heads, self.plain = heads, plain
         self.averaged = edge if axial else 0  # channels of the edges whose means are asked for
         self.scale = attention**-0.5
         self.of_node = nn.Linear(node, 3 * attention, bias=False)  # q, k, v
@@ -134,16 +138,13 @@ class NodeUpdate(nn.Module):
         # Channels first: heads are short, and the rows of a grid are what is long.
         of_node = (self.of_node.weight @ nodes.mT).unflatten(-2, (3, self.heads, -1))
         queries, keys, values = of_node.unbind(-4)  # (*B, heads, d, N) each
-        alone = torch.cat(
-            [
-                self._alone(queries[..., start:stop], keys[..., start:stop], left_out)
-                for (start, stop), left_out in zip(topology.networks, joined, strict=True)
-            ],
-            dim=-1,
-        )
+        alone = [
+            self._alone(*(x[..., start:stop] for x in (queries, keys, values)), left_out)
+            for (start, stop), left_out in zip(topology.networks, joined, strict=True)
+        ]
         *batch, count, _ = nodes.shape
         no_edge = nodes.new_zeros(*batch, 2, count, self.averaged)
-        begin = Gathered(alone, torch.zeros_like(values), no_edge)
+        begin = Gathered(*(torch.cat(x, dim=-1) for x in zip(*alone, strict=True)), no_edge)
 
         def sides() -> Iterator[Gathered]:
             for chunk in chunks:
@@ -181,13 +182,18 @@ class NodeUpdate(nn.Module):
         self,
         queries: Float[Tensor, "*B heads d n"],
         keys: Float[Tensor, "*B heads d n"],
+        values: Float[Tensor, "*B heads d n"],
         joined: Bool[Tensor, "n n"] | None,
-    ) -> Float[Tensor, "*B heads n"]:
-        """Log mass of a network's pairs without an edge, a node and itself among them."""
+    ) -> tuple[Float[Tensor, "*B heads n"], Float[Tensor, "*B heads d n"]]:
+        """Log mass and mean value of the pairs without an edge, a node and itself among them."""
         if joined is None:
-            return self.scale * (queries * keys).sum(-2)
-        scores = self.scale * (queries.mT @ keys)
-        return scores.masked_fill(joined, -torch.inf).logsumexp(-1)
+            log_mass = self.scale * (queries * keys).sum(-2)
+            return log_mass, values if self.plain else torch.zeros_like(values)
+        scores = (self.scale * (queries.mT @ keys)).masked_fill(joined, -torch.inf)
+        log_mass = scores.logsumexp(-1)
+        if not self.plain:
+            return log_mass, torch.zeros_like(values)
+        return log_mass, values @ (scores - log_mass.unsqueeze(-1)).exp().mT
 
     def _attend(
         self,
@@ -206,6 +212,8 @@ class NodeUpdate(nn.Module):
             torch.bmm(weight.expand(len(flat), -1, -1), flat.mT).view(*batch, self.heads, -1, *grid)
             for weight in self.of_edge.weight.chunk(4)
         )
+        if self.plain:
+            scale = 1 + scale
         scores = self.scale * ((queries + on_query) * (keys + on_key)).sum(-4)
         log_mass = scores.logsumexp(dim)
         weights = (scores - log_mass.unsqueeze(dim)).exp()
@@ -280,6 +288,7 @@ class NGTLayer(nn.Module):
             the edges that share one of its ends.
         dropout: Share of what is added to a state's channels that training leaves out.
         edges: Whether edges are updated; without, the layer has no weights for it.
+        plain: Whether pairs without an edge carry a value, as in a plain transformer.
 
     Raises:
         ValueError: When the heads do not share the attention's channels evenly.
@@ -296,11 +305,12 @@ class NGTLayer(nn.Module):
         axial: bool = False,
         dropout: float = 0.0,
         edges: bool = True,
+        plain: bool = False,
     ):
         if attention % heads:
             raise ValueError(f"expected a multiple of {heads} heads, found {attention} channels")
         super().__init__()
-        self.node = NodeUpdate(node, edge, attention, heads, node_hidden, axial, dropout)
+        self.node = NodeUpdate(node, edge, attention, heads, node_hidden, axial, dropout, plain)
         self.edge = EdgeUpdate(node, edge, edge_hidden, axial, dropout) if edges else None
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -332,8 +342,8 @@ class NGT(nn.Module):
     itself; up to ``most_pairs`` pairs, also to all nodes that it has no edge with. The released
     code has a state for every pair of nodes, which without an edge starts at a constant and is
     updated like any other, and a node attends along the edges that leave it; here states live on
-    edges alone, a pair without one carries nothing, and means over edges (``axial``) are over
-    those there are.
+    edges alone, a pair without one carries nothing, or with ``plain`` the other node's value, and
+    means over edges (``axial``) are over those there are.
 
     Left out on purpose: the class token and the attention to padding of the released code, which
     made a network's answer depend on more than the network.
@@ -350,6 +360,7 @@ class NGT(nn.Module):
         attention: Channels of queries, keys and values, ``hidden`` unless said otherwise.
         dropout: As in ``NGTLayer``.
         last_edges: Whether the last layer updates edges, as all others do.
+        plain: As in ``NGTLayer``.
     """
 
     def __init__(
@@ -364,13 +375,14 @@ class NGT(nn.Module):
         attention: int | None = None,
         dropout: float = 0.0,
         last_edges: bool = True,
+        plain: bool = False,
     ):
         super().__init__()
         self.most_pairs = most_pairs
         edge, attention, edge_hidden = edge or hidden, attention or hidden, edge_hidden or hidden
         sizes = (hidden, edge, attention, heads, 2 * hidden, edge_hidden, axial, dropout)
         self.layers = nn.ModuleList(
-            NGTLayer(*sizes, edges=last_edges or k < layers - 1) for k in range(layers)
+            NGTLayer(*sizes, edges=last_edges or k < layers - 1, plain=plain) for k in range(layers)
         )
 
     def forward(
