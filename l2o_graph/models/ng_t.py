@@ -139,12 +139,15 @@ class NodeUpdate(nn.Module):
         of_node = (self.of_node.weight @ nodes.mT).unflatten(-2, (3, self.heads, -1))
         queries, keys, values = of_node.unbind(-4)  # (*B, heads, d, N) each
         alone = [
-            self._alone(*(x[..., start:stop] for x in (queries, keys, values)), left_out)
+            self._alone(
+                queries[..., start:stop], keys[..., start:stop], values[..., start:stop], left_out
+            )
             for (start, stop), left_out in zip(topology.networks, joined, strict=True)
         ]
+        log_mass, mean = (torch.cat(x, dim=-1) for x in zip(*alone, strict=True))
         *batch, count, _ = nodes.shape
         no_edge = nodes.new_zeros(*batch, 2, count, self.averaged)
-        begin = Gathered(*(torch.cat(x, dim=-1) for x in zip(*alone, strict=True)), no_edge)
+        begin = Gathered(log_mass, mean, no_edge)
 
         def sides() -> Iterator[Gathered]:
             for chunk in chunks:
