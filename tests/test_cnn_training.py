@@ -251,3 +251,15 @@ def test_a_table_of_predictors_with_its_picture(zoo, tmp_path):
         found = tables.provenance(folder / "checkpoint.safetensors")
         assert f"| {found['test_tau']:.3f} |" in row
     assert size((tmp_path / "cnn_park-some.png").read_bytes())[0] > 500
+
+
+def test_a_table_of_what_is_held_out(zoo, tmp_path):
+    depths = {len(a.kernels) for a in load_cnns(zoo, "test").architectures}
+    row = tables.Row("StatNN", ("stat_nn", "--hold-out", f"depth={min(depths)}"))
+    held = dataclasses.replace(tables.TABLES["cnn_held_out"], rows=(row,))
+    given = ["cnn_held_out", "--seeds", "1", "--out", str(tmp_path), "--", "--zoo", str(zoo)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tables.TABLES, "cnn_held_out", held)
+        assert tables.main([*given, "--epochs", "1"]) == 0
+    folder = tmp_path / "cnn_held_out" / f"stat_nn-hold-out-depth={min(depths)}-0"
+    assert tables.provenance(folder / "checkpoint.safetensors")["config"]["task"] == "cnn_park"
