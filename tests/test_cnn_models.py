@@ -9,14 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_by_one import cnns, graph_of
+from one_by_one import cnns, graph_of, park
 from safetensors.torch import load, save
 from test_ng_gnn import assert_same_with_gradients
 from test_ng_t import noisy
 from torch import Tensor, nn
 
 from l2o_graph import GeneralizationPredictor, predict_accuracy
-from l2o_graph.cnn import CNNArchitecture, CNNModelConfig, chosen, cnn_config, cnn_module
+from l2o_graph.cnn import (
+    CNNArchitecture,
+    CNNModelConfig,
+    chosen,
+    cnn_config,
+    cnn_module,
+    list_cnn_models,
+)
 from l2o_graph.cnn import save_cnn_model as save_model
 from l2o_graph.cnn.files import unflattened
 from l2o_graph.cnn.models import FORMAT
@@ -537,6 +544,20 @@ def test_a_model_comes_back_as_it_was_saved(name, tmp_path):
     assert again.config == model.config and again.provenance == {"epochs": 3}
     torch.testing.assert_close(again(networks), model(networks), rtol=0, atol=1e-6)
     assert not again.training and not any(p.requires_grad for p in again.parameters())
+
+
+def test_packaged_predictors_are_there_and_say_how_they_were_made():
+    assert list_cnn_models() == ["cnn-park"]
+    model = GeneralizationPredictor.from_checkpoint("cnn-park")
+    assert {"commit", "config", "val_tau", "test_tau", "seen"} <= model.provenance.keys()
+    networks = cnns(park(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # all of the kind that it has seen
+        for i, expected in enumerate(model(networks).tolist()):
+            module = cnn_module(networks.architecture(i))
+            nn.utils.vector_to_parameters(networks.values[i], module.parameters())
+            found = predict_accuracy(module, torch.zeros(1, 3, 16, 16))
+            assert 0 < found < 1 and found == pytest.approx(expected, abs=1e-6)
 
 
 def test_files_of_another_kind_are_refused(path):

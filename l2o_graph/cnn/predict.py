@@ -17,7 +17,7 @@ from l2o_graph.cnn.traits import unfamiliar
 def predict_accuracy(
     module: nn.Module,
     batch: Tensor | Sequence[Any] | Mapping[str, Any],
-    checkpoint: str | Path,
+    checkpoint: str | Path = "cnn-park",
 ) -> float:
     """The expected test accuracy of a network, from its weights alone.
 
