@@ -4,8 +4,9 @@
 
 A CNN learns CIFAR-10 at half its size by an ordinary training loop. From time to time the packaged
 predictor says from the weights alone which test accuracy it expects; what is measured stands
-beside it. Without CIFAR-10 it is the sample of FashionMNIST in the package, in three equal colours:
-the predictor has seen no network of that, so that only the order of what it says can be right.
+beside it. Where CIFAR-10 is not and cannot be downloaded, it is the sample of FashionMNIST in the
+package, in three equal colours: the predictor has seen no network of that, so that only the order
+of what it says can be right.
 """
 
 import argparse
@@ -61,6 +62,8 @@ def main(steps: int = 600, data_root: str | None = None) -> list[tuple[float, fl
                 accuracy = (model(test_x).argmax(1) == test_y).float().mean().item()
             print(f"step {step:4}: predicted {expected:.1%}, measured {accuracy:.1%}")
             found.append((expected, accuracy))
+        if step == steps:
+            break
         index = torch.randint(len(images.train_y), (32,))
         x, y = halved(images.normalise(images.train_x[index])), images.train_y[index]
         optimizer.zero_grad()

@@ -26,6 +26,9 @@ RECIPES = {"default": default_recipe, "paper": paper_recipe}
 INR_RECIPES = {"default": inr_training.default_recipe, "paper": inr_training.paper_recipe}
 CNN_RECIPES = {"default": cnn_training.default_recipe, "paper": cnn_training.paper_recipe}
 
+# Numbers for which a configuration's own is not that of every model.
+OF_RECIPE = {(CNNTrainingConfig, "lr"), (CNNTrainingConfig, "batch")}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; which options there are depends on the task.
@@ -137,7 +140,8 @@ def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
     numbers = [f for f in dataclasses.fields(config) if type(f.default) in (int, float)]
     for field in numbers:
         flag = "--" + field.name.replace("_", "-")
-        text = f"see {config.__name__} [{field.default}]"
+        own = "the recipe's own" if (config, field.name) in OF_RECIPE else field.default
+        text = f"see {config.__name__} [{own}]"
         parser.add_argument(flag, type=type(field.default), help=text)
     return [field.name for field in numbers]
 

@@ -20,6 +20,7 @@ MODELS = {
     "ng_t": lambda: NGT(4, 2, 2),
     "ng_t, axial": lambda: NGT(4, 2, 2, axial=True),
     "ng_t, edges": lambda: NGT(4, 2, 2, most_pairs=0),
+    "ng_t, plain": lambda: NGT(4, 2, 2, plain=True),
     "ng_t, both": lambda: NGT(4, 2, 2, most_pairs=100),  # of small networks all pairs
 }
 

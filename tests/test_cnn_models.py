@@ -26,11 +26,14 @@ from l2o_graph.cnn import (
 )
 from l2o_graph.cnn import save_cnn_model as save_model
 from l2o_graph.cnn.files import unflattened
+from l2o_graph.cnn.graph_body import layouts_of
+from l2o_graph.cnn.layout import Layouts, Room, layout_of
 from l2o_graph.cnn.models import FORMAT
 from l2o_graph.cnn.small import ARCHITECTURE
-from l2o_graph.cnn.structure import structure_of
+from l2o_graph.cnn.structure import structure_of, structure_of_module
 from l2o_graph.cnn.traits import span, unfamiliar
 from l2o_graph.graph import topology_of
+from l2o_graph.models.ng_t import NGT
 from l2o_graph.models.segments import Grids, walk
 from l2o_graph.models.stat_nn import layer_statistics
 from l2o_graph.zoo.files import parse
@@ -126,13 +129,61 @@ def test_mixed_batches_equal_neural_graphs_kernel_by_kernel(name, changes):
     torch.testing.assert_close(found[1], found[4], rtol=0, atol=1e-12)
 
 
-def test_ng_t_on_networks_too_large_for_all_pairs():
+@pytest.mark.parametrize("side", [0, 12])
+def test_ng_t_on_networks_too_large_for_all_pairs(side):
     model, networks = made("ng_t"), mixed()
-    model.body.backbone.most_pairs = 12**2  # some of them
+    model.body.backbone.most_pairs = side**2
     sizes = [structure_of(a).num_nodes for a in networks.architectures]
-    assert min(sizes) <= 12 < max(sizes)
-    graphs = [graph_of(networks, i) for i in range(len(networks))]
-    torch.testing.assert_close(model.logits(networks), one_by_one.logits(model, graphs))
+    assert side == 0 or min(sizes) <= side < max(sizes)
+    found = model.logits(networks)
+    expected = one_by_one.logits(model, [graph_of(networks, i) for i in range(len(networks))])
+    assert_same_with_gradients([found], [expected], list(model.parameters()))
+
+
+def test_ng_t_with_scores_of_any_size_is_finite():
+    model = made("ng_t")
+    for layer in model.body.backbone.layers:
+        layer.node.of_node.weight.data *= 1e3  # scores in the millions
+    found = model.logits(mixed())
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_ng_t_in_mixed_batches_is_of_one_kind():
+    model = made("ng_t")
+    model.body.backbone = noisy(NGT(8, 3, 2, edge=4, last_edges=False))
+    with pytest.raises(ValueError, match="expected plain attention where there is no edge"):
+        model.logits(mixed())
+
+
+def test_fan_in_counts_what_leads_to_one_neuron():
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, (1, 3), groups=2), nn.ReLU(),
+        nn.ConvTranspose2d(6, 3, 2), nn.Flatten(), nn.Linear(3 * 5 * 3, 2),
+    )  # fmt: skip
+    room = Room(kernel=15, inputs=2, depth=4, classes=2)
+    spec = structure_of_module(module, torch.zeros(1, 2, 6, 6))
+    batch = Layouts([layout_of(spec, room)], room).batch(torch.zeros(1, dtype=torch.long), False)
+    counts = [(2 * 9, 2 * 4 * 9), (2 * 3, 6 * 2 * 3), (6 * 4, 6 * 3 * 4), (3 * 15, 2 * 3 * 15)]
+    assert batch.fan_in.tolist() == [fan_in for fan_in, scalars in counts for _ in range(scalars)]
+    ones = torch.ones(spec.num_parameters)
+    found = [batch.kernels(ones, scaled).square().sum().item() for scaled in (False, True)]
+    assert found == pytest.approx(
+        [sum(n for _, n in counts), sum(f * n for f, n in counts)], rel=1e-5
+    )
+
+
+def test_weights_show_beside_positions_from_the_first_step_on():
+    """Deviations of first states over edges, of which positions have 1."""
+    torch.manual_seed(0)
+    networks, deviations = cnns(park(8)), {}
+    for scaled in (False, True):
+        body = GeneralizationPredictor(cnn_config("ng_t", scaled=scaled)).body
+        batch = body.batch(layouts_of(networks.architectures, body.room), networks.which)
+        kernels = batch.kernels(torch.cat(list(networks.values)), scaled)
+        deviations[scaled] = body.edges(batch, kernels).std(0).mean().item()
+    assert deviations[True] > 0.15 > 0.05 > deviations[False]
 
 
 @st.composite
@@ -570,7 +621,7 @@ def test_files_of_another_kind_are_refused(path):
     for other in ("l2o_graph INR model, version 2", "l2o_graph predictor of accuracy"):
         path.write_bytes(save(tensors, {**metadata, "format": other}))
         with pytest.raises(
-            ValueError, match=f"accuracy, version 2' in its header, found '{other}'"
+            ValueError, match=f"accuracy, version 3' in its header, found '{other}'"
         ):
             GeneralizationPredictor.from_checkpoint(path)
     path.write_bytes(content[:-1])

@@ -202,26 +202,39 @@ def test_recipes():
     """Ours has no noise; the paper's numbers are those of its section 4.2 and of its scripts."""
     ours, paper = default_recipe("cnn_small", "ng_t", hidden=16), paper_recipe("cnn_small", "ng_t")
     assert (ours.augment, ours.cooldown, ours.model.hidden) == (False, 0.5, 16)
-    assert (ours.model.dropout, ours.model.fourier) == (0.0, 0.0)
+    assert (ours.model.dropout, ours.model.fourier, ours.model.scaled) == (0.0, 0.0, True)
+    assert (ours.lr, ours.batch, default_recipe().lr, default_recipe().batch) == (3e-3, 8, 1e-3, 16)
+    assert not default_recipe(model="stat_nn").model.scaled
+    assert not default_recipe(fourier=1.0).model.scaled
     assert (paper.augment, paper.cooldown, paper.warmup, paper.clip) == (True, 0.0, 0, 10.0)
     assert (paper.epochs, paper.batch, paper.loss, paper.model.hidden) == (300, 192, "bce", 128)
     assert (paper_recipe("cnn_small").batch, paper_recipe("cnn_small").loss) == (128, "mse")
     park = paper_recipe("cnn_park")
     assert (park.augment, park.epochs, park.batch, park.loss) == (False, 10, 128, "bce")
-    assert (park.model.dropout, park.model.fourier) == (0.2, 3.0)
+    assert (park.model.dropout, park.model.fourier, park.model.scaled) == (0.2, 3.0, False)
     with pytest.raises(ValueError, match="unknown task 'park', expected one of"):
         paper_recipe("park")
 
 
 def test_the_command(zoo, tmp_path, capsys):
     given = ["--task", "cnn_park", "--model", "ng_t", "--hidden", "8", "--loss", "mse"]
-    given += ["--no-activations", "--reverse", "--epochs", "1", "--batch", "8", "--seed", "2"]
+    given += [
+        "--no-activations",
+        "--reverse",
+        "--no-scaled",
+        "--epochs",
+        "1",
+        "--batch",
+        "8",
+        "--seed",
+        "2",
+    ]
     out = tmp_path / "run"
     assert main([*given, "--zoo", str(zoo), "--out", str(out)]) == 0
     assert "log in" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
     assert (config["model"]["model"], config["model"]["activations"]) == ("ng_t", False)
-    assert config["model"]["reverse"]
+    assert config["model"]["reverse"] and not config["model"]["scaled"]
     assert (config["loss"], config["seed"], config["augment"]) == ("mse", 2, False)
     out = tmp_path / "paper"
     given = ["--task", "cnn_park", "--hidden", "4", "--preset", "paper", "--epochs", "1"]

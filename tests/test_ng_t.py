@@ -46,7 +46,6 @@ SPECS = SPECS_WITH_EDGES | {
     # Two kernels between the same sets, a set that is joined to itself, and one to nothing.
     "tangled": joining([(0, 1), (0, 1), (1, 1), (1, 0), (3, 1)]),
 }
-VARIANTS = pytest.mark.parametrize("axial", [False, True], ids=["released", "axial"])
 FORMULAS = pytest.mark.parametrize(
     "options", [{}, {"axial": True}, {"plain": True}], ids=["released", "axial", "plain"]
 )
@@ -178,11 +177,11 @@ def test_model_equals_the_loop_over_pairs(name, most, most_pairs, options):
     )
 
 
-@VARIANTS
+@FORMULAS
 @RANGES
-def test_a_network_without_kernels_is_nodes_alone(most_pairs, axial):
+def test_a_network_without_kernels_is_nodes_alone(most_pairs, options):
     topology = topology_of(UNJOINED)
-    model = noisy(NGT(HIDDEN, layers=2, axial=axial, most_pairs=most_pairs))
+    model = noisy(NGT(HIDDEN, layers=2, **options, most_pairs=most_pairs))
     nodes, _ = first_states(topology)
     found, _ = model(topology, topology.chunks(10**6), nodes, rows_of(topology, nodes[None, :0]))
     expected = list(nodes)
@@ -194,10 +193,11 @@ def test_a_network_without_kernels_is_nodes_alone(most_pairs, axial):
     assert used and all(gradient.isfinite().all() for gradient in used)
 
 
+@FORMULAS
 @RANGES
-def test_scores_of_any_size_are_finite(most_pairs):
+def test_scores_of_any_size_are_finite(most_pairs, options):
     topology = topology_of(SPECS["branched"])
-    layer = NGTLayer(HIDDEN, HIDDEN, HIDDEN, 2, HIDDEN, HIDDEN).double()
+    layer = NGTLayer(HIDDEN, HIDDEN, HIDDEN, 2, HIDDEN, HIDDEN, **options).double()
     nodes, edges = first_states(topology)
     joined = joined_pairs(topology, most_pairs)
     chunks = topology.chunks(5)
@@ -212,37 +212,37 @@ def test_scores_of_any_size_are_finite(most_pairs):
 # What is told apart and what is not ------------------------------------------------------------
 
 
-def rule_with(axial: bool, most_pairs: int):
+def rule_with(options: dict[str, bool], most_pairs: int):
     """A whole optimizer, since only its first states tell inputs and outputs apart."""
     rule = random_rule(RuleConfig("nominal", 8, 2, 8))
     (name,) = [name for name, module in rule.named_modules() if isinstance(module, NGGNN)]
-    rule.set_submodule(name, noisy(NGT(8, 2, axial=axial, most_pairs=most_pairs)))
+    rule.set_submodule(name, noisy(NGT(8, 2, **options, most_pairs=most_pairs)))
     return rule
 
 
-@VARIANTS
+@FORMULAS
 @RANGES
 @settings(max_examples=10)
 @given(permutations())
-def test_updates_of_a_permuted_network_are_the_permuted_updates(most_pairs, axial, drawn):
+def test_updates_of_a_permuted_network_are_the_permuted_updates(most_pairs, options, drawn):
     network, _, orders = drawn
-    assert error_of_updates(rule_with(axial, most_pairs), network, orders) < 1e-5
+    assert error_of_updates(rule_with(options, most_pairs), network, orders) < 1e-5
 
 
-@VARIANTS
+@FORMULAS
 @RANGES
 @pytest.mark.parametrize("of", [0, -1], ids=["inputs", "outputs"])
-def test_inputs_and_outputs_have_an_order(of, most_pairs, axial):
+def test_inputs_and_outputs_have_an_order(of, most_pairs, options):
     network = flattening()
     orders = identity(network)
     orders[of] = orders[of].flip(0)
-    assert error_of_updates(rule_with(axial, most_pairs), network, orders) > 1e-3
+    assert error_of_updates(rule_with(options, most_pairs), network, orders) > 1e-3
 
 
-@VARIANTS
-def test_the_two_directions_of_an_edge_are_told_apart(axial):
+@FORMULAS
+def test_the_two_directions_of_an_edge_are_told_apart(options):
     topology = topology_of(SPECS["mlp"])
-    model = noisy(NGT(HIDDEN, layers=1, axial=axial))
+    model = noisy(NGT(HIDDEN, layers=1, **options))
     nodes, edges = first_states(topology)
     chunks = topology.chunks(10**6)
     there, _ = model(topology, chunks, nodes, rows_of(topology, edges))
@@ -250,11 +250,11 @@ def test_the_two_directions_of_an_edge_are_told_apart(axial):
     assert (there - swapped).abs().max() > 1e-3
 
 
-@VARIANTS
+@FORMULAS
 @RANGES
-def test_gradient_reaches_every_weight(most_pairs, axial):
+def test_gradient_reaches_every_weight(most_pairs, options):
     topology = topology_of(SPECS["mlp"])
-    model = NGT(HIDDEN, layers=2, heads=2, axial=axial, most_pairs=most_pairs).double()
+    model = NGT(HIDDEN, layers=2, heads=2, **options, most_pairs=most_pairs).double()
     nodes, edges = first_states(topology)
     last, states = model(topology, topology.chunks(10**6), nodes, rows_of(topology, edges))
     outputs = [last, gathered_states(topology, states)]
@@ -303,11 +303,11 @@ def test_all_pairs_are_attended_to_only_while_they_are_few():
     assert largest_tensor(many, 10**6) < many.num_nodes**2 / 10
 
 
-@VARIANTS
-def test_no_tensor_is_larger_than_its_chunk_needs(axial):
+@FORMULAS
+def test_no_tensor_is_larger_than_its_chunk_needs(options):
     spec = spec_of_module(nn.Linear(512, 512))
     by_chunks, at_once = (
-        largest_tensor(spec, most, axial=axial, most_pairs=0) for most in (4096, 10**6)
+        largest_tensor(spec, most, **options, most_pairs=0) for most in (4096, 10**6)
     )
     assert by_chunks < spec.num_edges < at_once
 

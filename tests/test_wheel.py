@@ -32,6 +32,7 @@ def test_the_wheel_works_by_itself(tmp_path):
         archive.extractall(tmp_path / "unpacked")
     assert "l2o_graph/zoo/fmnist-ng_gnn.safetensors" in names
     assert "l2o_graph/datasets/fmnist_sample.npz" in names
+    assert {f"l2o_graph/zoo/{n}.safetensors" for n in ("cnn/cnn-park", "inr/mnist-inr")} < {*names}
     assert not [name for name in names if name.startswith(("tests", "docs", "examples"))]
     # In the folder and without the site's .pth files of an editable installation first.
     folder = str(tmp_path / "unpacked")

@@ -29,8 +29,8 @@ class CNNModelConfig:
         dropout: Share of channels that training leaves out.
         fourier: Deviation of the frequencies that kernels and biases are first turned into; 0
             for kernels and biases as they are.
-        scaled: Whether weights are read times the root of their fan-in, which makes them about as
-            large in every layer; see ``Batch.kernels``.
+        scaled: Whether weights, not biases, are read times the root of their fan-in, which makes
+            them about as large in every layer; see ``Batch.kernels``.
         reverse: Whether edges against the flow read their kernels too. Without, NG-GNN has no such
             edges and NG-T, which looks both ways, reads 0 there.
         linear_as_conv: Whether a linear layer is read as kernels of one position, rather than

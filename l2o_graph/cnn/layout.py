@@ -148,7 +148,7 @@ class Batch:
     Attributes:
         scalars: For each scalar of each kernel, in order, its index among the parameters of all
             networks and behind them the ``CONSTANTS``.
-        fan_in: How many scalars each of these adds up with; 1 for constants.
+        fan_in: How many of its kernel's scalars lead to the same neuron; 1 for constants.
         filled: Which positions of the largest kernel an edge has.
         dense: How many edges are those of linear layers.
         biases: Index of each bias's scalars.
@@ -184,8 +184,9 @@ class Batch:
 
         Args:
             values: All networks' parameters in a row.
-            scaled: Whether weights are multiplied by the root of their fan-in. First weights are
-                drawn as much smaller than 1; so they are about as large in every layer.
+            scaled: Whether weights are multiplied by the root of their fan-in. The first weights
+                of linear layers and convolutions are drawn as much smaller than 1; so they are
+                about as large in every layer. Biases are left as they are.
         """
         known = torch.cat([values, values.new_tensor(CONSTANTS)])[self.scalars]
         if scaled:

@@ -16,8 +16,9 @@ from l2o_graph.cnn.graph_body import GraphBody
 from l2o_graph.zoo.files import fill, find, packaged, parse, save_module
 from l2o_graph.zoo.shards import named
 
-# In version 1 an NG-GNN without reverse edges had them all the same.
-FORMAT = "l2o_graph predictor of accuracy, version 2"
+# In version 1 an NG-GNN without reverse edges had them all the same, in version 2 pairs without an
+# edge carried nothing in NG-T.
+FORMAT = "l2o_graph predictor of accuracy, version 3"
 FOLDER = "cnn"  # of the zoo
 
 # What reads the networks, for each model of a config: CNNs -> a logit for each.

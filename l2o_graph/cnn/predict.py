@@ -29,7 +29,7 @@ def predict_accuracy(
         module: The network: convolutions, linear layers and what ``neural_graph`` follows else.
         batch: An example input, of any numbers: a tensor, the arguments, or the named arguments.
         checkpoint: A name of :func:`l2o_graph.cnn.list_cnn_models`, or a path to a .safetensors
-            file.
+            file. "cnn-park" has seen small CNNs that were trained on CIFAR-10 of 16 x 16 pixels.
 
     Returns:
         From 0 to 1. For a network of another kind than the checkpoint has seen, of another depth

@@ -80,7 +80,12 @@ def mixed_ng_t(
 
     Returns:
         Last states of the nodes that are read.
+
+    Raises:
+        ValueError: For a model that is not ``plain``, or whose last layer updates edges.
     """
+    if not all(layer.node.plain for layer in model.layers if isinstance(layer, NGTLayer)):
+        raise ValueError("NG-T: expected plain attention where there is no edge, found none")
     pairs = pairs_of(walk, network, sizes, model.most_pairs)
     for layer in model.layers:
         assert isinstance(layer, NGTLayer)

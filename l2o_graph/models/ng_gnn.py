@@ -244,7 +244,7 @@ def keep_nodes(model: "NGGNN") -> None:
 
     W_mix and the part of W_node that reads the node itself become orthogonal. NG-GNN has no
     residuals, and of torch's own first weights 1 in 9 reads the node: after four rounds nothing
-    is left of what an output node says at its probes, which a classifier has to find again.
+    is left of what a node was told first, its activation or what it says at probes.
     The optimizer's networks keep torch's, with which its checkpoints were trained.
 
     Args:

@@ -6,9 +6,11 @@ each: plane 0 is the forward edge source -> target, plane 1 its reverse.
 
 A pair without an edge, a node and itself among them, has edge state 0. The edges' projections
 have no bias, so its value is 0 as well: such a pair takes weight away from the others and carries
-nothing. That leaves a sum of scores to work out for it, and no state to store. A network that is
-read as a whole is to be seen as a whole, however few the rounds: with ``plain`` such a pair
-carries the value that it has without edges.
+nothing. That leaves a sum of scores to work out for it, and no state to store.
+
+With ``plain`` such a pair carries the other node's value, and an edge modulates that: then a few
+rounds are enough to see all of a deep network from each of its nodes. Predictors of accuracy are
+of this kind, the optimizer and models that read INRs are not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -291,7 +293,8 @@ class NGTLayer(nn.Module):
             the edges that share one of its ends.
         dropout: Share of what is added to a state's channels that training leaves out.
         edges: Whether edges are updated; without, the layer has no weights for it.
-        plain: Whether pairs without an edge carry a value, as in a plain transformer.
+        plain: Whether p = 1 in ``NodeUpdate``: values are those of a plain transformer where there
+            is no edge, and modulated by it where there is one.
 
     Raises:
         ValueError: When the heads do not share the attention's channels evenly.
