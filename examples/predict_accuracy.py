@@ -48,7 +48,8 @@ def main(steps: int = 600, data_root: str | None = None) -> list[tuple[float, fl
     except DatasetNotFoundError:
         images = load_images("fmnist_sample")
     print(f"{images.name}: {len(images.train_x)} images to train on")
-    test_x, test_y = halved(images.normalise(images.test_x[:2500])), images.test_y[:2500]
+    some = torch.randperm(len(images.test_y))[:2500]  # a file may have one class after another
+    test_x, test_y = halved(images.normalise(images.test_x[some])), images.test_y[some]
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / steps)

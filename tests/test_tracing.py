@@ -51,6 +51,15 @@ def test_every_parameter_has_its_place(name):
     assert all((h == 1).all() for h in held), "each scalar once"
 
 
+@pytest.mark.parametrize("name", ["resnet", "lstm", "gpt"])
+def test_parameters_in_one_storage_are_told_apart(name):
+    net, x, _ = prepared(NETWORKS[name])
+    expected = spec_of_computation(net, (x,))
+    nn.utils.vector_to_parameters(torch.cat([p.flatten() for p in values(net)]), net.parameters())
+    assert len({p.untyped_storage().data_ptr() for p in net.parameters()}) == 1
+    assert spec_of_computation(net, (x,)) == expected
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS[1:])
 def test_an_activation_is_told(name):
     """In place or not, behind a norm and a residual addition."""

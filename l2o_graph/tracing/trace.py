@@ -46,7 +46,10 @@ class Trace:
 
     def __init__(self, named: Sequence[tuple[str, Tensor]]):
         self.builder = Builder(named)
-        self._of_storage = {_storage(p): i for i, (_, p) in enumerate(named)}
+        # Several parameters may be parts of one storage: flattened ones, as cuDNN's LSTMs have them.
+        self._of_storage: dict[int, list[tuple[int, int, int]]] = {}
+        for i, (_, p) in enumerate(named):
+            self._of_storage.setdefault(_storage(p), []).append((*_span(p), i))
         self._labels = WeakTensorKeyDictionary()
         self._derived = WeakTensorKeyDictionary()
         self.used: set[int] = set()  # parameters that any operation has read
@@ -72,13 +75,13 @@ class Trace:
             return []
         if tensor in self._derived:
             return self._derived[tensor]
-        index = self._of_storage.get(_storage(tensor))
-        if index is None:
-            return []
-        self.used.add(index)
-        return [
-            Weight(index, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
-        ]
+        first, last = _span(tensor)
+        for start, stop, index in self._of_storage.get(_storage(tensor), ()):
+            if start <= first and last <= stop:
+                self.used.add(index)
+                own = first - start, tuple(tensor.shape), tuple(tensor.stride())
+                return [Weight(index, *own)]
+        return []
 
     def derive(self, tensor: Tensor, weights: list[Weight]) -> None:
         """Say that a tensor was made of parameters alone."""
@@ -403,6 +406,13 @@ class Trace:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The first entry of its storage that a tensor has, and the last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    first = int(tensor.storage_offset())
+    return first, first + sum(max(n - 1, 0) * stride for n, stride in steps)
 
 
 def _of(factor: Factor, s: int) -> Factor:
