@@ -46,7 +46,7 @@ class Trace:
 
     def __init__(self, named: Sequence[tuple[str, Tensor]]):
         self.builder = Builder(named)
-        # Several parameters may be parts of one storage: flattened ones, as cuDNN's LSTMs have them.
+        # Several may be parts of one storage: flattened ones, as cuDNN's LSTMs have them.
         self._of_storage: dict[int, list[tuple[int, int, int]]] = {}
         for i, (_, p) in enumerate(named):
             self._of_storage.setdefault(_storage(p), []).append((*_span(p), i))
