@@ -72,6 +72,11 @@ def test_networks_are_read_as_the_digits_that_they_draw(capsys):
     assert "a network that draws 1: read as 1" in capsys.readouterr().out
 
 
+def test_a_network_that_learns_is_told_from_one_that_has_not_begun():
+    (guess, chance), *_, (expected, accuracy) = script("predict_accuracy").main(steps=40)
+    assert accuracy > chance + 0.1 and expected > guess + 0.1
+
+
 # What the frameworks say of torch and of a machine without a GPU, or with many cores.
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
