@@ -7,26 +7,20 @@ channels, K positions of a kernel, n a run of scalars, *B any batch axes.
 from l2o_graph.cnn import GeneralizationPredictor, predict_accuracy
 from l2o_graph.graph import NeuralGraph, neural_graph
 from l2o_graph.inr import INRClassifier, INREditor
-from l2o_graph.optimizer import (
-    FFOptimizer,
-    LearnedOptimizer,
-    LSTMOptimizer,
-    NFNOptimizer,
-    NGOptimizer,
-)
+from l2o_graph.optim.base import LearnedOptimizer
+from l2o_graph.optim.checkpoints import list_checkpoints
+from l2o_graph.optim.optimizer import NGOptimizer
+from l2o_graph.paper_optimizer import PaperOptimizer
 from l2o_graph.tracing import register_layer
-from l2o_graph.zoo.registry import list_checkpoints
 
 __all__ = [
-    "FFOptimizer",
     "GeneralizationPredictor",
     "INRClassifier",
     "INREditor",
-    "LSTMOptimizer",
     "LearnedOptimizer",
-    "NFNOptimizer",
     "NGOptimizer",
     "NeuralGraph",
+    "PaperOptimizer",
     "list_checkpoints",
     "neural_graph",
     "predict_accuracy",

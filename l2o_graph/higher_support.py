@@ -1,11 +1,11 @@
-"""Learned optimizers inside the package ``higher``, whose inner loops are differentiated through.
+"""``PaperOptimizer`` inside the package ``higher``, whose inner loops are differentiated through.
 
 With ``higher`` imported before the optimizer is made, nothing else is to be done::
 
     import higher
 
-    rule = load_checkpoint("fmnist").rule.requires_grad_(True)  # or an UpdateRule of your own
-    optimizer = NGOptimizer(model.parameters(), checkpoint=rule)
+    rule = untrained(PAPER["ng_gnn"], seed=0)  # or load_checkpoint(path).rule, or one of your own
+    optimizer = PaperOptimizer(model.parameters(), checkpoint=rule)
     with higher.innerloop_ctx(model, optimizer) as (fmodel, diffopt):
         diffopt.step(loss(fmodel))
         loss(fmodel).backward()  # gradients of the rule's weights
@@ -14,6 +14,8 @@ Where ``higher`` says instead that a type of optimizer is not supported, import 
 call ``register`` on the type. What is called in the loop is a copy of the model: an optimizer that
 was given ``model`` reads its structure from the first batch of the model itself, or from
 ``optimizer.read_structure((batch,))``. Memory grows with every step: the whole inner loop is kept.
+
+``NGOptimizer`` is refused: its steps are made in place, in memory that all steps share.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2o_graph.optimizer import LearnedOptimizer, NGOptimizer, fits
+from l2o_graph.optim.base import LearnedOptimizer
+from l2o_graph.optim.optimizer import NGOptimizer
+from l2o_graph.paper_optimizer import PaperOptimizer, fits
 from l2o_graph.step import State, moved, update
 
 try:
@@ -31,8 +35,8 @@ except ImportError as error:
     raise ImportError("expected the package 'higher': pip install 'l2o_graph[higher]'") from error
 
 
-class DifferentiableLearnedOptimizer(DifferentiableOptimizer):
-    """The step of a ``LearnedOptimizer``, nothing in place.
+class DifferentiablePaperOptimizer(DifferentiableOptimizer):
+    """The step of a ``PaperOptimizer``, nothing in place.
 
     Differentiable in the initial parameters, in ``lr`` and ``weight_decay`` where tensors override
     them, and in the rule's weights where they require gradients; in none of them with
@@ -45,9 +49,7 @@ class DifferentiableLearnedOptimizer(DifferentiableOptimizer):
         settings: See ``higher.optim.DifferentiableOptimizer``.
     """
 
-    def __init__(
-        self, other: LearnedOptimizer, reference_params: Iterable[Tensor], **settings: Any
-    ):
+    def __init__(self, other: PaperOptimizer, reference_params: Iterable[Tensor], **settings: Any):
         self._optimizer, self._reference = other, list(reference_params)
         super().__init__(other, self._reference, **settings)
 
@@ -99,11 +101,29 @@ class DifferentiableLearnedOptimizer(DifferentiableOptimizer):
         return State(state["momenta"], state["step"]) if fits(state, p) else State.fresh(now)
 
 
+class Refusal(DifferentiableOptimizer):
+    """What ``higher`` gets for a learned optimizer that it cannot differentiate.
+
+    Raises:
+        TypeError: Always.
+    """
+
+    def __init__(self, other: LearnedOptimizer, *_: Any, **__: Any):
+        raise TypeError(
+            f"higher cannot differentiate through {type(other).__name__}, whose steps are made in "
+            "place; use PaperOptimizer, or one of torch's own optimizers, in its inner loops"
+        )
+
+    def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **_: Any) -> None:
+        raise NotImplementedError
+
+
 def register(optimizer: type[LearnedOptimizer]) -> None:
-    """Let ``higher`` differentiate a type of optimizer; its subclasses are types of their own."""
+    """Tell ``higher`` of a type of optimizer; its subclasses are types of their own."""
+    known = issubclass(optimizer, PaperOptimizer)
     # Annotated there as an optimizer, documented as its type.
-    register_optim(optimizer, DifferentiableLearnedOptimizer)  # pyright: ignore[reportArgumentType]
+    register_optim(optimizer, DifferentiablePaperOptimizer if known else Refusal)  # pyright: ignore[reportArgumentType]
 
 
-register(LearnedOptimizer)
+register(PaperOptimizer)
 register(NGOptimizer)

@@ -1,6 +1,6 @@
 """Features of a network in training -> a state for every cell of every parameter.
 
-A reader is what a learned optimizer knows beyond a parameter's own features. "ng_gnn", "ng_t" and
+A reader is what the paper's rule knows beyond a parameter's own features. "ng_gnn", "ng_t" and
 "nfn" read the neurons that a parameter joins, "lstm" the tensors before its own, "ff" nothing.
 """
 
@@ -12,13 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.features import NUM_LOG_SIGN
+from l2o_graph.features import NUM_FEATURES
 from l2o_graph.graph import Chunk, Topology
-from l2o_graph.models.embedding import OffsetEmbedding, PaddedEmbedding, Part, Scalars
+from l2o_graph.models.embedding import PaddedEmbedding, Part, Scalars
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT
-from l2o_graph.observation import NUM_FEATURES
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
@@ -57,7 +56,7 @@ class GraphReader(nn.Module):
 
     def __init__(
         self,
-        embedding: OffsetEmbedding | PaddedEmbedding,
+        embedding: PaddedEmbedding,
         backbone: nn.Module,
         of_edge: nn.Module | None,
         of_node: nn.Module,
@@ -114,10 +113,10 @@ class TensorReader(nn.Module):
         The LSTM baseline of Kofinas et al. 2024, section 4.3.
     """
 
-    def __init__(self, features: int, hidden: int):
+    def __init__(self, hidden: int):
         super().__init__()
-        self.features, self.size = features, hidden
-        self.read = nn.Sequential(*linear_maps(features, hidden, 2))
+        self.size = hidden
+        self.read = nn.Sequential(*linear_maps(NUM_FEATURES, hidden, 2))
         self.cell = nn.LSTMCell(hidden, hidden)
 
     def forward(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
@@ -127,7 +126,7 @@ class TensorReader(nn.Module):
         mean = [zero] * len(sizes)
         for group in groups:
             scalars = features(group)
-            read = self.read(scalars.x[: self.features].T)
+            read = self.read(scalars.x.T)
             runs = read.split([part.stop - part.start for part in group.parts])
             for part, run in zip(group.parts, runs, strict=True):
                 i = part.parameter
@@ -162,20 +161,6 @@ class ForwardEdges(nn.Sequential):
         return super().forward(input[0])
 
 
-class BothEdges(nn.Module):
-    """A linear map of an edge's forward and reverse states together."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.map = nn.Linear(2 * hidden, hidden)
-
-    def forward(self, edges: Float[Tensor, "2 E H"]) -> Float[Tensor, "E H"]:
-        """Map the two states of each edge."""
-        of_forward, of_reverse = self.map.weight.chunk(2, dim=1)
-        forward = torch.addmm(self.map.bias, edges[0], of_forward.T)
-        return torch.addmm(forward, edges[1], of_reverse.T)
-
-
 def linear_maps(inputs: int, hidden: int, count: int) -> list[nn.Module]:
     """So many linear maps with a ReLU between each two."""
     maps: list[nn.Module] = [nn.Linear(inputs, hidden)]
@@ -187,24 +172,12 @@ def linear_maps(inputs: int, hidden: int, count: int) -> list[nn.Module]:
 Reader = GraphReader | TensorReader | NoReader
 
 
-def reader_of(
-    model: str, preset: str, hidden: int, layers: int, inner: int, activations: bool
-) -> Reader:
-    """What reads the network for a model: see ``RuleConfig``."""
-    paper = preset == "paper"
+def reader_of(model: str, hidden: int, layers: int) -> Reader:
+    """What reads the network for a model of Kofinas et al. 2024, by their supplement."""
     if model == "ff":
         return NoReader()
     if model == "lstm":
-        return TensorReader(NUM_LOG_SIGN if paper else NUM_FEATURES, hidden)
-    if paper:
-        return _paper_reader(model, hidden, layers)
-    backbone = {"ng_gnn": NGGNN, "ng_t": NGT, "nfn": NFN}[model](hidden, layers)
-    embedding = OffsetEmbedding(NUM_FEATURES, hidden, inner, activations)
-    return GraphReader(embedding, backbone, BothEdges(hidden), nn.Linear(hidden, hidden), hidden)
-
-
-def _paper_reader(model: str, hidden: int, layers: int) -> GraphReader:
-    """The graph readers of Kofinas et al. 2024, by their supplement."""
+        return TensorReader(hidden)
     if model == "ng_t":  # with axial mixing, no reverse features, one readout for edges and nodes
         backbone = NGT(hidden, layers, edge_hidden=2 * hidden, axial=True)
         embedding = PaddedEmbedding(hidden, reverse=False)

@@ -1,6 +1,6 @@
 """The pure core: (parameters, gradients, state) -> (updates, new state), nothing in place.
 
-``NGOptimizer.step`` writes what comes out, the meta-trainer differentiates it.
+``PaperOptimizer.step`` writes what comes out, the meta-trainer differentiates it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ CHUNK_SIZE = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a learned optimizer remembers of one parameter.
+    """What the rule remembers of one parameter.
 
     Attributes:
         momenta: (5, *shape), float32, or float64 for a parameter in float64.
@@ -52,11 +52,11 @@ def updates(
     """What is to be added to each parameter, in runs of scalars.
 
     Args:
-        rule: The learned optimizer, in the type to compute in and where.
+        rule: In the type to compute in and where.
         spec: Which parameter joins which neurons.
         parameters: The network's parameters.
         gradients: Their gradients, which the momenta in ``state`` have taken in already.
-        state: Momenta after this gradient, and the number of updates before it.
+        state: Momenta after this gradient.
         chunk_size: Scalars worked on at once.
         through_time: Whether parameters, gradients and momenta are differentiated through;
             otherwise an update depends on the rule's weights alone.
@@ -67,11 +67,10 @@ def updates(
     """
     where = next(rule.parameters())
     with nullcontext() if through_time else torch.no_grad():
-        momenta, steps = [s.momenta for s in state], [s.step for s in state]
         # A network may be spread over devices; its graph is in one place.
-        parameters, gradients, momenta, steps = (
+        parameters, gradients, momenta = (
             [t.to(where.device) for t in tensors]
-            for tensors in (parameters, gradients, momenta, steps)
+            for tensors in (parameters, gradients, [s.momenta for s in state])
         )
         if spec.constant_size:  # as parameters that never had a gradient
             nothing = where.new_zeros(()).expand(spec.constant_size)
@@ -79,10 +78,7 @@ def updates(
                 parameters.append(where.new_full((), constant).expand(spec.constant_size))
                 gradients.append(nothing)
                 momenta.append(nothing.expand(len(MOMENTUM_DECAYS), -1))
-                steps.append(where.new_zeros(()))
-        observations = observe(
-            spec, parameters, gradients, momenta, steps, where.dtype, rule.orthogonal
-        )
+        observations = observe(parameters, gradients, momenta, where.dtype)
     yield from rule(topology_of(spec), observations, chunk_size)
 
 
@@ -98,7 +94,7 @@ def update(
     """One whole step, differentiable in the rule's weights.
 
     Args:
-        rule: The learned optimizer, in the type to compute in and where.
+        rule: In the type to compute in and where.
         spec: Which parameter joins which neurons.
         parameters: The network's parameters.
         gradients: Their gradients; None for a parameter that is read and left as it is.

@@ -2,29 +2,44 @@
 
 import argparse
 import dataclasses
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
 
 from l2o_graph.cnn.config import Model as CNNModel
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.inr.config import Model as INRModel
+from l2o_graph.optim.controller import ControllerConfig
 from l2o_graph.rule import Model
 from meta_train import cnn_training, inr_training
 from meta_train.cnn_training import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
-from meta_train.config import MetaConfig, default_recipe, paper_recipe
+from meta_train.config import Estimator, MetaConfig, paper_recipe
+from meta_train.controller_training import CONTROLLER_TASKS, EvolutionConfig, train_controller
 from meta_train.inr_training import INR_TASKS, INRTrainingConfig, train_inr_model
 from meta_train.run import Result
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
 
-RECIPES = {"default": default_recipe, "paper": paper_recipe}
+PRESETS = ("default", "paper")
 INR_RECIPES = {"default": inr_training.default_recipe, "paper": inr_training.paper_recipe}
 CNN_RECIPES = {"default": cnn_training.default_recipe, "paper": cnn_training.paper_recipe}
+
+# What each model is to a controller: its reader, and what has a step length of its own.
+CONTROLLERS = {
+    "ff": ("none", "tensor"),
+    "alone": ("none", "neuron"),
+    "lstm": ("sequence", "neuron"),
+    "nfn": ("mean", "neuron"),
+    "ng_gnn": ("messages", "neuron"),
+    "ng_t": ("attention", "neuron"),
+}
 
 # Numbers for which a configuration's own is not that of every model.
 OF_RECIPE = {(CNNTrainingConfig, "lr"), (CNNTrainingConfig, "batch")}
@@ -38,29 +53,77 @@ def main(arguments: list[str] | None = None) -> int:
     """
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--task", default="fmnist_cnn")
-    task = first.parse_known_args(arguments)[0].task
+    first.add_argument("--preset", default="default")
+    given = first.parse_known_args(arguments)[0]
     commands = dict.fromkeys(INR_TASKS, train_on_inrs) | dict.fromkeys(CNN_TASKS, train_on_cnns)
+    optimizer = train_paper_rule if given.preset == "paper" else train_optimizer
+    command = commands.get(given.task, optimizer)
     try:
-        result = commands.get(task, train_optimizer)(arguments)
+        with processes(allowed=command is train_optimizer):
+            result = command(arguments)
+            print(f"{result.steps} steps, log in {result.log}")
+            print(f"best checkpoint: {result.checkpoint}")
+            if not result.finished:
+                print("interrupted; continue with the same command and --resume")
     except (ValueError, OSError) as error:
         print(f"meta_train: {error}", file=sys.stderr)
         return 2
-    print(f"{result.steps} steps, log in {result.log}")
-    print(f"best checkpoint: {result.checkpoint}")
-    if not result.finished:
-        print("interrupted; continue with the same command and --resume")
-        return 130
-    return 0
+    return 0 if result.finished else 130
+
+
+@contextmanager
+def processes(allowed: bool) -> Iterator[None]:
+    """Join the processes that torchrun started, where it did; the first alone prints.
+
+    Raises:
+        ValueError: For several processes, where they are not allowed.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not allowed:
+        raise ValueError(
+            f"WORLD_SIZE: expected one process for anything but {sorted(CONTROLLER_TASKS)} with "
+            f"the default preset, found {count}"
+        )
+    if count <= 1:
+        yield
+        return
+    dist.init_process_group("gloo")
+    try:
+        with ExitStack() as silence:
+            if dist.get_rank():
+                nowhere = silence.enter_context(Path(os.devnull).open("w"))
+                silence.enter_context(redirect_stdout(nowhere))
+                silence.enter_context(redirect_stderr(nowhere))
+            yield
+    finally:
+        dist.destroy_process_group()
 
 
 def train_optimizer(arguments: list[str] | None) -> Result:
-    """Meta-train a learned optimizer."""
-    parser = _parser("Meta-train a learned optimizer.", get_args(Model))
+    """Meta-train the controller of NGOptimizer."""
+    text = "Meta-train the controller of NGOptimizer."
+    parser = _parser(text, list(CONTROLLERS), device=False)
+    _preset(parser)
+    sizes = _options(parser, ControllerConfig)
+    options = _options(parser, EvolutionConfig)
+    given = _parsed(parser, arguments)
+    reader, grain = CONTROLLERS[given.model]
+    controller = ControllerConfig(reader, grain, **_changes(given, sizes))
+    config = EvolutionConfig(given.task, controller, **_changes(given, options))
+    out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.preset}"
+    return train_controller(config, out, given.data_root, given.resume)
+
+
+def train_paper_rule(arguments: list[str] | None) -> Result:
+    """Meta-train the learned optimizer of Kofinas et al. 2024."""
+    text = "Meta-train the learned optimizer of Kofinas et al. 2024."
+    parser = _parser(text, get_args(Model))
     _preset(parser)
     options = _options(parser, MetaConfig)
+    parser.add_argument("--estimator", choices=get_args(Estimator), help="see MetaConfig [greedy]")
     given = _parsed(parser, arguments)
-    config = RECIPES[given.preset](given.task, given.model)
-    config = dataclasses.replace(config, **_changes(given, options))
+    config = paper_recipe(given.task, given.model)
+    config = dataclasses.replace(config, **_changes(given, [*options, "estimator"]))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.preset}"
     return meta_train(config, out, given.data_root, given.device, given.resume)
 
@@ -113,18 +176,21 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     return train_cnn_model(config, zoo, out, given.device, given.resume)
 
 
-def _parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
-    """The options that all tasks have."""
+def _parser(
+    description: str, models: Sequence[str], device: bool = True
+) -> argparse.ArgumentParser:
+    """The options that all tasks have, and most have a device."""
     parser = argparse.ArgumentParser(
         prog="python -m meta_train",
-        description=f"{description} Which options there are depends on --task.",
+        description=f"{description} Which options there are depends on --task and --preset.",
     )
-    tasks = sorted({*TASKS, *INR_TASKS, *CNN_TASKS})
+    tasks = sorted({*TASKS, *CONTROLLER_TASKS, *INR_TASKS, *CNN_TASKS})
     parser.add_argument("--task", default="fmnist_cnn", choices=tasks, help="[fmnist_cnn]")
     parser.add_argument("--model", default="ng_gnn", choices=models, help="[ng_gnn]")
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
-    parser.add_argument("--device", default="cpu", help="[cpu]")
+    if device:
+        parser.add_argument("--device", default="cpu", help="[cpu]")
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     return parser
@@ -132,7 +198,7 @@ def _parser(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
 
 def _preset(parser: argparse.ArgumentParser) -> None:
     text = "what is not given is as in this recipe [default: the numbers in brackets]"
-    parser.add_argument("--preset", default="default", choices=sorted(RECIPES), help=text)
+    parser.add_argument("--preset", default="default", choices=PRESETS, help=text)
 
 
 def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
@@ -163,7 +229,8 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> arg
         if given.threads < 1:
             raise ValueError(f"threads: expected at least 1, found {given.threads}")
         torch.set_num_threads(given.threads)
-    check_device(given.device)
+    if "device" in given:
+        check_device(given.device)
     return given
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from l2o_graph import LearnedOptimizer
+from l2o_graph import NGOptimizer
 
 # Newton-Schulz coefficients of K. Jordan, "Muon: an optimizer for hidden layers in neural
 # networks" (2024): fast rather than exact, singular values end in about 0.7 to 1.2.
@@ -17,9 +17,36 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 AUXILIARY_RATE = 1e-2
 
 
+# What a learned optimizer is told, and how it is evaluated: suffixes of its name, and of its label.
+VARIANTS = {
+    "": "",
+    "_told": ", told the end",
+    "_averaged": ", averaged weights",
+}
+LABELS = {
+    "ng": "NGOptimizer",
+    "ng_gnn": "NG-GNN",
+    "ng_t": "NG-T",
+    "nfn": "NFN",
+    "lstm": "LSTM",
+    "ff": "FF",
+}
+
+
+def learned_checkpoints(
+    checkpoints: Mapping[str, str | Path] | None = None,
+) -> dict[str, str | Path]:
+    """Checkpoint of each learned contender, in all variants.
+
+    Args:
+        checkpoints: Those beside the packaged one, which is "ng", or in its place.
+    """
+    found: dict[str, str | Path] = {"ng": NGOptimizer.packaged, **(checkpoints or {})}
+    return {name + variant: c for name, c in found.items() for variant in VARIANTS}
+
+
 # The learned optimizers in the package: contender -> checkpoint.
-LABELS = {"ng_gnn": "NG-GNN", "ng_t": "NG-T", "nfn": "NFN", "lstm": "LSTM", "ff": "FF"}
-PACKAGED = {name: f"fmnist-{name}" for name in LABELS}
+PACKAGED = learned_checkpoints()
 
 # Of each grid, what did best on the task fmnist_cnn (docs/results.md).
 BEST_RATES = {
@@ -50,42 +77,40 @@ class Contender:
     Attributes:
         label: For tables and plots.
         rates: The grid; a comparison is with the best of them.
-        make: (network, rate) -> the optimizers that train it together.
+        make: (network, rate, steps of the run) -> the optimizers that train it together.
         decays: Whether the rate falls linearly to zero over the run.
+        averaged: Whether accuracies are those of averaged weights.
     """
 
     label: str
     rates: tuple[float, ...]
-    make: Callable[[nn.Module, float], list[Optimizer]]
+    make: Callable[[nn.Module, float, int], list[Optimizer]]
     decays: bool = False
+    averaged: bool = False
 
 
 def contenders(checkpoints: Mapping[str, str | Path] | None = None) -> dict[str, Contender]:
     """All known optimizers.
 
     Args:
-        checkpoints: Learned ones beside or instead of the packaged: any name, and the name or
-            path of a checkpoint. Their rate is a plain factor.
+        checkpoints: Learned ones beside the packaged "ng", or in its place: any name, and the
+            name or path of a checkpoint. Their rate is a plain factor. Of each there is also one
+            that is told the number of steps, "ng_told", and one whose averaged weights are
+            evaluated, "ng_averaged".
     """
 
-    def adam(net: nn.Module, rate: float) -> list[Optimizer]:
+    def adam(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
         return [Adam(net.parameters(), lr=rate)]
 
-    def adamw(net: nn.Module, rate: float) -> list[Optimizer]:
+    def adamw(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
         return [AdamW(net.parameters(), lr=rate)]
 
-    def sgd(net: nn.Module, rate: float) -> list[Optimizer]:
+    def sgd(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
         return [SGD(net.parameters(), lr=rate, momentum=0.9, nesterov=True)]
 
-    def muon(net: nn.Module, rate: float) -> list[Optimizer]:
+    def muon(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
         kernels, rest = split_for_muon(net)
         return [Muon(kernels, lr=rate), AdamW(rest, lr=AUXILIARY_RATE)]
-
-    def learned(name: str, checkpoint: str | Path) -> Contender:
-        def make(net: nn.Module, rate: float) -> list[Optimizer]:
-            return [LearnedOptimizer(net.parameters(), lr=rate, checkpoint=checkpoint)]
-
-        return Contender(f"{LABELS.get(name, name)} (learned)", (1.0,), make)
 
     grid = (1e-3, 3e-3, 6e-3, 1e-2, 2e-2)
     return {
@@ -93,8 +118,31 @@ def contenders(checkpoints: Mapping[str, str | Path] | None = None) -> dict[str,
         "adamw": Contender("AdamW, linear decay", grid, adamw, decays=True),
         "sgd": Contender("SGD Nesterov, linear decay", (0.03, 0.1, 0.3), sgd, decays=True),
         "muon": Contender("Muon, linear decay", (0.02, 0.05, 0.1), muon, decays=True),
-        **{k: learned(k, v) for k, v in {**PACKAGED, **(checkpoints or {})}.items()},
+        **{name: _learned(name, c) for name, c in learned_checkpoints(checkpoints).items()},
     }
+
+
+def _learned(name: str, checkpoint: str | Path) -> Contender:
+    told, averaged = name.endswith("_told"), name.endswith("_averaged")
+
+    def make(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
+        horizon = steps if told else None
+        return [NGOptimizer(net.parameters(), lr=rate, checkpoint=checkpoint, total_steps=horizon)]
+
+    return Contender(label_of(name), (1.0,), make, averaged=averaged)
+
+
+def label_of(name: str) -> str:
+    """Label of a learned contender."""
+    own = base_of(name)
+    return f"{LABELS.get(own, own)} (learned{VARIANTS[name.removeprefix(own)]})"
+
+
+def base_of(name: str) -> str:
+    """Name of a learned contender without its variant."""
+    for variant in filter(None, VARIANTS):
+        name = name.removesuffix(variant)
+    return name
 
 
 def split_for_muon(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -1,6 +1,6 @@
 """Train networks with several optimizers, over several seeds: a table and curves.
 
-    python -m meta_train.benchmark --tasks fmnist_cnn --optimizers adam muon ng_gnn --seeds 5
+    python -m meta_train.benchmark --tasks fmnist_cnn --optimizers adam muon ng --seeds 5
 
 Every optimizer starts at the same initialisation and sees the same batches. Each is reported at
 the rate of its grid with the best mean test accuracy. Every run is saved once it is finished, and
@@ -27,9 +27,9 @@ import torch
 from tqdm import tqdm
 
 from l2o_graph.datasets.workers import check_device, in_parallel
+from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.zoo.files import write_atomically
-from l2o_graph.zoo.registry import load_checkpoint
-from meta_train.baselines import PACKAGED, PUBLISHED, contenders
+from meta_train.baselines import PUBLISHED, base_of, contenders, learned_checkpoints
 from meta_train.plots import Curve, Panel, plot_curves
 from meta_train.tasks import get_task
 from meta_train.training import Training
@@ -50,7 +50,7 @@ class Settings:
         tune_seeds: How many of them choose the rate of a grid; 0 for all.
         steps: Training steps of a run.
         grid: Rates in place of an optimizer's own grid, by name.
-        checkpoints: Learned optimizers beside the packaged ones; see ``contenders``.
+        checkpoints: Learned optimizers beside the packaged one; see ``contenders``.
         evaluate_every: Steps between test accuracies; 0 for the end alone.
         data_root: Where datasets lie; see ``l2o_graph.datasets.images.data_root``.
         out: Folder of results.json, results.md and curves.png.
@@ -171,7 +171,7 @@ def plan(settings: Settings) -> list[Run]:
         if not rates or not all(0 <= rate < math.inf for rate in rates):
             raise ValueError(f"grid of {name}: expected rates of at least 0, found {list(rates)}")
     tasks = [get_task(name) for name in settings.tasks]
-    learned = {**PACKAGED, **settings.checkpoints}
+    learned = learned_checkpoints(settings.checkpoints)
     identities = {
         name: load_checkpoint(learned[name]).identity
         for name in settings.optimizers
@@ -291,7 +291,7 @@ def markdown(records: Sequence[Record]) -> str:
         for task in best:
             cells.append(f"{_accuracy(best[task][name])} ({_rate(best[task][name])})")
             if task in PUBLISHED:
-                known = PUBLISHED[task].get(name)
+                known = PUBLISHED[task].get(base_of(name))
                 cells.append(f"{known[0]:.2f} ± {known[1]:.2f}" if known else "")
         lines.append(f"| {labels[name]} | " + " | ".join(cells) + " |")
     for task, task_records in by_task:
@@ -342,7 +342,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     )
     add = parser.add_argument
     add("--tasks", nargs="+", default=["fmnist_cnn", "cifar10_cnn"], metavar="TASK")
-    add("--optimizers", nargs="+", default=["adam", "muon", "ng_gnn"], metavar="OPTIMIZER")
+    add("--optimizers", nargs="+", default=["adam", "muon", "ng"], metavar="OPTIMIZER")
     add("--seeds", type=int, default=5, help="how many, from 101 on")
     add("--tune-seeds", type=int, default=0, help="how many choose a grid's rate; 0: all")
     add("--steps", type=int, default=1000)
@@ -489,7 +489,7 @@ def _line(record: Record) -> str:
 
 
 def _labels(records: Sequence[Record]) -> dict[str, str]:
-    learned = {r.run.optimizer: r.run.checkpoint for r in records if r.run.checkpoint}
+    learned = {base_of(r.run.optimizer): r.run.checkpoint for r in records if r.run.checkpoint}
     return {name: contender.label for name, contender in contenders(learned).items()}
 
 

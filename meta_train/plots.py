@@ -7,16 +7,20 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; an optimizer keeps its colour.
+# Okabe and Ito's palette, told apart by colour-blind readers too, and some of Tol's for what is
+# rarely beside it; an optimizer keeps its colour.
 COLOURS = {
-    "ng_gnn": "#D55E00",
+    "ng": "#D55E00",
     "adam": "#0072B2",
     "muon": "#009E73",
     "adamw": "#56B4E9",
     "sgd": "#CC79A7",
-    "ng_t": "#E69F00",
-    "nfn": "#F0E442",
-    "lstm": "#8C564B",
+    "ng_told": "#E69F00",
+    "ng_averaged": "#F0E442",
+    "ng_gnn": "#8C564B",
+    "ng_t": "#882255",
+    "nfn": "#44AA99",
+    "lstm": "#332288",
     "ff": "#999999",
 }
 OTHER = "#555555"
@@ -142,7 +146,7 @@ def _band(
 ) -> None:
     """One line, the mean of each column, and the range of all."""
     colour = COLOURS.get(curve.name, OTHER)
-    width = 2.2 if curve.name.startswith("ng_") else 1.5
+    width = 2.2 if curve.name.startswith("ng") else 1.5
     axis.plot(steps, [fmean(c) for c in columns], color=colour, label=curve.label, linewidth=width)
     if max(map(len, columns)) > 1:
         low, high = [min(c) for c in columns], [max(c) for c in columns]

@@ -158,7 +158,10 @@ def measure(name: str, checkpoint: str, steps: int, threads: int | None) -> Scal
 
 
 def measure_all(
-    names: Sequence[str], checkpoint: str = "fmnist", steps: int = 3, threads: int | None = None
+    names: Sequence[str],
+    checkpoint: str = NGOptimizer.packaged,
+    steps: int = 3,
+    threads: int | None = None,
 ) -> list[Scale]:
     """Measure networks, each in a new process.
 
@@ -200,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m meta_train.scaling", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--networks", nargs="+", default=list(CASES), metavar="NETWORK")
-    parser.add_argument("--checkpoint", default="fmnist", help="a name or a path")
+    parser.add_argument("--checkpoint", default=NGOptimizer.packaged, help="a name or a path")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
     given = parser.parse_args(argv)

@@ -1,142 +1,274 @@
-"""What a step costs: of NGOptimizer, and of meta-training, beside a forward and backward pass.
+"""What a step of an optimizer costs, in forward and backward passes of the network it trains.
 
-    python -m meta_train.step_cost --threads 2
+    python -m meta_train.step_cost --threads 1
 
-Each round measures everything once, one after the other, so that whatever else the machine does
-falls on all alike; the figures are medians over rounds. The images are random: time does not
-depend on them.
+Everything is measured in one run, one after the other in each round, so that whatever else the
+machine does falls on all alike; the figures are medians over rounds. Some steps of SOAP, and of
+NGOptimizer, renew a basis: at least eleven steps are taken in a row, and the slowest is told too.
+Inputs are random, and every round starts at the same weights: time does not depend on them.
 """
 
 import argparse
+import copy
+import itertools
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
+from importlib.util import find_spec
+from statistics import fmean, median
 
 import torch
-from tqdm import trange
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torchvision.models import resnet18
+from tqdm import tqdm
 
-from l2o_graph import NGOptimizer
-from l2o_graph.datasets.images import Images
-from l2o_graph.zoo.registry import load_checkpoint
-from meta_train.evolution import evolve
-from meta_train.tasks.image_classification import ImageProblem, cnn
-from meta_train.unroll import Trajectory, greedy, look_ahead
+from meta_train.scaling import GPT2
+from meta_train.strangers import learned
+from meta_train.strangers.contenders import LIBRARY, split
+from meta_train.tasks.image_classification import cnn
 
-BATCH = 128
-PASS = "forward and backward"
-STEP_BAR, META_BAR = 0.4, 5.0  # at most so many forward and backward passes
-WARM_UP = 2  # rounds that do not count: caches, lazy initialisation
+STEPS = 11  # in a row: one more than there are from one basis to the next
+WARM_UP = 2  # steps that do not count: state is made
+SHORTEST = 0.05  # seconds that steps in a row take together, or there are more of them
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Something to measure.
+class Net:
+    """A network to measure on.
 
     Attributes:
-        net: Which it works on.
-        name: What it is.
-        run: Does it.
-        steps: As many as that does.
-        bar: The most that it may cost, in forward and backward passes.
+        label: For the table.
+        make: The network.
+        inputs: A batch for it.
+        classes: That a score is given to.
+        bar: The most that a step of NGOptimizer may cost, in passes.
+        repeats: Rounds of this one for each round of the others; short times need more.
     """
 
-    net: str
-    name: str
-    run: Callable[[], object]
-    steps: int = 1
+    label: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    classes: int = 10
     bar: float | None = None
+    repeats: int = 1
+
+
+def _mlp(*widths: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for source, target in itertools.pairwise(widths):
+        layers += [nn.Linear(source, target), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+WORDS = 2048
+NETS = {
+    "gpt": Net(
+        "GPT, 5.3 M, 8 x 128 tokens", lambda: GPT2(WORDS, 128, 256, 6),
+        lambda: torch.randint(0, WORDS, (8, 128)), WORDS, 0.6,
+    ),
+    "resnet18": Net(
+        "resnet18, 16 images of 64 x 64", resnet18, lambda: torch.randn(16, 3, 64, 64), 1000, 3.0
+    ),
+    "mlp": Net(
+        "MLP 784-1024-1024-10, batch 128", lambda: _mlp(784, 1024, 1024, 10),
+        lambda: torch.randn(128, 784), bar=6.0, repeats=3,
+    ),
+    "cifar10": Net(
+        "CIFAR-10 CNN, batch 128", lambda: cnn(3, 32, 32), lambda: torch.randn(128, 3, 32, 32),
+        bar=0.12, repeats=5,
+    ),
+    "fmnist": Net(
+        "FashionMNIST CNN, batch 128", lambda: cnn(1, 28, 16),
+        lambda: torch.randn(128, 1, 28, 28), repeats=9,
+    ),
+    "small": Net(
+        "MLP 64-128-64-10, batch 64", lambda: _mlp(64, 128, 64, 10), lambda: torch.randn(64, 64),
+        bar=4.0, repeats=9,
+    ),
+}  # fmt: skip
+NG = "NGOptimizer"
+OPTIMIZERS = ("AdamW", "Muon", "SOAP", NG)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a piece of work took.
+    """What the steps of an optimizer took on a network.
 
     Attributes:
-        work: Which.
-        seconds: Median of one step of it.
-        passes: That, in forward and backward passes of the same net.
+        net: A key of ``NETS``.
+        optimizer: One of ``OPTIMIZERS``.
+        pass_seconds: Median of a forward and backward pass.
+        seconds: Mean of one step, and of that the median over rounds.
+        slowest: The longest of the steps in a row, and of that the median over rounds.
     """
 
-    work: Work
+    net: str
+    optimizer: str
+    pass_seconds: float
     seconds: float
-    passes: float
+    slowest: float
+
+    @property
+    def passes(self) -> float:
+        """A step, in forward and backward passes."""
+        return self.seconds / self.pass_seconds
+
+    @property
+    def slowest_passes(self) -> float:
+        """The slowest step, in forward and backward passes."""
+        return self.slowest / self.pass_seconds
+
+
+class FlatMuon:
+    """torch's Muon, which takes matrices alone, with kernels seen as such; AdamW for the rest."""
+
+    def __init__(self, net: nn.Module):
+        self._kernels, rest = split(net)
+        # Parameters of their own that lie where the kernels do.
+        self._flat = [nn.Parameter(p.detach().flatten(1)) for p in self._kernels]
+        self._optimizers = [torch.optim.Muon(self._flat), AdamW(rest)]
+
+    def step(self) -> None:
+        """Update all parameters."""
+        for kernel, flat in zip(self._kernels, self._flat, strict=True):
+            flat.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        for optimizer in self._optimizers:
+            optimizer.step()
 
 
 def step_costs(
-    checkpoint: str = "fmnist",
-    rounds: int = 20,
-    unroll: int = 50,
-    snapshots: int = 5,
+    nets: Sequence[str] = tuple(NETS),
+    optimizers: Sequence[str] = OPTIMIZERS,
+    checkpoint: str = "general",
+    rounds: int = 1,
     device: str = "cpu",
 ) -> list[Cost]:
-    """Measure on the FashionMNIST and the CIFAR-10 net at batch 128.
+    """Measure.
 
     Args:
-        checkpoint: The learned optimizer.
+        nets: Keys of ``NETS``.
+        optimizers: Of ``OPTIMIZERS``; SOAP is left out where its library is not installed.
+        checkpoint: Of NGOptimizer.
         rounds: Measurements of each.
-        unroll: Inner steps of a meta-training segment.
-        snapshots: Steps of it that are differentiated; meta-training's default is a tenth.
         device: To measure on.
+
+    Raises:
+        ValueError: For names that are not known, and for fewer than one round.
     """
-    place = torch.device(device)
-    fmnist = problem_of_noise(channels=1, size=28, width=16, device=place)
-    cifar10 = problem_of_noise(channels=3, size=32, width=32, device=place)
-    rule = load_checkpoint(checkpoint).rule.to(place).requires_grad_(True)
-    trajectory = Trajectory.start(fmnist, 0, unroll)
-    generator = torch.Generator().manual_seed(0)
-    greedy_steps = max(1, unroll // 10)  # each of them is differentiated, and costs accordingly
-
-    def segment() -> None:
-        rule.zero_grad()
-        look_ahead(rule, fmnist, trajectory, unroll, snapshots, generator)
-
-    def greedy_segment() -> None:
-        rule.zero_grad()
-        greedy(rule, fmnist, trajectory, greedy_steps)
-
-    def pair() -> None:
-        rule.zero_grad()
-        evolve(rule, fmnist, greedy_steps, generator)
-
-    costly = f"meta-training step, look-ahead, {snapshots} of {unroll} differentiated"
-    fmnist_net, cifar10_net = "FashionMNIST", "CIFAR-10"
-    works = [
-        Work(fmnist_net, PASS, _forward_backward(fmnist)),
-        Work(fmnist_net, "NGOptimizer step", _optimizer(fmnist, checkpoint).step),
-        Work(fmnist_net, costly, segment, unroll, META_BAR),
-        Work(fmnist_net, "meta-training step, greedy", greedy_segment, greedy_steps, META_BAR),
-        Work(fmnist_net, "meta-training step, pair of runs", pair, 2 * greedy_steps, META_BAR),
-        Work(cifar10_net, PASS, _forward_backward(cifar10)),
-        Work(cifar10_net, "NGOptimizer step", _optimizer(cifar10, checkpoint).step, bar=STEP_BAR),
-    ]
-    seconds: list[list[float]] = [[] for _ in works]
-    for turn in trange(rounds + WARM_UP, unit="round"):
-        for work, times in zip(works, seconds, strict=True):
-            begin = _now(place)
-            work.run()
-            if turn >= WARM_UP:
-                times.append((_now(place) - begin) / work.steps)
-    middle = [median(times) for times in seconds]
-    base = {w.net: m for w, m in zip(works, middle, strict=True) if w.name == PASS}
-    return [Cost(w, m, m / base[w.net]) for w, m in zip(works, middle, strict=True)]
+    for names, known in ((nets, NETS), (optimizers, OPTIMIZERS)):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown '{name}', expected one of {', '.join(known)}")
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, found {rounds}")
+    if "SOAP" in optimizers and find_spec(LIBRARY) is None:
+        print(f"SOAP left out: needs {LIBRARY}", file=sys.stderr)
+        optimizers = [name for name in optimizers if name != "SOAP"]
+    costs: list[Cost] = []
+    with tqdm(total=sum(rounds * NETS[name].repeats for name in nets), unit="round") as progress:
+        for name in nets:
+            bench = _Bench(NETS[name], optimizers, checkpoint, torch.device(device))
+            for _ in bench.rounds(rounds * NETS[name].repeats):
+                progress.update()
+            costs += bench.costs(name)
+    return costs
 
 
-def problem_of_noise(channels: int, size: int, width: int, device: torch.device) -> ImageProblem:
-    """The paper's CNN on random images."""
-    x = torch.randint(0, 256, (8 * BATCH, channels, size, size), dtype=torch.uint8, device=device)
-    y = torch.randint(0, 10, (8 * BATCH,), device=device)
-    noise = Images("noise", x, y, x, y, mean=(0.5,) * channels, std=(0.3,) * channels)
-    return ImageProblem(cnn(channels, size, width).to(device), noise, BATCH, seed=0)
+class _Bench:
+    """A network in as many copies as there are optimizers, and what was measured on them."""
+
+    def __init__(self, net: Net, optimizers: Sequence[str], checkpoint: str, device: torch.device):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.plain = net.make().to(device)
+            self.inputs = net.inputs().to(device)
+        self.classes, self.device = net.classes, device
+        self.start = copy.deepcopy(self.plain.state_dict())
+        self.copies = {name: copy.deepcopy(self.plain) for name in optimizers}
+        self.optimizers = {n: _made(n, net, checkpoint) for n, net in self.copies.items()}
+        self.passes: list[float] = []
+        self.times: dict[str, list[list[float]]] = {name: [] for name in optimizers}
+        for copied in self.copies.values():  # from which NGOptimizer reads the structure
+            self._pass(copied)
+        self._pass(self.plain)
+
+    def rounds(self, count: int) -> Iterator[None]:
+        """Measure everything so many times."""
+        for name in self.copies:
+            self._steps(name, WARM_UP)
+        for _ in range(count):
+            self.passes.append(self._timed(lambda: self._pass(self.plain)))
+            for name, found in self.times.items():
+                found.append(self._steps(name, STEPS))
+                # Twice as often where one pass is short: so do all see the same machine.
+                self.passes.append(self._timed(lambda: self._pass(self.plain)))
+            yield
+
+    def costs(self, net: str) -> list[Cost]:
+        """Medians of what was measured."""
+        one_pass = median(self.passes)
+        return [
+            Cost(net, name, one_pass, median(map(fmean, rows)), median(map(max, rows)))
+            for name, rows in self.times.items()
+        ]
+
+    def _steps(self, name: str, count: int) -> list[float]:
+        """Seconds of each of the steps in a row, from the same weights with the same gradients."""
+        trained, optimizer = self.copies[name], self.optimizers[name]
+        trained.load_state_dict(self.start)
+        for p, q in zip(trained.parameters(), self.plain.parameters(), strict=True):
+            p.grad = None if q.grad is None else q.grad.clone()
+        times: list[float] = []
+        while len(times) < count or (count > WARM_UP and sum(times) < SHORTEST):
+            times.append(self._timed(optimizer.step))
+        return times
+
+    def _pass(self, net: nn.Module) -> None:
+        net.zero_grad()
+        scores = net(self.inputs).flatten(0, -2)
+        labels = torch.arange(len(scores), device=self.device) % self.classes
+        F.cross_entropy(scores, labels).backward()
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        begin = self._now()
+        work()
+        return self._now() - begin
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _made(name: str, net: nn.Module, checkpoint: str) -> Optimizer | FlatMuon:
+    if name == "AdamW":
+        return AdamW(net.parameters())
+    if name == "Muon":
+        return FlatMuon(net)
+    if name == NG:
+        return learned.made(net, checkpoint)
+    from pytorch_optimizer import SOAP
+
+    return SOAP(net.parameters())
 
 
 def markdown(costs: Sequence[Cost]) -> str:
     """The measurements as a table."""
-    lines = ["| net | what | ms | passes | bar |", "|---|---|---|---|---|"]
+    lines = [
+        "| network | pass, ms | optimizer | step, ms | passes | slowest step, passes | bar |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for cost in costs:
-        work, bar = cost.work, "" if cost.work.bar is None else f"≤ {cost.work.bar:g}"
-        time_and_passes = f"{1e3 * cost.seconds:.2f} | {cost.passes:.2f}"
-        lines.append(f"| {work.net} | {work.name} | {time_and_passes} | {bar} |")
+        bar = NETS[cost.net].bar
+        limit = f"≤ {bar:g}" if cost.optimizer == NG and bar is not None else ""
+        lines.append(
+            f"| {NETS[cost.net].label} | {1e3 * cost.pass_seconds:.2f} | {cost.optimizer} "
+            f"| {1e3 * cost.seconds:.2f} | {cost.passes:.2f} | {cost.slowest_passes:.2f} "
+            f"| {limit} |"
+        )
     return "\n".join(lines)
 
 
@@ -145,42 +277,22 @@ def main(argv: Sequence[str] | None = None) -> list[Cost]:
     parser = argparse.ArgumentParser(
         prog="python -m meta_train.step_cost", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
-    parser.add_argument("--checkpoint", default="fmnist", help="a name or a path")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--unroll", type=int, default=50, help="inner steps of a segment")
-    parser.add_argument("--snapshots", type=int, default=5, help="differentiated steps of it")
-    parser.add_argument("--device", default="cpu")
+    add = parser.add_argument
+    add("--threads", type=int, help="of the CPU; torch's own choice if not given")
+    add("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    add("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
+    add("--checkpoint", default="general", help="of NGOptimizer: a name or a path")
+    add("--rounds", type=int, default=1, help="of the largest; small networks get more")
+    add("--device", default="cpu")
     args = vars(parser.parse_args(argv))
     threads = args.pop("threads")
     if threads:
         torch.set_num_threads(threads)
     costs = step_costs(**args)
     print(markdown(costs))
-    print(f"\nbatch {BATCH} of random images, torch {torch.__version__}, ", end="")
-    print(f"CPU threads: {torch.get_num_threads()}")
+    print(f"\nMeans of at least {STEPS} steps in a row, medians over rounds; ", end="")
+    print(f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}")
     return costs
-
-
-def _forward_backward(problem: ImageProblem) -> Callable[[], None]:
-    """A pass that leaves gradients behind, as a training loop has it."""
-    x, y = problem.batch(0)
-
-    def run() -> None:
-        problem.module.zero_grad()
-        torch.nn.functional.cross_entropy(problem.module(x), y).backward()
-
-    return run
-
-
-def _optimizer(problem: ImageProblem, checkpoint: str) -> NGOptimizer:
-    return NGOptimizer(problem.module.parameters(), checkpoint=checkpoint)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The outer loop: pick a trajectory, unroll a segment, step the meta-weights; log, save, resume."""
+"""The outer loop of the paper's rule: train a network, step the meta-weights; log, save, resume."""
 
-import dataclasses
 import math
 import sys
 import time
@@ -11,10 +10,8 @@ from typing import Any
 import torch
 
 from l2o_graph.rule import RuleConfig, UpdateRule, untrained
-from l2o_graph.step import State
 from l2o_graph.zoo.registry import save_checkpoint
 from meta_train.config import MetaConfig
-from meta_train.evolution import evolve
 from meta_train.run import (
     Result,
     begin,
@@ -27,18 +24,16 @@ from meta_train.run import (
     starting,
     write_state,
 )
-from meta_train.tasks import Problem, Task, get_task
+from meta_train.tasks import Task, get_task
 from meta_train.through_time import through_time
-from meta_train.unroll import Trajectory, greedy, look_ahead, roll_out
-
-# A segment whose mean loss is this many times that of guessing has left the road.
-LOST = 1.5
-GUESSING = math.log(10)
+from meta_train.unroll import greedy, roll_out
 
 # Held-out rollouts start from seeds that neither training (1,000 and up) nor the benchmark
 # (101 to 105) uses.
 HELD_OUT_SEED = 1
 TRAINING_SEED = 1000
+
+ESTIMATORS = {"greedy": greedy, "through_time": through_time}
 
 
 class MetaTrainer:
@@ -56,80 +51,43 @@ class MetaTrainer:
         self.config, self.device, self.data = config, device, data
         self.task: Task = get_task(config.task)
         self.rule: UpdateRule = untrained(config.rule, config.seed).to(device)
-        kind = torch.optim.Adam if config.estimator == "greedy" else torch.optim.AdamW
-        self._peaks = (config.lr, config.length_lr)
-        groups = [
-            {"params": self.rule.of_direction(), "weight_decay": config.weight_decay},
-            {"params": self.rule.of_length(), "weight_decay": 0.0},
-        ]
-        self.optimizer = kind(groups, lr=config.lr, betas=(0.9, 0.99))
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.optimizer = torch.optim.Adam(
+            self.rule.parameters(), lr=config.lr, betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+        )  # fmt: skip
         self.step, self.steps = 0, config.outer_steps
-        self.started = 0  # trajectories so far
         self.seconds = 0.0
         self.evaluations: list[dict[str, Any]] = []
-        self.trajectories: list[Trajectory] = []
-        self.problems: list[Problem] = []
 
     @property
     def settings(self) -> dict[str, Any]:
         """The run, as JSON holds it."""
         return asdict(self.config)
 
-    def begin(self) -> "MetaTrainer":
-        """Start all trajectories, at staggered ages: the first ones end early."""
-        for _ in range(self.config.trajectories):
-            problem, trajectory = self._new_trajectory()
-            stagger = float(torch.rand((), generator=self.generator))
-            trajectory.length = max(math.ceil(trajectory.length * stagger), self.config.unroll)
-            self.problems.append(problem)
-            self.trajectories.append(trajectory)
-        return self
-
     def advance(self) -> dict[str, Any]:
         """One outer step; returns what there is to log of it."""
         config, begin = self.config, time.perf_counter()
-        turn = self.step % config.trajectories
-        problem, trajectory = self.problems[turn], self.trajectories[turn]
-        age = trajectory.age
+        seed = TRAINING_SEED + 100_000 * config.seed + self.step
+        problem = self.task.problem(seed, self.device)
         self.optimizer.zero_grad()
-        if config.estimator == "greedy":
-            losses = greedy(self.rule, problem, trajectory, config.unroll)
-        elif config.estimator == "through_time":
-            losses = through_time(self.rule, problem, trajectory, config.unroll)
-        else:
-            losses = look_ahead(
-                self.rule, problem, trajectory, config.unroll, config.snapshots, self.generator
-            )
-        pairs = [self._pair() for _ in range(config.pairs)]
-        # The two groups differ in how their gradients come about, and so in scale.
-        norm, length_norm = (
-            float(torch.nn.utils.clip_grad_norm_(group["params"], config.clip or math.inf))
-            for group in self.optimizer.param_groups
+        losses = ESTIMATORS[config.estimator](self.rule, problem, config.unroll)
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(self.rule.parameters(), config.clip or math.inf)
         )
         loss = sum(losses) / len(losses)
         sound = math.isfinite(norm) and math.isfinite(loss)
-        share = self._share_of_peak()
+        lr = config.lr * 0.5 * (1 + math.cos(math.pi * self.step / max(self.steps, 1)))
         if sound:
-            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-                group["lr"] = peak * share
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
             self.optimizer.step()
-        lost = config.estimator != "greedy" and loss > LOST * GUESSING
-        if not sound or lost or trajectory.age >= trajectory.length:
-            self.problems[turn], self.trajectories[turn] = self._new_trajectory()
         self.step += 1
         seconds = time.perf_counter() - begin
         self.seconds += seconds
         return {
-            "outer_step": self.step, "age": age, "loss": loss, "gradient_norm": norm,
-            "length_gradient_norm": length_norm, "lr": config.lr * share,
-            "pairs": pairs, "skipped": float(not sound), "seconds": seconds,
+            "outer_step": self.step, "loss": loss, "gradient_norm": norm, "lr": lr,
+            "skipped": float(not sound), "seconds": seconds,
         }  # fmt: skip
-
-    def _pair(self) -> tuple[float, float]:
-        """Train a fresh problem twice, for the gradient of the lengths."""
-        problem, trajectory = self._new_trajectory()
-        return evolve(self.rule, problem, trajectory.length, self.generator)
 
     def evaluate(self) -> dict[str, Any]:
         """Train the task itself from held-out seeds, and remember the outcome."""
@@ -164,24 +122,16 @@ class MetaTrainer:
     def save(self, path: Path) -> None:
         """Write all of it."""
         tensors = {f"rule.{k}": v for k, v in self.rule.state_dict().items()}
-        tensors["generator"] = self.generator.get_state()
-        for i, t in enumerate(self.trajectories):
-            for j, (p, s) in enumerate(zip(t.parameters, t.state, strict=True)):
-                tensors[f"trajectory.{i}.{j}.parameter"] = p
-                tensors[f"trajectory.{i}.{j}.momenta"] = s.momenta
-                tensors[f"trajectory.{i}.{j}.step"] = s.step
         record = {
             "config": asdict(self.config),
             "outer_step": self.step,
-            "started": self.started,
             "seconds": self.seconds,
             "curve": self.evaluations,
-            "trajectories": [(t.seed, t.length, t.age) for t in self.trajectories],
         }
         write_state(path, record, tensors | optimizer_tensors(self.optimizer))
 
     def save_best(self, path: Path) -> None:
-        """Write the learned optimizer as it is, a checkpoint."""
+        """Write the rule as it is, a checkpoint."""
         save_checkpoint(path, self.rule, _provenance(self))
 
     @staticmethod
@@ -193,43 +143,10 @@ class MetaTrainer:
             MetaConfig(**{**config, "rule": RuleConfig(**config["rule"])}), device, data
         )
         trainer.rule.load_state_dict(starting("rule.", tensors))
-        trainer.generator.set_state(tensors["generator"])
         restore_optimizer(trainer.optimizer, tensors)
         trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
-        trainer.started, trainer.seconds = record["started"], record["seconds"]
-        for i, (seed, length, age) in enumerate(record["trajectories"]):
-            problem = trainer._problem(seed)
-            parameters, state = [], []
-            for j in range(len(problem.spec.shapes)):
-                at = f"trajectory.{i}.{j}."
-                p, m, s = (tensors[at + key].to(device) for key in ("parameter", "momenta", "step"))
-                parameters.append(p)
-                state.append(State(m, s))
-            trainer.problems.append(problem)
-            trainer.trajectories.append(Trajectory(seed, length, age, parameters, state))
+        trainer.seconds = record["seconds"]
         return trainer
-
-    def _share_of_peak(self) -> float:
-        """How much of their peak the rates have: a linear warm-up, then a cosine to 0."""
-        step, config = self.step, self.config
-        if step < config.warmup:
-            return (step + 1) / config.warmup
-        progress = (step - config.warmup) / max(config.outer_steps - config.warmup, 1)
-        return 0.5 * (1 + math.cos(math.pi * progress))
-
-    def _problem(self, seed: int) -> Problem:
-        make = self.task.variation if self.config.vary else self.task.problem
-        return make(seed, self.device)
-
-    def _new_trajectory(self) -> tuple[Problem, Trajectory]:
-        """A fresh problem, for a log-uniform number of inner steps."""
-        seed = TRAINING_SEED + 100_000 * self.config.seed + self.started
-        self.started += 1
-        draw = float(torch.rand((), generator=self.generator))
-        shortest, longest = self.config.shortest, self.config.longest
-        length = round(shortest * (longest / shortest) ** draw)
-        problem = self._problem(seed)
-        return problem, Trajectory.start(problem, seed, length)
 
 
 def meta_train(
@@ -239,7 +156,7 @@ def meta_train(
     device: str = "cpu",
     resume: bool = False,
 ) -> Result:
-    """Meta-train a learned optimizer.
+    """Meta-train the paper's rule.
 
     Args:
         config: The run. When resuming, that of the saved state has to be the same.
@@ -265,7 +182,7 @@ def meta_train(
         state,
         settings,
         resume=lambda path: MetaTrainer.resume(path, place, data),
-        new=lambda: MetaTrainer(config, place, data).begin(),
+        new=lambda: MetaTrainer(config, place, data),
     )
 
     def describe(point: dict[str, Any]) -> str:
@@ -280,7 +197,7 @@ def _provenance(trainer: MetaTrainer) -> dict[str, Any]:
         "command": "python -m meta_train " + " ".join(sys.argv[1:]),
         "commit": commit(),
         "data": trainer.data,
-        "config": dataclasses.asdict(trainer.config),
+        "config": asdict(trainer.config),
         "outer_steps": trainer.step,
         "minutes": round(trainer.seconds / 60, 1),
         "torch": torch.__version__,

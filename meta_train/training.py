@@ -1,11 +1,13 @@
 """One ordinary training run with one of the contenders, timed step by step."""
 
 import time
+from contextlib import ExitStack
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from l2o_graph import NGOptimizer
 from meta_train.baselines import Contender
 from meta_train.tasks import Problem
 
@@ -27,7 +29,8 @@ class Training:
 
     def __init__(self, problem: Problem, contender: Contender, rate: float, steps: int):
         self.problem = problem
-        self.optimizers = contender.make(problem.module, rate)
+        self.optimizers = contender.make(problem.module, rate, steps)
+        self._averaged = contender.averaged
         self._decays = [_linear(o, steps) for o in self.optimizers if contender.decays]
         self._parameters = list(problem.module.parameters())
         self.losses: list[float] = []
@@ -54,8 +57,12 @@ class Training:
         return value
 
     def accuracy(self) -> float:
-        """On the test set, in [0, 1]."""
-        return self.problem.accuracy(self._parameters)
+        """On the test set, in [0, 1]; of averaged weights where the contender has it so."""
+        with ExitStack() as weights:
+            for optimizer in self.optimizers:
+                if self._averaged and isinstance(optimizer, NGOptimizer):
+                    weights.enter_context(optimizer.averaged())
+            return self.problem.accuracy(self._parameters)
 
     def _now(self) -> float:
         if self._parameters[0].is_cuda:

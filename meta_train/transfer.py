@@ -1,6 +1,6 @@
 """Where an optimizer stops working: other widths, depths, batches, horizons and networks.
 
-    python -m meta_train.transfer --optimizers adam muon ng_gnn --seeds 1
+    python -m meta_train.transfer --optimizers adam muon ng --seeds 1
 
 Every optimizer keeps the rate that did best on the paper's FashionMNIST network and is taken away
 from it, one thing at a time. Runs are saved as the benchmark's are, and go on in the same way.
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from l2o_graph.zoo.files import write_atomically
-from meta_train.baselines import BEST_RATES, contenders
+from meta_train.baselines import BEST_RATES, base_of, contenders, learned_checkpoints
 from meta_train.benchmark import (
     Record,
     Run,
@@ -57,7 +57,7 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
     Raises:
         ValueError, OSError: As ``benchmark.plan``.
     """
-    rates = {**BEST_RATES, **dict.fromkeys(settings.checkpoints, 1.0)}
+    rates = {**BEST_RATES, **dict.fromkeys(learned_checkpoints(settings.checkpoints), 1.0)}
     grid = {name: (rate,) for name, rate in rates.items() if name in settings.optimizers}
     settings = replace(settings, grid={**grid, **settings.grid})
     runs = {
@@ -76,7 +76,8 @@ def failed(record: Record) -> bool:
 def markdown(places: dict[str, list[Record]], optimizers: Sequence[str]) -> str:
     """Test accuracy of every optimizer in every place."""
     first = {r.run.optimizer: r.run for r in next(iter(places.values()))}
-    known = contenders({name: run.checkpoint for name, run in first.items() if run.checkpoint})
+    learned = {base_of(name): run.checkpoint for name, run in first.items() if run.checkpoint}
+    known = contenders(learned)
     heads = [f"{known[name].label} ({first[name].rate:g})" for name in optimizers]
     lines = [f"| different | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for label, records in places.items():

@@ -21,10 +21,7 @@ def _seeded():
 
 
 def random_rule(config: RuleConfig, seed: int = 0) -> UpdateRule:
-    """A float64 rule with noise on every weight; a fresh head would answer zero to anything.
-
-    Noise that took no account of the fan-in would saturate the head, which hides as much.
-    """
+    """A float64 rule with noise on every weight, so that nothing is as it is at the start."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         rule = UpdateRule(config).double()

@@ -8,10 +8,13 @@ import torch
 from conftest import random_rule
 from torch import Tensor, nn
 
+from l2o_graph.optim.checkpoints import save_controller
+from l2o_graph.optim.controller import Controller, ControllerConfig, Reader
 from l2o_graph.rule import Model, RuleConfig
 from l2o_graph.zoo.registry import save_checkpoint
 
 MODELS: tuple[Model, ...] = get_args(Model)
+READERS: tuple[Reader, ...] = get_args(Reader)
 
 
 def random_checkpoint(folder: Path, seed: int = 0, model: Model = "ng_gnn") -> Path:
@@ -19,6 +22,23 @@ def random_checkpoint(folder: Path, seed: int = 0, model: Model = "ng_gnn") -> P
     path = folder / f"random{seed}.safetensors"
     rule = random_rule(RuleConfig(hidden=8, layers=2, inner=8, model=model), seed)
     save_checkpoint(path, rule, {"made": "by a test"})
+    return path
+
+
+def tame_controller(seed: int = 0, reader: Reader = "messages") -> Controller:
+    """A small controller that answers something, and nothing wild."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        controller = Controller(ControllerConfig(reader, hidden=8, channels=3))
+        for p in controller.parameters():
+            p.data += 0.3 * torch.randn(p.shape) / max(p.shape[-1], 1) ** 0.5
+    return controller
+
+
+def controller_file(folder: Path, seed: int = 0, reader: Reader = "messages") -> Path:
+    """The same in a file."""
+    path = folder / f"random{seed}.safetensors"
+    save_controller(path, tame_controller(seed, reader), {"made": "by a test"})
     return path
 
 
@@ -46,6 +66,18 @@ def give_gradients(parameters: Iterable[Tensor], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for p in parameters:
         p.grad = torch.randn(p.shape, generator=generator).to(p)
+
+
+def drop_rounding(parameters: Iterable[Tensor]) -> None:
+    """Take away gradients that are 0 but for rounding: no length is free of their noise.
+
+    As those of a bias before a batch norm, or of the keys' in attention.
+    """
+    parameters = list(parameters)
+    sizes = [p.grad.abs().max().item() for p in parameters]
+    for p, size in zip(parameters, sizes, strict=True):
+        if size < 1e-12 * max(sizes):
+            p.grad = None
 
 
 def run(optimizer: torch.optim.Optimizer, steps: Iterable[int]) -> None:

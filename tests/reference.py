@@ -1,7 +1,7 @@
 """Slow twins: the package's maths again, one neuron, edge and scalar at a time.
 
-Nothing is shared with the package but the weights of its networks and tuned step sizes. Features
-are worked out with ``math``, messages as vectors of H channels, so that gradients compare too.
+Nothing is shared with the package but the weights of its networks. Features are worked out with
+``math``, messages as vectors of H channels, so that gradients compare too.
 """
 
 import itertools
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-
-from l2o_graph.rule import DIRECTION_GAIN, HALVED_AFTER, KERNEL_STEP, NEVER, VECTOR_STEP
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 
@@ -100,51 +98,13 @@ def momenta(gradients: Sequence[float]) -> list[float]:
     return answer
 
 
-def newton_schulz(matrix: Tensor) -> Tensor:
-    """Muon's five iterations on the matrix itself (Jordan et al. 2024)."""
-    x = matrix / matrix.norm()
-    for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x
-
-
-def nominal(history: Sequence[Tensor], is_kernel: bool) -> Tensor:
-    """Orthogonalised momentum for a kernel, momentum over its RMS for all else."""
-    momentum = torch.zeros_like(history[0])
-    for gradient in history:
-        momentum = 0.9 * momentum + gradient
-    follow = history[-1] + 0.9 * momentum
-    if not is_kernel:
-        return follow / follow.square().mean().sqrt()
-    matrix = follow.flatten(1)
-    return (newton_schulz(matrix) * max(matrix.shape) ** 0.5).view_as(follow)
-
-
-def features(
-    weight: Tensor, history: Sequence[Tensor], is_kernel: bool, roles: Sequence[float] = (0, 0)
-) -> tuple[Tensor, Tensor]:
-    """(22, *shape) features of each scalar, and (10,) features of the tensor."""
-    raw = []  # for each scalar: weight, gradient, momenta
+def features(weight: Tensor, history: Sequence[Tensor]) -> Tensor:
+    """(14, *shape) features of each scalar: seven logarithms, then seven signs."""
+    rows = []
     for w, *gradients in zip(*[t.flatten().tolist() for t in (weight, *history)], strict=True):
-        raw.append([w, gradients[-1], *momenta(gradients)])
-    rms = [math.sqrt(sum(x * x for x in row) / len(raw)) for row in zip(*raw, strict=True)]
-    follow = nominal(history, is_kernel).flatten().tolist()
-    scalars = []
-    for values, direction in zip(raw, follow, strict=True):
-        pairs = [log_sign(x) for x in values]
-        relative = [x / math.hypot(x, s) if x else 0.0 for x, s in zip(values, rms, strict=True)]
-        scalars.append([log for log, _ in pairs] + [s for _, s in pairs] + relative + [direction])
-    fan_in = weight[0].numel() if is_kernel else 1
-    logs = [math.log(s + 1e-20) for s in rms]
-    noise = [-math.log(1 - decay**2) / 2 for decay in DECAYS]
-    ratios = [
-        max(-10, min(10, log - logs[1] - n)) / 4 for log, n in zip(logs[2:], noise, strict=True)
-    ]
-    size = max(-10, min(10, logs[0])) / 4
-    shared = [*ratios, size, math.log(fan_in / 100) / 4, math.log(len(history) / 201) / 4, *roles]
-    rows = torch.tensor(scalars, dtype=torch.float64).T
-    return rows.reshape(-1, *weight.shape), torch.tensor(shared, dtype=torch.float64)
+        pairs = [log_sign(x) for x in (w, gradients[-1], *momenta(gradients))]
+        rows.append([log for log, _ in pairs] + [sign for _, sign in pairs])
+    return torch.tensor(rows, dtype=torch.float64).T.reshape(-1, *weight.shape)
 
 
 def offset(position: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -219,91 +179,108 @@ def ng_gnn(model, nodes: Sequence[Tensor], pairs: Pairs, states: Sequence[Tensor
 # The whole update -----------------------------------------------------------------------------
 
 
-def cell_linear(linear, x: Tensor, code: Tensor, shared: Tensor, state: Tensor | None) -> Tensor:
-    """One scalar through the linear map of its concatenated inputs."""
-    maps = [linear.scalar.weight, linear.offset.weight, linear.tensor.weight]
-    inputs = [x, code, shared]
-    if state is not None:
-        maps.append(linear.cell.weight)
-        inputs.append(state)
-    return torch.cat(maps, dim=1) @ torch.cat(inputs) + linear.scalar.bias
+def centred(x: Tensor, positions: Sequence[int], most: int = 5) -> Tensor:
+    """(F, K) features of a kernel, in the centre of most x most positions, all in a row."""
+    height, width = (1,) * (2 - len(positions)) + tuple(positions)
+    padded = torch.zeros(most, most, len(x), dtype=x.dtype)
+    for row in range(height):
+        for column in range(width):
+            place = (most - height) // 2 + row, (most - width) // 2 + column
+            padded[place] = x[:, row * width + column]
+    return padded.flatten()
+
+
+def first_edges(embedding, edges: Sequence[Edge]) -> tuple[list[Tensor], list[Tensor]]:
+    """First states of the edges, forward and reverse."""
+    forward, reverse = [], []
+    for edge in edges:
+        x = centred(edge.values, edge.positions)
+        nothing = torch.zeros_like(x)
+        forward.append(embedding.edge(torch.cat([x, nothing, x])))
+        reverse.append(embedding.edge(torch.cat([nothing, x, x])))
+    return forward, reverse
+
+
+def first_nodes(embedding, nodes: Sequence[Node]) -> list[Tensor]:
+    """First states of the nodes: a row of the table for each input, hidden set and output."""
+    states, row, before = [], -1, None
+    for node in nodes:
+        layer = node.role, node.index, node.parameter
+        row += node.role != "hidden" or layer != before
+        before = layer
+        values = torch.zeros(14, dtype=torch.float64) if node.values is None else node.values
+        states.append(embedding.node(centred(values[:, None], ())) + embedding.position[row])
+    return states
+
+
+def through(maps, x: Tensor) -> Tensor:
+    for one in maps:
+        x = one(x)
+    return x
+
+
+def answered(rule, x: Tensor, state: Tensor) -> Tensor:
+    """The update of one scalar."""
+    direction, magnitude = through(rule.head.layers, torch.cat([x, state]))
+    return 0.01 * direction * torch.exp(0.01 * magnitude)
 
 
 def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The nominal preset's update of a chain, from all gradients that each parameter had."""
-    silu, centre = nn.functional.silu, offset((), ())
-    roles = [[0.0, 0.0] for _ in network.parameters()]
-    kernels, network_parameters = set(), list(network.parameters())
-    nodes, edges = graph(network, [p[None] for p in network.parameters()])
-    for edge in edges:
-        if network_parameters[edge.parameter].dim() > 1:
-            kernels.add(edge.parameter)
-        ends = nodes[edge.source].role == "input", nodes[edge.target].role == "output"
-        roles[edge.parameter] = [float(end) for end in ends]
-    for node in nodes:
-        if node.parameter is not None:
-            roles[node.parameter][1] = float(node.role == "output")
-    seen = [
-        features(p.detach(), history, i in kernels, roles[i])
-        for i, (p, history) in enumerate(zip(network.parameters(), histories, strict=True))
-    ]
-    nodes, edges = graph(network, [x for x, _ in seen])
-    lengths = [
-        (2 * torch.tanh((rule.length.weight @ shared + rule.length.bias) / 2)).exp().squeeze()
-        for _, shared in seen
-    ]
-
-    first = []
-    for edge in edges:
-        inner = []
-        for position, x in zip(positions(edge.positions), edge.values.T, strict=True):
-            code, shared = offset(position, edge.positions), seen[edge.parameter][1]
-            inner.append(silu(cell_linear(rule.reader.embedding.kernel, x, code, shared, None)))
-        first.append(rule.reader.embedding.edge(torch.stack(inner).mean(0)).chunk(2))
-    vectors = []
-    for node in nodes:
-        vector = rule.reader.embedding.position(place(node))
-        if node.values is not None:
-            shared = seen[node.parameter][1]
-            inner = cell_linear(rule.reader.embedding.bias, node.values, centre, shared, None)
-            vector = vector + rule.reader.embedding.node(silu(inner))
-        vectors.append(vector)
-
-    forward = [(e.source, e.target) for e in edges]
-    pairs = forward + [(target, source) for source, target in forward]
-    states = [there for there, _ in first] + [back for _, back in first]
-    vectors, states = ng_gnn(rule.reader.backbone, vectors, pairs, states)
-
-    def step(i: int, x: Tensor, code: Tensor, state: Tensor, fan_in: int) -> Tensor:
-        ever = x[20] ** 2 / (x[20] ** 2 + NEVER**2)  # the slowest momentum over its RMS
-        hidden = silu(cell_linear(rule.head.first, x, code, seen[i][1], state))
-        direction, magnitude = rule.head.last(hidden)
-        size = KERNEL_STEP / fan_in**0.5 if fan_in else VECTOR_STEP
-        size /= 1 + (len(histories[i]) - 1) / HALVED_AFTER
-        return (
-            -size
-            * lengths[i]
-            * magnitude.tanh().exp()
-            * (x[-1] + DIRECTION_GAIN * direction.tanh())
-            * ever
-        )
-
+    """The paper's NG-GNN update of a chain, from all gradients that each parameter had."""
+    pairs = zip(network.parameters(), histories, strict=True)
+    seen = [features(p.detach(), history) for p, history in pairs]
+    nodes, edges = graph(network, seen)
+    embedding = rule.reader.embedding
+    there, back = first_edges(embedding, edges)
+    ends = [(edge.source, edge.target) for edge in edges]
+    both = ends + [(target, source) for source, target in ends]
+    vectors, states = ng_gnn(
+        rule.reader.backbone, first_nodes(embedding, nodes), both, [*there, *back]
+    )
     runs: list[list[Tensor]] = [[] for _ in seen]
-    for n, edge in enumerate(edges):
-        state = rule.reader.of_edge.map(torch.cat([states[n], states[n + len(edges)]]))
-        i = edge.parameter
-        fan_in = seen[i][0][0, 0].numel() if i in kernels else 0
-        for position, x in zip(positions(edge.positions), edge.values.T, strict=True):
-            runs[i].append(step(i, x, offset(position, edge.positions), state, fan_in))
+    for edge, state in zip(edges, states, strict=False):  # the forward ones come first
+        read = through(rule.reader.of_edge, state)
+        runs[edge.parameter] += [answered(rule, x, read) for x in edge.values.T]
     for node, vector in zip(nodes, vectors, strict=True):
         if node.values is not None:
-            i = node.parameter
-            runs[i].append(step(i, node.values, centre, rule.reader.of_node(vector), 0))
-    nothing = centre.new_zeros(rule.config.hidden)
-    for i, run in enumerate(runs):
+            state = through(rule.reader.of_node, vector)
+            runs[node.parameter].append(answered(rule, node.values, state))
+    nothing = torch.zeros(rule.config.hidden, dtype=torch.float64)
+    for run, x in zip(runs, seen, strict=True):
         if not run:  # loose
-            run += [step(i, x, centre, nothing, 0) for x in seen[i][0].flatten(1).T]
-    return [torch.stack(run).view_as(x[0]) for run, (x, _) in zip(runs, seen, strict=True)]
+            run += [answered(rule, scalar, nothing) for scalar in x.flatten(1).T]
+    return [torch.stack(run).view_as(x[0]) for run, x in zip(runs, seen, strict=True)]
+
+
+def lstm_states(rule, seen: Sequence[Tensor]) -> list[Tensor]:
+    """The LSTM's state of each tensor from (F, n) features, gate by gate (Hochreiter 1997)."""
+    cell = rule.reader.cell
+    hidden = memory = torch.zeros(rule.config.hidden, dtype=torch.float64)
+    states = []
+    for x in seen:
+        mapped = [through(rule.reader.read, column) for column in x.T]
+        mean = sum(mapped) / len(mapped)
+        gates = cell.weight_ih @ mean + cell.bias_ih + cell.weight_hh @ hidden + cell.bias_hh
+        into, forget, fresh, out = gates.chunk(4)
+        memory = torch.sigmoid(forget) * memory + torch.sigmoid(into) * torch.tanh(fresh)
+        hidden = torch.sigmoid(out) * torch.tanh(memory)
+        states.append(hidden)
+    return states
+
+
+def update_without_graph(
+    rule, parameters: Sequence[Tensor], histories: Sequence[Sequence[Tensor]]
+) -> list[Tensor]:
+    """The LSTM's and FF's update, likewise."""
+    seen = [features(p, h).flatten(1) for p, h in zip(parameters, histories, strict=True)]
+    if rule.config.model == "ff":
+        states = [torch.zeros(0, dtype=torch.float64)] * len(seen)
+    else:
+        states = lstm_states(rule, seen)
+    return [
+        torch.stack([answered(rule, scalar, state) for scalar in x.T]).view_as(p)
+        for x, state, p in zip(seen, states, parameters, strict=True)
+    ]
 
 
 def positions(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -3,8 +3,18 @@
 import pytest
 import torch
 from conftest import paper_cnn
+from helpers_optimizer import controller_file
 
-from meta_train.baselines import QUINTIC, Muon, contenders, orthogonalised, split_for_muon
+from l2o_graph import NGOptimizer
+from meta_train.baselines import (
+    QUINTIC,
+    Muon,
+    base_of,
+    contenders,
+    label_of,
+    orthogonalised,
+    split_for_muon,
+)
 
 
 def slow_orthogonalised(matrix, iterations):
@@ -70,10 +80,33 @@ def test_muon_takes_the_kernels_and_adamw_the_rest():
 
 
 @pytest.mark.parametrize("name", sorted(contenders()))
-def test_each_contender_trains_every_parameter_once(name):
+def test_each_contender_trains_every_parameter_once(name, tmp_path):
     net = paper_cnn(1, 4)
-    optimizers = contenders()[name].make(net, 0.01)
+    known = contenders({"ng": controller_file(tmp_path)})
+    optimizers = known[name].make(net, 0.01, 100)
     trained = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert {id(p) for p in trained} == {id(p) for p in net.parameters()}
     assert len(trained) == len(list(net.parameters()))
     assert optimizers[0].param_groups[0]["lr"] == 0.01
+
+
+def test_a_checkpoint_is_a_contender_in_three_variants(tmp_path):
+    path, net = controller_file(tmp_path), paper_cnn(1, 4)
+    known = contenders({"mine": path})
+    assert set(known) - set(contenders()) == {"mine", "mine_told", "mine_averaged"}
+    for name, told, averaged in (
+        ("mine", None, False), ("mine_told", 100, False), ("mine_averaged", None, True)
+    ):  # fmt: skip
+        (optimizer,) = known[name].make(net, 1.0, 100)
+        assert isinstance(optimizer, NGOptimizer)
+        assert optimizer.defaults["checkpoint"].startswith(f"{path.stem}@")
+        assert optimizer.defaults["total_steps"] == told
+        assert known[name].averaged == averaged
+
+
+def test_labels_and_names_of_variants():
+    assert label_of("ng") == "NGOptimizer (learned)"
+    assert label_of("ng_gnn_told") == "NG-GNN (learned, told the end)"
+    assert label_of("mine_averaged") == "mine (learned, averaged weights)"
+    names = ("ng", "ng_told", "ng_t", "ng_t_averaged")
+    assert [base_of(name) for name in names] == ["ng", "ng", "ng_t", "ng_t"]

@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
+from helpers_optimizer import controller_file
 
-from l2o_graph.rule import RuleConfig, untrained
-from l2o_graph.zoo.registry import save_checkpoint
 from meta_train import benchmark
 from meta_train.baselines import contenders
 from meta_train.benchmark import (
@@ -29,9 +28,21 @@ TASK = "fmnist_sample"
 RUN = Run(TASK, "adam", 1e-3, seed=101, steps=3, device="cpu", checkpoint="")
 
 
-def tiny(out, **changes):
-    settings = Settings((TASK,), ("adam", "ng_gnn"), seeds=1, steps=3, grid={"adam": (1e-3,)})
-    return dataclasses.replace(settings, out=out, **changes)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """In the place of the packaged one."""
+    return str(controller_file(tmp_path_factory.mktemp("checkpoint")))
+
+
+@pytest.fixture(scope="module")
+def tiny(checkpoint):
+    def make(out, **changes):
+        settings = Settings((TASK,), ("adam", "ng"), seeds=1, steps=3, grid={"adam": (1e-3,)})
+        return dataclasses.replace(
+            settings, out=out, **{"checkpoints": {"ng": checkpoint}, **changes}
+        )
+
+    return make
 
 
 def outcome(records):
@@ -40,9 +51,10 @@ def outcome(records):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, checkpoint):
     out = tmp_path_factory.mktemp("benchmark")
-    optimizers = ["--optimizers", "adam", "muon", "ng_gnn", "--grid", "adam=1e-3,1e-2", "muon=0.05"]
+    optimizers = ["--optimizers", "adam", "muon", "ng", "--grid", "adam=1e-3,1e-2", "muon=0.05"]
+    optimizers += ["--checkpoint", f"ng={checkpoint}"]
     counts = ["--seeds", "2", "--steps", "3", "--evaluate-every", "2"]
     assert main(["--tasks", TASK, *optimizers, *counts, "--out", str(out)]) == 0
     return out
@@ -51,7 +63,7 @@ def finished(tmp_path_factory):
 def test_writes_every_run_a_table_and_curves(finished):
     records = json.loads((finished / "results.json").read_text())
     runs = {(r["run"]["optimizer"], r["run"]["rate"], r["run"]["seed"]) for r in records}
-    rated = [("adam", 1e-3), ("adam", 1e-2), ("muon", 0.05), ("ng_gnn", 1.0)]
+    rated = [("adam", 1e-3), ("adam", 1e-2), ("muon", 0.05), ("ng", 1.0)]
     assert runs == {(name, rate, seed) for name, rate in rated for seed in (101, 102)}
     for record in records:
         assert record["data"] == "FashionMNIST, the packaged sample"
@@ -60,15 +72,20 @@ def test_writes_every_run_a_table_and_curves(finished):
         assert [step for step, _ in record["accuracies"]] == [2]
         assert 0 < record["update_seconds"] < record["step_seconds"]
         assert record["run"]["checkpoint"].startswith(
-            "fmnist-ng_gnn@" if record["run"]["optimizer"] == "ng_gnn" else ""
+            "random0@" if record["run"]["optimizer"] == "ng" else ""
         )
     table = (finished / "results.md").read_text()
-    for row in ("| Adam | ", "| Muon, linear decay | ", "| NG-GNN (learned) | ", "| Adam | 0.01"):
+    for row in (
+        "| Adam | ",
+        "| Muon, linear decay | ",
+        "| NGOptimizer (learned) | ",
+        "| Adam | 0.01",
+    ):
         assert row in table
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_part_of_the_seeds_can_choose_the_rates(tmp_path):
+def test_a_part_of_the_seeds_can_choose_the_rates(tmp_path, tiny):
     grid = {"adam": (1e-3, 1e-2, 0.0)}
     settings = tiny(tmp_path, optimizers=("adam",), grid=grid, seeds=3, tune_seeds=2)
     records = compare(settings)
@@ -98,13 +115,13 @@ def test_puts_the_published_figures_beside_ours():
     assert "| Muon, linear decay | 50.00 (0.001) |  |" in table
 
 
-def test_all_optimizers_start_alike_and_see_the_same_batches(tmp_path):
-    names = ("adam", "adamw", "sgd", "ng_gnn")
+def test_all_optimizers_start_alike_and_see_the_same_batches(tmp_path, tiny):
+    names = ("adam", "adamw", "sgd", "ng", "ng_told", "ng_averaged")
     # At a rate of 0 nothing moves: the losses tell the networks and the batches apart.
     settings = tiny(tmp_path, optimizers=names, grid={n: (0.0,) for n in names}, seeds=2)
     records = execute(settings, plan(settings))
     seen = {(r.run.seed, tuple(r.curve), r.accuracy) for r in records}
-    assert len(records) == 8
+    assert len(records) == 12
     assert {seed for seed, *_ in seen} == {101, 102}
     assert len(seen) == 2
 
@@ -123,7 +140,9 @@ def test_the_rate_decays_to_zero_where_it_should():
         assert rates[-1] == pytest.approx(last)
 
 
-def test_goes_on_after_an_interruption_with_what_is_missing(tmp_path, monkeypatch, capsys):
+def test_goes_on_after_an_interruption_with_what_is_missing(
+    tmp_path, monkeypatch, capsys, tiny, checkpoint
+):
     done = []
 
     def interrupted(settings, run):
@@ -132,7 +151,8 @@ def test_goes_on_after_an_interruption_with_what_is_missing(tmp_path, monkeypatc
         done.append(run)
         return train(settings, run)
 
-    arguments = ["--tasks", TASK, "--optimizers", "adam", "ng_gnn", "--grid", "adam=1e-3"]
+    arguments = ["--tasks", TASK, "--optimizers", "adam", "ng", "--grid", "adam=1e-3"]
+    arguments += ["--checkpoint", f"ng={checkpoint}"]
     arguments += ["--seeds", "2", "--steps", "3", "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         patch.setattr(benchmark, "train", interrupted)
@@ -154,28 +174,55 @@ def test_goes_on_after_an_interruption_with_what_is_missing(tmp_path, monkeypatc
     assert again == outcome(execute(whole, plan(whole)))
 
 
-def test_other_steps_and_other_checkpoints_are_other_runs(tmp_path):
+def test_other_steps_and_other_checkpoints_are_other_runs(tmp_path, tiny):
     settings = tiny(tmp_path)
-    path = tmp_path / "other.safetensors"
-    save_checkpoint(path, untrained(RuleConfig(hidden=8, layers=2, inner=4), 0), {})
+    other = controller_file(tmp_path, seed=1)
     known = set(plan(settings))
     assert not known & set(plan(dataclasses.replace(settings, steps=2)))
-    other = plan(dataclasses.replace(settings, checkpoints={"ng_gnn": str(path)}))
-    assert [run.optimizer for run in other if run in known] == ["adam"]
+    found = plan(dataclasses.replace(settings, checkpoints={"ng": str(other)}))
+    assert [run.optimizer for run in found if run in known] == ["adam"]
 
 
-def test_a_checkpoint_that_changes_meanwhile_is_noticed(tmp_path):
+def test_a_checkpoint_that_changes_meanwhile_is_noticed(tmp_path, tiny):
     path = tmp_path / "moving.safetensors"
-    config = RuleConfig(hidden=8, layers=2, inner=4)
-    save_checkpoint(path, untrained(config, 0), {})
-    settings = tiny(tmp_path, optimizers=("ng_gnn",), checkpoints={"ng_gnn": str(path)})
+    path.write_bytes(controller_file(tmp_path, 0).read_bytes())
+    settings = tiny(tmp_path, optimizers=("ng_told",), checkpoints={"ng": str(path)})
     runs = plan(settings)
-    save_checkpoint(path, untrained(config, 1), {})
+    path.write_bytes(controller_file(tmp_path, 1).read_bytes())
     with pytest.raises(RuntimeError, match="changed: expected moving@"):
         execute(settings, runs)
 
 
-def test_runs_in_parallel_come_to_the_same(tmp_path):
+def test_what_is_told_the_end_goes_another_way(tmp_path, tiny):
+    settings = tiny(tmp_path, optimizers=("ng", "ng_told", "ng_averaged"), steps=12)
+    records = execute(settings, plan(settings))
+    curves = {r.run.optimizer: r.curve for r in records}
+    assert curves["ng"] == curves["ng_averaged"] != curves["ng_told"]
+    table = markdown(records)
+    assert "NGOptimizer (learned, told the end)" in table
+    assert "NGOptimizer (learned, averaged weights)" in table
+
+
+def test_accuracies_of_averaged_weights_are_those_and_training_goes_on(checkpoint):
+    task = get_task(TASK)
+    task.load(None)
+    problem = task.problem(101, torch.device("cpu"))
+    contender = contenders({"ng": checkpoint})["ng_averaged"]
+    training, seen = Training(problem, contender, 1.0, 4), []
+    problem.accuracy = lambda parameters: seen.append([p.clone() for p in parameters]) or 0.5
+    for _ in range(3):
+        training.step()
+    weights = [p.detach().clone() for p in problem.module.parameters()]
+    assert training.accuracy() == 0.5
+    (optimizer,) = training.optimizers
+    for p, w, found in zip(problem.module.parameters(), weights, seen[0], strict=True):
+        assert torch.equal(p, w)
+        assert torch.equal(found, optimizer.state[p]["average"])
+    assert not all(torch.equal(a, b) for a, b in zip(weights, seen[0], strict=True))
+    training.step()
+
+
+def test_runs_in_parallel_come_to_the_same(tmp_path, tiny):
     alone, together = tiny(tmp_path / "1"), tiny(tmp_path / "2", jobs=2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as parallel runs have; more of them add up in another order
@@ -189,7 +236,7 @@ def test_runs_in_parallel_come_to_the_same(tmp_path):
         assert one.accuracy == two.accuracy
 
 
-def test_a_run_that_diverges_says_so(tmp_path):
+def test_a_run_that_diverges_says_so(tmp_path, tiny):
     settings = tiny(tmp_path, optimizers=("sgd",), grid={"sgd": (1e30,)}, steps=5)
     (record,) = execute(settings, plan(settings))
     assert record.diverged
@@ -221,10 +268,7 @@ def test_reports_the_rate_with_the_best_mean_over_seeds():
         (["--optimizers", "nonsense"], "unknown optimizer 'nonsense', expected one of ['adam', "),
         (["--grid", "nonsense=1"], "unknown optimizer 'nonsense'"),
         (["--grid", "adam=-1"], "grid of adam: expected rates of at least 0, found [-1.0]"),
-        (
-            ["--checkpoint", "ng_gnn=nonsense"],
-            "unknown checkpoint 'nonsense', expected one of ['fmnist', 'fmnist-",
-        ),
+        (["--checkpoint", "ng=nonsense"], "unknown checkpoint 'nonsense', expected one of ["),
         (["--seeds", "0"], "seeds: expected at least 1, found 0"),
         (["--tune-seeds", "-1"], "tune_seeds: expected at least 0, found -1"),
         (["--steps", "0"], "steps: expected at least 1, found 0"),
@@ -235,6 +279,8 @@ def test_bad_requests_are_refused_in_one_line_before_anything_is_written(
     arguments, text, tmp_path, capsys
 ):
     out = tmp_path / "out"
+    if "--checkpoint" not in arguments and "--optimizers" not in arguments:
+        arguments = [*arguments, "--optimizers", "adam"]  # whether one is packaged or not
     assert main(["--tasks", TASK, "--out", str(out), *arguments]) == 2
     error = capsys.readouterr().err
     assert text in error
@@ -251,7 +297,7 @@ def test_a_grid_that_is_no_grid_is_refused(capsys):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "out"
-    assert main(["--tasks", TASK, "--out", str(out)]) == 2
+    assert main(["--tasks", TASK, "--optimizers", "adam", "--out", str(out)]) == 2
     assert f"out: cannot write to folder '{out}'" in capsys.readouterr().err
 
 
@@ -261,7 +307,14 @@ def test_data_that_are_absent_are_reported_in_one_line(tmp_path, capsys, monkeyp
 
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
     monkeypatch.setattr(get_task("fmnist_cnn"), "_images", None)
-    arguments = ["--tasks", "fmnist_cnn", "--data-root", str(tmp_path / "none")]
+    arguments = [
+        "--tasks",
+        "fmnist_cnn",
+        "--optimizers",
+        "adam",
+        "--data-root",
+        str(tmp_path / "none"),
+    ]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert f"dataset 'fmnist' is not in {tmp_path / 'none'}" in error
@@ -273,6 +326,7 @@ def test_data_that_are_absent_are_reported_in_one_line(tmp_path, capsys, monkeyp
 def test_a_foreign_results_file_is_left_as_it_is(content, tmp_path, capsys):
     path = tmp_path / "results.json"
     path.write_text(content)
-    assert main(["--tasks", TASK, "--steps", "1", "--out", str(tmp_path)]) == 2
+    arguments = ["--tasks", TASK, "--optimizers", "adam", "--steps", "1"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 2
     assert "is not a results.json of this benchmark" in capsys.readouterr().err
     assert path.read_text() == content

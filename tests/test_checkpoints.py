@@ -1,19 +1,18 @@
-"""Checkpoints load by name and by path, refuse what they are not, and are never half written."""
+"""The paper's rules load by path, refuse what they are not, and are never half written."""
 
 import json
 import os
 import struct
-from typing import get_args
 
 import pytest
 import torch
 from conftest import random_rule
-from helpers_optimizer import random_checkpoint
+from helpers_optimizer import controller_file, random_checkpoint
 from safetensors.torch import load, save
 
-from l2o_graph import NGOptimizer, list_checkpoints
+from l2o_graph import NGOptimizer, PaperOptimizer
 from l2o_graph.features import FEATURE_VERSION
-from l2o_graph.rule import PAPER, Model, RuleConfig, UpdateRule
+from l2o_graph.rule import PAPER, RuleConfig, UpdateRule
 from l2o_graph.zoo.registry import Checkpoint, load_checkpoint, save_checkpoint
 
 SMALL = RuleConfig(hidden=8, layers=2, inner=8)
@@ -41,7 +40,7 @@ def rewritten(path, **header):
 
 def refused(path, match: str) -> None:
     """Both ways in say the same, and name the file."""
-    for use in (load_checkpoint, lambda p: NGOptimizer([torch.ones(2)], checkpoint=p)):
+    for use in (load_checkpoint, lambda p: PaperOptimizer([torch.ones(2)], checkpoint=p)):
         with pytest.raises(ValueError, match=match) as caught:
             use(path)
         assert str(path) in str(caught.value)
@@ -50,37 +49,7 @@ def refused(path, match: str) -> None:
 # What loads ------------------------------------------------------------------------------------
 
 
-def test_every_packaged_checkpoint_loads_by_name():
-    assert "fmnist" in list_checkpoints()
-    for name in list_checkpoints():
-        checkpoint = load_checkpoint(name)
-        assert checkpoint.identity.startswith(f"{name}@")
-        assert len(checkpoint.identity) == len(name) + 1 + 12
-        assert isinstance(checkpoint.provenance, dict)
-
-
-def test_packaged_checkpoints_were_trained_alike_and_the_best_graph_network_is_fmnist():
-    made = {m: load_checkpoint(f"fmnist-{m}") for m in get_args(Model)}
-    configs = []
-    for model, checkpoint in made.items():
-        config = checkpoint.provenance["config"]
-        assert config.pop("rule")["model"] == model
-        assert checkpoint.provenance["outer_steps"] > 0
-        assert checkpoint.provenance["data"] == "FashionMNIST"
-        assert len(checkpoint.provenance["commit"]) == 40
-        configs.append({k: v for k, v in config.items() if k != "seed"})
-    assert all(config == configs[0] for config in configs)
-
-    def held_out(model):
-        losses = {p["outer_step"]: p["held_out_loss"] for p in made[model].provenance["curve"]}
-        return losses[made[model].provenance["outer_steps"]]
-
-    best = min(("ng_gnn", "ng_t"), key=held_out)
-    digests = [c.identity.partition("@")[2] for c in (made[best], load_checkpoint("fmnist"))]
-    assert digests[0] == digests[1]
-
-
-@pytest.mark.parametrize("config", [SMALL, RuleConfig("paper", hidden=8, layers=2, inner=8)])
+@pytest.mark.parametrize("config", [SMALL, RuleConfig("ff", hidden=8, layers=1, inner=4)])
 def test_a_rule_comes_back_as_it_was_saved(config, tmp_path):
     rule, path = random_rule(config).float(), tmp_path / "deep" / "down" / "rule.safetensors"
     provenance = {"steps": 3, "data": "none", "curve": [1.5, 0.5]}
@@ -98,20 +67,6 @@ def test_a_file_in_the_working_directory_needs_no_suffix(path, monkeypatch):
     monkeypatch.chdir(path.parent)
     (path.parent / "mine").write_bytes(path.read_bytes())
     assert load_checkpoint("mine").identity.startswith("mine@")
-    (path.parent / "fmnist").write_bytes(path.read_bytes())
-    assert load_checkpoint("fmnist").identity != load_checkpoint(path.parent / "fmnist").identity
-
-
-def test_packaged_files_keep_their_identity():
-    """What saved optimizers and the results call them, whatever options are added later."""
-    assert [load_checkpoint(name).identity for name in list_checkpoints()] == [
-        "fmnist@494505c88ea7",
-        "fmnist-ff@edbf647e3531",
-        "fmnist-lstm@a24e56e42e66",
-        "fmnist-nfn@6e41a3e78a6a",
-        "fmnist-ng_gnn@494505c88ea7",
-        "fmnist-ng_t@eb6c86f3764a",
-    ]
 
 
 def test_identity_follows_from_the_content(tmp_path):
@@ -154,16 +109,25 @@ def test_loading_needs_no_pickle(path, monkeypatch):
         monkeypatch.setattr(f"pickle.{name}", refuse)
     monkeypatch.setattr(torch, "load", refuse)
     assert isinstance(load_checkpoint(path), Checkpoint)
-    load_checkpoint("fmnist")
 
 
 # What does not ---------------------------------------------------------------------------------
 
 
-def test_unknown_name_lists_the_known_ones():
-    for use in (load_checkpoint, lambda c: NGOptimizer([torch.ones(2)], checkpoint=c)):
-        with pytest.raises(ValueError, match=r"unknown checkpoint 'fmnits', .*\['fmnist'.*a path"):
-            use("fmnits")
+def test_a_controller_is_no_rule_and_a_rule_no_controller(path, tmp_path):
+    folder = tmp_path / "controllers"
+    folder.mkdir()
+    other = controller_file(folder)
+    refused(other, "found 'l2o_graph controller': not a learned optimizer of the paper's")
+    with pytest.raises(ValueError, match="Files of --preset paper are for PaperOptimizer"):
+        NGOptimizer([torch.ones(2)], checkpoint=path)
+
+
+def test_the_rule_of_before_is_refused(path):
+    """A file of the nominal rule, with options that there are no more."""
+    config = '{"preset": "nominal", "hidden": 16, "layers": 2, "inner": 8, "model": "ng_gnn"}'
+    refused(rewritten(path, feature_version="2", config=config), "expected feature version 3, .* 2")
+    refused(rewritten(path, feature_version="3"), "expected a RuleConfig .*preset")
 
 
 @pytest.mark.parametrize("as_text", [True, False])
@@ -211,9 +175,8 @@ def test_other_feature_version(version, path):
         ("[8, 2]", "TypeError"),
         ("7", "TypeError"),
         ('{"depth": 3}', "depth"),
-        ('{"preset": "papper"}', "'papper'"),
+        ('{"preset": "paper"}', "preset"),
         ('{"model": "gnn"}', "'gnn'"),
-        ('{"direction": "down"}', "'down'"),
         ('{"hidden": 0}', "hidden: expected at least 1, found 0"),
         ('{"layers": -1}', "layers: expected at least 1, found -1"),
         ('{"inner": "8"}', "inner"),
@@ -241,17 +204,20 @@ def test_tensors_that_do_not_fit_the_configuration(path):
         (other, f"size mismatch for {first}"),
     ]:
         path.write_bytes(save(wrong, metadata))
-        refused(path, f"(?s)expected the tensors of RuleConfig.preset='nominal'.*{found}")
+        refused(path, f"(?s)expected the tensors of RuleConfig.model='ng_gnn'.*{found}")
     path.write_bytes(save(tensors, metadata))
-    refused(rewritten(path, config='{"hidden": 16, "inner": 8}'), "(?s)hidden=16.*size mismatch")
+    refused(
+        rewritten(path, config='{"hidden": 16, "layers": 2, "inner": 8}'),
+        "(?s)hidden=16.*size mismatch",
+    )
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_weights_that_are_not_finite(bad, path):
     tensors, metadata = parts(path)
-    tensors["head.last.bias"][1] = bad
+    tensors["head.layers.4.bias"][1] = bad
     path.write_bytes(save(tensors, metadata))
-    refused(path, r"expected finite weights, found others in \['head.last.bias'\]")
+    refused(path, r"expected finite weights, found others in \['head.layers.4.bias'\]")
 
 
 # Saving ----------------------------------------------------------------------------------------
@@ -272,8 +238,8 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
         broken_disk(patch)
         save_checkpoint(path, rule, {})
-    rule.head.last.bias.data[0] = torch.nan
-    with pytest.raises(ValueError, match=r"expected finite weights, found others in \['head.last"):
+    rule.head.layers[-1].bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"expected finite weights, found others in \['head.lay"):
         save_checkpoint(path, rule, {})
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -304,7 +270,7 @@ def test_saving_does_not_touch_the_rule(tmp_path):
     assert all(p.requires_grad and p.dtype == torch.float64 for p in rule.parameters())
 
 
-def test_the_paper_preset_fits_through_a_file(tmp_path):
+def test_the_published_rule_fits_through_a_file(tmp_path):
     path = tmp_path / "paper.safetensors"
     save_checkpoint(path, UpdateRule(PAPER["ng_gnn"]), {})
     assert load_checkpoint(path).rule.config == PAPER["ng_gnn"]

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers_checkpoint import load_folder, save_folder
-from helpers_optimizer import MODELS, cnn, copies, equal, mlp, random_checkpoint, state_tensors
+from helpers_optimizer import cnn, controller_file, copies, equal, mlp, state_tensors
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from l2o_graph import LearnedOptimizer
+from l2o_graph.optim.optimizer import NGOptimizer
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
@@ -49,14 +49,14 @@ def _join(rank: int, store: Path) -> None:
     dist.init_process_group("gloo", f"file://{store}", limit, len(RANKS), rank)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["messages", "attention"])
 def checkpoint(request, tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("zoo"), model=request.param)
+    return controller_file(tmp_path_factory.mktemp("zoo"), reader=request.param)
 
 
 @pytest.fixture(scope="module")
 def graph_checkpoint(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("graph"))
+    return controller_file(tmp_path_factory.mktemp("graph"))
 
 
 def batch(rank: int, step: int, shape: tuple[int, ...] = (4,)) -> tuple[Tensor, Tensor]:
@@ -65,10 +65,10 @@ def batch(rank: int, step: int, shape: tuple[int, ...] = (4,)) -> tuple[Tensor, 
     return torch.randn(8, *shape, generator=generator), torch.arange(8) % 3
 
 
-def new(model: nn.Module, checkpoint: Path, how: str = "plain") -> LearnedOptimizer:
+def new(model: nn.Module, checkpoint: Path, how: str = "plain") -> NGOptimizer:
     parameters = model.named_parameters() if how == "named" else model.parameters()
     told = model if how == "model" else None
-    return LearnedOptimizer(parameters, weight_decay=0.1, model=told, checkpoint=checkpoint)
+    return NGOptimizer(parameters, weight_decay=0.1, model=told, checkpoint=checkpoint)
 
 
 def backward(model: nn.Module, rank: int, step: int, shape: tuple[int, ...] = (4,)) -> None:
@@ -77,7 +77,7 @@ def backward(model: nn.Module, rank: int, step: int, shape: tuple[int, ...] = (4
 
 
 def train(
-    model: nn.Module, optimizer: LearnedOptimizer, steps: range, shape: tuple[int, ...] = (4,)
+    model: nn.Module, optimizer: NGOptimizer, steps: range, shape: tuple[int, ...] = (4,)
 ) -> list[Tensor]:
     """What one process does; how its parameters and its state end up."""
     for step in steps:
@@ -87,7 +87,7 @@ def train(
     return outcome(model, optimizer)
 
 
-def outcome(model: nn.Module, optimizer: LearnedOptimizer) -> list[Tensor]:
+def outcome(model: nn.Module, optimizer: NGOptimizer) -> list[Tensor]:
     return copies([*model.parameters(), *state_tensors(optimizer)])
 
 

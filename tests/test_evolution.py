@@ -1,68 +1,59 @@
-"""The antithetic estimate against runs with the rule moved by hand."""
-
-import copy
-import math
+"""Perturbations, and the estimate of a gradient that they give."""
 
 import pytest
 import torch
 
-from l2o_graph.rule import RuleConfig, untrained
-from meta_train.evolution import SIGMA, WORST_LOSS, evolve, final_log_loss
-from meta_train.tasks import get_task
-from meta_train.unroll import roll_out
-
-STEPS = 5
+from meta_train.evolution import MOST_DIFFERENCE, gradient, perturbations, perturbed
 
 
-@pytest.fixture
-def problem():
-    task = get_task("fmnist_sample")
-    task.load(None)
-    return task.problem(3, torch.device("cpu"))
+def test_noise_follows_from_its_seed():
+    one, again, other = (perturbations(seed, 5, 7) for seed in (3, 3, 4))
+    assert one.shape == (5, 7)
+    assert torch.equal(one, again) and not torch.equal(one, other)
 
 
-def test_the_gradient_is_a_difference_of_two_runs_along_the_noise(problem):
-    rule = untrained(RuleConfig(hidden=8, layers=1, inner=4), 0)
-    outcomes = evolve(rule, problem, STEPS, torch.Generator().manual_seed(5))
-
-    generator = torch.Generator().manual_seed(5)
-    head = rule.length
-    noise = [torch.randn(p.shape, generator=generator) for p in (head.weight, head.bias)]
-    runs = []
-    for sign in (1, -1):
-        other = copy.deepcopy(rule)
-        other.length.weight.data += sign * SIGMA * noise[0]
-        other.length.bias.data += sign * SIGMA * noise[1]
-        runs.append(math.log(roll_out(other, problem, STEPS)[0][-1]))
-    assert outcomes == pytest.approx(runs)
-    assert runs[0] != runs[1]
-    slope = (runs[0] - runs[1]) / (2 * SIGMA)
-    torch.testing.assert_close(head.weight.grad, slope * noise[0])
-    torch.testing.assert_close(head.bias.grad, slope * noise[1])
-    assert all(p.grad is None for p in rule.of_direction())
+def test_the_noise_of_some_pairs_is_that_of_all():
+    """Processes take parts of one draw."""
+    noise, weights = perturbations(0, 4, 3), torch.randn(3)
+    whole = perturbed(weights, noise, 0.1)
+    parts = [perturbed(weights, noise[i : i + 2], 0.1) for i in (0, 2)]
+    assert torch.equal(whole, torch.cat(parts))
 
 
-def test_the_rule_itself_stays_as_it_is(problem):
-    rule = untrained(RuleConfig(hidden=8, layers=1, inner=4), 0)
-    before = copy.deepcopy(rule.state_dict())
-    evolve(rule, problem, 2, torch.Generator())
-    for name, value in rule.state_dict().items():
-        assert torch.equal(value, before[name]), name
+def test_pairs_stand_side_by_side_and_lie_on_both_sides():
+    noise, weights = perturbations(0, 4, 3), torch.randn(3)
+    both = perturbed(weights, noise, 0.1)
+    assert both.shape == (8, 3)
+    for i in range(4):
+        torch.testing.assert_close(both[2 * i], weights + 0.1 * noise[i])
+        torch.testing.assert_close(both[2 * i + 1], weights - 0.1 * noise[i])
 
 
-def test_pairs_add_up(problem):
-    rule = untrained(RuleConfig(hidden=8, layers=1, inner=4), 0)
-    gradients = []
-    for seeds in ((1,), (2,), (1, 2)):
-        rule.zero_grad()
-        for seed in seeds:
-            evolve(rule, problem, 2, torch.Generator().manual_seed(seed))
-        gradients.append(rule.length.weight.grad.clone())
-    torch.testing.assert_close(gradients[0] + gradients[1], gradients[2])
+def test_the_gradient_is_that_of_each_pair_along_its_noise():
+    noise, scores = perturbations(0, 3, 2), torch.tensor([1.0, 0.0, 2.0, 1.0, 0.5, 2.5])
+    found, mean = gradient(scores, noise)
+    halves = [0.5, 0.5, -1.0]
+    assert mean == pytest.approx(2 / 3)
+    expected = sum(h * e for h, e in zip(halves, noise, strict=True)) / (2 / 3) / 3
+    torch.testing.assert_close(found, expected)
 
 
-def test_a_run_is_judged_by_its_last_fifth_and_never_by_nan():
-    assert final_log_loss([9.0] * 8 + [1.0, 3.0]) == pytest.approx(math.log(2.0))
-    assert final_log_loss([2.0]) == pytest.approx(math.log(2.0))
-    assert final_log_loss([1.0, math.nan]) == pytest.approx(math.log(WORST_LOSS))
-    assert final_log_loss([1.0, 1e9]) == pytest.approx(math.log(WORST_LOSS))
+def test_one_pair_does_not_outweigh_all_others():
+    noise = torch.eye(20)
+    scores = torch.tensor([1e-3, 0.0] * 19 + [1e6, 0.0])
+    found, _ = gradient(scores, noise)
+    assert found[-1] == pytest.approx(MOST_DIFFERENCE / 20)
+
+
+def test_equal_scores_give_no_gradient():
+    found, mean = gradient(torch.ones(8), perturbations(0, 4, 3))
+    assert mean == 0
+    assert not found.any()
+
+
+def test_of_a_linear_score_it_is_the_slope_up_to_a_factor():
+    slope, weights = torch.tensor([3.0, -1.0, 0.0]), torch.zeros(3)
+    noise = perturbations(0, 20_000, 3)
+    found, _ = gradient(perturbed(weights, noise, 0.1) @ slope, noise)
+    cosine = (found @ slope) / found.norm() / slope.norm()
+    assert cosine > 0.999

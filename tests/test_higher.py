@@ -1,4 +1,4 @@
-"""Inside ``higher`` the optimizers make the steps they make outside, and can be differentiated."""
+"""Inside ``higher`` the paper's rule makes the steps it makes outside, and is differentiated."""
 
 import importlib.util
 import subprocess
@@ -10,11 +10,19 @@ import higher
 import pytest
 import torch
 from conftest import random_rule
-from helpers_optimizer import MODELS, cnn, equal, mlp, random_checkpoint, state_tensors
+from helpers_optimizer import (
+    MODELS,
+    cnn,
+    controller_file,
+    equal,
+    mlp,
+    random_checkpoint,
+    state_tensors,
+)
 from helpers_unroll import TinyProblem, flat
 from torch import Tensor, nn
 
-from l2o_graph import LearnedOptimizer, NGOptimizer
+from l2o_graph import LearnedOptimizer, NGOptimizer, PaperOptimizer
 from l2o_graph.rule import RuleConfig, UpdateRule
 from l2o_graph.step import State
 from l2o_graph.zoo.registry import load_checkpoint
@@ -26,7 +34,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "meta_learn_with_higher.py"
 
 
 def rule_of(model: str) -> UpdateRule:
-    return random_rule(RuleConfig(hidden=8, layers=2, inner=8, model=model))
+    return random_rule(RuleConfig(model, hidden=8, layers=2, inner=8))
 
 
 def losses_of(module: nn.Module, step: int) -> Tensor:
@@ -70,8 +78,9 @@ def agree(network: Callable[[], nn.Module], optimizer: MakeOptimizer, **settings
 @pytest.mark.parametrize("model", MODELS)
 def test_the_trajectory_is_that_of_step_bit_for_bit(model, dtype, tmp_path):
     path = random_checkpoint(tmp_path, model=model)
-    kind = NGOptimizer if model in NGOptimizer.models else LearnedOptimizer
-    assert agree(lambda: mlp(dtype=dtype), lambda m: kind(m.parameters(), checkpoint=path))
+    assert agree(
+        lambda: mlp(dtype=dtype), lambda m: PaperOptimizer(m.parameters(), checkpoint=path)
+    )
 
 
 @pytest.mark.parametrize("track", [True, False])
@@ -82,7 +91,7 @@ def test_groups_have_their_own_settings(track, tmp_path):
             {"params": [m[2].weight], "lr": torch.tensor([0.2]), "maximize": True},
             {"params": [m[0].bias], "lr": 0.0},
         ]
-        return NGOptimizer(groups, checkpoint=random_checkpoint(tmp_path))
+        return PaperOptimizer(groups, checkpoint=random_checkpoint(tmp_path))
 
     assert agree(lambda: mlp(dtype=torch.float64), optimizer, track_higher_grads=track)
 
@@ -105,7 +114,7 @@ def test_frozen_and_unused_parameters_stay_and_are_read(track, with_model, tmp_p
         # Of what the model is, and not of a group, the learned optimizer reads all the same.
         parameters = list(network.parameters())[: -1 if with_model else None]
         model = network if with_model else None
-        made = NGOptimizer(parameters, checkpoint=random_checkpoint(tmp_path), model=model)
+        made = PaperOptimizer(parameters, checkpoint=random_checkpoint(tmp_path), model=model)
         if with_model:  # what higher calls is a copy of the model
             made.read_structure((torch.ones(2, 4, dtype=torch.float64),))
         return made
@@ -123,7 +132,7 @@ def test_frozen_and_unused_parameters_stay_and_are_read(track, with_model, tmp_p
 
 def test_small_chunks_and_a_convolution_with_a_norm(tmp_path):
     def optimizer(m):
-        return NGOptimizer(m.parameters(), checkpoint=random_checkpoint(tmp_path), chunk_size=20)
+        return PaperOptimizer(m.parameters(), checkpoint=random_checkpoint(tmp_path), chunk_size=20)
 
     def network():
         return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Upsample(8), *cnn())
@@ -134,7 +143,7 @@ def test_small_chunks_and_a_convolution_with_a_norm(tmp_path):
 def test_it_goes_on_from_the_state_of_the_optimizer_and_leaves_it_alone(tmp_path):
     path = random_checkpoint(tmp_path)
     one, other = mlp(dtype=torch.float64), mlp(dtype=torch.float64)
-    optimizers = [NGOptimizer(m.parameters(), checkpoint=path) for m in (one, other)]
+    optimizers = [PaperOptimizer(m.parameters(), checkpoint=path) for m in (one, other)]
     plain(one, optimizers[0], range(2))
     expected = plain(other, optimizers[1])[2 * 4 :]
     before = [t.clone() for t in (*one.parameters(), *state_tensors(optimizers[0]))]
@@ -144,7 +153,7 @@ def test_it_goes_on_from_the_state_of_the_optimizer_and_leaves_it_alone(tmp_path
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_warns(tmp_path):
     module = mlp()
-    optimizer = NGOptimizer(module.parameters(), checkpoint=random_checkpoint(tmp_path))
+    optimizer = PaperOptimizer(module.parameters(), checkpoint=random_checkpoint(tmp_path))
     with higher.innerloop_ctx(module, optimizer) as (net, inner):
         with pytest.warns(UserWarning, match="not finite"):
             inner.step(losses_of(net, 0) * torch.inf)
@@ -152,7 +161,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_warns(tmp_path):
         inner.step(losses_of(net, 1))
         first = list(net.parameters())
     other = mlp()
-    fresh = NGOptimizer(other.parameters(), checkpoint=random_checkpoint(tmp_path))
+    fresh = PaperOptimizer(other.parameters(), checkpoint=random_checkpoint(tmp_path))
     assert equal(first, plain(other, fresh, [1]))
 
 
@@ -160,11 +169,11 @@ def test_without_a_patched_model_parameters_are_passed_by_hand(tmp_path):
     module = mlp(dtype=torch.float64)
     settings = {"checkpoint": random_checkpoint(tmp_path)}
     now = [p.detach().clone().requires_grad_() for p in module.parameters()]
-    inner = higher.create_diff_optim(NGOptimizer, settings, now)
+    inner = higher.create_diff_optim(PaperOptimizer, settings, now)
     problem = TinyProblem(module)
     for step in range(STEPS):
         now = list(inner.step(problem.loss(now, problem.batch(step)), now))
-    expected = plain(module, NGOptimizer(module.parameters(), **settings))[-4:]
+    expected = plain(module, PaperOptimizer(module.parameters(), **settings))[-4:]
     assert equal(now, expected)
 
 
@@ -175,7 +184,7 @@ def through_time(rule: UpdateRule, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Of the last loss in the rule's weights and the initial parameters, without ``higher``."""
     problem = TinyProblem(module)
     start, weights = problem.start(), list(rule.parameters())
-    losses, _, _ = unrolled(rule, problem, start, [State.fresh(p) for p in start], 0, STEPS)
+    losses = unrolled(rule, problem, start, [State.fresh(p) for p in start], STEPS)
     found = torch.autograd.grad(losses[-1], [*weights, *start], allow_unused=True)
     return flat(found[: len(weights)], weights), flat(found[len(weights) :], start)
 
@@ -191,7 +200,7 @@ def last_loss(module: nn.Module, optimizer: LearnedOptimizer, **settings) -> Ten
 @pytest.mark.parametrize("model", MODELS)
 def test_the_meta_gradient_is_that_of_the_second_order_mode(model, copied):
     rule, module = rule_of(model), mlp(dtype=torch.float64)
-    optimizer = LearnedOptimizer(module.parameters(), checkpoint=rule)
+    optimizer = PaperOptimizer(module.parameters(), checkpoint=rule)
     last_loss(module, optimizer, copy_initial_weights=copied).backward()
     of_rule, of_start = through_time(rule, module)
     found = flat([p.grad for p in rule.parameters()], list(rule.parameters()))
@@ -204,11 +213,11 @@ def test_the_meta_gradient_is_that_of_the_second_order_mode(model, copied):
         assert (found - of_start).norm() < 1e-10 * of_start.norm()
 
 
-def test_of_a_packaged_rule_the_start_alone_has_a_gradient():
-    module = mlp(dtype=torch.float64)
-    optimizer = NGOptimizer(module.parameters(), checkpoint="fmnist")
+def test_of_a_rule_in_a_file_the_start_alone_has_a_gradient(tmp_path):
+    path, module = random_checkpoint(tmp_path), mlp(dtype=torch.float64)
+    optimizer = PaperOptimizer(module.parameters(), checkpoint=path)
     last_loss(module, optimizer, copy_initial_weights=False).backward()
-    rule = load_checkpoint("fmnist").rule.double().requires_grad_(True)
+    rule = load_checkpoint(path).rule.double().requires_grad_(True)
     _, expected = through_time(rule, module)
     found = flat([p.grad for p in module.parameters()], list(module.parameters()))
     assert (found - expected).norm() < 1e-10 * expected.norm()
@@ -221,7 +230,7 @@ def test_rates_and_decays_of_groups_are_differentiated_in():
         halves = [{"params": layer.parameters()} for layer in (module[0], module[2])]
         for group, lr, decay in zip(halves, *values.tolist(), strict=True):
             group.update(lr=lr, weight_decay=decay)
-        return NGOptimizer(halves, checkpoint=rule)
+        return PaperOptimizer(halves, checkpoint=rule)
 
     def outside(values):
         module = mlp(dtype=torch.float64)
@@ -243,7 +252,7 @@ def test_rates_and_decays_of_groups_are_differentiated_in():
 @pytest.mark.parametrize("track", [True, False])
 def test_a_step_keeps_something_for_backward_if_asked_to_alone(track):
     module, kept = mlp(dtype=torch.float64), []
-    optimizer = NGOptimizer(module.parameters(), checkpoint=rule_of("ng_gnn"))
+    optimizer = PaperOptimizer(module.parameters(), checkpoint=rule_of("ng_gnn"))
     with higher.innerloop_ctx(module, optimizer, track_higher_grads=track) as (net, inner):
         for step in range(2):
             loss = losses_of(net, step)
@@ -256,9 +265,9 @@ def test_a_step_keeps_something_for_backward_if_asked_to_alone(track):
 
 def test_a_rule_of_another_type_is_refused_and_not_copied():
     module = mlp(dtype=torch.float64)
-    optimizer = NGOptimizer(module.parameters(), checkpoint=rule_of("ng_t").float())
+    optimizer = PaperOptimizer(module.parameters(), checkpoint=rule_of("ng_t").float())
     expected = (
-        r"NGOptimizer: expected a rule in torch.float64 on cpu, .* found one in torch.float32"
+        r"PaperOptimizer: expected a rule in torch.float64 on cpu, .* found one in torch.float32"
     )
     with (
         higher.innerloop_ctx(module, optimizer) as (net, inner),
@@ -271,34 +280,40 @@ def test_a_rule_of_another_type_is_refused_and_not_copied():
 
 def test_step_uses_a_given_rule_as_it_is_now():
     rule, module, twin = rule_of("ng_gnn"), mlp(dtype=torch.float64), mlp(dtype=torch.float64)
-    optimizer = NGOptimizer(module.parameters(), checkpoint=rule)
+    optimizer = PaperOptimizer(module.parameters(), checkpoint=rule)
     plain(module, optimizer, [0])
     twin.load_state_dict(module.state_dict())
     with torch.no_grad():
-        for p in rule.of_length():
-            p.add_(1.0)
-    fresh = NGOptimizer(twin.parameters(), checkpoint=rule)
+        rule.head.layers[-1].bias.add_(1.0)
+    fresh = PaperOptimizer(twin.parameters(), checkpoint=rule)
     fresh.load_state_dict(optimizer.state_dict())
     found = plain(module, optimizer, [1])
     assert equal(found, plain(twin, fresh, [1]))
     unchanged = mlp(dtype=torch.float64)
-    before = NGOptimizer(unchanged.parameters(), checkpoint=rule_of("ng_gnn"))
+    before = PaperOptimizer(unchanged.parameters(), checkpoint=rule_of("ng_gnn"))
     assert not equal(found, plain(unchanged, before, [0, 1])[4:])
     assert "ng_gnn in memory" in repr(optimizer)
 
 
-def test_a_given_rule_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="expected a checkpoint of ng_gnn or ng_t, found 'ff in m"):
-        NGOptimizer([torch.ones(2)], checkpoint=rule_of("ff"))
+def test_ng_optimizer_is_refused_in_one_sentence(tmp_path):
+    module = mlp()
+    optimizer = NGOptimizer(module.parameters(), checkpoint=controller_file(tmp_path))
+    expected = "higher cannot differentiate through NGOptimizer, .* use PaperOptimizer"
+    with (
+        pytest.raises(TypeError, match=expected),
+        higher.innerloop_ctx(module, optimizer),
+    ):
+        raise AssertionError("not refused")
 
 
 # How they come together -------------------------------------------------------------------------
 
 LATE = """
 import sys, torch
-from l2o_graph import NGOptimizer
+from l2o_graph import PaperOptimizer
+from l2o_graph.rule import PAPER, untrained
 model = torch.nn.Linear(3, 2)
-optimizer = NGOptimizer(model.parameters())
+optimizer = PaperOptimizer(model.parameters(), checkpoint=untrained(PAPER["ff"], 0))
 assert not [name for name in sys.modules if name.startswith("higher")]
 sys.modules["higher"] = None
 try:
@@ -324,7 +339,7 @@ def test_higher_is_imported_by_those_who_ask_for_it_alone():
 
 
 def test_a_subclass_is_known_to_higher_once_there_is_one(tmp_path):
-    class Own(NGOptimizer):
+    class Own(PaperOptimizer):
         pass
 
     path = random_checkpoint(tmp_path)

@@ -41,25 +41,23 @@ def misread(rule: UpdateRule, nodes: int, edges: int) -> UpdateRule:
     return faulty
 
 
-@pytest.mark.parametrize("preset", ["nominal", "paper"])
 @settings(max_examples=10)
 @given(permutations())
-def test_a_bias_is_read_from_its_own_neuron(preset, drawn):
+def test_a_bias_is_read_from_its_own_neuron(drawn):
     """The released NG-GNN read it as many nodes too early as there are inputs."""
     network, _, orders = drawn
-    rule = random_rule(RuleConfig(preset, 8, 2, 8))
+    rule = random_rule(RuleConfig(model="ng_gnn", hidden=8, layers=2, inner=8))
     assert error_of_updates(rule, network, orders) < 1e-5
     faulty = misread(rule, nodes=2, edges=0)
     assert error_of_updates(faulty, flattening(), ORDERS) > 1e-3
 
 
-@pytest.mark.parametrize("preset", ["nominal", "paper"])
 @settings(max_examples=10)
 @given(permutations())
-def test_no_class_token_displaces_what_is_read(preset, drawn):
+def test_no_class_token_displaces_what_is_read(drawn):
     """The supplement's NG-T put one before the nodes and read everything one place off."""
     network, _, orders = drawn
-    rule = random_rule(RuleConfig(preset, 8, 2, 8, "ng_t"))
+    rule = random_rule(RuleConfig(model="ng_t", hidden=8, layers=2, inner=8))
     assert error_of_updates(rule, network, orders) < 1e-5
     faulty = misread(rule, nodes=1, edges=1)
     assert error_of_updates(faulty, flattening(), ORDERS) > 1e-3

@@ -5,17 +5,17 @@ import copy
 import torch
 import torch.nn.functional as F
 from automorphisms import moved, random_symmetry
-from conftest import random_rule
+from helpers_optimizer import drop_rounding, tame_controller
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2o_graph import NGOptimizer
-from l2o_graph.rule import RuleConfig
+from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.tracing import spec_of_computation
 
-INPUTS, OUTPUTS, TOKENS = 3, 2, 4
+INPUTS, OUTPUTS, TOKENS, STEPS = 3, 2, 4, 5
+CONTROLLER = tame_controller()
 ACTIVATIONS = (torch.tanh, F.gelu, torch.sigmoid)
 
 
@@ -92,15 +92,15 @@ def output(net: nn.Module, parameters: list[Tensor], x: Tensor) -> Tensor:
 
 
 def stepped(net: nn.Module, parameters: list[Tensor], x: Tensor, y: Tensor) -> list[Tensor]:
-    """Parameters after two steps from given ones."""
+    """Parameters after some steps from given ones."""
     net = copy.deepcopy(net)
     for p, value in zip(net.parameters(), parameters, strict=True):
         p.data.copy_(value)
-    rule = random_rule(RuleConfig("nominal", 8, 2, 8))
-    optimizer = NGOptimizer(net.parameters(), checkpoint=rule, model=net)
-    for _ in range(2):
+    optimizer = NGOptimizer(net.parameters(), checkpoint=CONTROLLER, model=net)
+    for _ in range(STEPS):
         optimizer.zero_grad()
         F.mse_loss(net(x), y).backward()
+        drop_rounding(net.parameters())
         optimizer.step()
     return [p.detach() for p in net.parameters()]
 

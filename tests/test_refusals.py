@@ -1,16 +1,29 @@
 """What the optimizer refuses says what was expected and what was found, and leaves no trace."""
 
+import json
+import struct
+import time
+
 import pytest
 import torch
-from helpers_optimizer import copies, equal, mlp, random_checkpoint, run, state_tensors
+from helpers_optimizer import (
+    controller_file,
+    copies,
+    equal,
+    mlp,
+    run,
+    state_tensors,
+    tame_controller,
+)
+from safetensors.torch import save
 from torch import nn
 
-from l2o_graph import NGOptimizer
+from l2o_graph.optim.optimizer import NGOptimizer
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("zoo"))
+    return controller_file(tmp_path_factory.mktemp("zoo"))
 
 
 def test_no_parameters(checkpoint):
@@ -29,11 +42,17 @@ def test_negative_options(key, value, checkpoint):
 def test_options_that_are_not_there(checkpoint):
     with pytest.raises(ValueError, match="Tensor lr must be 1-element, found shape \\[2\\]"):
         NGOptimizer(mlp().parameters(), lr=torch.ones(2), checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="chunk_size: expected at least 1, found 0"):
-        NGOptimizer(mlp().parameters(), checkpoint=checkpoint, chunk_size=0)
-    for option in ("foreach", "fused", "capturable", "differentiable", "momentum", "betas"):
+    for option in (
+        "chunk_size",
+        "foreach",
+        "fused",
+        "capturable",
+        "differentiable",
+        "momentum",
+        "betas",
+    ):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
-            NGOptimizer(mlp().parameters(), **{option: True})
+            NGOptimizer(mlp().parameters(), checkpoint=checkpoint, **{option: True})
     with pytest.raises(ValueError, match=r"one for all groups, 'random0@\w+', found 'other'"):
         NGOptimizer([{"params": mlp().parameters(), "checkpoint": "other"}], checkpoint=checkpoint)
 
@@ -124,11 +143,11 @@ def fewer_parameters(checkpoint):
 
 def other_shapes(checkpoint):
     wider = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5))
-    return state_of(wider, checkpoint), r"\[5, 3, 6\].* for parameter 2, found .*\[5, 5, 6\]"
+    return state_of(wider, checkpoint), r"shape \[3, 6\] for parameter 2, found \[5, 6\]"
 
 
 def other_checkpoint(checkpoint):
-    content = state_of(mlp(), random_checkpoint(checkpoint.parent, seed=1))
+    content = state_of(mlp(), controller_file(checkpoint.parent, seed=1))
     return content, r"expected one of checkpoint 'random0@\w+', found 'random1@\w+'"
 
 
@@ -136,16 +155,28 @@ def other_optimizer(checkpoint):
     return torch.optim.AdamW(mlp().parameters()).state_dict(), "random0@.*found 'None'"
 
 
-def missing_momenta(checkpoint):
+def missing_average(checkpoint):
     content = state_of(mlp(), checkpoint)
-    del content["state"][3]["momenta"]
-    return content, r"for parameter 3, found \{'step': \[\]\}"
+    del content["state"][3]["average"]
+    return content, r"a step and an average of parameter 3, found \['momenta'"
 
 
 def numbers_for_tensors(checkpoint):
     content = state_of(mlp(), checkpoint)
     content["state"][1]["step"] = 7.0
-    return content, r"for parameter 1, found .*'step': 7.0"
+    return content, "for parameter 1, expected tensors, found 'step': 7.0"
+
+
+def steps_that_were_never_taken(checkpoint):
+    content = state_of(mlp(), checkpoint)
+    content["state"][1]["step"] = torch.tensor(-1.0)
+    return content, "expected a number of steps for parameter 1, found -1.0"
+
+
+def a_horizon_that_is_none(checkpoint):
+    content = state_of(mlp(), checkpoint)
+    content["param_groups"][0]["total_steps"] = "many"
+    return content, "total_steps: expected an integer of at least 1 or None, found 'many'"
 
 
 @pytest.mark.parametrize(
@@ -156,8 +187,10 @@ def numbers_for_tensors(checkpoint):
         other_shapes,
         other_checkpoint,
         other_optimizer,
-        missing_momenta,
+        missing_average,
         numbers_for_tensors,
+        steps_that_were_never_taken,
+        a_horizon_that_is_none,
     ],
 )
 def test_a_refused_state_leaves_no_trace(make, checkpoint):
@@ -173,3 +206,166 @@ def test_a_refused_state_leaves_no_trace(make, checkpoint):
     run(NGOptimizer(twin.parameters(), checkpoint=checkpoint), range(3))
     assert equal(model.parameters(), twin.parameters())
     optimizer.load_state_dict(optimizer.state_dict())
+
+
+# The number of steps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, "10", True, float("inf")])
+def test_a_number_of_steps_that_is_none(value, checkpoint):
+    if type(value) in (int, bool):  # beartype, which watches over tests, is before us elsewhere
+        match = "total_steps: expected an integer of at least 1 or None, found"
+        with pytest.raises(ValueError, match=match):
+            NGOptimizer(mlp().parameters(), checkpoint=checkpoint, total_steps=value)
+    with pytest.raises(ValueError, match="total_steps: expected one for all groups, None, found"):
+        NGOptimizer([{"params": mlp().parameters(), "total_steps": value}], checkpoint=checkpoint)
+
+
+def test_training_goes_on_behind_the_last_step_with_one_warning(checkpoint):
+    model = mlp()
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint, total_steps=3)
+    run(optimizer, range(3))
+    before = copies(model.parameters())
+    with pytest.warns(UserWarning, match=r"this is step 4 of total_steps=3; .* shortest") as w:
+        run(optimizer, [3])
+    run(optimizer, [4])
+    assert len(w) == 1 and not equal(model.parameters(), before)
+
+
+def resumed(checkpoint, saved: int | None, told: int | None, steps: int = 5):
+    optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint, total_steps=saved)
+    run(optimizer, range(steps))
+    other = NGOptimizer(mlp().parameters(), checkpoint=checkpoint, total_steps=told)
+    other.load_state_dict(optimizer.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("saved, told", [(None, None), (9, 9), (9, None)])
+def test_a_resumed_run_ends_where_it_was_to_end(saved, told, checkpoint):
+    optimizer = resumed(checkpoint, saved, told)
+    assert optimizer.param_groups[0]["total_steps"] == saved
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    run(optimizer, [5])
+
+
+@pytest.mark.parametrize("saved, told", [(9, 12), (None, 12)])
+def test_another_end_holds_and_is_said(saved, told, checkpoint):
+    with pytest.warns(UserWarning, match=rf"saved with total_steps={saved}; total_steps=12.*holds"):
+        optimizer = resumed(checkpoint, saved, told)
+    assert optimizer.param_groups[0]["total_steps"] == 12
+    run(optimizer, [5])
+
+
+def test_an_end_that_has_passed_is_said_and_training_goes_on(checkpoint):
+    with (
+        pytest.warns(UserWarning, match="saved with total_steps=None"),
+        pytest.warns(UserWarning, match="total_steps=2 is below the 5 steps taken already"),
+    ):
+        optimizer = resumed(checkpoint, None, 2)
+    before = copies(optimizer.param_groups[0]["params"])
+    run(optimizer, [5])
+    assert not equal(optimizer.param_groups[0]["params"], before)
+    assert all(t.isfinite().all() for t in state_tensors(optimizer))
+
+
+# Files -----------------------------------------------------------------------------------------
+
+
+def with_header(path, header: bytes, length: int | None = None):
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header)
+    return path
+
+
+def controller_with(path, **metadata):
+    """The file of a controller with other entries in its header."""
+    tensors = {name: p.detach() for name, p in tame_controller().named_parameters()}
+    known = {"format": "l2o_graph controller", "rule_version": "3", "provenance": "{}"}
+    path.write_bytes(save(tensors, known | metadata))
+    return path
+
+
+HOSTILE = {
+    "a length beyond the file": lambda p: with_header(p, b"{}", 2**63),
+    "hundreds of megabytes": lambda p: with_header(p, b"{" + b" " * 150_000_000 + b"}"),
+    "nested lists": lambda p: with_header(p, b"[" * 1_000_000),
+    "nested entries": lambda p: with_header(p, b'{"__metadata__":' * 300_000),
+    "no text": lambda p: with_header(p, bytes(range(128, 256))),
+    "a list": lambda p: with_header(p, b"[1, 2]"),
+    "entries that are none": lambda p: with_header(p, b'{"__metadata__": 7}'),
+    "nothing": lambda p: with_header(p, b"", 0),
+    "less than a length": lambda p: p.write_bytes(b"abc") and p,
+    "a huge network": lambda p: controller_with(
+        p, config=json.dumps({"reader": "messages", "hidden": 10**9})
+    ),
+    "a large network of few tensors": lambda p: controller_with(
+        p, config=json.dumps({"hidden": 256, "channels": 256})
+    ),
+    "a number with many digits": lambda p: controller_with(
+        p, config='{"hidden": ' + "9" * 100_000 + "}"
+    ),
+    "nested configuration": lambda p: controller_with(p, config="[" * 1_000_000),
+    "nested provenance": lambda p: controller_with(p, config="{}", provenance="[" * 1_000_000),
+    "no configuration": lambda p: controller_with(p),
+    "an unknown entry": lambda p: controller_with(p, config='{"hidden": 8, "eval": "1"}'),
+    "a truth for a number": lambda p: controller_with(p, config='{"hidden": true}'),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_at_once(name, tmp_path):
+    path = HOSTILE[name](tmp_path / "hostile.safetensors")
+    begin = time.process_time()
+    with pytest.raises(
+        ValueError, match=r"^checkpoint '.*hostile.safetensors': expected"
+    ) as caught:
+        NGOptimizer(mlp().parameters(), checkpoint=path)
+    assert time.process_time() - begin < 1
+    assert len(str(caught.value)) < 5000
+
+
+def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):
+    path = controller_with(tmp_path / "old.safetensors", format="l2o_graph learned optimizer")
+    match = r"old.safetensors': made for the rule of before version 3.*train it anew with python -m"
+    with pytest.raises(ValueError, match=match):
+        NGOptimizer(mlp().parameters(), checkpoint=path)
+    path = controller_with(tmp_path / "next.safetensors", rule_version="4")
+    with pytest.raises(
+        ValueError, match=r"next.safetensors': expected version 3 of the rule, found 4"
+    ):
+        NGOptimizer(mlp().parameters(), checkpoint=path)
+
+
+# Frozen parameters that are no numbers ---------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """What lies ahead is hidden by a parameter that nobody trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+        ahead = torch.full((4, 4), -torch.inf).triu(1)
+        self.mask = nn.Parameter(ahead, requires_grad=False)
+
+    def forward(self, x):
+        return self.last((self.first(x) @ x.mT + self.mask).softmax(-1) @ x)
+
+
+@pytest.mark.filterwarnings("ignore:what the network does with 'mask'")
+@pytest.mark.parametrize("with_model", [False, True])
+def test_a_frozen_mask_does_no_harm(with_model, checkpoint):
+    torch.manual_seed(0)
+    net = Masked()
+    told = net if with_model else None
+    optimizer = NGOptimizer(net.parameters(), 1.0, 0.1, model=told, checkpoint=checkpoint)
+    before = copies(net.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(2, 4, 4)).square().sum().backward()
+        optimizer.step()
+    with optimizer.averaged():
+        assert torch.equal(net.mask, before[0])
+    assert "mask" in str(optimizer.explain()) or not with_model
+    for p, old in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p, old) if p is net.mask else p.isfinite().all()
+    assert all(t.isfinite().all() for t in state_tensors(optimizer))

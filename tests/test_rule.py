@@ -1,10 +1,12 @@
+"""The paper's rule: published sizes, published padding, and what it knows of a network."""
+
 import math
 
 import pytest
 import reference
 import torch
 from conftest import paper_cnn, random_like, random_rule
-from torch import nn
+from torch import Tensor, nn
 
 from l2o_graph.graph import topology_of
 from l2o_graph.inference import spec_of_module
@@ -13,7 +15,7 @@ from l2o_graph.observation import Observation, observe, scalars_of
 from l2o_graph.rule import PAPER, RuleConfig, UpdateRule
 from l2o_graph.step import State, update
 
-SMALL_PAPER = RuleConfig("paper", hidden=8, layers=2, inner=8)
+SMALL = RuleConfig(hidden=8, layers=2, inner=8)
 
 
 def count(module: nn.Module) -> int:
@@ -28,7 +30,10 @@ def one_update(rule: UpdateRule, network: nn.Module, seed: int = 0) -> list[torc
         return update(rule, spec_of_module(network), parameters, gradients, state)[0]
 
 
-def test_paper_preset_has_the_published_size():
+# Sizes ------------------------------------------------------------------------------------------
+
+
+def test_ng_gnn_has_the_published_size():
     rule = UpdateRule(PAPER["ng_gnn"])
     assert count(rule) == 1_384_322
     assert rule.reader.embedding.position.numel() == 640_000
@@ -36,8 +41,29 @@ def test_paper_preset_has_the_published_size():
     assert count(rule.reader.backbone.layers[0]) == 57_664 + 16_640
 
 
-def test_default_is_smaller_than_the_published_rule_without_its_table():
-    assert count(UpdateRule(RuleConfig())) < 744_322 / 10
+def test_the_others_have_the_published_sizes():
+    assert count(UpdateRule(PAPER["ff"])) == 5_250
+    assert count(UpdateRule(PAPER["lstm"])) == 11_554
+    class_token = 32  # published, but left out: it shifted every position by one
+    assert count(UpdateRule(PAPER["ng_t"])) == 398_466 - class_token
+
+
+def test_sizes_that_make_no_rule_are_refused():
+    with pytest.raises(ValueError, match="layers: expected at least 1, found 0"):
+        RuleConfig(layers=0)
+
+
+@pytest.mark.parametrize("model", PAPER)
+def test_every_model_trains_the_published_optimizee(model):
+    cnn = paper_cnn(1, 16)
+    weights = [p.detach() for p in cnn.parameters()]
+    assert sum(w.numel() for w in weights) == 14_378
+    for delta, w in zip(one_update(UpdateRule(PAPER[model]), cnn), weights, strict=True):
+        assert delta.shape == w.shape
+        assert delta.isfinite().all() and delta.any()
+
+
+# Padding ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -53,12 +79,12 @@ def test_default_is_smaller_than_the_published_rule_without_its_table():
         ),
     ],
 )
-def test_paper_preset_names_the_kernel_it_has_no_room_for(network, found):
+def test_a_kernel_without_room_is_named(network, found):
     with pytest.raises(ValueError, match=f"{found} exceeds max_kernel 5x5 of the paper preset"):
-        one_update(UpdateRule(SMALL_PAPER), network)
+        one_update(UpdateRule(SMALL), network)
 
 
-def test_paper_preset_refuses_more_positions_than_its_table_has():
+def test_more_positions_than_the_table_has_are_refused():
     embedding = PaddedEmbedding(hidden=4, table=12)
     fitting = topology_of(spec_of_module(nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 3))))
     embedding.check(fitting)
@@ -67,65 +93,38 @@ def test_paper_preset_refuses_more_positions_than_its_table_has():
         embedding.check(larger)
 
 
-def test_paper_preset_pads_kernels_and_biases_as_published():
+def test_kernels_and_biases_are_padded_as_published():
     """A 3x3 kernel in the centre of 5x5 positions of 14 features, a bias in the centre alone."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, (2, 1)), nn.Conv2d(2, 4, 1))
     network = network.double()
     spec = spec_of_module(network)
-    embedding = UpdateRule(SMALL_PAPER).double().reader.embedding
+    embedding = UpdateRule(SMALL).double().reader.embedding
     weights = [p.detach() for p in network.parameters()]
-    histories = [[g] for g in random_like(weights, 0)]
-    kernels = {kernel.parameter for kernel in spec.kernels}
-    args = zip(weights, histories, strict=True)
-    seen = [reference.features(*both, i in kernels)[0][:14] for i, both in enumerate(args)]
-    nodes, edges = reference.graph(network, seen)
+    gradients = random_like(weights, 0)
+    values = [reference.features(w, [g]) for w, g in zip(weights, gradients, strict=True)]
+    nodes, edges = reference.graph(network, values)
+    expected = torch.stack([torch.stack(s) for s in reference.first_edges(embedding, edges)])
 
-    forward, reverse = [], []
-    for edge in edges:
-        height, width = edge.positions
-        x = torch.zeros(5, 5, 14, dtype=torch.float64)
-        for row in range(height):
-            for column in range(width):
-                centred = x[(5 - height) // 2 + row, (5 - width) // 2 + column]
-                centred[:] = edge.values[:, row * width + column]
-        x, nothing = x.flatten(), torch.zeros(350)
-        forward.append(embedding.edge(torch.cat([x, nothing, x])))
-        reverse.append(embedding.edge(torch.cat([nothing, x, x])))
-    first_row = {"input": 0, "hidden": 2, "output": 4}  # 2 inputs and 2 hidden layers
-    states = []
-    for node in nodes:
-        x = torch.zeros(25, 14, dtype=torch.float64)
-        if node.values is not None:
-            x[12] = node.values
-        row = embedding.position[first_row[node.role] + node.index]
-        states.append(embedding.node(x.flatten()) + row)
-
-    topology = topology_of(spec)
-    momenta = [g.expand(5, *g.shape) for (g,) in histories]
-    steps = [torch.zeros(())] * len(weights)
-    gradients = [g for (g,) in histories]
-    seen = observe(spec, weights, gradients, momenta, steps, torch.float64)
+    momenta = [g.expand(5, *g.shape) for g in gradients]
+    seen = observe(weights, gradients, momenta, torch.float64)
     parts = [whole(seen, kernel.parameter, kernel.positions) for kernel in spec.kernels]
     biases = [whole(seen, bias.parameter, ()) for bias in spec.biases]
-    torch.testing.assert_close(
-        embedding.edges(scalars_of(seen, parts)),
-        torch.stack([torch.stack(forward), torch.stack(reverse)]),
-        rtol=1e-5,
-        atol=1e-5,
-    )
-    found = embedding.nodes(topology, scalars_of(seen, biases))
-    torch.testing.assert_close(found, torch.stack(states), rtol=1e-5, atol=1e-5)
+    found = embedding.edges(scalars_of(seen, parts))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    found = embedding.nodes(topology_of(spec), scalars_of(seen, biases))
+    states = torch.stack(reference.first_nodes(embedding, nodes))
+    torch.testing.assert_close(found, states, rtol=1e-5, atol=1e-5)
 
 
 def whole(seen: list[Observation], i: int, positions: tuple[int, ...]) -> Part:
     """All scalars of a parameter."""
-    return Part(i, 0, len(seen[i].weight), positions, seen[i].shared)
+    return Part(i, 0, len(seen[i].weight), positions)
 
 
 @pytest.mark.parametrize("direction, magnitude", [(0.0, 5.0), (2.0, 0.0), (-0.5, 30.0)])
-def test_paper_preset_reads_two_numbers_as_published(direction, magnitude):
-    rule = UpdateRule(SMALL_PAPER)
+def test_two_numbers_are_read_as_published(direction, magnitude):
+    rule = UpdateRule(SMALL)
     with torch.no_grad():
         rule.head.layers[-1].weight.zero_()
         rule.head.layers[-1].bias.copy_(torch.tensor([direction, magnitude]))
@@ -134,40 +133,73 @@ def test_paper_preset_reads_two_numbers_as_published(direction, magnitude):
         torch.testing.assert_close(delta, torch.full_like(delta, expected))
 
 
-NETWORKS = {
-    "7x7 stem": nn.Sequential(nn.Conv2d(3, 4, 7, stride=2), nn.Conv2d(4, 2, 3)),
-    "16x16 patch": nn.Sequential(nn.Conv2d(3, 4, 16, stride=16), nn.Conv2d(4, 2, 1)),
-    "1d": nn.Sequential(nn.Conv1d(2, 3, 9), nn.Conv1d(3, 2, 1)),
-    "3d": nn.Sequential(nn.Conv3d(2, 3, (3, 2, 1)), nn.Conv3d(3, 2, 1)),
-    "even": nn.Sequential(nn.Conv2d(2, 3, (2, 4))),
-    "flattened": nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(3 * 64, 2)),
-    "flattened, not square": nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(3 * 6, 2)),
-    "no kernel": nn.Sequential(nn.LayerNorm(5)),
-    "embedding": nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7)),
-}
+# Symmetry ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_default_takes_any_kernel(name):
-    network = NETWORKS[name]
-    deltas = one_update(random_rule(RuleConfig()).float(), network)
-    for delta, p in zip(deltas, network.parameters(), strict=True):
-        assert delta.shape == p.shape
-        assert delta.isfinite().all()
-        assert delta.abs().max() > 0
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(20, 3)
+    ).double()
 
 
-@pytest.mark.parametrize("name", ["7x7 stem", "1d", "3d", "even", "flattened"])
-def test_positions_of_a_kernel_are_told_apart(name):
-    """Where every scalar of an edge looks the same, only its offset is left to differ by."""
-    rule = random_rule(RuleConfig())
-    network = NETWORKS[name]
-    parameters = [torch.ones_like(p, dtype=torch.float64) for p in network.parameters()]
-    state = [State.fresh(p) for p in parameters]
-    spec = spec_of_module(network)
-    with torch.no_grad():
-        deltas, _ = update(rule, spec, parameters, parameters, state)
-    for kernel in spec.kernels:
-        if math.prod(kernel.positions) > 1:
-            cell = deltas[kernel.parameter].flatten()[: math.prod(kernel.positions)]
-            assert len(cell.unique()) == len(cell)
+# Orders of inputs, of the neurons of both convolutions, and of outputs.
+HIDDEN = ((0, 1), (2, 0, 3, 1), (4, 0, 1, 3, 2), (0, 1, 2))
+INPUTS = ((1, 0), *HIDDEN[1:])
+OUTPUTS = (*HIDDEN[:-1], (2, 1, 0))
+
+
+def permuted(tensors: list[Tensor], orders: tuple[tuple[int, ...], ...]) -> list[Tensor]:
+    """Tensors in the shapes of the chain's parameters, with its neurons in other orders."""
+    inputs, first, second, outputs = (list(order) for order in orders)
+    kernel1, bias1, scale, shift, kernel2, bias2, linear, bias3 = tensors
+    return [
+        kernel1[first][:, inputs], bias1[first], scale[first], shift[first],
+        kernel2[second][:, first], bias2[second],
+        linear.unflatten(1, (5, 4))[outputs][:, second].flatten(1), bias3[outputs],
+    ]  # fmt: skip
+
+
+def error(rule: UpdateRule, orders: tuple[tuple[int, ...], ...]) -> float:
+    """How far updates of the permuted network are from the permuted updates, after three steps."""
+    network = chain()
+    spec, parameters = spec_of_module(network), [p.detach() for p in network.parameters()]
+    ends = []
+    for there in (True, False):
+        now = permuted(parameters, orders) if there else parameters
+        state = [State.fresh(p) for p in now]
+        for seed in range(3):
+            gradients = random_like(parameters, seed)
+            gradients = permuted(gradients, orders) if there else gradients
+            with torch.no_grad():
+                deltas, state = update(rule, spec, now, gradients, state)
+            now = [p + 10 * d for p, d in zip(now, deltas, strict=True)]
+        ends.append(deltas if there else permuted(deltas, orders))
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("model", PAPER)
+def test_hidden_neurons_have_no_order(model):
+    assert error(random_rule(RuleConfig(model, 8, 2, 8)), HIDDEN) < 1e-9
+
+
+@pytest.mark.parametrize("model", ["ng_gnn", "ng_t"])
+@pytest.mark.parametrize("orders", [INPUTS, OUTPUTS], ids=["inputs", "outputs"])
+def test_inputs_and_outputs_of_a_graph_have_one(model, orders):
+    assert error(random_rule(RuleConfig(model, 8, 2, 8)), orders) > 1e-3
+
+
+@pytest.mark.parametrize("model", PAPER)
+def test_a_network_permuted_in_part_is_another_network(model):
+    """The negative control: rows of one kernel alone, not the columns of the next."""
+    rule, network = random_rule(RuleConfig(model, 8, 2, 8)), chain()
+    parameters, state = list(network.parameters()), [State.fresh(p) for p in network.parameters()]
+    gradients, spec = random_like(parameters, 0), spec_of_module(network)
+    order = [1, 0, 2, 3]
+    others = [parameters[0][order], *parameters[1:]], [gradients[0][order], *gradients[1:]]
+    one, _ = update(rule, spec, parameters, gradients, state)
+    other, _ = update(rule, spec, *others, state)
+    same = [torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(one, other, strict=True)]
+    # What reads neurons tells the norm behind it, whose own scalars are the same in both.
+    assert same[2] == (model in ("ff", "lstm"))
+    assert torch.allclose(one[0][order], other[0], rtol=1e-6) == (model in ("ff", "lstm"))

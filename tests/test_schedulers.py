@@ -4,21 +4,21 @@ import copy
 
 import pytest
 import torch
-from helpers_optimizer import MODELS, copies, equal, mlp, random_checkpoint, run
+from helpers_optimizer import controller_file, copies, equal, mlp, run
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
 
-from l2o_graph import LearnedOptimizer
+from l2o_graph.optim.optimizer import NGOptimizer
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["none", "messages"])
 def checkpoint(request, tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("zoo"), model=request.param)
+    return controller_file(tmp_path_factory.mktemp("zoo"), reader=request.param)
 
 
 @pytest.fixture(scope="module")
 def graph_checkpoint(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("graph"))
+    return controller_file(tmp_path_factory.mktemp("graph"))
 
 
 SCHEDULERS = {
@@ -59,11 +59,11 @@ def check_against_rates_set_by_hand(name, rate, checkpoint) -> None:
     """Once driven by the scheduler, once set by hand to what the scheduler makes of SGD."""
     model, twin = mlp(), mlp()
     sgd = torch.optim.SGD(mlp().parameters(), rate())
-    optimizer = LearnedOptimizer(model.parameters(), rate(), 0.1, checkpoint=checkpoint)
+    optimizer = NGOptimizer(model.parameters(), rate(), 0.1, checkpoint=checkpoint)
     rates = run_scheduled(sgd, SCHEDULERS[name](sgd), range(4))
     assert run_scheduled(optimizer, SCHEDULERS[name](optimizer), range(4)) == rates
     assert len(set(rates)) > 1
-    by_hand = LearnedOptimizer(twin.parameters(), weight_decay=0.1, checkpoint=checkpoint)
+    by_hand = NGOptimizer(twin.parameters(), weight_decay=0.1, checkpoint=checkpoint)
     for seed, rate in enumerate(rates):
         by_hand.param_groups[0]["lr"] = rate
         run(by_hand, [seed])
@@ -85,8 +85,8 @@ def test_every_model_follows_a_schedule(name, checkpoint):
 def test_optimizer_and_scheduler_resume_together(name, graph_checkpoint, tmp_path):
     """What schedulers add to the groups goes through a file without pickles, too."""
     model, other = mlp(), mlp(seed=1)
-    optimizer = LearnedOptimizer(model.parameters(), checkpoint=graph_checkpoint)
-    resumed = LearnedOptimizer(other.parameters(), checkpoint=graph_checkpoint)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint)
+    resumed = NGOptimizer(other.parameters(), checkpoint=graph_checkpoint)
     scheduler, then = SCHEDULERS[name](optimizer), SCHEDULERS[name](resumed)
     run_scheduled(optimizer, scheduler, range(2))
     other.load_state_dict(model.state_dict())
@@ -101,7 +101,7 @@ def test_optimizer_and_scheduler_resume_together(name, graph_checkpoint, tmp_pat
 def test_each_group_follows_a_schedule_of_its_own(graph_checkpoint):
     model = mlp()
     groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.5}]
-    optimizer = LearnedOptimizer(groups, checkpoint=graph_checkpoint)
+    optimizer = NGOptimizer(groups, checkpoint=graph_checkpoint)
     scheduler = lr_scheduler.LambdaLR(optimizer, [lambda step: 1.0, lambda step: float(step == 0)])
     run_scheduled(optimizer, scheduler, range(1))
     before = copies(model.parameters())
@@ -114,7 +114,7 @@ def test_each_group_follows_a_schedule_of_its_own(graph_checkpoint):
 
 @pytest.mark.parametrize("make", [lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR])
 def test_there_is_no_momentum_to_cycle(make, graph_checkpoint):
-    """The momenta have fixed decays: a scheduler that would turn them has to be told not to."""
-    optimizer = LearnedOptimizer(mlp().parameters(), checkpoint=graph_checkpoint)
+    """The averages have fixed decays: a scheduler that would turn them has to be told not to."""
+    optimizer = NGOptimizer(mlp().parameters(), checkpoint=graph_checkpoint)
     with pytest.raises(ValueError, match="optimizer must support momentum"):
         make(optimizer, 0.1, 8)

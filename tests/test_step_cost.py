@@ -1,15 +1,55 @@
-"""The timing script measures what it says, against the passes of the same net."""
+"""The timing script measures what it says, against the passes of the same network."""
 
-from meta_train.step_cost import PASS, main
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from helpers_optimizer import controller_file
+from torch import nn
+
+from meta_train.step_cost import NETS, NG, FlatMuon, main, step_costs
+from meta_train.strangers.contenders import LIBRARY
 
 
-def test_measures_both_nets_and_prints_the_bars(capsys):
-    costs = main(["--rounds", "1", "--unroll", "4", "--snapshots", "1"])
-    assert [c.passes for c in costs if c.work.name == PASS] == [1.0, 1.0]
-    assert all(c.seconds > 0 and c.passes > 0 for c in costs)
-    bars = [(c.work.net, c.work.name, c.work.bar) for c in costs if c.work.bar is not None]
-    assert ("CIFAR-10", "NGOptimizer step", 0.4) in bars
-    assert ("FashionMNIST", "meta-training step, look-ahead, 1 of 4 differentiated", 5.0) in bars
+def test_measures_all_optimizers_and_prints_the_bar(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(NETS, "small", replace(NETS["small"], repeats=1))
+    checkpoint = ["--checkpoint", str(controller_file(tmp_path))]
+    costs = main(["--nets", "small", "--rounds", "1", "--threads", "1", *checkpoint])
+    names = ["AdamW", "Muon", *(["SOAP"] if find_spec(LIBRARY) else []), NG]
+    assert [cost.optimizer for cost in costs] == names
+    for cost in costs:
+        assert 0 < cost.seconds <= cost.slowest
+        assert cost.passes == pytest.approx(cost.seconds / cost.pass_seconds)
+        assert cost.slowest_passes >= cost.passes
+    assert len({cost.pass_seconds for cost in costs}) == 1
     printed = capsys.readouterr().out
-    assert "| CIFAR-10 | NGOptimizer step |" in printed
-    assert "random images" in printed
+    assert f"| {NETS['small'].label} |" in printed
+    assert printed.count("≤ 4") == 1
+    assert "CPU threads: 1" in printed
+
+
+def test_the_networks_are_those_that_the_bars_are_for():
+    sizes = {
+        name: sum(p.numel() for p in NETS[name].make().parameters()) / 1e6
+        for name in ("gpt", "mlp", "small")
+    }
+    assert sizes == pytest.approx({"gpt": 5.3, "mlp": 1.86, "small": 0.0175}, rel=0.02)
+    assert {name: net.bar for name, net in NETS.items()} == {
+        "gpt": 0.6, "resnet18": 3.0, "mlp": 6.0, "cifar10": 0.12, "fmnist": None, "small": 4.0,
+    }  # fmt: skip
+
+
+def test_muon_sees_kernels_as_matrices():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    net(torch.randn(3, 2, 3, 3)).square().sum().backward()
+    before = [p.detach().clone() for p in net.parameters()]
+    FlatMuon(net).step()
+    assert all(not torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+
+
+def test_unknown_names_and_no_rounds_are_refused():
+    with pytest.raises(ValueError, match=r"unknown 'vgg'.*resnet18"):
+        step_costs(nets=("vgg",))
+    with pytest.raises(ValueError, match="rounds"):
+        step_costs(nets=("small",), rounds=0)

@@ -7,19 +7,20 @@ import pickle
 import pytest
 import torch
 from automorphisms import moved, random_symmetry
-from helpers_optimizer import copies, equal, random_checkpoint
+from helpers_optimizer import controller_file, copies, equal
 from networks import GPT, NETWORKS, text
 from torch import Tensor, nn
 
 import l2o_graph.tracing.network as network
-from l2o_graph import NGOptimizer, neural_graph, register_layer
+from l2o_graph import neural_graph, register_layer
 from l2o_graph.architecture import NetSpec
+from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.tracing import spec_of_computation
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("zoo"))
+    return controller_file(tmp_path_factory.mktemp("zoo"))
 
 
 def step(optimizer: NGOptimizer, net: nn.Module, *inputs) -> None:

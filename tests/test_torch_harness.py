@@ -11,6 +11,7 @@ import io
 
 import pytest
 import torch
+from helpers_optimizer import tame_controller
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
 from torch.optim.optimizer import (
@@ -18,11 +19,18 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from l2o_graph import NGOptimizer
+from l2o_graph.optim.optimizer import NGOptimizer
 
 common = pytest.importorskip("torch.testing._internal.common_optimizers")
 device_type = pytest.importorskip("torch.testing._internal.common_device_type")
 common_utils = pytest.importorskip("torch.testing._internal.common_utils")
+
+
+class Tame(NGOptimizer):
+    """With a controller that the tests make."""
+
+    def __init__(self, params, lr=1.0, weight_decay=0.0, **options):
+        super().__init__(params, lr, weight_decay, checkpoint=tame_controller(), **options)
 
 
 def inputs(device, dtype=None):
@@ -49,7 +57,7 @@ def error_inputs(device, dtype):
 
 
 INFO = common.OptimizerInfo(
-    NGOptimizer,
+    Tame,
     optim_inputs_func=inputs,
     optim_error_inputs_func=error_inputs,
     scheduler_inputs=(
@@ -178,17 +186,16 @@ class TestHarness(common_utils.TestCase):
             self.assertEqual(parameters, before, rtol=0, atol=0)
 
     @common.optims([INFO], dtypes=[torch.float32])
-    def test_step_with_zero_gradients_does_nothing_but_decay(self, device, dtype, optim_info):
+    def test_step_with_zero_gradients_does_nothing(self, device, dtype, optim_info):
+        """Nor does decay, which is a part of what an update changes."""
         for given in optim_info.optim_inputs_func(device=device):
-            decay = given.kwargs.get("weight_decay", 0.0)
             parameters, _ = linear_problem(device, dtype)
             before = [p.detach().clone() for p in parameters]
             optimizer = optim_info.optim_cls(parameters, **given.kwargs)
             for p in parameters:
                 p.grad = torch.zeros_like(p)
             optimizer.step()
-            for p, old in zip(parameters, before, strict=True):
-                self.assertEqual(p, old - old * decay, rtol=0, atol=0)
+            self.assertEqual(parameters, before, rtol=0, atol=0)
             self.assertEqual(len(optimizer.state), 2)
 
     @common_utils.parametrize("named_first", [True, False])

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -14,20 +16,27 @@ from helpers_stop import stopped
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from l2o_graph import NGOptimizer
+from l2o_graph import PaperOptimizer
+from l2o_graph.optim.checkpoints import load_checkpoint as load_controller
+from l2o_graph.optim.controller import ControllerConfig, Reader
 from l2o_graph.rule import Model, RuleConfig, untrained
 from l2o_graph.zoo.registry import load_checkpoint
 from meta_train.__main__ import main
-from meta_train.config import MetaConfig, default_recipe, paper_recipe
-from meta_train.run import write_state
+from meta_train.config import MetaConfig, paper_recipe
+from meta_train.controller_training import EvolutionConfig
+from meta_train.run import Result, write_state
 from meta_train.tasks import get_task
-from meta_train.trainer import MetaTrainer, meta_train
+from meta_train.trainer import ESTIMATORS, MetaTrainer, meta_train
 
 TINY = MetaConfig(
     task="fmnist_sample", rule=RuleConfig(hidden=8, layers=2, inner=4),
-    outer_steps=5, unroll=4, snapshots=2, trajectories=2, shortest=4, longest=12, warmup=1,
-    evaluate_every=2, evaluate_steps=3, evaluate_seeds=1, save_every=2,
+    outer_steps=5, unroll=4, evaluate_every=2, evaluate_steps=3, evaluate_seeds=1, save_every=2,
 )  # fmt: skip
+
+
+def missing(reader):
+    """Skips what no controller reads yet."""
+    return pytest.mark.skipif(reader not in get_args(Reader), reason=f"no reader '{reader}'")
 
 
 def records(log):
@@ -44,7 +53,7 @@ def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path):
     assert provenance["config"]["outer_steps"] == 5
     assert provenance["data"] == "FashionMNIST, the packaged sample"
     module = torch.nn.Linear(3, 2)
-    optimizer = NGOptimizer(module.parameters(), checkpoint=result.checkpoint)
+    optimizer = PaperOptimizer(module.parameters(), checkpoint=result.checkpoint)
     before = module.weight.detach().clone()
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
@@ -66,13 +75,11 @@ def test_without_outer_steps_the_checkpoint_is_the_untrained_rule(tmp_path):
 
 
 @pytest.mark.parametrize("model", get_args(Model))
-@pytest.mark.parametrize("recipe", [default_recipe, paper_recipe])
-def test_every_model_is_meta_trained_by_both_recipes(model, recipe, tmp_path):
-    config = recipe("fmnist_sample", model)
-    short = {key: getattr(TINY, key) for key in ("unroll", "snapshots", "shortest", "longest")}
+def test_every_model_is_meta_trained(model, tmp_path):
+    config = paper_recipe("fmnist_sample", model)
     rule = dataclasses.replace(config.rule, hidden=8, layers=1, inner=4)
     config = dataclasses.replace(
-        config, rule=rule, outer_steps=1, evaluate_steps=2, evaluate_seeds=1, **short
+        config, rule=rule, outer_steps=1, unroll=4, evaluate_steps=2, evaluate_seeds=1
     )
     result = meta_train(config, tmp_path / "run")
     assert result.checkpoint is not None
@@ -93,10 +100,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 
 
 COMMAND = [
-    sys.executable, "-W", "ignore", "-m", "meta_train", "--task", "fmnist_sample", "--threads", "1",
-    "--unroll", "4", "--snapshots", "2", "--trajectories", "2", "--shortest", "4",
-    "--longest", "12", "--evaluate-every", "100", "--evaluate-steps", "2",
-    "--evaluate-seeds", "1", "--save-every", "1", "--outer-steps", "8",
+    sys.executable, "-W", "ignore", "-m", "meta_train", "--preset", "paper", "--task",
+    "fmnist_sample", "--model", "ff", "--threads", "1", "--unroll", "4", "--evaluate-every", "100",
+    "--evaluate-steps", "2", "--evaluate-seeds", "1", "--save-every", "1", "--outer-steps", "30",
 ]  # fmt: skip
 
 
@@ -120,7 +126,7 @@ def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, numbe
 
     status, out = stopped([*COMMAND, "--out", broken], ready, number)
     reached = outer_step(broken / "state.safetensors")
-    assert 2 <= reached < 8
+    assert 2 <= reached < 30
     assert status == (130 if number == signal.SIGINT else -signal.SIGKILL)
     if number == signal.SIGINT:
         assert "--resume" in out
@@ -135,9 +141,8 @@ def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, numbe
 
 
 def test_the_state_holds_everything(tmp_path):
-    task = MetaTrainer(TINY, torch.device("cpu")).task
-    task.load(None)
-    trainer = MetaTrainer(TINY, torch.device("cpu")).begin()
+    get_task(TINY.task).load(None)
+    trainer = MetaTrainer(TINY, torch.device("cpu"))
     trainer.advance()
     trainer.save(tmp_path / "state.safetensors")
     again = MetaTrainer.resume(tmp_path / "state.safetensors", torch.device("cpu"))
@@ -146,24 +151,42 @@ def test_the_state_holds_everything(tmp_path):
         assert {**expected, "seconds": 0} == {**found, "seconds": 0}
 
 
-def test_a_diverged_segment_neither_moves_the_weights_nor_goes_on(tmp_path):
-    task = MetaTrainer(TINY, torch.device("cpu")).task
-    task.load(None)
-    trainer = MetaTrainer(TINY, torch.device("cpu")).begin()
-    lost = trainer.trajectories[0]
-    lost.parameters = [p * float("nan") for p in lost.parameters]
+def test_each_outer_step_has_a_fresh_network(monkeypatch):
+    get_task(TINY.task).load(None)
+    trainer, seeds = MetaTrainer(TINY, torch.device("cpu")), []
+    problem = trainer.task.problem
+
+    def seen(seed, device):
+        seeds.append(seed)
+        return problem(seed, device)
+
+    monkeypatch.setattr(trainer.task, "problem", seen)
+    for _ in range(3):
+        trainer.advance()
+    assert seeds == [1000, 1001, 1002]
+
+
+def test_a_loss_that_is_not_finite_does_not_move_the_weights(monkeypatch):
+    get_task(TINY.task).load(None)
+    trainer = MetaTrainer(TINY, torch.device("cpu"))
     before = [p.clone() for p in trainer.rule.parameters()]
-    record = trainer.advance()
-    assert record["skipped"] == 1
-    assert trainer.trajectories[0] is not lost
+    monkeypatch.setitem(ESTIMATORS, "greedy", lambda rule, problem, steps: [math.nan] * steps)
+    assert trainer.advance()["skipped"] == 1
     assert all(torch.equal(p, q) for p, q in zip(before, trainer.rule.parameters(), strict=True))
+
+
+def test_the_rate_falls_to_zero_as_a_cosine():
+    get_task(TINY.task).load(None)
+    trainer = MetaTrainer(dataclasses.replace(TINY, outer_steps=4), torch.device("cpu"))
+    rates = [trainer.advance()["lr"] for _ in range(4)]
+    expected = [3e-4 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert rates == pytest.approx(expected)
 
 
 def test_the_papers_recipe_runs(tmp_path):
     config = dataclasses.replace(
-        paper_recipe("fmnist_sample"), outer_steps=1, unroll=2, shortest=2, longest=2, snapshots=1,
-        evaluate_steps=1, evaluate_seeds=1,
-    )  # fmt: skip
+        paper_recipe("fmnist_sample"), outer_steps=1, unroll=2, evaluate_steps=1, evaluate_seeds=1
+    )
     result = meta_train(config, tmp_path / "run")
     assert result.checkpoint is not None
     rule = load_checkpoint(result.checkpoint).rule
@@ -173,10 +196,6 @@ def test_the_papers_recipe_runs(tmp_path):
 def test_what_is_wrong_is_said(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"unknown task 'fminst', expected one of .*'fmnist_cnn'"):
         meta_train(dataclasses.replace(TINY, task="fminst"), tmp_path / "run")
-    with pytest.raises(ValueError, match="snapshots: expected at most unroll = 4, found 5"):
-        dataclasses.replace(TINY, snapshots=5)
-    with pytest.raises(ValueError, match=r"pairs: expected 0 under 'paper'.* found 1"):
-        dataclasses.replace(paper_recipe(), pairs=1)
     with pytest.raises(ValueError, match="unroll: expected at least 1, found 0"):
         dataclasses.replace(TINY, unroll=0)
 
@@ -196,11 +215,13 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
     state.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="expected the state of a run, found: Safetensor"):
         meta_train(TINY, tmp_path / "run", resume=True)
-    assert main(["--threads", "0"]) == 2
+    assert main(["--preset", "paper", "--threads", "0"]) == 2
     assert "threads: expected at least 1, found 0" in capsys.readouterr().err
 
     (tmp_path / "file").write_text("in the way")
-    status = main(["--task", "fmnist_sample", "--out", str(tmp_path / "file" / "run")])
+    status = main(
+        ["--preset", "paper", "--task", "fmnist_sample", "--out", str(tmp_path / "file" / "run")]
+    )
     assert status == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
 
@@ -210,7 +231,8 @@ def test_absent_data_is_one_clear_line(tmp_path, capsys, monkeypatch):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", offline)
-    status = main(["--data-root", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")])
+    arguments = ["--preset", "paper", "--data-root", str(tmp_path / "nothing")]
+    status = main([*arguments, "--out", str(tmp_path / "run")])
     error = capsys.readouterr().err
     assert status == 2
     assert f"dataset 'fmnist' is not in {tmp_path / 'nothing'}" in error
@@ -218,36 +240,93 @@ def test_absent_data_is_one_clear_line(tmp_path, capsys, monkeypatch):
     assert "fmnist_sample" in error
 
 
-def test_pairs_move_the_lengths_and_segments_the_rest(tmp_path):
-    for pairs, unroll_rate, length_rate in ((1, 0.0, 1e-2), (0, 1e-2, 1e-2)):
-        config = dataclasses.replace(
-            TINY, pairs=pairs, lr=unroll_rate, length_lr=length_rate, outer_steps=2
-        )
-        get_task(config.task).load(None)
-        trainer = MetaTrainer(config, torch.device("cpu")).begin()
-        before = [p.clone() for p in (*trainer.rule.of_direction(), *trainer.rule.of_length())]
-        trainer.advance()
-        trainer.advance()
-        after = [*trainer.rule.of_direction(), *trainer.rule.of_length()]
-        moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
-        directions = len(trainer.rule.of_direction())
-        assert any(moved[:directions]) == (unroll_rate > 0)
-        assert all(moved[directions:]) == any(moved[directions:]) == (pairs > 0)
+# The command line of controllers ----------------------------------------------------------------
+
+
+def configuration(monkeypatch, *arguments):
+    """What is trained by a command."""
+    found = []
+
+    def seen(config, out, data_root, resume):
+        found.append((config, out, data_root, resume))
+        return Result(None, out / "state", out / "log", config.outer_steps, True)
+
+    monkeypatch.setattr("meta_train.__main__.train_controller", seen)
+    assert main([*arguments]) == 0
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "reader", "grain"),
+    [
+        ("ff", "none", "tensor"),
+        ("alone", "none", "neuron"),
+        ("ng_gnn", "messages", "neuron"),
+        ("ng_t", "attention", "neuron"),
+        pytest.param("lstm", "sequence", "neuron", marks=missing("sequence")),
+        pytest.param("nfn", "mean", "neuron", marks=missing("mean")),
+    ],
+)
+def test_a_model_is_a_reader_and_a_grain(model, reader, grain, monkeypatch):
+    config, out, *_ = configuration(monkeypatch, "--task", "general", "--model", model)
+    assert config == EvolutionConfig("general", ControllerConfig(reader, grain))
+    assert out == Path("runs") / f"general-{model}-default"
+
+
+def test_every_number_of_the_configuration_is_an_option(monkeypatch):
+    numbers = {
+        field.name: field.default
+        for field in dataclasses.fields(EvolutionConfig)
+        if type(field.default) in (int, float)
+    }
+    other = {name: value * 2 if value < 0.5 else value + 1 for name, value in numbers.items()}
+    other |= {"told": 0.75, "longest": 9000}
+    options = [x for k, v in other.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    sizes = ["--hidden", "5", "--channels", "2"]
+    config, *rest = configuration(
+        monkeypatch, *options, *sizes, "--resume", "--data-root", "a", "--out", "b"
+    )
+    expected = ControllerConfig(hidden=5, channels=2)
+    assert config == EvolutionConfig("fmnist_cnn", expected, **other)
+    assert rest == [Path("b"), "a", True]
+
+
+def test_a_controller_is_trained_for_some_families_alone(capsys, tmp_path):
+    assert main(["--task", "mnist_cnn", "--out", str(tmp_path / "run")]) == 2
+    assert "task: expected one of ['fmnist_cnn', 'general'" in capsys.readouterr().err
+    assert main(["--preset", "paper", "--task", "general", "--out", str(tmp_path / "run")]) == 2
+    assert "unknown task 'general'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_for_controllers_alone(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--preset", "paper"]) == 2
+    assert "WORLD_SIZE: expected one process" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_meta_training_lowers_the_held_out_loss(tmp_path):
-    """From a rule whose steps are far too short."""
+def test_two_processes_train_one_controller_and_the_first_prints(tmp_path):
+    command = [
+        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--master-port", "29577", "-m", "meta_train", "--task", "general", "--threads", "1",
+        "--outer-steps", "2", "--pairs", "2", "--span", "2", "--shortest", "2", "--longest", "4",
+        "--evaluate-steps", "2", "--evaluate-pairs", "1", "--out", str(tmp_path),
+    ]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+    assert done.stdout.count("best checkpoint: ") == 1
+    assert load_controller(tmp_path / "checkpoint.safetensors").provenance["outer_steps"] == 2
+
+
+@pytest.mark.slow
+def test_meta_training_lowers_the_held_out_loss():
     config = MetaConfig(
-        task="fmnist_sample", rule=RuleConfig(hidden=8, layers=1, inner=4), outer_steps=40,
-        length_lr=0.1, warmup=1, shortest=60, longest=60, unroll=4, snapshots=2,
-        evaluate_every=40, evaluate_steps=60,
+        task="fmnist_sample", rule=RuleConfig("ff", hidden=8, layers=1, inner=16), outer_steps=40,
+        unroll=20, lr=1e-2, evaluate_every=40, evaluate_steps=60,
     )  # fmt: skip
     get_task(config.task).load(None)
     trainer = MetaTrainer(config, torch.device("cpu"))
-    with torch.no_grad():
-        trainer.rule.length.bias.fill_(-2.0)
-    trainer.begin()
     before = trainer.evaluate()["held_out_loss"]
     for _ in range(config.outer_steps):
         trainer.advance()

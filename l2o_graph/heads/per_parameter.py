@@ -7,33 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.features import NUM_LOG_SIGN
-from l2o_graph.models.embedding import CellLinear, Scalars
-
-
-class PerParameterHead(nn.Module):
-    """A small network applied to each parameter: its own features and the state of its cell.
-
-    An edge has one state and a kernel's edge has many positions; the offset of each position
-    from the centre tells them apart. The last layer starts at zero, so that an untrained head
-    answers (0, 0).
-    """
-
-    def __init__(self, features: int, context: int, inner: int):
-        super().__init__()
-        self.first = CellLinear(features, context, inner)
-        self.last = nn.Linear(inner, 2)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(
-        self, scalars: Scalars, context: Float[Tensor, "cells H"]
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Direction and magnitude of each scalar."""
-        hidden = torch.cat([grid.flatten(1) for grid in self.first(scalars, context)], dim=1)
-        hidden = nn.functional.silu(hidden)
-        direction, magnitude = torch.addmm(self.last.bias[:, None], self.last.weight, hidden)
-        return direction, magnitude
+from l2o_graph.features import NUM_FEATURES
+from l2o_graph.models.embedding import Scalars
 
 
 class PaperHead(nn.Module):
@@ -41,7 +16,7 @@ class PaperHead(nn.Module):
 
     def __init__(self, context: int = 64, hidden: int = 64, layers: int = 8):
         super().__init__()
-        widths = [NUM_LOG_SIGN + context, *[hidden] * layers]
+        widths = [NUM_FEATURES + context, *[hidden] * layers]
         parts: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             parts += [nn.Linear(before, after), nn.ReLU()]
@@ -57,6 +32,6 @@ class PaperHead(nn.Module):
             cells = (part.stop - part.start) // positions
             copies.append(context[cell : cell + cells].repeat_interleave(positions, dim=0))
             cell += cells
-        features = torch.cat([scalars.x[:NUM_LOG_SIGN].T, torch.cat(copies)], dim=1)
+        features = torch.cat([scalars.x.T, torch.cat(copies)], dim=1)
         direction, magnitude = self.layers(features).T
         return direction, magnitude

@@ -1,4 +1,4 @@
-"""Features -> first node and edge states, for kernels of any size or as the paper pads them."""
+"""Features -> first node and edge states, kernels padded to one size as the paper pads them."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from l2o_graph.architecture import ACTIVATIONS
-from l2o_graph.features import NUM_LOG_SIGN, NUM_TENSOR
-from l2o_graph.graph import (
-    NODE_POSITION_SIZE,
-    OFFSET_SIZE,
-    Topology,
-    kernel_offsets,
-    node_activations,
-    node_positions,
-    runs_of,
-)
+from l2o_graph.features import NUM_FEATURES
+from l2o_graph.graph import Topology, runs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +21,6 @@ class Part:
         start: First scalar of the run within the flattened parameter.
         stop: End of the run.
         positions: Spatial shape of a cell; () for a single scalar.
-        shared: (T,) features that the whole tensor shares.
         read_only: Whether these scalars are updated elsewhere, or never.
     """
 
@@ -38,7 +28,6 @@ class Part:
     start: int
     stop: int
     positions: tuple[int, ...]
-    shared: Float[Tensor, " T"]
     read_only: bool = False
 
 
@@ -53,93 +42,6 @@ class Scalars:
 
     parts: tuple[Part, ...]
     x: Float[Tensor, "F n"]
-
-
-class CellLinear(nn.Module):
-    """One linear map of inputs that live on different axes of a part's grid.
-
-    Every scalar has features, every position an offset from the kernel's centre, every tensor
-    shared features and every cell a state. The map of their concatenation is the sum of a map
-    of each, computed on its own axis and broadcast: nothing is copied to each scalar first.
-    """
-
-    def __init__(self, features: int, context: int, hidden: int):
-        super().__init__()
-        self.scalar = nn.Linear(features, hidden)
-        self.offset = nn.Linear(OFFSET_SIZE, hidden, bias=False)
-        self.tensor = nn.Linear(NUM_TENSOR, hidden, bias=False)
-        self.cell = nn.Linear(context, hidden, bias=False) if context else None
-
-    def forward(
-        self, scalars: Scalars, context: Float[Tensor, "cells C"] | None = None
-    ) -> list[Float[Tensor, "hidden _ _"]]:
-        """Map every part.
-
-        Args:
-            scalars: Features of n scalars.
-            context: A state for each cell of each part, in order, where the map takes one.
-
-        Returns:
-            (hidden, cells, K) for each part.
-        """
-        # (hidden, F) @ (F, n): features first keeps every row contiguous.
-        mapped = torch.addmm(self.scalar.bias[:, None], self.scalar.weight, scalars.x)
-        state = None if self.cell is None or context is None else self.cell(context).T
-        shared = self.tensor(torch.stack([part.shared for part in scalars.parts])).T
-        shifts = {p: self._shift(p) for p in {part.positions for part in scalars.parts}}
-        answer, at, cell = [], 0, 0
-        for i, part in enumerate(scalars.parts):
-            shift = shifts[part.positions]  # (hidden, 1, K)
-            size, positions = part.stop - part.start, shift.shape[2]
-            grid = mapped[:, at : at + size].unflatten(1, (-1, positions))
-            cells = grid.shape[1]
-            term = shift + shared[:, i, None, None]
-            if state is not None:
-                term = term + state[:, cell : cell + cells, None]
-            answer.append(grid + term)
-            at, cell = at + size, cell + cells
-        return answer
-
-    def _shift(self, positions: tuple[int, ...]) -> Float[Tensor, "hidden 1 K"]:
-        """What each position of a kernel adds."""
-        offsets = kernel_offsets(positions).to(self.offset.weight)
-        return self.offset(offsets).T[:, None]
-
-
-class OffsetEmbedding(nn.Module):
-    """First states without bounds: any kernel size, any number of inputs, outputs and layers.
-
-    A kernel is read position by position, each scalar's features with its offset from the
-    centre, and the mean over the positions is the edge. A node is its bias's features and a
-    function of its index; with ``activations`` also a learned row of its activation, which takes
-    a network whose computation was followed.
-    """
-
-    def __init__(self, features: int, hidden: int, inner: int, activations: bool = False):
-        super().__init__()
-        self.kernel = CellLinear(features, 0, inner)
-        self.edge = nn.Linear(inner, 2 * hidden)
-        self.bias = CellLinear(features, 0, inner)
-        self.node = nn.Linear(inner, hidden)
-        self.position = nn.Linear(NODE_POSITION_SIZE, hidden)
-        self.activation = nn.Embedding(len(ACTIVATIONS), hidden) if activations else None
-
-    def edges(self, scalars: Scalars) -> Float[Tensor, "2 E H"]:
-        """States of the edges of kernel parts, forward and reverse."""
-        pooled = [nn.functional.silu(grid).mean(-1) for grid in self.kernel(scalars)]
-        both = self.edge(torch.cat(pooled, dim=1).T)
-        return torch.stack(both.chunk(2, dim=-1))
-
-    def nodes(self, topology: Topology, biases: Scalars) -> Float[Tensor, "N H"]:
-        """States of all nodes; ``biases`` has the parts of ``topology.spec.biases``, in order."""
-        states = self.position(node_positions(topology.spec).to(self.position.weight))
-        if self.activation is not None:
-            kinds = node_activations(topology.spec)
-            states = states + self.activation(kinds.to(states.device))
-        if biases.parts:
-            grids = [nn.functional.silu(grid).mean(-1) for grid in self.bias(biases)]
-            states = states + placed(topology, self.node(torch.cat(grids, dim=1).T))
-        return states
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +90,7 @@ class PaddedEmbedding(nn.Module):
     ):
         super().__init__()
         self.max_kernel, self.reverse = max_kernel, reverse
-        width = NUM_LOG_SIGN * max_kernel**2
+        width = NUM_FEATURES * max_kernel**2
         read = 3 * width if reverse else width
         self.edge = nn.Sequential(nn.Linear(read, hidden), nn.Linear(hidden, hidden))
         self.node = nn.Sequential(nn.Linear(width, hidden), nn.Linear(hidden, hidden))
@@ -233,7 +135,7 @@ class PaddedEmbedding(nn.Module):
     def nodes(self, topology: Topology, biases: Scalars) -> Float[Tensor, "N H"]:
         """States of all nodes; ``biases`` has the parts of ``topology.spec.biases``, in order."""
         self.check(topology)
-        width = NUM_LOG_SIGN * self.max_kernel**2
+        width = NUM_FEATURES * self.max_kernel**2
         features = self.position.new_zeros(topology.spec.num_nodes, width)
         if biases.parts:
             features = placed(topology, self._padded(biases.x, ()))
@@ -242,7 +144,7 @@ class PaddedEmbedding(nn.Module):
     def _padded(self, x: Tensor, positions: tuple[int, ...]) -> Float[Tensor, "cells width"]:
         """(F, n) -> (cells, max_kernel^2 F), each kernel in the centre."""
         height, width = (1,) * (2 - len(positions)) + positions
-        grid = x[:NUM_LOG_SIGN].unflatten(1, (-1, height, width))
+        grid = x.unflatten(1, (-1, height, width))
         top, left = (self.max_kernel - height) // 2, (self.max_kernel - width) // 2
         bottom, right = self.max_kernel - height - top, self.max_kernel - width - left
         grid = nn.functional.pad(grid, (left, right, top, bottom))

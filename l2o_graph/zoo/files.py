@@ -12,6 +12,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 SUFFIX = ".safetensors"
+# Headers are some kilobytes; one of hundreds of megabytes would be read for seconds.
+LONGEST_HEADER = 10_000_000
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -88,21 +90,38 @@ def parse(
     Raises:
         ValueError: For a damaged file and another format.
     """
+    metadata = header(content, origin)
     try:
         tensors = load(content)
     except SafetensorError as error:
         raise ValueError(
             f"checkpoint '{origin}': expected a whole safetensors file, found: {error}"
         ) from error
-    # A safetensors file starts with the length of its JSON header, 8 bytes, little-endian.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata = header.get("__metadata__", {})
     if metadata.get("format") != expected:
         raise ValueError(
             f"checkpoint '{origin}': expected format '{expected}' in its header, found "
             f"{metadata.get('format')!r}: not {what}"
         )
     return tensors, metadata
+
+
+def header(content: bytes, origin: str) -> dict[str, str]:
+    """Metadata of a file, read without its tensors.
+
+    Raises:
+        ValueError: For a damaged file.
+    """
+    # A safetensors file starts with the length of its JSON header, 8 bytes, little-endian.
+    length = int.from_bytes(content[:8], "little")
+    try:
+        if not 2 <= length <= min(len(content) - 8, LONGEST_HEADER):
+            raise ValueError(f"{len(content)} bytes whose header is to have {length}")
+        found = json.loads(content[8 : 8 + length])
+        return dict(found.get("__metadata__") or {})
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"checkpoint '{origin}': expected a whole safetensors file, found: {error}"
+        ) from error
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, config: object) -> None:

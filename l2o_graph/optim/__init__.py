@@ -1,0 +1,1 @@
+"""The rule: directions that are whitened, lengths that are learned."""

@@ -1,0 +1,126 @@
+"""What an optimizer does with each parameter, as a table for people."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from l2o_graph.architecture import NetSpec
+from l2o_graph.optim.blocks import MATRICES, Block, blocks_of
+from l2o_graph.optim.memory import LAST_UPDATE
+from l2o_graph.optim.whitening import sides
+
+TITLES = ("parameter", "shape", "kind", "direction", "step length", "of weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One parameter.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        kind: What it is to the network.
+        direction: How the direction of its steps comes about.
+        step_length: RMS of its last update; None before the first.
+        of_weights: That over the RMS of its weights; None before the first step.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    direction: str
+    step_length: float | None
+    of_weights: float | None
+
+    def cells(self) -> tuple[str, ...]:
+        """The entry as text."""
+        shape = " x ".join(map(str, self.shape)) or "scalar"
+        length, share = self.step_length, self.of_weights
+        return (
+            self.name,
+            shape,
+            self.kind,
+            self.direction,
+            "" if length is None else f"{length:.2e}",
+            "" if share is None else f"{100 * share:.3g} %",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An entry for each parameter; prints as a table.
+
+    Attributes:
+        entries: In the order of the parameters.
+    """
+
+    entries: tuple[Entry, ...]
+
+    def __str__(self) -> str:
+        rows = [TITLES, *(entry.cells() for entry in self.entries)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(TITLES))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        def row(tag: str, cells: Sequence[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{c}</{tag}>" for c in cells) + "</tr>"
+
+        body = "".join(row("td", entry.cells()) for entry in self.entries)
+        return f"<table>{row('th', TITLES)}{body}</table>"
+
+
+def account_of(
+    spec: NetSpec, parameters: Sequence[Tensor], states: Mapping[Tensor, dict[str, Tensor]]
+) -> Account:
+    """Account for all parameters of a network.
+
+    Args:
+        spec: The network.
+        parameters: In its order.
+        states: What is remembered of them.
+    """
+    blocks: dict[int, list[Block]] = {}
+    for block in blocks_of(spec):
+        blocks.setdefault(block.parameter, []).append(block)
+    entries = []
+    for i, p in enumerate(parameters):
+        found = blocks.get(i, [])
+        length = _rms([t[LAST_UPDATE] for n, t in states.get(p, {}).items() if n[:7] == "momenta"])
+        weights = _rms([p.detach()])
+        share = length / weights if length is not None and weights else None
+        entries.append(
+            Entry(spec.names[i], tuple(p.shape), _kind(found), _direction(found), length, share)
+        )
+    return Account(tuple(entries))
+
+
+def _rms(tensors: Sequence[Tensor]) -> float | None:
+    count = sum(t.numel() for t in tensors)
+    return (sum(float(t.double().square().sum()) for t in tensors) / count) ** 0.5 if count else None
+
+
+def _kind(blocks: Sequence[Block]) -> str:
+    if not blocks:
+        return "empty"
+    names = {"first": "first kernel", "hidden": "kernel", "last": "last kernel"}
+    kind = names.get(blocks[0].kind, blocks[0].kind)
+    groups = blocks[0].matrix[0]
+    if len(blocks) > 1:
+        return f"{kind}, {len(blocks)} in one"
+    return f"{kind}, {groups} groups" if groups > 1 else kind
+
+
+def _direction(blocks: Sequence[Block]) -> str:
+    if not blocks:
+        return "none"
+    block = blocks[0]
+    _, r, c = block.matrix
+    left, right = sides(r, c, block.stored[3]) if block.kind in MATRICES else (0, 0)
+    if left and right:
+        return f"whitened, {left} by {right}"
+    if left or right:
+        return f"whitened on one side, {left or right}"
+    return "entry by entry"

@@ -1,0 +1,124 @@
+"""Controllers as files: safetensors with their configuration and provenance, no pickle."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2o_graph.optim.controller import Controller, ControllerConfig
+from l2o_graph.zoo.files import fill, find, header, packaged, parse, save_module
+
+FORMAT, OLD_FORMAT = "l2o_graph controller", "l2o_graph learned optimizer"
+# Raised whenever what a controller sees or what its answers mean changes.
+RULE_VERSION = 3
+
+
+# An alias is whatever is best of its kind.
+ALIASES: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A controller as it was stored.
+
+    Attributes:
+        identity: Its name and the start of a SHA-256 of its configuration and weights.
+        controller: The weights, frozen, in float32 on the CPU.
+        provenance: How it was made: command, commit, outer steps, time, curve.
+    """
+
+    identity: str
+    controller: Controller
+    provenance: dict[str, Any]
+
+
+def list_checkpoints() -> list[str]:
+    """List the names of the checkpoints in the package."""
+    return sorted(_known())
+
+
+def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
+    """Load a packaged checkpoint by name, or a file by path.
+
+    Args:
+        checkpoint: A name of :func:`list_checkpoints`, or a path to a .safetensors file.
+
+    Raises:
+        ValueError: For an unknown name, and for a file that is damaged, no controller, or of
+            another version of the rule.
+        FileNotFoundError: For a path to nothing.
+    """
+    content, name, origin = find(checkpoint, _known())
+    metadata = header(content, origin)
+    if metadata.get("format") == OLD_FORMAT:
+        raise ValueError(
+            f"checkpoint '{origin}': made for the rule of before version {RULE_VERSION}, which "
+            "this package no longer has; train it anew with python -m meta_train, or use one of "
+            f"{list_checkpoints()}. Files of --preset paper are for PaperOptimizer"
+        )
+    if metadata.get("format") == FORMAT and metadata.get("rule_version") != str(RULE_VERSION):
+        raise ValueError(
+            f"checkpoint '{origin}': expected version {RULE_VERSION} of the rule, found "
+            f"{metadata.get('rule_version')}; train it anew with python -m meta_train, or use "
+            f"one of {list_checkpoints()}"
+        )
+    tensors, metadata = parse(content, origin, FORMAT, "a controller")
+    try:
+        config = ControllerConfig(**json.loads(metadata["config"]))
+        provenance = json.loads(metadata["provenance"])
+        # Weights come from the file: drawing them would disturb the user's random numbers.
+        with torch.device("meta"):
+            controller = Controller(config)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"checkpoint '{origin}': expected a ControllerConfig and a provenance as JSON in its "
+            f"header, found config {str(metadata.get('config'))[:200]!r}: {error!r}"
+        ) from error
+    fill(controller, tensors, origin, config)
+    return Checkpoint(f"{name}@{_digest(controller)}", controller, provenance)
+
+
+def checkpoint_of(controller: Controller) -> Checkpoint:
+    """A controller in memory as a checkpoint: a copy, whose identity is that of its file."""
+    own = copy.deepcopy(controller).requires_grad_(False)
+    return Checkpoint(f"controller@{_digest(own)}", own, {})
+
+
+def save_controller(path: Path, controller: Controller, provenance: dict[str, Any]) -> None:
+    """Store a controller; the file appears whole or not at all.
+
+    Args:
+        path: Where to; what was there before stays if anything fails.
+        controller: What to store, its weights as float32.
+        provenance: How it was made; anything that JSON can hold.
+
+    Raises:
+        ValueError: For weights that are not finite.
+        OSError: For a place that cannot be written to.
+    """
+    metadata = {
+        "format": FORMAT,
+        "rule_version": str(RULE_VERSION),
+        "config": json.dumps(asdict(controller.config)),
+        "provenance": json.dumps(provenance),
+    }
+    save_module(path, controller, metadata)
+
+
+def _known() -> dict[str, Callable[[], bytes]]:
+    """Readers of the packaged files by name, an alias being another name."""
+    files = packaged("controllers")
+    return files | {alias: files[name] for alias, name in ALIASES.items() if name in files}
+
+
+def _digest(controller: Controller) -> str:
+    """Of what the controller computes: safetensors writes the same tensors in any order."""
+    digest = hashlib.sha256(f"({RULE_VERSION}, {controller.config})".encode())
+    for name, tensor in sorted(controller.state_dict().items()):
+        digest.update(name.encode() + tensor.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,195 @@
+"""Signals of each neuron -> how its step length changes: the recurrent network that is learned.
+
+Weights are plain tensors by name with a leading axis N: one network in use has N = 1, meta-training
+has a set of weights for each of the N networks it trains at once.
+
+Axes here: N sets of weights, R rows (neurons, and blocks that have none), T matrices (tensors),
+F signals, H hidden units, C channels of messages.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from l2o_graph.optim.blocks import KINDS
+from l2o_graph.optim.signals import NUM_SIGNALS
+
+Reader = Literal["none", "messages", "attention", "mean", "sequence"]
+Grain = Literal["neuron", "tensor"]
+
+Weights = Mapping[str, Tensor]
+
+# The most that the logarithm of a length changes in a step, and where it stays within.
+MOST_CHANGE = 0.2
+SHORTEST, LONGEST = -9.0, 5.0
+# Lengths start at a fifth: what was too long at first is not always recovered from.
+FIRST_LOG_LENGTH = -1.5
+# The most that a step's length departs from the remembered one.
+MOST_DEPARTURE = 0.5
+
+# What a direction is a mixture of: the gradient, and its averages of about 10 and 100 steps.
+NUM_SOURCES = 3
+# Shares of the three before anything is learned.
+FIRST_SHARES = (0.1, 0.8, 0.1)
+# The power that matrices are whitened with before anything is learned, and the largest.
+FIRST_POWER, MOST_POWER = 0.45, 0.6
+
+# Change and departure of the length, two logits of the mixture and one of the power.
+NUM_OUTPUTS = 2 + NUM_SOURCES - 1 + 1
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    """What a controller is made of; stored in the header of its checkpoint.
+
+    Attributes:
+        reader: What neurons know of each other. "none": each row by itself. "messages": what the
+            neurons say that they read and are read by, by the weights between them, as in NG-GNN.
+            "attention": the same, by what they have to say to each other, as in NG-T. "mean": all
+            neurons of the layers before and after alike, as in NFN. "sequence": matrices one
+            after the other, as the LSTM baseline.
+        grain: What has a step length of its own, each "neuron" or each "tensor".
+        hidden: Number of hidden units.
+        channels: Number of channels of a message.
+    """
+
+    reader: Reader = "messages"
+    grain: Grain = "neuron"
+    hidden: int = 12
+    channels: int = 4
+
+    def __post_init__(self):
+        for name, known in (("reader", Reader), ("grain", Grain)):
+            if getattr(self, name) not in get_args(known):
+                expected = " or ".join(map(repr, get_args(known)))
+                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
+        for name in ("hidden", "channels"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= 256:
+                raise ValueError(f"{name}: expected an integer from 1 to 256, found {value!r}")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight by name."""
+        h, c = self.hidden, self.channels
+        shapes: dict[str, tuple[int, ...]] = {
+            "read.weight": (h, NUM_SIGNALS),
+            "read.bias": (h,),
+            "answer.weight": (NUM_OUTPUTS, h),
+            "answer.bias": (NUM_OUTPUTS,),
+            "first_length": (len(KINDS),),
+        }
+        if self.reader != "none":
+            shapes |= {
+                "say.weight": (c, NUM_SIGNALS),
+                "say.bias": (c,),
+                "hear.weight": (h, 2 * c),
+            }
+        if self.reader == "sequence":
+            shapes |= {
+                "cell.input": (4 * 2 * c, c),
+                "cell.state": (4 * 2 * c, 2 * c),
+                "cell.bias": (4 * 2 * c,),
+            }
+        if self.reader == "attention":
+            shapes |= {
+                "ask.weight": (2, c, NUM_SIGNALS),
+                "show.weight": (2, c, NUM_SIGNALS),
+                "strength": (2,),
+            }
+        return shapes
+
+    @property
+    def size(self) -> int:
+        """Number of weights in all."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+class Controller(nn.Module):
+    """The weights of one controller; the arithmetic is in ``answers``.
+
+    Answers are 0 at the start: lengths stay as they begin.
+    """
+
+    def __init__(self, config: ControllerConfig):
+        super().__init__()
+        self.config = config
+        for name, shape in config.shapes.items():
+            weight = torch.zeros(shape)
+            if len(shape) > 1 and name not in ("answer.weight", "hear.weight"):
+                weight.normal_(std=1 / math.sqrt(shape[-1]))
+            self.register_parameter(name.replace(".", "_"), nn.Parameter(weight))
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights by name, with an axis N of 1."""
+        return {
+            name: getattr(self, name.replace(".", "_"))[None] for name in self.config.shapes
+        }
+
+    def vector(self) -> Tensor:
+        """All weights in one vector, in the order of ``config.shapes``."""
+        return torch.cat([w.detach().flatten() for w in self.weights().values()])
+
+    def set_vector(self, vector: Tensor) -> None:
+        """Take all weights from one vector."""
+        for name, weight in weights_from(self.config, vector[None]).items():
+            getattr(self, name.replace(".", "_")).data.copy_(weight[0])
+
+
+def weights_from(config: ControllerConfig, vectors: Tensor) -> dict[str, Tensor]:
+    """Weights by name from N vectors (N, size)."""
+    parts = vectors.split([math.prod(shape) for shape in config.shapes.values()], dim=1)
+    return {
+        name: part.unflatten(1, shape)
+        for (name, shape), part in zip(config.shapes.items(), parts, strict=True)
+    }
+
+
+def said(weights: Weights, signals: Tensor) -> Tensor:
+    """What each row tells its neighbours: (N, R, F) -> (N, R, C), within (-1, 1)."""
+    return torch.baddbmm(
+        weights["say.bias"][:, None], signals, weights["say.weight"].mT
+    ).tanh()
+
+
+def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
+    """The network: what it sees of each row -> its answers (N, R, 5).
+
+    Args:
+        weights: Of N controllers.
+        signals: (N, R, F).
+        heard: Messages that reached each row, along and against the computation: (N, R, 2C).
+    """
+    hidden = torch.baddbmm(weights["read.bias"][:, None], signals, weights["read.weight"].mT)
+    if heard is not None:
+        hidden = torch.baddbmm(hidden, heard, weights["hear.weight"].mT)
+    hidden = nn.functional.silu(hidden)
+    return torch.baddbmm(weights["answer.bias"][:, None], hidden, weights["answer.weight"].mT)
+
+
+def next_log_length(log_length: Tensor, answer: Tensor) -> Tensor:
+    """Remembered logarithm of each row's length after an answer: (N, R)."""
+    change = MOST_CHANGE * answer[..., 0].tanh()
+    return (log_length + change).clamp(SHORTEST, LONGEST)
+
+
+def departure(answer: Tensor) -> Tensor:
+    """Logarithm of how far this step's length departs from the remembered one: (N, R)."""
+    return MOST_DEPARTURE * answer[..., 1].tanh()
+
+
+def shares(answer: Tensor) -> Tensor:
+    """Shares of gradient, fast and slow average in the direction: (N, T, 5) -> (N, T, 3)."""
+    logits = nn.functional.pad(answer[..., 2:4], (1, 0))
+    first = torch.tensor(FIRST_SHARES, dtype=logits.dtype, device=logits.device).log()
+    return (2 * logits + first).softmax(-1)
+
+
+def power(answer: Tensor) -> Tensor:
+    """Power that each matrix is whitened with: (N, T, 5) -> (N, T)."""
+    first = math.log(FIRST_POWER / (MOST_POWER - FIRST_POWER))
+    return MOST_POWER * (2 * answer[..., 4] + first).sigmoid()

@@ -1,0 +1,316 @@
+"""Blocks of equal geometry and age in stacks, and all that is remembered of them.
+
+Tensors of a stack have axes N (sets of weights), M (matrices: blocks, times their groups), r rows
+and c columns; B is N and M in one. What a block owns of them is a view, which is what an optimizer keeps and saves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from l2o_graph.architecture import NetSpec
+from l2o_graph.optim.blocks import KINDS, MATRICES, Block
+from l2o_graph.optim.signals import (
+    COSINE_DECAYS,
+    FAST,
+    LOG_LENGTH,
+    NUM_OF_ROW,
+    NUM_OF_TENSOR,
+    RATIOS,
+    SLOW,
+    Constants,
+    History,
+)
+from l2o_graph.optim.whitening import sides
+
+# Rows of a stack's momenta.
+NUM_MOMENTA = 3
+FAST_AVERAGE, SLOW_AVERAGE, LAST_UPDATE = range(NUM_MOMENTA)
+
+
+@dataclass(eq=False)
+class Stack:
+    """Blocks that are worked on together.
+
+    Matrices of all sets are one batch where they are multiplied: B = N M.
+
+    Attributes:
+        blocks: The blocks, in order.
+        age: Number of steps before this one.
+        sets: N.
+        shape: Matrices of a set, rows and columns of each.
+        sides: Lengths of what is whitened on the left and right, 0 for nothing.
+        rows: First row of the stack and the one behind its last, among all of the memory.
+        tensors: The same of its matrices.
+        momenta: (3, B, r, c): fast and slow average of the gradient, last update.
+        square: (B, r, c) average of the gradient's squares; only where no side is whitened.
+        mean: (B, 1, 1) 1 / sqrt(number of scalars) of each matrix.
+        grams: (B, s, s) averages of G G' and G' G; None for a side that is not whitened.
+        roots: Their powers, likewise.
+    """
+
+    blocks: tuple[Block, ...]
+    age: int
+    sets: int
+    shape: tuple[int, int, int]
+    sides: tuple[int, int]
+    rows: tuple[int, int]
+    tensors: tuple[int, int]
+    momenta: Tensor
+    square: Tensor | None
+    mean: Tensor
+    grams: tuple[Tensor | None, Tensor | None]
+    roots: tuple[Tensor | None, Tensor | None]
+
+    def __post_init__(self):
+        # Taken once: on small networks a view costs as much as a product.
+        self.averages = self.momenta[:LAST_UPDATE]
+        self.fast, self.slow, self.last = self.momenta.unbind()
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is made of kernels that mix neurons."""
+        return self.blocks[0].kind in MATRICES
+
+    def owned(self) -> dict[str, Tensor]:
+        """Tensors of which each matrix owns a part: (3, N, M, r, c) and (N, M, ...)."""
+        found = {"square": self.square}
+        for name, gram, power in zip(("left", "right"), self.grams, self.roots, strict=True):
+            found |= {f"{name}_gram": gram, f"{name}_root": power}
+        sets = (self.sets, -1)
+        answer = {name: t.unflatten(0, sets) for name, t in found.items() if t is not None}
+        return {"momenta": self.momenta.unflatten(1, sets), **answer}
+
+
+@dataclass(eq=False)
+class Memory:
+    """All that is remembered of a network in training.
+
+    Attributes:
+        stacks: All blocks; rows and matrices are numbered through them.
+        history: What the signals need.
+        constants: What stays the same.
+        nodes: Where messages run; None without a graph.
+    """
+
+    stacks: tuple[Stack, ...]
+    history: History
+    constants: Constants
+    nodes: "Nodes | None" = None
+
+
+@dataclass(eq=False)
+class Nodes:
+    """Which node each row and each column of a stack is.
+
+    Attributes:
+        count: Number of nodes; one more stands for all that is not in the graph.
+        of_row: (R,) node that a row writes.
+        rows_of: (count + 1,) number of rows that write each node, at least 1.
+        of_source: Nodes that the columns of each stack of kernels read, (M, columns / positions).
+        readers: (count + 1,) number of kernels that read each node, at least 1.
+    """
+
+    count: int
+    of_row: Tensor
+    rows_of: Tensor
+    of_source: dict[int, Tensor] = field(default_factory=dict)
+    readers: Tensor | None = None
+
+
+# Vectors up to this length share a stack, the shorter ones with zeros behind them: on small
+# networks the number of calls is what a step costs.
+SHORT = 4096
+
+
+def geometry(block: Block) -> tuple:
+    """What blocks of one stack have in common."""
+    if block.matrix[:2] == (1, 1) and block.kind not in MATRICES and block.size <= SHORT:
+        return ("short",)
+    positions = block.stored[3] if block.kind in MATRICES else 1
+    return block.kind in MATRICES, block.kind in ("table", "vector"), block.matrix, positions
+
+
+def arrange(
+    spec: NetSpec,
+    blocks: Sequence[Block],
+    sets: int,
+    ages: Sequence[int] | None = None,
+    like: Tensor | None = None,
+    keys: Sequence[object] | None = None,
+) -> Memory:
+    """Put blocks into stacks, nothing being remembered of them yet.
+
+    Args:
+        spec: The network.
+        blocks: Some or all of its blocks.
+        sets: N.
+        ages: Steps of each block before; 0 if not given.
+        like: A tensor of the type and on the device to compute with.
+        keys: What else blocks of one stack have to have in common.
+    """
+    like = torch.zeros(()) if like is None else like
+    ages = ages or [0] * len(blocks)
+    keys = keys or [None] * len(blocks)
+    groups: dict[tuple, list[int]] = {}
+    for i, block in enumerate(blocks):
+        groups.setdefault((*geometry(block), ages[i], keys[i]), []).append(i)
+    stacks: list[Stack] = []
+    row = tensor = 0
+    for members in groups.values():
+        found = tuple(blocks[i] for i in members)
+        stack = _stack(found, ages[members[0]], sets, row, tensor, like)
+        row, tensor = stack.rows[1], stack.tensors[1]
+        stacks.append(stack)
+    counts = [(s, b) for s in stacks for b in s.blocks]
+    index = [
+        (i, b) for i, (_, b) in enumerate(_by_tensor(counts)) for _ in range(b.matrix[1])
+    ]
+    tensor_of_row = torch.tensor([i for i, _ in index], dtype=torch.long, device=like.device)
+    of_tensor = [b for _, b in _by_tensor(counts)]
+    kinds = torch.eye(len(KINDS)).to(like)[
+        torch.tensor([KINDS.index(b.kind) for _, b in index], device=like.device)
+    ]
+    history = History(
+        like.new_zeros(NUM_OF_ROW, sets, row),
+        like.new_zeros(NUM_OF_TENSOR, sets, tensor),
+        like.new_tensor([s.age for s, _ in _by_tensor(counts)]),
+    )
+    history.rows[LOG_LENGTH] = torch.nan
+    constants = Constants(
+        tensor_of_row=tensor_of_row,
+        scalars_of_row=like.new_tensor([b.matrix[2] for _, b in index]),
+        rows_of_tensor=like.new_tensor([b.matrix[1] for b in of_tensor]),
+        scalars_of_tensor=like.new_tensor([b.matrix[1] * b.matrix[2] for b in of_tensor]),
+        fan_in=like.new_tensor([b.matrix[2] for b in of_tensor]),
+        is_matrix=torch.tensor([b.kind in MATRICES for b in of_tensor], device=like.device),
+        kinds=kinds,
+        cosine_weights=1 - like.new_tensor(COSINE_DECAYS).view(-1, 1, 1),
+        average_weights=like.new_tensor([1 - FAST, 1 - SLOW]).view(2, 1, 1, 1),
+        above=torch.tensor([above for above, _, _ in RATIOS], device=like.device),
+        below=torch.tensor([below for _, below, _ in RATIOS], device=like.device),
+        ratio_units=like.new_tensor([0.5 / unit for _, _, unit in RATIOS]).view(-1, 1, 1),
+    )
+    return Memory(tuple(stacks), history, constants, _nodes(spec, stacks, like))
+
+
+def _by_tensor(counts: list[tuple[Stack, Block]]) -> list[tuple[Stack, Block]]:
+    return [(s, b) for s, b in counts for _ in range(b.matrix[0])]
+
+
+def _stack(
+    blocks: tuple[Block, ...], age: int, sets: int, row: int, tensor: int, like: Tensor
+) -> Stack:
+    groups, r, _ = blocks[0].matrix
+    c = max(block.matrix[2] for block in blocks)
+    m = groups * len(blocks)
+    whitens = blocks[0].kind in MATRICES
+    left, right = sides(r, c, blocks[0].stored[3]) if whitens else (0, 0)
+
+    batch = sets * m
+
+    def square(side: int) -> Tensor | None:
+        return like.new_zeros(batch, side, side) if side else None
+
+    return Stack(
+        blocks,
+        age,
+        sets,
+        (m, r, c),
+        (left, right),
+        (row, row + m * r),
+        (tensor, tensor + m),
+        like.new_zeros(NUM_MOMENTA, batch, r, c),
+        None if left or right else like.new_zeros(batch, r, c),
+        like.new_tensor([b.matrix[1] * b.matrix[2] for b in blocks for _ in range(groups)])
+        .rsqrt()
+        .repeat(sets)
+        .view(-1, 1, 1),
+        (square(left), square(right)),
+        (square(left), square(right)),
+    )
+
+
+def _nodes(spec: NetSpec, stacks: Sequence[Stack], like: Tensor) -> Nodes:
+    """Number the neurons of all sets through, and find those of each row and column."""
+    starts = [0]
+    for neurons in spec.neurons:
+        starts.append(starts[-1] + neurons.size)
+    count = starts[-1]
+
+    def at(place: tuple[int, int] | None, size: int) -> list[int]:
+        if place is None:
+            return [count] * size
+        return list(range(starts[place[0]] + place[1], starts[place[0]] + place[1] + size))
+
+    of_row: list[int] = []
+    of_source: dict[int, Tensor] = {}
+    readers = torch.zeros(count + 1)
+    for s, stack in enumerate(stacks):
+        read: list[list[int]] = []
+        for b in stack.blocks:
+            groups, r, c = b.matrix
+            writes = b.kind not in ("table", "vector")
+            of_row += at(b.target if writes else None, groups * r)
+            if stack.is_matrix:
+                each = c // b.stored[3]
+                sources = at(b.source, groups * each)
+                read += [sources[i : i + each] for i in range(0, len(sources), each)]
+        if stack.is_matrix:
+            of_source[s] = torch.tensor(read, device=like.device)
+            readers.index_add_(0, of_source[s].flatten().cpu(), torch.ones(of_source[s].numel()))
+    rows = torch.tensor(of_row, dtype=torch.long)
+    rows_of = torch.zeros(count + 1).index_add_(0, rows, torch.ones(len(of_row)))
+    return Nodes(
+        count,
+        rows.to(like.device),
+        rows_of.clamp(min=1).to(like),
+        of_source,
+        readers.clamp(min=1).to(like),
+    )
+
+
+def gathered(memory: Memory, tensors: Sequence[Tensor] | Mapping[int, Tensor]) -> list[Tensor]:
+    """Tensors of parameters -> of stacks.
+
+    Args:
+        memory: Of the network.
+        tensors: Of each parameter, by its index in the network, flattened: (N, size).
+
+    Returns:
+        (B, r, c) of each stack; where a stack is one block, a view if that is possible.
+    """
+    answer = []
+    for stack in memory.stacks:
+        parts = [block.take(tensors[block.parameter]) for block in stack.blocks]
+        if len(parts) > 1:
+            width = stack.shape[2]
+            parts = [
+                x if x.shape[-1] == width else nn.functional.pad(x, (0, width - x.shape[-1]))
+                for x in parts
+            ]
+            parts = [torch.cat(parts, 1)]
+        answer.append(parts[0].flatten(0, 1))
+    return answer
+
+
+def scattered(memory: Memory, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Tensors of stacks -> of parameters, the inverse of ``gathered``: (N, size) by index."""
+    parts: dict[int, list[tuple[int, Tensor]]] = {}
+    for stack, tensor in zip(memory.stacks, tensors, strict=True):
+        at, sets = 0, tensor.unflatten(0, (stack.sets, -1))
+        for block in stack.blocks:
+            groups, _, columns = block.matrix
+            piece = block.put(sets[:, at : at + groups, :, :columns])
+            parts.setdefault(block.parameter, []).append((block.start, piece))
+            at += groups
+    return {
+        i: found[0][1] if len(found) == 1 else torch.cat([x for _, x in sorted(found, key=_start)], 1)
+        for i, found in parts.items()
+    }
+
+
+def _start(part: tuple[int, Tensor]) -> int:
+    return part[0]

@@ -1,0 +1,123 @@
+"""What neurons tell each other along the weights, without a state for any edge.
+
+A kernel's squared weights, over positions, say how much of a neuron comes from which. Divided by
+their sum over a row they are what messages along the computation are weighted by, divided by that
+over a column what messages against it are: two products with a matrix that is there anyway. With
+attention the neurons' own words change these weights, as queries and keys do in NG-T.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from l2o_graph.optim.controller import Reader, Weights, said
+from l2o_graph.optim.memory import Memory, Stack
+from l2o_graph.optim.signals import TINY, pooled
+
+
+def heard(
+    reader: Reader,
+    weights: Weights,
+    memory: Memory,
+    squares: Mapping[int, Tensor],
+    signals: Tensor,
+) -> Tensor:
+    """Messages that reach each row, (N, R, 2C).
+
+    Args:
+        reader: How they come about; see ``ControllerConfig``.
+        weights: Of N controllers.
+        memory: Of the network.
+        squares: Squared weights of each stack of kernels, (N, M, r, c).
+        signals: (N, R, F).
+    """
+    words = said(weights, signals)
+    if reader == "sequence":
+        return _of_tensors_before(weights, memory, words)
+    return _of_neighbours(reader, weights, memory, squares, signals, words)
+
+
+def _of_tensors_before(weights: Weights, memory: Memory, words: Tensor) -> Tensor:
+    """State of an LSTM that has read the mean words of all matrices up to a row's own."""
+    constants = memory.constants
+    count = len(constants.rows_of_tensor)
+    means = pooled(words.mT, constants.tensor_of_row, count) / constants.rows_of_tensor
+    given = torch.baddbmm(weights["cell.bias"][:, None], means.mT, weights["cell.input"].mT)
+    hidden = words.new_zeros(len(words), weights["cell.state"].shape[-1])
+    cell, states = hidden, []
+    for x in given.unbind(1):
+        gates = x + torch.bmm(weights["cell.state"], hidden[..., None])[..., 0]
+        read, forget, new, show = gates.chunk(4, -1)
+        cell = forget.sigmoid() * cell + read.sigmoid() * new.tanh()
+        hidden = show.sigmoid() * cell.tanh()
+        states.append(hidden)
+    return torch.stack(states, 1)[:, constants.tensor_of_row]
+
+
+def _of_neighbours(
+    reader: Reader,
+    weights: Weights,
+    memory: Memory,
+    squares: Mapping[int, Tensor],
+    signals: Tensor,
+    words: Tensor,
+) -> Tensor:
+    """Words of the neurons that a row reads and of those that read it."""
+    nodes = memory.nodes
+    assert nodes is not None
+    sets, _, channels = words.shape
+    at_node = words.new_zeros(sets, nodes.count + 1, channels)
+    at_node = at_node.index_add(1, nodes.of_row, words) / nodes.rows_of[:, None]
+    back = torch.zeros_like(at_node)
+    with_ones = nn.functional.pad(at_node, (0, 1), value=1.0)
+    with_ones_of_rows = nn.functional.pad(words, (0, 1), value=1.0)
+    along: list[Tensor] = []
+    for s, stack in enumerate(memory.stacks):
+        if not stack.is_matrix:
+            along.append(words.new_zeros(sets, stack.rows[1] - stack.rows[0], channels))
+            continue
+        sources, rows = nodes.of_source[s], slice(*stack.rows)
+        m, r, _ = stack.shape
+        edge = squares[s]
+        if sources.shape[1] < edge.shape[-1]:  # a kernel with positions
+            edge = edge.unflatten(-1, (sources.shape[1], -1)).sum(-1)  # (N, M, r, i)
+        forward, reverse = edge, edge
+        if reader == "mean":
+            forward = reverse = torch.ones_like(edge)
+        if reader == "attention":
+            forward, reverse = _attended(weights, memory, stack, s, edge, signals)
+        # A column of ones beside the words sums up the weights, which are divided by afterwards.
+        along.append(_shared(forward @ with_ones[:, sources]).flatten(1, 2))
+        told = _shared(reverse.mT @ with_ones_of_rows[:, rows].unflatten(1, (m, r)))
+        back = back.index_add(1, sources.flatten(), told.flatten(1, 2))
+    back = back / nodes.readers[:, None]
+    back[:, nodes.count] = 0
+    return torch.cat([torch.cat(along, 1), back[:, nodes.of_row]], -1)
+
+
+def _shared(sums: Tensor) -> Tensor:
+    """Weighted sums of words, and last of the weights -> weighted means."""
+    return sums[..., :-1] / (sums[..., -1:] + TINY)
+
+
+def _attended(
+    weights: Weights, memory: Memory, stack: Stack, s: int, edge: Tensor, signals: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights of edges as attention has them: e^(q k) times a power of the squared weight."""
+    nodes = memory.nodes
+    assert nodes is not None
+    m, r, _ = stack.shape
+    at_node = signals.new_zeros(signals.shape[0], nodes.count + 1, signals.shape[-1])
+    at_node = at_node.index_add(1, nodes.of_row, signals) / nodes.rows_of[:, None]
+    source = at_node[:, nodes.of_source[s]]
+    target = signals[:, slice(*stack.rows)].unflatten(1, (m, r))
+    found = []
+    relative = (edge / (edge.mean((-2, -1), keepdim=True) + TINY) + 1e-6).log()
+    for way, asks, shows in ((0, target, source), (1, source, target)):
+        ask = asks @ weights["ask.weight"][:, way].mT[:, None]
+        show = shows @ weights["show.weight"][:, way].mT[:, None]
+        logits = ask @ show.mT if way == 0 else show @ ask.mT
+        strength = 1 + weights["strength"][:, way].view(-1, 1, 1, 1)
+        found.append((logits.clamp(-8, 8) + strength * relative).clamp(-20, 20).exp())
+    return found[0], found[1]

@@ -1,0 +1,241 @@
+"""Sums over gradients, averages and weights -> what the controller sees of each row.
+
+All signals are free of scale: they stay as they are when weights are reparametrised, when the loss
+is multiplied, and when a network is wider. Axes as in ``controller``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2o_graph.optim.blocks import KINDS
+
+# Decays of the averages of a gradient that a direction is mixed from.
+FAST, SLOW = 0.9, 0.99
+# Decays of the averages of a cosine; the first is all but the present one.
+COSINE_DECAYS = (0.5, 0.9, 0.99)
+
+# In the order of ``observe``: cosines, ratios, of the network, length, age, horizon, kind.
+NUM_SIGNALS = 6 + 5 + 3 + 2 + 1 + 3 + len(KINDS)
+
+# Far below any square that matters; only keeps 0 / 0 from being NaN.
+TINY = 1e-37
+# Signals are of the order of 1 and end here.
+MOST = 3.0
+# The age beyond which steps look alike: runs of meta-training are not much longer.
+OLDEST = 4000.0
+
+
+@dataclass(slots=True)
+class Sums:
+    """Sums over the scalars of each row.
+
+    Attributes:
+        against: (N, R) gradient times last update.
+        squares: (5, N, R) squares of the fast average, the slow average, the last update, the
+            gradient and the weights.
+    """
+
+    against: Tensor
+    squares: Tensor
+
+
+FAST_ROW, SLOW_ROW, UPDATE_ROW, GRADIENT_ROW, WEIGHT_ROW = range(5)
+
+
+def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
+    """Cosine between the gradient and the direction that the last step went down.
+
+    Positive: the step could have been longer; negative: it went too far; 0 before the first.
+    The hypergradient of Baydin et al. 2017, with its scale taken out.
+
+    Args:
+        against: Sums of their products.
+        gradient: Sums of squares.
+        last: Sums of squares of the last update.
+    """
+    return -against / (gradient.sqrt() * last.sqrt() + TINY)
+
+
+def corrected(age: Tensor, decay: float) -> Tensor:
+    """1 - decay^(age + 1): by this an average that began at 0 is too small."""
+    return 1 - decay ** (age + 1)
+
+
+@dataclass(slots=True)
+class History:
+    """What the signals of a step need of the steps before it.
+
+    Attributes:
+        rows: (6, N, R): logarithm of the step length; averages of each row's cosine at three
+            decays; squares of the gradient at the last step, and at the first that had any.
+        tensors: (4, N, T): averages of each matrix's cosine; logarithm of the unit of its lengths.
+        ages: (T,) steps before this one.
+    """
+
+    rows: Tensor
+    tensors: Tensor
+    ages: Tensor
+
+
+@dataclass(slots=True)
+class Constants:
+    """What stays the same from step to step.
+
+    Attributes:
+        tensor_of_row: (R,) index of the matrix that a row is of.
+        scalars_of_row: (R,) number of scalars of each row.
+        rows_of_tensor: (T,) number of rows of each matrix.
+        scalars_of_tensor: (T,) number of scalars of each matrix.
+        fan_in: (T,) number of values that one neuron reads.
+        is_matrix: (T,) whether a matrix is one.
+        kinds: (R, 6) indicators of what a row's block is.
+        cosine_weights: (3, 1, 1) weight of a new cosine in its averages.
+        average_weights: (2, 1, 1, 1) weight of a new gradient in the fast and slow average.
+        above: (5,) row of the square above in each of the ``RATIOS``.
+        below: (5,) row of the square below.
+        ratio_units: (5, 1, 1) factors of the logarithms of ratios of squares.
+    """
+
+    tensor_of_row: Tensor
+    scalars_of_row: Tensor
+    rows_of_tensor: Tensor
+    scalars_of_tensor: Tensor
+    fan_in: Tensor
+    is_matrix: Tensor
+    kinds: Tensor
+    cosine_weights: Tensor
+    average_weights: Tensor
+    above: Tensor
+    below: Tensor
+    ratio_units: Tensor
+
+
+LOG_LENGTH, ROW_COSINES, LAST_SQUARE, FIRST_SQUARE = 0, slice(1, 4), 4, 5
+TENSOR_COSINES, LOG_UNIT = slice(0, 3), 3
+NUM_OF_ROW, NUM_OF_TENSOR = 6, 4
+
+
+def pooled(rows: Tensor, tensor_of_row: Tensor, tensors: int) -> Tensor:
+    """Sums over the rows of each matrix: (*, N, R) -> (*, N, T)."""
+    answer = rows.new_zeros(*rows.shape[:-1], tensors)
+    return answer.index_add_(-1, tensor_of_row, rows)
+
+
+def first_log_unit(
+    weight: Tensor, scalars: Tensor, fan_in: Tensor, is_matrix: Tensor
+) -> Tensor:
+    """Logarithm of the unit of a matrix's lengths: from its first weights, (N, T).
+
+    A sixth of their RMS, or a fiftieth where they are no matrix. Where all are 0 it is a tenth of
+    1 / sqrt(fan-in), or a hundredth, in units of the other weights of the network: those that
+    torch's layers begin with have an RMS of 1 / sqrt(3 fan-in).
+
+    Args:
+        weight: (N, T) sums of squares.
+        scalars: (T,) how many scalars each matrix has.
+        fan_in: (T,) what one neuron reads.
+        is_matrix: (T,) whether it is a matrix.
+    """
+    rms = (weight / scalars).sqrt()
+    some = rms > 0
+    counts = (some & is_matrix).to(rms)
+    of_torch = (rms.clamp(min=1e-30) * (3 * fan_in).sqrt()).log() * counts
+    network = of_torch.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
+    relative = rms.clamp(min=1e-30).log() - torch.where(is_matrix, 6.0, 50.0).to(rms).log()
+    absolute = network - torch.where(is_matrix, 10 * fan_in.sqrt(), 100.0).to(rms).log()
+    return torch.where(some, relative, absolute)
+
+
+# Pairs of sums of squares whose ratios are signals, as rows of ``Sums.squares`` and then of what
+# the history has of the gradient; and the units of their logarithms.
+RATIOS = (
+    (FAST_ROW, GRADIENT_ROW, 2.0),
+    (SLOW_ROW, GRADIENT_ROW, 2.0),
+    (SLOW_ROW, FAST_ROW, 1.0),
+    (GRADIENT_ROW, 5, 1.0),  # the last gradient
+    (GRADIENT_ROW, 6, 3.0),  # the first one
+)
+GROWTH = 3
+
+
+def observe(
+    sums: Sums,
+    history: History,
+    constants: Constants,
+    horizon: Tensor | None,
+) -> Tensor:
+    """Signals of each row; the history takes in this step's gradient, in place.
+
+    Args:
+        sums: Over each row, the gradient being this step's.
+        history: Of the steps before.
+        constants: Of the network.
+        horizon: (N,) number of steps of the whole run, or 0 where it is not told; None where it
+            is told to none.
+
+    Returns:
+        (N, R, F).
+    """
+    of_row, count = constants.tensor_of_row, len(constants.rows_of_tensor)
+    squares, ages = sums.squares, history.ages
+    of_tensor = pooled(
+        torch.stack([sums.against, squares[GRADIENT_ROW], squares[UPDATE_ROW]]), of_row, count
+    )
+    new_rows = cosine(sums.against, squares[GRADIENT_ROW], squares[UPDATE_ROW])
+    row_averages, tensor_averages = history.rows[ROW_COSINES], history.tensors[TENSOR_COSINES]
+    row_averages.lerp_(new_rows.expand_as(row_averages), constants.cosine_weights)
+    tensor_averages.lerp_(cosine(*of_tensor).expand_as(tensor_averages), constants.cosine_weights)
+    # The first cosine is 0 by definition, so that n steps have made n - 1 of them.
+    made = 2 / (1 - (1 - constants.cosine_weights) ** ages.clamp(min=1))  # (3, 1, T)
+    tensor_cosines = tensor_averages * made
+    row_cosines = row_averages * made[:, :, of_row]
+    gradient = squares[GRADIENT_ROW]
+    before = history.rows[LAST_SQUARE:]
+    before = torch.where(before > 0, before, gradient)
+    # What averages began with as 0 they are too small by.
+    correction = torch.stack([corrected(ages, FAST), corrected(ages, SLOW)])[:, None, of_row]
+    means = squares[:2] / correction.square()
+    known = torch.cat([means, squares[2:], before])
+    logs = (known + TINY).log()
+    ratios = logs[constants.above] - logs[constants.below]
+    ratios = (ratios * constants.ratio_units).clamp(-MOST, MOST)
+    growth = pooled(ratios[GROWTH], of_row, count) / constants.rows_of_tensor
+    of_network = torch.cat([tensor_cosines[1:], growth[None]]).mean(-1, keepdim=True)
+    log_length = history.rows[LOG_LENGTH]
+    log_weight = 0.5 * (logs[WEIGHT_ROW] - constants.scalars_of_row.log())
+    of_weight = log_length + history.tensors[LOG_UNIT][:, of_row] - log_weight
+    age = (((ages + 1).clamp(max=OLDEST) / 100).log() / 3)[of_row]
+    signals = torch.cat(
+        [
+            row_cosines,
+            tensor_cosines[:, :, of_row],
+            ratios,
+            of_network.expand(-1, -1, len(of_row)),
+            (of_weight / 4).clamp(-MOST, MOST)[None],
+            log_length[None] / 4,
+            age.expand_as(log_length)[None],
+            _of_horizon(horizon, ages, log_length),
+            constants.kinds.T[:, None].expand(-1, log_length.shape[0], -1),
+        ]
+    )
+    history.rows[LAST_SQUARE] = gradient
+    history.rows[FIRST_SQUARE] = before[1]
+    return signals.movedim(0, -1)
+
+
+def remaining(horizon: Tensor, ages: Tensor) -> Tensor:
+    """Fraction of the run that is still ahead, this step included: (N, 1), above 0."""
+    length = horizon[:, None].clamp(min=1)
+    return torch.maximum(1 - ages.amax() / length, 1 / length)
+
+
+def _of_horizon(horizon: Tensor | None, ages: Tensor, like: Tensor) -> Tensor:
+    """Whether the end is told, and how near it is: zeros where it is not. (3, N, R)."""
+    if horizon is None:
+        return like.new_zeros(()).expand(3, *like.shape)
+    told = (horizon > 0).to(like)[:, None]
+    ahead = remaining(horizon, ages)
+    found = torch.stack([told, told * (1 - ahead), told * (ahead.log() / 2).clamp(min=-MOST)])
+    return found.expand(-1, -1, like.shape[-1])

@@ -1,0 +1,228 @@
+"""The learned optimizer of Kofinas et al. 2024 as a torch.optim.Optimizer."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from l2o_graph.features import MOMENTUM_DECAYS, decays_for, state_type
+from l2o_graph.optim.base import LearnedOptimizer, digest_of
+from l2o_graph.rule import UpdateRule
+from l2o_graph.step import CHUNK_SIZE, State, moved, updates
+from l2o_graph.zoo.registry import Checkpoint, load_checkpoint
+
+
+class PaperOptimizer(LearnedOptimizer):
+    """The learned optimizer of the paper, for comparison and for research; see ``NGOptimizer``.
+
+    Each step it makes features of every weight, its gradient and five momenta, lets a network
+    read them (NG-GNN, NG-T, NFN, LSTM or FF), and asks a head for every parameter's direction d
+    and magnitude m; the update is 0.01 d exp(0.01 m). Nothing bounds it, and no checkpoint is
+    packaged: train one with ``python -m meta_train --preset paper``. Kernels of more than 5 by 5
+    positions are refused. It remembers five momenta a parameter in float32 and a step count.
+
+    Parameters without a gradient, and frozen ones, are read as context and left as they are. A
+    step in which any gradient is not finite, or longer than 1e17, changes nothing, neither
+    parameters nor state, and warns. All parameters with a gradient form one graph across groups
+    and devices; the network runs where the first of them lies, in float64 if any is float64, else
+    in float32.
+
+    Args:
+        params: Parameters, named parameters or groups, as for any optimizer. Which neurons they
+            join is inferred from order, shape and, where given, name.
+        lr: Factor of every update. 1 is what a checkpoint was trained for. A tensor has one
+            element.
+        weight_decay: Decoupled: each step first takes lr * weight_decay of a parameter away.
+        checkpoint: A path to a file. Or the rule itself, as one that is being meta-trained: it is
+            used as it is, never copied, and so has to be of the type and on the device to compute
+            in.
+        model: The network that the parameters belong to: its structure is then read from the
+            first batch that it is called with, whatever it computes, rather than inferred. Those
+            of its parameters that are not in ``params`` are context. A pickle or a deep copy of
+            the optimizer holds it too.
+        maximize: Ascend rather than descend.
+        chunk_size: Number of scalars worked on at once, some 2 kB each.
+
+    In ``higher.innerloop_ctx`` and its like the optimizer works if ``higher`` was imported before
+    it was made; see ``l2o_graph.higher_support``.
+
+    Raises:
+        ValueError: For an unreadable checkpoint or one of another kind, an empty list of
+            parameters, a negative ``lr`` or ``weight_decay``, a ``chunk_size`` below 1, a complex
+            parameter, or one that ``model`` lacks.
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor).
+        FileNotFoundError: For a checkpoint path to nothing.
+
+    Source:
+        Kofinas et al., "Graph Neural Networks for Learning Equivariant Representations of
+        Neural Networks", ICLR 2024, section 4.3.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        checkpoint: str | Path | UpdateRule,
+        model: nn.Module | None = None,
+        maximize: bool = False,
+        chunk_size: int = CHUNK_SIZE,
+    ):
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
+        self._given = isinstance(checkpoint, UpdateRule)
+        if isinstance(checkpoint, UpdateRule):
+            # Named for its kind alone: its weights may change while the optimizer is in use.
+            loaded = Checkpoint(f"{checkpoint.config.model} in memory", checkpoint, {})
+        else:
+            loaded = load_checkpoint(checkpoint)
+        self._rule = loaded.rule
+        self._chunk_size = chunk_size
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "checkpoint": loaded.identity,
+        }
+        super().__init__(params, defaults, model)
+
+    def _apply(
+        self, group_of: dict[Tensor, dict[str, Any]], gradient_of: dict[Tensor, Tensor]
+    ) -> None:
+        """Let momenta take in the gradients, and write the updates, run by run as they come.
+
+        Raises:
+            ValueError: For a rule that was given and is not where or what it has to be.
+        """
+        rule = self._rule_for(list(gradient_of))
+        parameters, spec = self._network(list(group_of))
+        for p, gradient in gradient_of.items():
+            self._take_in(p, gradient)
+        gradients = [gradient_of.get(p, _nothing(p, p.shape)) for p in parameters]
+        state = [self._state_of(p) for p in parameters]
+        copies: dict[Tensor, Tensor] = {}
+        for part, update in updates(rule, spec, parameters, gradients, state, self._chunk_size):
+            p = parameters[part.parameter]
+            if p not in gradient_of:
+                continue
+            if p.is_contiguous():
+                flat = p.view(-1)
+            else:  # no view has its scalars in order: work on a copy, and write that back
+                flat = copies[p] if p in copies else copies.setdefault(p, p.reshape(-1))
+            weights = flat[part.start : part.stop]
+            group = group_of[p]
+            weights.copy_(moved(weights, update, group["lr"], group["weight_decay"]))
+        for p, flat in copies.items():
+            p.copy_(flat.view_as(p))
+        for p in gradient_of:
+            self.state[p]["step"] += 1
+
+    def _take_in(self, p: Tensor, gradient: Tensor) -> None:
+        """Let the momenta of a parameter take in its gradient: ``next_momenta``, in place."""
+        state = self.state[p]
+        if not fits(state, p):
+            fresh = State.fresh(p)
+            state.update(momenta=fresh.momenta, step=fresh.step)
+        if state["momenta"].dtype != state_type(p):  # the model was converted meanwhile
+            state.update({key: value.to(state_type(p)) for key, value in state.items()})
+        momenta = state["momenta"]
+        momenta.mul_(decays_for(momenta)).add_(gradient.to(momenta))
+
+    def _state_of(self, p: Tensor) -> State:
+        """What is remembered of a parameter."""
+        state = self.state.get(p, {})
+        if not fits(state, p):
+            return State(_nothing(p, (len(MOMENTUM_DECAYS), *p.shape)), _nothing(p, ()))
+        return State(state["momenta"], state["step"])
+
+    def _rule_for(self, trained: Sequence[Tensor]) -> UpdateRule:
+        """The rule, where the first parameter lies and in the type to compute in."""
+        double = any(p.dtype == torch.float64 for p in trained)
+        place = trained[0].device, torch.float64 if double else torch.float32
+        if self._given:
+            first = next(self._rule.parameters())
+            if (first.device, first.dtype) != place:
+                raise ValueError(
+                    f"{type(self).__name__}: expected a rule in {place[1]} on {place[0]}, as its "
+                    f"parameters are, found one in {first.dtype} on {first.device}"
+                )
+            return self._rule
+        if place not in self._placed:
+            self._placed[place] = copy.deepcopy(self._rule).to(*place)
+        return self._placed[place]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; momenta stay float32 for parameters of lower precision.
+
+        Raises:
+            ValueError: For the state of another checkpoint or of another model. The optimizer
+                is then as it was.
+        """
+        copies: dict[Tensor, dict[str, Tensor]] = {}
+
+        # The base class would cast the momenta to the parameters' type, so it gets none. As the
+        # last hook before and the first after, this works with what the user's own hooks made.
+        def take_out(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+            copies.update(self._copies(found))
+            return {**found, "state": {}}
+
+        def put_in(_: Any) -> None:
+            self.state.update(copies)
+
+        before = self.register_load_state_dict_pre_hook(take_out)
+        after = self.register_load_state_dict_post_hook(put_in, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _copies(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
+        """A copy of each parameter's state, where the parameter lies."""
+        groups, state = state_dict["param_groups"], state_dict["state"]
+        expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, groups))
+        if expected != found:
+            raise ValueError(f"state_dict: expected groups of {expected} parameters, found {found}")
+        copies = {}
+        for mine, theirs in zip(self.param_groups, groups, strict=True):
+            if digest_of(theirs.get("checkpoint")) != digest_of(mine["checkpoint"]):
+                raise ValueError(
+                    f"state_dict: expected one of checkpoint '{mine['checkpoint']}', "
+                    f"found '{theirs.get('checkpoint')}'"
+                )
+            for p, key in zip(mine["params"], theirs["params"], strict=True):
+                saved = state.get(key)
+                if not saved:
+                    continue
+                shapes = {"momenta": [len(MOMENTUM_DECAYS), *p.shape], "step": []}
+                found = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in saved.items()}
+                if found != shapes:
+                    raise ValueError(
+                        f"state_dict: expected shapes {shapes} for parameter {key}, found {found}"
+                    )
+                kind = state_type(p)
+                copies[p] = {k: v.to(p.device, kind, copy=True) for k, v in saved.items()}
+        return copies
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._placed: dict[tuple[torch.device, torch.dtype], UpdateRule] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("_rule", "_given", "_chunk_size")}
+        return {**super().__getstate__(), **own}
+
+
+def fits(state: dict[str, Any], p: Tensor) -> bool:
+    """Whether there is a state for a parameter of this shape; reshaped ones start anew."""
+    return bool(state) and state["momenta"].shape[1:] == p.shape
+
+
+def _nothing(p: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros that take no memory."""
+    return p.new_zeros((), dtype=state_type(p)).expand(shape)

@@ -1,0 +1,419 @@
+"""Meta-training of a controller: courses of all families in turn, a span and a step of weights each.
+
+    torchrun --nproc-per-node 2 -m meta_train --task general
+
+With several processes each has a part of every course's instances; only scores are exchanged, and
+all processes make the same step of the weights.
+"""
+
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
+from meta_train import evolution
+from meta_train.course import LEAST_LOSS, MOST_LOSS, Course, score, start
+from meta_train.families.registry import FAMILIES
+from meta_train.run import (
+    Result,
+    begin,
+    commit,
+    drive,
+    prepare,
+    read_state,
+    starting,
+    write_state,
+)
+
+# Families that each task of the command line trains on. "memorise" is in none: it asks to fit
+# examples to the end, and people with few examples ask for the opposite.
+OF_IMAGES = ("classifier", "cnn", "autoencoder", "siren", "few_examples", "fine_tune")
+CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
+    "fmnist_cnn": OF_IMAGES,
+    "general": tuple(
+        name for name, family in FAMILIES.items() if not family.held_out and name != "memorise"
+    ),
+}
+HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
+
+VALIDATION_SEED = 7
+# A course whose networks have mostly come to where losses no longer count is given up.
+MOST_LOST = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class EvolutionConfig:
+    """One run of meta-training.
+
+    Attributes:
+        task: A name of ``CONTROLLER_TASKS``.
+        controller: What is trained.
+        seed: Of its weights, of the courses and of everything drawn.
+        outer_steps: Number of steps of the weights.
+        pairs: Number of instances of a course, in all processes together.
+        deviation: Standard deviation of the perturbations.
+        span: Number of training steps between two steps of the weights.
+        shortest: Least number of steps of a course.
+        longest: Most number of steps of a course, by the end; a tenth of it at the beginning.
+        told: Fraction of the courses that are told their length.
+        lr: Peak learning rate of Adam; it warms up and falls to 0 as a cosine.
+        warmup: Number of outer steps of warming up.
+        average: Number of the last outer steps, about, whose weights are averaged.
+        evaluate_every: Number of outer steps between evaluations.
+        evaluate_steps: Number of training steps of an evaluation.
+        evaluate_pairs: Number of instances of each family in an evaluation.
+        save_every: Number of outer steps between saved states.
+    """
+
+    task: str = "general"
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    seed: int = 0
+    outer_steps: int = 2000
+    pairs: int = 32
+    deviation: float = 0.1
+    span: int = 100
+    shortest: int = 100
+    longest: int = 3000
+    told: float = 0.5
+    lr: float = 0.02
+    warmup: int = 20
+    average: int = 50
+    evaluate_every: int = 500
+    evaluate_steps: int = 500
+    evaluate_pairs: int = 4
+    save_every: int = 25
+
+    def __post_init__(self) -> None:
+        if self.task not in CONTROLLER_TASKS:
+            raise ValueError(
+                f"task: expected one of {sorted(CONTROLLER_TASKS)}, found '{self.task}'"
+            )
+        for name in (
+            "pairs", "span", "shortest", "evaluate_every", "evaluate_steps", "evaluate_pairs",
+            "save_every", "average",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("deviation", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, found {getattr(self, name)}")
+        if self.outer_steps < 0:
+            raise ValueError(f"outer_steps: expected at least 0, found {self.outer_steps}")
+        if self.longest < self.shortest:
+            raise ValueError(
+                f"longest: expected at least shortest = {self.shortest}, found {self.longest}"
+            )
+        if not 0 <= self.told <= 1:
+            raise ValueError(f"told: expected from 0 to 1, found {self.told}")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What determines a course.
+
+    Attributes:
+        family: Its family.
+        seed: Of its instances and perturbations.
+        length: Its number of steps.
+        told: Whether its networks are told their length.
+    """
+
+    family: str
+    seed: int
+    length: int
+    told: bool
+
+
+class ControllerTrainer:
+    """A run in progress, between two outer steps: a ``meta_train.run.Trainer``.
+
+    Args:
+        config: The run.
+        data_root: Where images lie.
+    """
+
+    count = "outer_step"
+
+    def __init__(self, config: EvolutionConfig, data_root: str | Path | None = None):
+        self.config, self.data_root = config, data_root
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.weights = Controller(config.controller).vector()
+        self.average = self.weights.clone()
+        self.leaf = torch.nn.Parameter(self.weights.clone())
+        self.optimizer = torch.optim.Adam([self.leaf], lr=config.lr, betas=(0.9, 0.95))
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.families = CONTROLLER_TASKS[config.task]
+        self.step, self.steps = 0, config.outer_steps
+        self.started = 0
+        self.seconds = 0.0
+        self.evaluations: list[dict[str, Any]] = []
+        self.draws: list[Draw] = []
+        self.courses: list[Course] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run, as JSON holds it."""
+        return asdict(self.config)
+
+    @property
+    def mine(self) -> slice:
+        """Instances of this process."""
+        if not dist.is_initialized():
+            return slice(None)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        pairs = self.config.pairs
+        return slice(pairs * rank // world, pairs * (rank + 1) // world)
+
+    def begin(self) -> "ControllerTrainer":
+        """Start a course of each family, at staggered lengths."""
+        for family in self.families:
+            draw = self._draw(family)
+            self.draws.append(draw)
+            self.courses.append(self._start(draw))
+        return self
+
+    def advance(self) -> dict[str, Any]:
+        """A span of the next course and a step of the weights; returns what there is to log."""
+        config, began = self.config, time.perf_counter()
+        turn = self.step % len(self.courses)
+        draw, course = self.draws[turn], self.courses[turn]
+        noise = evolution.perturbations(draw.seed, config.pairs, config.controller.size)
+        vectors = evolution.perturbed(self.weights, noise[self.mine], config.deviation)
+        age = course.age
+        losses = course.span(config.controller, weights_from(config.controller, vectors), config.span)
+        scores = gathered(torch.stack([score(losses, course.ended), losses[-1]]))
+        estimate, difference = evolution.gradient(scores[0], noise)
+        share = self._share_of_peak()
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * share
+        self.leaf.grad = estimate
+        self.optimizer.step()
+        self.weights = self.leaf.detach().clone()
+        self.step += 1
+        self.average.lerp_(self.weights, 1 / min(self.step, config.average))
+        lost = float((scores[1] >= MOST_LOSS).float().mean())
+        if course.ended or lost > MOST_LOST:
+            self.draws[turn] = self._draw(draw.family)
+            self.courses[turn] = self._start(self.draws[turn])
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        return {
+            "outer_step": self.step, "family": draw.family, "age": age, "length": draw.length,
+            "told": float(draw.told), "loss": float(scores[0].mean()), "difference": difference,
+            "gradient_norm": float(estimate.norm()), "lost": lost, "lr": config.lr * share,
+            "seconds": seconds,
+        }  # fmt: skip
+
+    def evaluate(self) -> dict[str, Any]:
+        """Train networks of validation from start to end, under the averaged weights."""
+        began = time.perf_counter()
+        config = self.config
+        weights = self.average if self.step else self.weights
+        found = {
+            family: held_out_score(config, weights, family, config.evaluate_steps, self.data_root)
+            for family in (*self.families, *HELD_OUT)
+        }
+        self.seconds += time.perf_counter() - began
+        seen = [found[family] for family in self.families]
+        unseen = [found[family] for family in HELD_OUT]
+        point = {
+            "outer_step": self.step,
+            "score": sum(seen) / len(seen),
+            "held_out_score": sum(unseen) / len(unseen),
+            "scores": found,
+        }
+        self.evaluations.append(point)
+        return point
+
+    def is_best(self) -> bool:
+        """Whether to keep the weights: the last are the best, being the average of many."""
+        return True
+
+    def save(self, path: Path) -> None:
+        """Write all of it; with several processes each its own part beside the first's."""
+        tensors = {
+            "weights": self.weights,
+            "average": self.average,
+            "generator": self.generator.get_state(),
+        }
+        for key, value in self.optimizer.state.get(self.leaf, {}).items():
+            tensors[f"adam.{key}"] = value
+        for i, course in enumerate(self.courses):
+            tensors |= {f"course.{i}.{k}": t for k, t in tensors_of(course).items()}
+        record = {
+            "config": asdict(self.config),
+            "outer_step": self.step,
+            "started": self.started,
+            "seconds": self.seconds,
+            "curve": self.evaluations,
+            "draws": [asdict(draw) for draw in self.draws],
+            "ages": [course.age for course in self.courses],
+        }
+        write_state(path, record, tensors)
+
+    def save_best(self, path: Path) -> None:
+        """Write the controller with its averaged weights, a checkpoint."""
+        from l2o_graph.optim.checkpoints import save_controller
+
+        controller = Controller(self.config.controller)
+        controller.set_vector(self.average)
+        save_controller(path, controller, _provenance(self))
+
+    @staticmethod
+    def resume(path: Path, data_root: str | Path | None = None) -> "ControllerTrainer":
+        """Read a state that ``save`` wrote."""
+        record, tensors = read_state(path)
+        config = dict(record["config"])
+        config["controller"] = ControllerConfig(**config["controller"])
+        trainer = ControllerTrainer(EvolutionConfig(**config), data_root)
+        trainer.weights, trainer.average = tensors["weights"], tensors["average"]
+        trainer.leaf.data.copy_(trainer.weights)
+        if adam := starting("adam.", tensors):
+            trainer.optimizer.state[trainer.leaf] = adam
+        trainer.generator.set_state(tensors["generator"])
+        trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
+        trainer.started, trainer.seconds = record["started"], record["seconds"]
+        trainer.draws = [Draw(**draw) for draw in record["draws"]]
+        for i, (draw, age) in enumerate(zip(trainer.draws, record["ages"], strict=True)):
+            course = trainer._start(draw)
+            restore(course, age, starting(f"course.{i}.", tensors))
+            trainer.courses.append(course)
+        return trainer
+
+    def _draw(self, family: str) -> Draw:
+        """A fresh course, of a log-uniform number of whole spans."""
+        config = self.config
+        length, told = torch.rand(2, generator=self.generator).tolist()
+        progress = self.step / max(config.outer_steps, 1)
+        longest = max(config.longest * 0.1 ** (1 - min(2 * progress, 1)), config.shortest)
+        steps = config.shortest * (longest / config.shortest) ** length
+        steps = max(round(steps / config.span), 1) * config.span
+        self.started += 1
+        seed = 1_000_000 * (config.seed + 1) + self.started
+        return Draw(family, seed, steps, told < config.told)
+
+    def _start(self, draw: Draw) -> Course:
+        return start(
+            draw.family, draw.seed, self.config.pairs, draw.length, draw.told, self.mine,
+            data_root=self.data_root,
+        )  # fmt: skip
+
+    def _share_of_peak(self) -> float:
+        """Fraction of the peak learning rate: a linear warm-up, then a cosine to 0."""
+        step, config = self.step, self.config
+        if step < config.warmup:
+            return (step + 1) / config.warmup
+        progress = (step - config.warmup) / max(config.outer_steps - config.warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def gathered(scores: Tensor) -> Tensor:
+    """Scores of all processes, (n, networks here) -> (n, networks)."""
+    if not dist.is_initialized():
+        return scores
+    parts: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
+    dist.all_gather_object(parts, scores)
+    return torch.cat(parts, 1)
+
+
+def held_out_score(
+    config: EvolutionConfig,
+    weights: Tensor,
+    family: str,
+    steps: int,
+    data_root: str | Path | None = None,
+    told: bool = False,
+    seed: int = VALIDATION_SEED,
+    draws: int = 2,
+) -> float:
+    """Mean logarithm of the loss at the end of courses of validation, relative to the start."""
+    ends = []
+    for i in range(draws):
+        course = start(
+            family, seed + i, config.evaluate_pairs, steps, told, validation=True,
+            data_root=data_root,
+        )  # fmt: skip
+        vectors = weights.expand(2 * config.evaluate_pairs, -1)
+        losses = course.span(config.controller, weights_from(config.controller, vectors), steps)
+        last = losses[-max(len(losses) // 10, 1) :]
+        ends.append(float((last.mean(0) + LEAST_LOSS).log().mean()))
+    return sum(ends) / len(ends)
+
+
+def tensors_of(course: Course) -> dict[str, Tensor]:
+    """All that changes in a course."""
+    history = course.memory.history
+    found = {"rows": history.rows, "tensors": history.tensors, "ages": history.ages}
+    for s, (stack, p) in enumerate(zip(course.memory.stacks, course.parameters, strict=True)):
+        found |= {f"{s}.{name}": t for name, t in stack.owned().items()} | {f"{s}.parameter": p}
+    return found
+
+
+def restore(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
+    """Bring a course that was just started to where another one was."""
+    course.age = age
+    for stack in course.memory.stacks:
+        stack.age = age
+    course.parameters = [p.contiguous() for p in course.parameters]
+    for name, tensor in tensors_of(course).items():
+        tensor.copy_(tensors[name])
+
+
+def train_controller(
+    config: EvolutionConfig,
+    out: Path,
+    data_root: str | Path | None = None,
+    resume: bool = False,
+) -> Result:
+    """Meta-train a controller.
+
+    Args:
+        config: The run. When resuming, that of the saved state has to be the same.
+        out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``; of
+            several processes the first writes there and each other in a folder of its own in it.
+        data_root: Where datasets lie.
+        resume: Continue from the state in ``out`` if there is one.
+
+    Returns:
+        Where everything is. Ctrl-C ends the run after the outer step it is in, state saved.
+
+    Raises:
+        ValueError: For a state of another configuration.
+        FileExistsError: When ``out`` holds a run and ``resume`` is off.
+        OSError: When ``out`` cannot be written.
+    """
+    if dist.is_initialized() and dist.get_rank():
+        out = out / f"process-{dist.get_rank()}"
+    settings = asdict(config)
+    state = prepare(out, settings, resume)
+    trainer = begin(
+        state,
+        settings,
+        resume=lambda path: ControllerTrainer.resume(path, data_root),
+        new=lambda: ControllerTrainer(config, data_root).begin(),
+    )
+
+    def describe(point: dict[str, Any]) -> str:
+        return f"score {point['score']:.4f}, on held-out families {point['held_out_score']:.4f}"
+
+    return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+
+
+def _provenance(trainer: ControllerTrainer) -> dict[str, Any]:
+    return {
+        "command": "python -m meta_train " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "config": asdict(trainer.config),
+        "outer_steps": trainer.step,
+        "minutes": round(trainer.seconds / 60, 1),
+        "torch": torch.__version__,
+        "curve": trainer.evaluations,
+    }

@@ -1,0 +1,153 @@
+"""Runs of training that evolution strategies judge, in spans of so many steps.
+
+A course is many networks of one family in training, two to an instance: an antithetic pair, under
+controllers that differ from the present one by a perturbation and by its negative. A span gives
+each network's loss; the state at its end is where the next one goes on.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from l2o_graph.optim.blocks import blocks_of
+from l2o_graph.optim.controller import ControllerConfig, Weights
+from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
+from l2o_graph.optim.step import advance
+from meta_train.families.base import Problems, repeated
+from meta_train.families.registry import draw
+
+# Losses count up to this many times that of the start: beyond it is all the same.
+MOST_LOSS = 2.0
+# Added to losses relative to the start: well below it there is little more to be gained.
+LEAST_LOSS = 1e-5
+# Losses are averaged over so many steps before their logarithm is taken.
+WINDOW = 10
+# Steps between two looks at held-out examples.
+LOOK_EVERY = 20
+
+
+@dataclass(eq=False)
+class Course:
+    """Networks of one family in training.
+
+    Attributes:
+        problems: What they are trained on.
+        memory: What the rule remembers of them, (2P, ...).
+        parameters: Of each stack, (2P, M, r, c).
+        length: Number of steps until it ends.
+        told: Whether the networks are told their length.
+        age: Number of steps so far.
+    """
+
+    problems: Problems
+    memory: Memory
+    parameters: list[Tensor]
+    length: int
+    told: bool
+    age: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has reached its length."""
+        return self.age >= self.length
+
+    def span(self, config: ControllerConfig, weights: Weights, steps: int) -> Tensor:
+        """Train for so many steps, or to the end.
+
+        Args:
+            config: Of the controllers.
+            weights: Of 2P controllers.
+            steps: How many.
+
+        Returns:
+            (windows, 2P) losses relative to the start, each a mean over some steps, on training
+            batches or on held-out examples, as the family is judged.
+        """
+        steps = min(steps, self.length - self.age)
+        networks = 2 * self.problems.pairs
+        horizon = torch.full((networks,), float(self.length)) if self.told else None
+        scale = repeated(self.problems.scale, 2)
+        losses, looks = [], []
+        for step in range(self.age, self.age + steps):
+            loss, gradients = gradients_of(self.problems, self.memory, self.parameters, step)
+            losses.append(loss)
+            with torch.no_grad():
+                updates, _ = advance(
+                    config, weights, self.memory, gradients, self.parameters, horizon
+                )
+                self.parameters = [p + u for p, u in zip(self.parameters, updates, strict=True)]
+            if (step + 1) % LOOK_EVERY == 0:
+                held_out = self.problems.held_out(flat(self), step)
+                looks += [] if held_out is None else [held_out]
+        self.age += steps
+        found = looks or [torch.stack(part).mean(0) for part in windows(losses)]
+        relative = torch.nan_to_num(torch.stack(found) / scale, nan=math.inf)
+        return relative.clamp(max=MOST_LOSS)
+
+
+def windows(losses: list[Tensor]) -> list[list[Tensor]]:
+    """Runs of steps that are averaged."""
+    return [losses[i : i + WINDOW] for i in range(0, len(losses), WINDOW)]
+
+
+def flat(course: Course) -> list[Tensor]:
+    """The parameters as the family has them, (2P, *shape) each."""
+    found = scattered(course.memory, course.parameters)
+    shapes = course.problems.shapes
+    return [found[i].view(-1, *shape) for i, shape in enumerate(shapes)]
+
+
+def gradients_of(
+    problems: Problems, memory: Memory, parameters: list[Tensor], step: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Losses of all networks on the batch of a step, and their gradients by stacks."""
+    found = scattered(memory, parameters)
+    leaves = [
+        found[i].view(-1, *shape).detach().requires_grad_()
+        for i, shape in enumerate(problems.shapes)
+    ]
+    with torch.enable_grad():
+        loss = problems.loss(leaves, problems.batch(step))
+        gradients = torch.autograd.grad(loss.sum(), leaves)
+    return loss.detach(), gathered(memory, [g.flatten(1) for g in gradients])
+
+
+def start(
+    family: str,
+    seed: int,
+    pairs: int,
+    length: int,
+    told: bool,
+    mine: slice = slice(None),
+    validation: bool = False,
+    data_root: str | Path | None = None,
+) -> Course:
+    """Begin a course.
+
+    Args:
+        family: Name of a family.
+        seed: Of the instances.
+        pairs: Number of instances P in all processes.
+        length: Number of steps.
+        told: Whether the networks are told it.
+        mine: Which of the instances this process has.
+        validation: Whether to take images that training does not use.
+        data_root: Where images lie.
+    """
+    problems = draw(family, seed, pairs, mine, validation, data_root)
+    memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)
+    both = [repeated(p, 2).flatten(1) for p in problems.start()]
+    return Course(problems, memory, gathered(memory, both), length, told)
+
+
+def score(losses: Tensor, last: bool) -> Tensor:
+    """What a span is judged by: the mean logarithm of its losses, (windows, 2P) -> (2P,).
+
+    Where the course ends with it, its last fifth counts as much again.
+    """
+    logs = (losses + LEAST_LOSS).log()
+    mean = logs.mean(0)
+    return mean if not last else (mean + logs[-max(len(logs) // 5, 1) :].mean(0)) / 2

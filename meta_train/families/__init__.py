@@ -1,0 +1,24 @@
+"""Families of small training problems, to meta-train on and to compare designs on."""
+
+from meta_train.families import (  # noqa: F401  families are registered on import
+    attention,
+    autoencoder,
+    classifier,
+    cnn,
+    embedding,
+    few_examples,
+    fine_tune,
+    held_out,
+    ill_posed,
+    memorise,
+    recurrence,
+    regression,
+    siren,
+)
+from meta_train.families.base import Problems
+from meta_train.families.registry import FAMILIES, draw, register_family
+
+TRAINING = tuple(name for name, family in FAMILIES.items() if not family.held_out)
+HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
+
+__all__ = ["FAMILIES", "HELD_OUT", "TRAINING", "Problems", "draw", "register_family"]

@@ -1,0 +1,144 @@
+"""Transformers of one or two blocks that classify images by their rows or continue sequences."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from meta_train.families.base import Batch, Plan
+from meta_train.families.criteria import cross_entropy, next_tokens
+from meta_train.families.dice import Dice
+from meta_train.families.examples import Stream
+from meta_train.families.images import Pictures
+from meta_train.families.initial import initial
+from meta_train.families.networks import ACTIVATIONS, MLP
+from meta_train.families.registry import register_family
+from meta_train.families.tokens import SEQUENCES
+
+HEADS = 2
+
+
+class Attention(nn.Module):
+    """Self-attention of two heads.
+
+    Args:
+        width: Of the stream.
+        causal: Whether tokens see only those before.
+    """
+
+    def __init__(self, width: int, causal: bool):
+        super().__init__()
+        self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.causal = causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, width] -> [B, T, width]."""
+        # [B, T, 3 width] -> three of [B, heads, T, width of a head]
+        parts = self.inward(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)
+        # [B, heads, keys, queries]: a softmax over an axis that is not the last takes a third.
+        score = key @ (query / sqrt(query.shape[-1])).transpose(-1, -2)
+        if self.causal:
+            later = torch.ones(score.shape[-2:], dtype=torch.bool).tril(-1)
+            score = score.masked_fill(later, -1e9)
+        read = score.softmax(-2).transpose(-1, -2) @ value
+        return self.outward(read.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """Attention and an MLP, each behind a LayerNorm and added to the stream."""
+
+    def __init__(self, width: int, activation: str, causal: bool):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, causal)
+        self.mlp = MLP([width, 2 * width, width], activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, width] -> [B, T, width]."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """Layers on embedded tokens with learned positions.
+
+    Args:
+        embed: nn.Linear for patches of images, nn.Embedding for tokens.
+        length: Most tokens.
+        width: Of the stream.
+        layers: How many.
+        activation: One of ``ACTIVATIONS``.
+        answers: Classes, or tokens to tell at every position.
+        causal: Whether tokens see only those before, and each of them answers.
+        tied: Whether answers are products with the embedding.
+    """
+
+    def __init__(
+        self,
+        embed: nn.Linear | nn.Embedding,
+        length: int,
+        width: int,
+        layers: int,
+        activation: str,
+        answers: int,
+        causal: bool,
+        tied: bool = False,
+    ):
+        super().__init__()
+        self.embed, self.positions = embed, nn.Embedding(length, width)
+        self.layers = nn.Sequential(*(Layer(width, activation, causal) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, answers)
+        self.causal = causal
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, patch] or [B, T] tokens -> [B, answers], or [B, T, answers] if causal."""
+        x = self.embed(x) + self.positions.weight[: x.shape[1]]
+        x = self.norm(self.layers(x))
+        return self.head(x if self.causal else x.mean(1))
+
+
+@register_family("attention")
+def attention(dice: Dice, pictures: Pictures) -> Plan:
+    """Pre-norm, width 8 to 16; batches of 4 to 12."""
+    width, layers = 4 * dice.integer(2, 4), dice.integer(1, 2)
+    activation, batch = dice.pick(*ACTIVATIONS), dice.pick(*((8, 12) if layers == 1 else (4, 8)))
+    shape = f"width {width}, {layers} layers {activation}"
+    spread = dice.pick(0.02, 0.1, 1.0)  # of embeddings and positions, all three in use
+
+    if dice.chance(0.5):
+        size = dice.pick(7, 14) if layers == 1 else 7
+        embed = nn.Linear(size, width)
+        module = Transformer(embed, size, width, layers, activation, 10, causal=False)
+        criterion, said = cross_entropy, f"rows of {size} x {size} images"
+        batch = batch // 2 if size == 14 else batch
+
+        def make(dice: Dice) -> Batch:
+            return pictures.draw(dice, batch, size)
+    else:
+        kind, vocabulary, length = dice.pick(*SEQUENCES), dice.integer(6, 16), dice.pick(8, 8, 12)
+        sequences = SEQUENCES[kind](dice, vocabulary, length)
+        embed, tied = nn.Embedding(vocabulary, width), dice.chance(0.4)
+        module = Transformer(
+            embed, length, width, layers, activation, vocabulary, causal=True, tied=tied
+        )
+        criterion = next_tokens
+        said = f"{kind}, {vocabulary} tokens{', tied' if tied else ''}"
+
+        def make(dice: Dice) -> Batch:
+            return sequences(dice, batch)
+
+    start = initial(module, dice)
+    for name in ("embed.weight", "positions.weight"):
+        if name == "positions.weight" or isinstance(embed, nn.Embedding):
+            start[name] *= spread
+    return Plan(
+        name=f"attention {shape}, {said}, batches of {batch}",
+        module=module,
+        start=start,
+        examples=Stream(dice, make),
+        criterion=criterion,
+    )

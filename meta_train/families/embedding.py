@@ -1,0 +1,109 @@
+"""Tables that are looked up: bags of words to classify, ratings of users for things."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from meta_train.families.base import Batch, Examples, Plan
+from meta_train.families.criteria import cross_entropy, squared
+from meta_train.families.dice import Dice
+from meta_train.families.examples import FixedSet, Stream, rows
+from meta_train.families.images import Pictures
+from meta_train.families.initial import initial
+from meta_train.families.networks import MLP
+from meta_train.families.registry import register_family
+
+CLASSES = 6
+
+
+class Bag(nn.Module):
+    """Mean of the words' vectors, and an MLP on it.
+
+    Args:
+        words: In the table.
+        width: Of a vector.
+        hidden: Neurons of a hidden layer, or 0 for none.
+    """
+
+    def __init__(self, words: int, width: int, hidden: int):
+        super().__init__()
+        self.table = nn.Embedding(words, width)
+        self.mlp = MLP([width, *([hidden] if hidden else []), CLASSES], "relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, words of a bag] -> [B, classes]."""
+        return self.mlp(self.table(x).mean(1))
+
+
+class Ratings(nn.Module):
+    """Products of a user's vector and a thing's, plus what either has on average.
+
+    Args:
+        users: In the first table.
+        things: In the second table.
+        width: Of a vector.
+        biased: Whether users and things have averages.
+    """
+
+    def __init__(self, users: int, things: int, width: int, biased: bool):
+        super().__init__()
+        self.users, self.things = nn.Embedding(users, width), nn.Embedding(things, width)
+        self.biased = biased
+        if biased:
+            self.of_user, self.of_thing = nn.Embedding(users, 1), nn.Embedding(things, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 2] pairs of user and thing -> [B]."""
+        user, thing = x.unbind(1)
+        rating = (self.users(user) * self.things(thing)).sum(-1)
+        if self.biased:
+            rating = rating + (self.of_user(user) + self.of_thing(thing))[:, 0]
+        return rating
+
+
+@register_family("embedding")
+def embedding(dice: Dice, pictures: Pictures) -> Plan:
+    """Words and things come by Zipf's law: most rows of a table are seldom read."""
+    width, batch, spread = dice.integer(4, 12), dice.pick(16, 32, 64, 128), dice.pick(0.1, 0.3, 1.0)
+    if dice.chance(0.5):
+        words, hidden, length = dice.integer(50, 200), dice.pick(0, 16), dice.integer(6, 12)
+        meaning = dice.normal(words, CLASSES)
+        noise = dice.pick(0.0, 0.5)
+
+        def make(dice: Dice) -> Batch:
+            x = dice.zipf(words, batch, length)
+            scores = rows(meaning, x.flatten(1)).unflatten(1, (batch, length)).sum(2)
+            return x, (scores + noise * sqrt(length) * dice.normal(batch, CLASSES)).argmax(-1)
+
+        module: nn.Module = Bag(words, width, hidden)
+        name = f"bags of {length} of {words} words, width {width}, hidden {hidden}"
+        examples: Examples = Stream(dice, make)
+        criterion = cross_entropy
+    else:
+        users, things, rank = dice.integer(40, 120), dice.integer(30, 80), dice.integer(2, 5)
+        left, right = dice.normal(users, rank), dice.normal(things, rank) / sqrt(rank)
+        mean, noise = dice.pick(0.0, 1.0), dice.pick(0.0, 0.3)
+
+        def rate(dice: Dice, count: int) -> Batch:
+            user, thing = dice.zipf(users, count), dice.zipf(things, count)
+            rating = (rows(left, user) * rows(right, thing)).sum(-1) + mean
+            return torch.stack([user, thing], -1), rating + noise * dice.normal(count)
+
+        module = Ratings(users, things, width, dice.chance(0.5))
+        name, criterion = f"ratings of {users} users for {things} things, width {width}", squared
+        if dice.chance(0.5):
+            examples = FixedSet(dice, rate(dice.other("ratings"), 1024), batch)
+        else:
+            examples = Stream(dice, lambda dice: rate(dice, batch))
+    start = initial(module, dice)
+    for key, part in module.named_modules():
+        if isinstance(part, nn.Embedding):
+            start[f"{key}.weight"] *= spread
+    return Plan(
+        name=f"embedding of {name}, batches of {batch}",
+        module=module,
+        start=start,
+        examples=examples,
+        criterion=criterion,
+    )

@@ -1,0 +1,67 @@
+"""Where batches come from: drawn anew at every step, or of a fixed set of examples."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from meta_train.families.base import Batch
+from meta_train.families.dice import Dice
+
+
+class Stream:
+    """New examples at every step.
+
+    Args:
+        dice: To draw with.
+        make: Draws a batch, [P, ...] each.
+    """
+
+    held_out: Batch | None = None
+
+    def __init__(self, dice: Dice, make: Callable[[Dice], Batch]):
+        self._dice, self._make = dice, make
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        return self._make(self._dice.other("step", step))
+
+
+class FixedSet:
+    """The same examples again and again, in shuffled epochs, or all of them at every step.
+
+    Args:
+        dice: To shuffle with.
+        examples: [P, n, ...] each.
+        size: Of a batch; 0 for all examples.
+        held_out: Examples to be judged by, where there are any.
+    """
+
+    def __init__(self, dice: Dice, examples: Batch, size: int = 0, held_out: Batch | None = None):
+        self._dice, self._examples, self.held_out = dice, examples, held_out
+        self._count = examples[0].shape[1]
+        self._size = min(size or self._count, self._count)
+        self._epoch, self._orders = -1, torch.empty(0, dtype=torch.long)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        if self._size == self._count:
+            return self._examples
+        epoch, at = divmod(step, self._count // self._size)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._orders = self._dice.other("epoch", epoch).orders(self._count)
+        index = self._orders[:, at * self._size : (at + 1) * self._size]
+        x, y = self._examples
+        return rows(x, index), rows(y, index)
+
+
+def rows(t: Tensor, index: Tensor) -> Tensor:
+    """[P, n, ...] and [P, k] -> [P, k, ...]."""
+    return t[torch.arange(len(t))[:, None], index]
+
+
+def noisy_labels(dice: Dice, labels: Tensor, share: Tensor, classes: int = 10) -> Tensor:
+    """Labels of which a share, (P,), is drawn at random."""
+    others = dice.integers(classes, *labels.shape[1:])
+    return torch.where(dice.uniform(*labels.shape[1:]) < share[:, None], others, labels)

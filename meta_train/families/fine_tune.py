@@ -1,0 +1,124 @@
+"""Trained networks that go on with something else: another head, or images gone bad."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from meta_train.families.base import Batch, Examples, Plan, losses
+from meta_train.families.cnn import ConvNet
+from meta_train.families.criteria import cross_entropy
+from meta_train.families.dice import Dice
+from meta_train.families.examples import FixedSet, Stream
+from meta_train.families.images import Pictures
+from meta_train.families.initial import initial
+from meta_train.families.networks import ACTIVATIONS, MLP, dashed
+from meta_train.families.registry import register_family
+
+JUDGES = 256  # examples to be judged by; half as many by a CNN, which takes longer
+RATE = 5e-3  # of Adam, for what comes before
+
+
+def noise(dice: Dice, x: Tensor) -> Tensor:
+    """As strong as the images."""
+    return x + dice.normal(*x.shape[1:])
+
+
+def turn(dice: Dice, x: Tensor) -> Tensor:
+    """By a right angle."""
+    return x.transpose(-1, -2).flip(-1)
+
+
+def fade(dice: Dice, x: Tensor) -> Tensor:
+    """A fifth of the contrast, and brighter."""
+    return 0.2 * x + 1
+
+
+def shift(dice: Dice, x: Tensor) -> Tensor:
+    """By two pixels, round the edge."""
+    return x.roll((2, 2), (-1, -2))
+
+
+def negative(dice: Dice, x: Tensor) -> Tensor:
+    """White for black."""
+    return -x
+
+
+def same(dice: Dice, x: Tensor) -> Tensor:
+    """As they are."""
+    return x
+
+
+Change = Callable[[Dice, Tensor], Tensor]
+CHANGES: dict[str, Change] = {f.__name__: f for f in (noise, turn, fade, shift, negative)}
+
+
+@register_family("fine_tune")
+def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
+    """An MLP or a CNN, after 100 to 300 steps of Adam; 200 to 500 examples or as many as wanted."""
+    convolutional, batch = dice.chance(0.3), dice.pick(16, 32)
+    before, activation = dice.integer(100, 300), dice.pick(*ACTIVATIONS)
+    if convolutional:
+        channels = [2 * dice.integer(2, 4) for _ in range(2)]
+        norm = dice.pick("", "group")
+        module: nn.Module = ConvNet(7, channels, [2, 1], norm=norm, activation=activation)
+        before, batch, head, said = before // 2, 16, "head", f"cnn, channels {dashed(channels)}"
+    else:
+        hidden = [dice.integer(16, 32) for _ in range(dice.integer(1, 3))]
+        module, head = MLP([49, *hidden, 10], activation), f"linear.{len(hidden)}"
+        said = f"49-{dashed(hidden)}-10"
+
+    def shaped(x: Tensor) -> Tensor:
+        return x[:, :, None] if convolutional else x.flatten(2)
+
+    def make(dice: Dice, count: int, seen: bool | None, change: Change) -> Batch:
+        x, y = pictures.draw(dice, count, seen=seen)
+        return shaped(change(dice, x)), y
+
+    new_head = dice.chance(0.4)
+
+    def earlier(dice: Dice) -> Batch:
+        x, y = make(dice, batch, True, same)
+        return x, (y // 2 if new_head else y)  # five coarse classes, where the head is to be new
+
+    # All pairs train, whoever has them: fewer at a time would be rounded in another way.
+    everyone = dice.of_all("before")
+    first = Plan("", module, initial(module, everyone), Stream(everyone, earlier), cross_entropy)
+    start = {name: p[dice.mine] for name, p in trained(first, before).items()}
+    if new_head:
+        start |= {n: p for n, p in initial(module, dice).items() if n.startswith(f"{head}.")}
+        change, what = same, "a new head"
+    else:
+        kind = dice.pick(*CHANGES)
+        change, what = CHANGES[kind], f"{kind} on images"
+
+    count = dice.integer(200, 500) if dice.chance(0.6) else 0
+    if count:
+        fixed = make(dice.other("examples"), count, True, change)
+        judges = make(dice.other("judges"), JUDGES // (1 + convolutional), False, change)
+        examples: Examples = FixedSet(dice, fixed, batch, judges)
+    else:
+        examples = Stream(dice, lambda dice: make(dice, batch, True, change))
+    return Plan(
+        name=f"fine_tune {said} {activation} after {before} steps, {what}, "
+        f"batches of {batch}{f' of {count}' if count else ''}",
+        module=module,
+        start=start,
+        examples=examples,
+        criterion=cross_entropy,
+    )
+
+
+def trained(plan: Plan, steps: int) -> dict[str, Tensor]:
+    """Parameters of all instances after some steps of Adam."""
+    names = [name for name, _ in plan.module.named_parameters()]
+    parameters = [plan.start[name].clone().requires_grad_() for name in names]
+    optimizer = torch.optim.Adam(parameters, RATE)
+    with torch.enable_grad():
+        for step in range(steps):
+            loss = losses(plan, parameters, plan.examples.batch(step)).sum()
+            gradients = torch.autograd.grad(loss, parameters)
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient
+            optimizer.step()
+    return {name: p.detach() for name, p in zip(names, parameters, strict=True)}

@@ -1,0 +1,88 @@
+"""Linear problems whose directions differ by orders of magnitude."""
+
+from itertools import pairwise
+from math import sqrt
+
+import torch
+from torch import nn
+
+from meta_train.families.base import Batch, Plan
+from meta_train.families.criteria import cross_entropy, squared
+from meta_train.families.dice import Dice
+from meta_train.families.examples import FixedSet, Stream
+from meta_train.families.images import Pictures
+from meta_train.families.initial import initial
+from meta_train.families.networks import dashed
+from meta_train.families.registry import register_family
+
+
+@register_family("ill_posed")
+def ill_posed(dice: Dice, pictures: Pictures) -> Plan:
+    """A logistic regression, a quadratic or a factorisation."""
+    return dice.pick(logistic, quadratic, factorisation)(dice)
+
+
+def logistic(dice: Dice) -> Plan:
+    """Two to five classes, columns of scales from 0.01 to 100."""
+    inputs, classes = dice.integer(5, 30), dice.integer(2, 5)
+    columns = dice.log_uniform(0.01, 100.0, 1, inputs)
+    meaning, batch = 2 * dice.normal(inputs, classes) / sqrt(inputs), dice.pick(32, 128, 0)
+
+    def make(dice: Dice, count: int) -> Batch:
+        x = dice.normal(count, inputs)
+        return x * columns, (x @ meaning + 0.5 * dice.normal(count, classes)).argmax(-1)
+
+    fixed = FixedSet(dice, make(dice.other("examples"), 256))
+    module = nn.Sequential(nn.Linear(inputs, classes))
+    start = initial(module, dice)
+    if dice.chance(0.5):  # as such regressions usually start
+        start = {name: torch.zeros_like(p) for name, p in start.items()}
+    return Plan(
+        name=f"ill_posed, logistic regression {inputs}-{classes}, columns of scales 0.01 to 100, "
+        + (f"batches of {batch}" if batch else "256 examples at once"),
+        module=module,
+        start=start,
+        examples=Stream(dice, lambda dice: make(dice, batch)) if batch else fixed,
+        criterion=cross_entropy,
+    )
+
+
+def quadratic(dice: Dice) -> Plan:
+    """Least squares of a condition number up to 10,000, all rows at once or half of them."""
+    size = dice.integer(10, 60)
+    condition = dice.log_uniform(10.0, 1e4)
+    spectrum = condition[:, None] ** -torch.linspace(0, 0.5, size)  # the loss has its square
+    left, right = (torch.linalg.qr(dice.normal(size, size))[0] for _ in range(2))
+    x = sqrt(size) * (left * spectrum[:, None]) @ right
+    y = x @ dice.normal(size, 1)
+    batch = dice.pick(0, 0, size // 2)
+    module = nn.Sequential(nn.Linear(size, 1, bias=False))
+    return Plan(
+        name=f"ill_posed, quadratic of {size} dimensions, condition to 10,000, "
+        + (f"batches of {batch}" if batch else "all rows"),
+        module=module,
+        start=initial(module, dice),
+        examples=FixedSet(dice, (x, y), batch),
+        criterion=squared,
+    )
+
+
+def factorisation(dice: Dice) -> Plan:
+    """A matrix as a product of two or three thin ones: linear layers on unit vectors."""
+    high, wide, rank = dice.integer(16, 40), dice.integer(16, 40), dice.integer(2, 8)
+    true = dice.integer(1, rank)
+    falling = torch.arange(1, true + 1) ** -dice.number(0.0, 1.5)
+    y = (dice.normal(high, true) * falling) @ dice.normal(true, wide) / sqrt(true)
+    y = y + dice.pick(0.0, 0.1) * dice.normal(high, wide)
+    sizes = [high, *[rank] * dice.integer(1, 2), wide]
+    module = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes)))
+    spread = dice.log_uniform(0.1, 1.0)
+    x = torch.eye(high).expand(dice.pairs, -1, -1)
+    start = {n: spread[:, None, None] * dice.normal(*p.shape) for n, p in module.named_parameters()}
+    return Plan(
+        name=f"ill_posed, factorisation {dashed(sizes)} of rank {true}",
+        module=module,
+        start=start,
+        examples=FixedSet(dice, (x, y)),
+        criterion=squared,
+    )

@@ -1,0 +1,88 @@
+"""Parameters to start from, for many networks at once and from a generator of their own."""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from meta_train.families.dice import Dice
+
+SCHEMES = ("torch", "he", "xavier")
+
+
+def initial(
+    module: nn.Module, dice: Dice, scheme: str = "torch", gain: float | Tensor = 1.0
+) -> dict[str, Tensor]:
+    """Draw parameters for each pair.
+
+    Args:
+        module: One network. Parts that are not known here have a method
+            ``draw(dice) -> {name: [P, *shape]}`` for their own parameters.
+        dice: To draw with.
+        scheme: How kernels of linear and convolutional layers start: as torch has it, uniform
+            within 1 / sqrt(fan-in); "he", normal of variance 2 / fan-in; "xavier", uniform of
+            variance 2 / (fan-in + fan-out). Biases start as torch has it or, in both others, at 0.
+        gain: What these kernels are multiplied by, one number or (P,) of them.
+
+    Returns:
+        [P, *shape] for each name of ``module.named_parameters()``.
+    """
+    start: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules():
+        own = dict(part.named_parameters(recurse=False))
+        if own:
+            drawn = _draw(part, own, dice, scheme, gain)
+            start |= {f"{prefix}.{name}" if prefix else name: drawn[name] for name in own}
+    # A parameter that two modules share has one name.
+    return {name: start[name] for name, _ in module.named_parameters()}
+
+
+def gains(dice: Dice, low: float = 0.5, high: float = 2.0) -> Tensor:
+    """(P,) gains, log-uniform."""
+    return dice.log_uniform(low, high)
+
+
+def _draw(
+    part: nn.Module,
+    own: dict[str, nn.Parameter],
+    dice: Dice,
+    scheme: str,
+    gain: float | Tensor,
+) -> dict[str, Tensor]:
+    rule: Callable[[Dice], dict[str, Tensor]] | None = getattr(part, "draw", None)
+    if rule is not None:
+        return rule(dice)
+    if isinstance(part, nn.Linear | nn.Conv2d):
+        return _kernel(own, dice, scheme, gain)
+    if isinstance(part, nn.LayerNorm | nn.GroupNorm | _NormBase):
+        return {
+            name: torch.full((dice.pairs, *p.shape), float(name == "weight"))
+            for name, p in own.items()
+        }
+    if isinstance(part, nn.RNNBase):
+        bound = part.hidden_size**-0.5
+        return {n: dice.uniform(*p.shape, low=-bound, high=bound) for n, p in own.items()}
+    if isinstance(part, nn.Embedding):
+        return {name: dice.normal(*p.shape) for name, p in own.items()}
+    raise TypeError(f"no rule for the start of {type(part).__name__}")
+
+
+def _kernel(
+    own: dict[str, nn.Parameter], dice: Dice, scheme: str, gain: float | Tensor
+) -> dict[str, Tensor]:
+    shape = own["weight"].shape
+    fan_in, fan_out = prod(shape[1:]), shape[0] * prod(shape[2:])
+    if scheme == "he":
+        weight = dice.normal(*shape) * (2 / fan_in) ** 0.5
+    else:
+        square = 1 / fan_in if scheme == "torch" else 6 / (fan_in + fan_out)
+        weight = dice.uniform(*shape, low=-(square**0.5), high=square**0.5)
+    if isinstance(gain, Tensor):
+        gain = gain.view(-1, *[1] * len(shape))
+    drawn = {"weight": weight * gain}
+    if "bias" in own:
+        bound = fan_in**-0.5 if scheme == "torch" else 0.0
+        drawn["bias"] = dice.uniform(*own["bias"].shape, low=-bound, high=bound)
+    return drawn

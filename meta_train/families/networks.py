@@ -1,0 +1,45 @@
+"""Small networks that several families train."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+}
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation in between.
+
+    Args:
+        sizes: Of the inputs, the hidden layers and the outputs.
+        activation: One of ``ACTIVATIONS``.
+        norm: Whether there is a LayerNorm in front of each activation.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: str, norm: bool = False):
+        super().__init__()
+        self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.norm = nn.ModuleList(nn.LayerNorm(n) for n in sizes[1:-1] if norm)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] -> [B, outputs]."""
+        for i, linear in enumerate(self.linear[:-1]):
+            x = linear(x)
+            if self.norm:
+                x = self.norm[i](x)
+            x = self.activation(x)
+        return self.linear[-1](x)
+
+
+def dashed(sizes: Sequence[int]) -> str:
+    """Sizes for a name: 49-32-10."""
+    return "-".join(map(str, sizes))

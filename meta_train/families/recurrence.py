@@ -1,0 +1,126 @@
+"""Recurrent networks that read images by rows or sequences step by step."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from meta_train.families.base import Batch, Plan
+from meta_train.families.criteria import cross_entropy, next_tokens, squared
+from meta_train.families.dice import Dice
+from meta_train.families.examples import Stream
+from meta_train.families.images import Pictures
+from meta_train.families.initial import initial
+from meta_train.families.registry import register_family
+from meta_train.families.tokens import markov_chains, one_hot
+
+KINDS: dict[str, type[nn.RNNBase]] = {"tanh": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class Twin(nn.Module):
+    """A recurrent layer of torch and a linear one: what structure is taken from.
+
+    Args:
+        kind: One of ``KINDS``.
+        inputs: At each step.
+        hidden: Neurons.
+        answers: Outputs.
+        everywhere: Whether every step is answered; the last one alone otherwise.
+    """
+
+    def __init__(self, kind: str, inputs: int, hidden: int, answers: int, everywhere: bool):
+        super().__init__()
+        self.layer = KINDS[kind](inputs, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, answers)
+        self.kind, self.everywhere = kind, everywhere
+
+    def states(self, x: Tensor) -> Tensor:
+        """[B, T, inputs] -> [B, T, hidden]."""
+        return self.layer(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, inputs] -> [B, answers], or [B, T, answers]."""
+        states = self.states(x)
+        return self.head(states if self.everywhere else states[:, -1])
+
+
+class Reader(Twin):
+    """The same computation step by step, which many networks can do side by side."""
+
+    def states(self, x: Tensor) -> Tensor:
+        """[B, T, inputs] -> [B, T, hidden]."""
+        layer = self.layer
+        read = x @ layer.weight_ih_l0.T + layer.bias_ih_l0
+        h = cell = read.new_zeros(x.shape[0], layer.hidden_size)
+        states = []
+        for step in read.unbind(1):
+            kept = h @ layer.weight_hh_l0.T + layer.bias_hh_l0
+            if self.kind == "tanh":
+                h = torch.tanh(step + kept)
+            elif self.kind == "gru":
+                h = _gru(step, kept, h)
+            else:
+                h, cell = _lstm(step + kept, cell)
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+def _gru(read: Tensor, kept: Tensor, h: Tensor) -> Tensor:
+    """Gates in torch's order: reset, update, new."""
+    n = h.shape[-1]
+    reset, update = torch.sigmoid(read[:, : 2 * n] + kept[:, : 2 * n]).chunk(2, -1)
+    new = torch.tanh(read[:, 2 * n :] + reset * kept[:, 2 * n :])
+    return new + update * (h - new)
+
+
+def _lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Gates in torch's order: input, forget, cell, output."""
+    i, f, g, o = gates.chunk(4, -1)
+    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+def adding(length: int, batch: int) -> Callable[[Dice], Batch]:
+    """Two of many numbers are marked, and their sum is asked for."""
+
+    def make(dice: Dice) -> Batch:
+        numbers = dice.uniform(batch, length)
+        half = length // 2
+        # One mark lies in each half, as Hochreiter and Schmidhuber (1997) have it.
+        places = torch.cat([dice.integers(half, batch, 1), half + dice.integers(half, batch, 1)], 2)
+        marks = torch.zeros_like(numbers).scatter(2, places, 1.0)
+        return torch.stack([numbers, marks], -1), (numbers * marks).sum(-1, keepdim=True)
+
+    return make
+
+
+@register_family("recurrence")
+def recurrence(dice: Dice, pictures: Pictures) -> Plan:
+    """Hidden sizes of 12 to 24; rows of images, the adding problem or Markov chains."""
+    kind, hidden, batch = dice.pick(*KINDS), dice.integer(12, 24), dice.pick(8, 16)
+    task = dice.pick("rows of 7 x 7 images", "sums of two of 8", "Markov chains")
+    if task == "Markov chains":
+        vocabulary = dice.integer(6, 12)
+        sequences = markov_chains(dice, vocabulary, length=8)
+        shape, criterion = (vocabulary, hidden, vocabulary, True), next_tokens
+
+        def make(dice: Dice) -> Batch:
+            x, y = sequences(dice, batch)
+            return one_hot(x, vocabulary), y
+    elif task == "sums of two of 8":
+        shape, criterion, make = (2, hidden, 1, False), squared, adding(8, batch)
+    else:
+        shape, criterion = (7, hidden, 10, False), cross_entropy
+
+        def make(dice: Dice) -> Batch:
+            return pictures.draw(dice, batch)
+
+    module = Reader(kind, *shape)
+    return Plan(
+        name=f"recurrence {kind} of {hidden}, {task}, batches of {batch}",
+        module=module,
+        start=initial(module, dice),
+        examples=Stream(dice, make),
+        criterion=criterion,
+        twin=Twin(kind, *shape),
+    )

@@ -1,0 +1,81 @@
+"""The families by name, and the draw of one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from meta_train.families.base import Plan, Problems
+from meta_train.families.dice import Dice, seed_of
+from meta_train.families.images import Pictures
+
+Build = Callable[[Dice, Pictures], Plan]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of problem.
+
+    Attributes:
+        build: Draws sizes, starts and data.
+        held_out: Whether it is never trained on, and designs are compared on it.
+    """
+
+    build: Build
+    held_out: bool = False
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register_family(name: str, held_out: bool = False) -> Callable[[Build], Build]:
+    """Add a family, given as ``build(dice, pictures) -> Plan``.
+
+    Args:
+        name: To draw it by.
+        held_out: See :class:`Family`.
+    """
+
+    def add(build: Build) -> Build:
+        if name in FAMILIES:
+            raise ValueError(f"there is a family '{name}' already")
+        FAMILIES[name] = Family(build, held_out)
+        return build
+
+    return add
+
+
+def draw(
+    family: str,
+    seed: int,
+    pairs: int,
+    mine: slice = slice(None),
+    validation: bool = False,
+    data_root: str | Path | None = None,
+    augment: bool = True,
+) -> Problems:
+    """Draw instances of a family; all of it is determined by the arguments.
+
+    Args:
+        family: One of ``FAMILIES``.
+        seed: Of everything that is random.
+        pairs: Instances in all processes together.
+        mine: Those of them that this process has; they are the same as if it had all.
+        validation: Whether to show images that training does not.
+        data_root: Where FashionMNIST lies; see :class:`~meta_train.families.images.Pictures`.
+        augment: Whether some instances are stored in other units.
+
+    Raises:
+        ValueError: For a family that is not known, and where no pair is left.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family '{family}', expected one of {sorted(FAMILIES)}")
+    dice = Dice(seed_of(family, seed), pairs, mine)
+    if not dice.pairs:
+        raise ValueError(f"no pair is left of {pairs} by {mine}")
+    pictures = Pictures.load(data_root, validation)
+    # Modules draw a start of their own from the global generator, which nobody looks at.
+    with torch.random.fork_rng(devices=[]):
+        plan = FAMILIES[family].build(dice.other("plan"), pictures)
+    return Problems(family, plan, dice, augment)

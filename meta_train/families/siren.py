@@ -1,0 +1,91 @@
+"""Networks that hold an image: pixel coordinates go in, grey values come out."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import pi, sqrt
+
+import torch
+from torch import Tensor, nn
+
+from meta_train.families.base import Batch, Plan
+from meta_train.families.criteria import squared
+from meta_train.families.dice import Dice
+from meta_train.families.examples import FixedSet, Stream, rows
+from meta_train.families.images import Pictures
+from meta_train.families.initial import initial
+from meta_train.families.networks import MLP, dashed
+from meta_train.families.registry import register_family
+
+
+class Siren(nn.Module):
+    """Linear layers with sin(omega x) in between (Sitzmann et al. 2020).
+
+    Args:
+        sizes: Of the inputs, the hidden layers and the outputs.
+        omega: Frequency of the first layer and of all others.
+    """
+
+    def __init__(self, sizes: Sequence[int], omega: float):
+        super().__init__()
+        self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.omega = omega
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] -> [B, outputs]."""
+        for linear in self.linear[:-1]:
+            x = torch.sin(self.omega * linear(x))
+        return self.linear[-1](x)
+
+    def start(self, dice: Dice) -> dict[str, Tensor]:
+        """As published, section 3.2: inputs of each sine have a deviation of about 1."""
+        start = initial(self, dice)
+        for i, linear in enumerate(self.linear):
+            fan_in = linear.weight.shape[1]
+            bound = 1 / fan_in if i == 0 else sqrt(6 / fan_in) / self.omega
+            # torch's own start, which these are drawn as, is within 1 / sqrt(fan-in).
+            start[f"linear.{i}.weight"] *= bound * sqrt(fan_in)
+        return start
+
+
+def grid(size: int) -> Tensor:
+    """Coordinates in [-1, 1] of all pixels, [size * size, 2]."""
+    line = torch.linspace(-1, 1, size)
+    return torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1)
+
+
+@register_family("siren")
+def siren(dice: Dice, pictures: Pictures) -> Plan:
+    """Two or three layers of sines, or of ReLU on Fourier features; all pixels or some."""
+    size, fourier = dice.pick(14, 28, 28), dice.chance(0.3)
+    batch = dice.pick(64, 128, 256, 0)
+    points = batch or size * size
+    layers = dice.integer(1, 3 if points <= 128 else 2)
+    wide = dice.integer(12, 32 if points <= 256 else 20)
+    image, _ = pictures.draw(dice, 1, size)
+    values = image.flatten(2).transpose(1, 2)
+    places = grid(size).expand(dice.pairs, -1, -1)
+    if fourier:
+        # Tancik et al. 2020: frequencies are drawn once, and their deviation decides.
+        frequencies = dice.normal(2, 12) * dice.log_uniform(1.0, 4.0)[:, None, None]
+        places = torch.cat([f(pi * places @ frequencies) for f in (torch.sin, torch.cos)], -1)
+        sizes = [24, *[wide] * layers, 1]
+        module = MLP(sizes, "relu")
+        start = initial(module, dice, "he")
+    else:
+        sizes = [2, *[wide] * layers, 1]
+        module = Siren(sizes, omega=dice.pick(10.0, 20.0, 30.0))
+        start = module.start(dice)
+
+    def make(dice: Dice) -> Batch:
+        index = dice.integers(size * size, batch)
+        return rows(places, index), rows(values, index)
+
+    kind = "relu on Fourier features" if fourier else f"omega {module.omega:g}"
+    return Plan(
+        name=f"siren {dashed(sizes)}, {kind}, "
+        f"of {size} x {size}, {f'batches of {batch}' if batch else 'all pixels'}",
+        module=module,
+        start=start,
+        examples=Stream(dice, make) if batch else FixedSet(dice, (places, values)),
+        criterion=squared,
+    )

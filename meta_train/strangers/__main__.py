@@ -1,0 +1,198 @@
+"""Tasks that people really have, none of them of a kind seen in meta-training: who does them best?
+
+    python -m meta_train.strangers                                     # a quick look
+    python -m meta_train.strangers --tasks all --optimizers all --seeds 3 --jobs 2
+
+All optimizers start at the same initialisation and see the same batches. Every run is kept as a
+line of runs.jsonl, and the same command goes on with those that are missing.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from l2o_graph.datasets.workers import in_parallel
+from meta_train.benchmark import check_writable
+from meta_train.strangers import contenders, learned, records, tasks
+from meta_train.strangers.contenders import Contender
+from meta_train.strangers.records import Record, Run
+from meta_train.strangers.report import Outcome, stopped_early, text, write
+from meta_train.strangers.task import Task
+from meta_train.strangers.training import stops, train
+
+QUICK_OPTIMIZERS = ("adamw", "adamw-default", "muon", "ng")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to compare.
+
+    Attributes:
+        tasks: Names, or "all" or "quick".
+        optimizers: Names, or "all" or "rivals".
+        seeds: How many, from 1 on.
+        anytime: Whether runs that stop at 1/8, 1/4 and 1/2 are made too.
+        checkpoint: Of the learned optimizer, a name or a path.
+        data_root: Where datasets lie; "sample" for stand-ins from the package.
+        out: Folder of what is written.
+        jobs: Runs at the same time, of one thread each.
+        shorter: Factor of the number of steps of every task.
+        finished: Whether to report what is there, and run nothing.
+    """
+
+    tasks: tuple[str, ...] = ("quick",)
+    optimizers: tuple[str, ...] = QUICK_OPTIMIZERS
+    seeds: int = 1
+    anytime: bool = False
+    checkpoint: str = "general"
+    data_root: str | None = None
+    out: Path = Path("runs/strangers")
+    jobs: int = 1
+    shorter: float = 1.0
+    finished: bool = False
+
+
+def plan(settings: Settings, wanted: Sequence[Task], known: dict[str, Contender]) -> list[Run]:
+    """All runs, those first that make whole tables early."""
+    own = {name: c for name, c in known.items() if not c.run_of}
+    # What is read from another contender's runs needs these, asked for or not.
+    sources = contenders.contenders(settings.checkpoint)
+    own |= {c.run_of: sources[c.run_of] for c in known.values() if c.run_of}
+    checkpoint = (
+        learned.identity(settings.checkpoint) if any(c.is_learned for c in own.values()) else ""
+    )
+    runs = []
+    for seed in range(1, settings.seeds + 1):
+        for task in wanted:
+            for name, contender in own.items():
+                early = stops(task.steps)[:-1] if settings.anytime and contender.horizon else []
+                for steps in (*early, task.steps):
+                    for rate in contender.rates:
+                        identity = checkpoint if contender.is_learned else ""
+                        runs.append(Run(task.name, name, rate, seed, steps, identity))
+    return runs
+
+
+def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
+    """Do those runs that the folder lacks, keeping each as it ends.
+
+    Returns:
+        The records of ``runs``, in their order; with ``finished``, of those that there are.
+    """
+    found = records.read(settings.out)
+    if settings.finished:
+        return [found[run] for run in runs if run in found]
+    missing = [run for run in runs if run not in found]
+    work = partial(train, checkpoint=settings.checkpoint, root=settings.data_root)
+    with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run") as progress:
+        for record in in_parallel(work, missing, settings.jobs):
+            records.add(settings.out, record)
+            found[record.run] = record
+            progress.update()
+            progress.write(_line(record), file=sys.stderr)
+    return [found[run] for run in runs]
+
+
+def compare(settings: Settings) -> Outcome:
+    """Check, do all runs, gather.
+
+    Raises:
+        ValueError, OSError: For a request that cannot be met, before any run.
+    """
+    for name in ("seeds", "jobs"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
+    if not 0 < settings.shorter <= 1:
+        raise ValueError(f"shorter: expected more than 0, at most 1, found {settings.shorter:g}")
+    wanted, notes = tasks.chosen(settings.tasks)
+    known, more = contenders.chosen(settings.optimizers, settings.checkpoint)
+    if not wanted or not known:
+        raise ValueError("nothing to run: " + "; ".join([*notes, *more]))
+    wanted = [replace(t, steps=max(1, round(settings.shorter * t.steps))) for t in wanted]
+    check_writable(settings.out)
+    runs = plan(settings, wanted, known)
+    for line in (*notes, *more):
+        print(f"strangers: {line}", file=sys.stderr)
+    done = with_averages(execute(settings, runs), known)
+    whole = {task.name: task.steps for task in wanted}
+    done_tasks = {r.run.task for r in done if r.run.steps == whole[r.run.task]}
+    if not done_tasks:
+        raise ValueError(f"no run of these is finished in '{settings.out}'")
+    wanted = [task for task in wanted if task.name in done_tasks]
+    return Outcome(
+        tasks=wanted,
+        contenders=known,
+        records=[r for r in done if r.run.steps == whole[r.run.task]],
+        stopped=stopped_early(wanted, done) if settings.anytime else {},
+        notes=[*notes, *more],
+    )
+
+
+def with_averages(done: Sequence[Record], known: dict[str, Contender]) -> list[Record]:
+    """The records of known contenders, those read from another's runs among them."""
+    answer = [record for record in done if record.run.optimizer in known]
+    for name, contender in known.items():
+        answer += [
+            replace(record, run=replace(record.run, optimizer=name), merits=record.averaged)
+            for record in done
+            if contender.run_of and record.run.optimizer == contender.run_of
+        ]
+    return answer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, compare, print; 0 when all is done, 2 for a request that cannot be met."""
+    settings = _parse(argv)
+    try:
+        outcome = compare(settings)
+    except (ValueError, OSError) as error:
+        print("strangers: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
+        return 130
+    paths = write(outcome, settings.out)
+    print(paths[0].read_text())
+    print("wrote " + ", ".join(map(str, paths)))
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> Settings:
+    parser = argparse.ArgumentParser(
+        prog="python -m meta_train.strangers",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=f"tasks: {', '.join(tasks.TASKS)}; optimizers: {', '.join(contenders.contenders())}",
+    )
+    add, default = parser.add_argument, Settings()
+    add("--tasks", nargs="+", default=default.tasks, metavar="TASK", help='or "all" or "quick"')
+    add("--optimizers", nargs="+", default=default.optimizers, metavar="OPTIMIZER",
+        help='or "all" or "rivals"')  # fmt: skip
+    add("--seeds", type=int, default=default.seeds, help="how many, from 1 on")
+    add("--anytime", action="store_true", help="stop everyone at 1/8, 1/4 and 1/2 too")
+    add("--checkpoint", default=default.checkpoint, help="of NG: a name or a path")
+    add("--data-root", metavar="FOLDER", help='"sample": stand-ins from the package')
+    add("--out", type=Path, default=default.out, metavar="FOLDER")
+    add("--jobs", type=int, default=default.jobs, help="runs at the same time, of one thread each")
+    add("--shorter", type=float, default=default.shorter, metavar="FACTOR",
+        help="of the steps of every run, to try things out")  # fmt: skip
+    add("--finished", action="store_true", help="report what is finished, and run nothing")
+    args = vars(parser.parse_args(argv))
+    for name in ("tasks", "optimizers"):
+        args[name] = tuple(args[name])
+    return Settings(**args)
+
+
+def _line(record: Record) -> str:
+    run = record.run
+    merit = text(tasks.TASKS[run.task].merit, [record.merit])
+    what = f"{run.task} {run.optimizer} {run.rate:g} seed {run.seed}"
+    return f"{what}, {run.steps} steps: {merit}, {record.seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

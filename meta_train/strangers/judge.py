@@ -1,0 +1,272 @@
+"""Who is better: the rules, on plain numbers.
+
+Merits of a task are compared in units that make tasks comparable: 0.3 points of accuracy, or 2 %
+of a loss, is one unit, and so is what "level" means. "Clearly" is 2 points, or 10 % of a loss.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from meta_train.strangers.records import Record
+from meta_train.strangers.task import Merit
+
+LEVEL_POINTS, LEVEL_SHARE = 0.3, 0.02
+CLEAR_POINTS, CLEAR_SHARE = 2.0, 0.10
+SIGNIFICANT = 0.05
+FEWEST_TASKS, FEWEST_SEEDS = 6, 3  # with fewer, no test can be significant, or be trusted
+WORST = 1000.0  # units; what a run without a number is behind by
+
+RULE = (
+    "One optimizer is *better* than another over the tasks if a two-sided Wilcoxon signed-rank "
+    f"test over the tasks' differences (in units of {LEVEL_POINTS:g} points of accuracy or "
+    f"{100 * LEVEL_SHARE:g} % of a loss, means over seeds) has p < {SIGNIFICANT:g}; on one task, "
+    f"if a paired t test over at least {FEWEST_SEEDS} seeds has, and the mean difference is more "
+    "than one unit."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An optimizer at one rate on one task.
+
+    Attributes:
+        optimizer: Name.
+        rate: Of it.
+        merits: By seed; None where there was no number.
+        starts: By seed, before training.
+        diverged: In any seed.
+        is_learned: Whether it is the learned one.
+    """
+
+    optimizer: str
+    rate: float
+    merits: Mapping[int, float | None]
+    starts: Mapping[int, float]
+    diverged: bool = False
+    is_learned: bool = False
+
+    @property
+    def mean(self) -> float | None:
+        """Over seeds; None where one has no number."""
+        values = list(self.merits.values())
+        numbers = [value for value in values if value is not None]
+        return fmean(numbers) if len(numbers) == len(values) else None
+
+
+def gain(merit: Merit, mine: float | None, other: float | None) -> float:
+    """How much better mine is than the other, in units; negative if it is worse."""
+    if mine is None or other is None:
+        return WORST * ((mine is not None) - (other is not None))
+    if merit.higher:
+        return (mine - other) / LEVEL_POINTS
+    return max(-WORST, min(WORST, math.log(other / mine) / math.log1p(LEVEL_SHARE)))
+
+
+def clearly_worse(merit: Merit, mine: float | None, other: float | None) -> bool:
+    """By more than 2 points of accuracy, or a loss more than 10 % higher."""
+    if mine is None or other is None:
+        return mine is None and other is not None
+    if merit.higher:
+        return mine < other - CLEAR_POINTS
+    return mine > (1 + CLEAR_SHARE) * other
+
+
+def failed(merit: Merit, entry: Entry) -> bool:
+    """Whether a seed diverged, or the mean is not clearly better than before training."""
+    if entry.diverged or entry.mean is None:
+        return True
+    return not clearly_worse(merit, fmean(entry.starts.values()), entry.mean)
+
+
+def best(merit: Merit, entries: Sequence[Entry]) -> Entry:
+    """The one with the best mean; the first of equals."""
+    sign = 1.0 if merit.higher else -1.0
+    return max(entries, key=lambda e: -math.inf if e.mean is None else sign * e.mean)
+
+
+def at_best_rates(merit: Merit, entries: Sequence[Entry]) -> dict[str, Entry]:
+    """By optimizer, the entry at its best rate, of those with the most seeds."""
+    names = dict.fromkeys(e.optimizer for e in entries)
+    answer: dict[str, Entry] = {}
+    for name in names:
+        own = [e for e in entries if e.optimizer == name]
+        most = max(len(e.merits) for e in own)
+        answer[name] = best(merit, [e for e in own if len(e.merits) == most])
+    return answer
+
+
+def rank(merit: Merit, entry: Entry, others: Sequence[Entry]) -> int:
+    """One more than there are rivals, other optimizers than this and not learned, that did better.
+
+    Learned ones are each compared with the rivals, not with each other.
+    """
+    rivals = [e for e in others if not e.is_learned and e.optimizer != entry.optimizer]
+    return 1 + sum(gain(merit, e.mean, entry.mean) > 0 for e in rivals)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an optimizer, at its best rate, did on a task.
+
+    Attributes:
+        entry: What is judged.
+        rank: Among rivals at their best rates.
+        rank_of_all: Among all rates of all rivals.
+        behind: The best rival, other than itself, is so many units better; negative if worse.
+        level: Whether it is first or at most one unit behind.
+        failed: See ``failed``.
+        worse_than_default: Clearly worse than AdamW as it comes; None where that was not run.
+    """
+
+    entry: Entry
+    rank: int
+    rank_of_all: int
+    behind: float
+    level: bool
+    failed: bool
+    worse_than_default: bool | None
+
+
+def standings(
+    merit: Merit, entries: Sequence[Entry], default: str = "adamw-default"
+) -> dict[str, Standing]:
+    """Of all optimizers on a task, by name."""
+    chosen = at_best_rates(merit, entries)
+    answer: dict[str, Standing] = {}
+    for name, entry in chosen.items():
+        rivals = [e for n, e in chosen.items() if n != name and not e.is_learned]
+        behind = max((gain(merit, e.mean, entry.mean) for e in rivals), default=0.0)
+        lost = failed(merit, entry)
+        answer[name] = Standing(
+            entry,
+            rank=rank(merit, entry, list(chosen.values())),
+            rank_of_all=rank(merit, entry, entries),
+            behind=behind,
+            level=behind <= 1.0 + 1e-9 and not lost,
+            failed=lost,
+            worse_than_default=(
+                clearly_worse(merit, entry.mean, chosen[default].mean)
+                if default in chosen
+                else None
+            ),
+        )
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """An optimizer over all tasks that it was run on.
+
+    Attributes:
+        tasks: How many.
+        median_rank: Among rivals at their best rates.
+        median_rank_of_all: Among all rates of all rivals.
+        firsts: Tasks where no rival was better.
+        level: Tasks where it was first or level.
+        failed: Tasks where it failed.
+        worse_than_default: Tasks where it was clearly worse than AdamW as it comes.
+    """
+
+    tasks: int
+    median_rank: float
+    median_rank_of_all: float
+    firsts: int
+    level: int
+    failed: int
+    worse_than_default: int
+
+
+def summaries(tables: Mapping[str, Mapping[str, Standing]]) -> dict[str, Summary]:
+    """Of every optimizer, from the standings of each task."""
+    names = dict.fromkeys(name for table in tables.values() for name in table)
+    answer: dict[str, Summary] = {}
+    for name in names:
+        own = [table[name] for table in tables.values() if name in table]
+        answer[name] = Summary(
+            tasks=len(own),
+            median_rank=float(median(s.rank for s in own)),
+            median_rank_of_all=float(median(s.rank_of_all for s in own)),
+            firsts=sum(s.rank == 1 and not s.failed for s in own),
+            level=sum(s.level for s in own),
+            failed=sum(s.failed for s in own),
+            worse_than_default=sum(bool(s.worse_than_default) for s in own),
+        )
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One optimizer against another.
+
+    Attributes:
+        count: Tasks, or seeds.
+        wins: Of these, where it was better.
+        gain: Median over tasks, or mean over seeds, in units.
+        p: Of the test; None where there are too few.
+        better: "yes", "no" for worse, or "not told apart".
+    """
+
+    count: int
+    wins: int
+    gain: float
+    p: float | None
+    better: str
+
+
+def over_tasks(gains: Sequence[float]) -> Verdict:
+    """Wilcoxon's signed-rank test over the tasks' differences, two-sided."""
+    from scipy.stats import wilcoxon
+
+    middle = float(median(gains))
+    moved = [g for g in gains if g != 0]
+    p = float(wilcoxon(moved).pvalue) if len(moved) >= FEWEST_TASKS else None
+    balance = _signed_ranks(moved)
+    told = p is not None and p < SIGNIFICANT
+    return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, _word(told, balance))
+
+
+def over_seeds(gains: Sequence[float]) -> Verdict:
+    """A paired t test over the seeds of one task, two-sided."""
+    from scipy.stats import t
+
+    mean, count = fmean(gains), len(gains)
+    p = None
+    if count >= FEWEST_SEEDS:
+        squares = sum((g - mean) ** 2 for g in gains) / (count - 1)
+        error = math.sqrt(squares / count)
+        # Without any spread, a difference is certain.
+        p = 2 * float(t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
+    told = p is not None and p < SIGNIFICANT and abs(mean) > 1
+    return Verdict(count, sum(g > 0 for g in gains), mean, p, _word(told, mean))
+
+
+def _word(told: bool, sign: float) -> str:
+    if not told:
+        return "not told apart"
+    return "yes" if sign > 0 else "no"
+
+
+def _signed_ranks(gains: Sequence[float]) -> float:
+    """Sum of the ranks of sizes, each with its difference's sign; equal sizes in either order."""
+    ordered = sorted(gains, key=abs)
+    return float(sum(math.copysign(i + 1, g) for i, g in enumerate(ordered)))
+
+
+def entries_of(records: Sequence[Record], learned: Mapping[str, bool]) -> list[Entry]:
+    """A task's records by optimizer and rate, seeds together."""
+    groups: dict[tuple[str, float], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.run.optimizer, record.run.rate), []).append(record)
+    return [
+        Entry(
+            name,
+            rate,
+            {r.run.seed: r.merit for r in group},
+            {r.run.seed: r.start for r in group},
+            any(r.diverged and r.merit is None for r in group),
+            learned[name],
+        )
+        for (name, rate), group in groups.items()
+    ]

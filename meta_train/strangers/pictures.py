@@ -1,0 +1,150 @@
+"""Pictures of the outcome as PNG: how far behind the best everyone is, and losses over steps."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from meta_train.plots import OTHER
+from meta_train.strangers.judge import Standing, gain
+from meta_train.strangers.records import Record
+from meta_train.strangers.task import Merit, Task
+
+# Okabe and Ito's palette; learned ones in the warm colours, as elsewhere.
+COLOURS = {
+    "ng": "#D55E00",
+    "ng-averaged": "#E69F00",
+    "ng-told": "#8C2D04",
+    "adamw": "#0072B2",
+    "adamw-default": "#56B4E9",
+    "muon": "#009E73",
+    "soap": "#CC79A7",
+    "schedule-free": "#8C564B",
+    "prodigy": "#999999",
+}
+FURTHEST = 20.0  # units that the scale of colours ends at
+COLUMNS = 4  # of small pictures
+SMOOTHING = 2  # points of a curve on either side that are averaged
+
+
+def dots(
+    tasks: Sequence[Task],
+    tables: Mapping[str, Mapping[str, Standing]],
+    labels: Mapping[str, str],
+) -> bytes:
+    """A map of tasks and optimizers: figures, coloured by how far behind the best they are.
+
+    A unit is 0.3 points of accuracy or 2 % of a loss.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    names = [name for name in labels if any(name in table for table in tables.values())]
+    size = (2.6 + 0.85 * len(names), 1.5 + 0.3 * len(tasks))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axis = figure.subplots()
+    behind = [[_behind(task.merit, tables[task.name], name) for name in names] for task in tasks]
+    grid = [[math.nan if b is None else min(b, FURTHEST) for b in row] for row in behind]
+    image = axis.imshow(grid, cmap="YlGnBu_r", vmin=0, vmax=FURTHEST, aspect="auto")
+    for i, task in enumerate(tasks):
+        for j, name in enumerate(names):
+            standing, far = tables[task.name].get(name), grid[i][j]
+            if standing is None:
+                continue
+            best = behind[i][j] == 0
+            axis.text(
+                j, i, _figure(task.merit, standing), ha="center", va="center", fontsize=7.5,
+                color="white" if far < 0.55 * FURTHEST else "black",
+                fontweight="bold" if best else "normal",
+            )  # fmt: skip
+    axis.set_xticks(range(len(names)), [labels[n] for n in names], rotation=30, ha="left")
+    axis.xaxis.tick_top()
+    axis.set_yticks(range(len(tasks)), [task.label for task in tasks])
+    axis.tick_params(length=0, labelsize=8)
+    axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axis, shrink=0.5, pad=0.02)
+    bar.set_label("units behind the best", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return _png(figure)
+
+
+def curves(
+    tasks: Sequence[Task],
+    tables: Mapping[str, Mapping[str, Standing]],
+    records: Sequence[Record],
+    labels: Mapping[str, str],
+) -> bytes:
+    """Training losses of the first seed, every optimizer at its best rate; a picture a task."""
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+    from matplotlib.ticker import NullFormatter
+
+    columns = min(COLUMNS, len(tasks))
+    rows = -(-len(tasks) // columns)
+    size = (0.4 + 2.9 * columns, 0.7 + 2.1 * rows)
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    shown: dict[str, Any] = {}
+    seed = min((r.run.seed for r in records), default=1)
+    for axis, task in zip(axes, tasks, strict=False):
+        low, high = [], []
+        for name, standing in tables[task.name].items():
+            if name == "ng-averaged":  # the same run as that of the last weights
+                continue
+            losses = _losses(records, task, name, standing.entry.rate, seed)
+            if not losses:
+                continue
+            at = [(i + 0.5) * task.steps / len(losses) for i in range(len(losses))]
+            width = 1.9 if standing.entry.is_learned else 1.1
+            colour = COLOURS.get(name, OTHER)
+            shown[name] = axis.plot(at, losses, color=colour, linewidth=width)[0]
+            low.append(min(losses))
+            high.append(losses[0])
+        axis.set_title(task.label, fontsize=8.5, loc="left")
+        if low and min(low) > 0:
+            axis.set_yscale("log")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.set_ylim(0.9 * min(low), 1.3 * max(*high, 1.01 * min(low)))
+        axis.tick_params(labelsize=7, which="both")
+        axis.grid(axis="y", color="0.92", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes:
+        axis.set_visible(False)
+    figure.supxlabel("training step", fontsize=9)
+    figure.supylabel("training loss", fontsize=9)
+    if shown:
+        figure.legend(
+            list(shown.values()), [labels[n] for n in shown], loc="outside upper left",
+            ncols=len(shown), frameon=False, fontsize=8,
+        )  # fmt: skip
+    return _png(figure)
+
+
+def _behind(merit: Merit, table: Mapping[str, Standing], name: str) -> float | None:
+    """Units behind the best of all."""
+    if name not in table:
+        return None
+    mine = table[name].entry.mean
+    return max(gain(merit, s.entry.mean, mine) for s in table.values())
+
+
+def _figure(merit: Merit, standing: Standing) -> str:
+    mean = standing.entry.mean
+    if mean is None:
+        return "diverged"
+    return f"{mean:.1f}" if merit.higher else f"{mean:.3g}"
+
+
+def _losses(
+    records: Sequence[Record], task: Task, name: str, rate: float, seed: int
+) -> list[float]:
+    for r in records:
+        if (r.run.task, r.run.optimizer, r.run.rate, r.run.seed) == (task.name, name, rate, seed):
+            near = range(len(r.curve))
+            return [fmean(r.curve[max(0, i - SMOOTHING) : i + SMOOTHING + 1]) for i in near]
+    return []
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

@@ -1,0 +1,129 @@
+"""Runs and what came of them, kept as lines of JSON."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+FILE = "runs.jsonl"
+BEGINNING = '{"run": {'  # of every line
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run; runs that are equal here give the same result.
+
+    Attributes:
+        task: Name.
+        optimizer: Name.
+        rate: Learning rate.
+        seed: Of initialisation and batches.
+        steps: Training steps, which a schedule is planned for.
+        checkpoint: Identity of a learned optimizer's weights, else empty.
+    """
+
+    task: str
+    optimizer: str
+    rate: float
+    seed: int
+    steps: int
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What came of a run.
+
+    Attributes:
+        run: Which.
+        start: Figure of merit before the first step.
+        merits: Figure of merit after so many steps; None where there was no number.
+        averaged: The same at averaged weights, where the run gives both.
+        curve: Training loss, mean of each of up to a hundred parts of the run.
+        diverged: Whether the loss became non-finite, which ends a run.
+        pass_seconds: Median of a forward and backward pass.
+        update_seconds: Median of the optimizer's part.
+        update_seconds_mean: Mean of it; some steps do more than others.
+        seconds: Of the whole run.
+        torch: Version.
+        date: When it ended, UTC.
+    """
+
+    run: Run
+    start: float
+    merits: dict[int, float | None]
+    averaged: dict[int, float | None]
+    curve: list[float]
+    diverged: bool
+    pass_seconds: float
+    update_seconds: float
+    update_seconds_mean: float
+    seconds: float
+    torch: str
+    date: str
+
+    @property
+    def merit(self) -> float | None:
+        """At the end of the run."""
+        return self.merits.get(self.run.steps)
+
+    def stopped(self, steps: int) -> "Record":
+        """The record as if the run had ended after so many steps."""
+        merits, averaged = ({steps: m.get(steps)} for m in (self.merits, self.averaged))
+        run = replace(self.run, steps=steps)
+        return replace(self, run=run, merits=merits, averaged=averaged)
+
+
+def add(folder: Path, record: Record) -> None:
+    """Append a record; several commands may write to one folder."""
+    path = folder / FILE
+    line = json.dumps(asdict(record), allow_nan=False)
+    before = path.read_bytes() if path.exists() else b""
+    torn = bool(before) and not before.endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> dict[Run, Record]:
+    """All records of a folder; a line that was not written to its end is passed over.
+
+    Raises:
+        ValueError: When the file is something else.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return {}
+    found: dict[Run, Record] = {}
+    for at, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            if line.startswith(BEGINNING[: len(line)]):
+                continue
+            fields = None
+        try:
+            record = _record(fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"'{path}', line {at}: not a run of this benchmark ({error}); move the file away "
+                "or give another --out"
+            ) from error
+        found[record.run] = record
+    return found
+
+
+def number(value: float) -> float | None:
+    """JSON knows no infinities."""
+    return value if math.isfinite(value) else None
+
+
+def _record(fields: Any) -> Record:
+    fields = dict(fields)
+    for name in ("merits", "averaged"):
+        fields[name] = {int(step): value for step, value in fields[name].items()}
+    fields["run"] = Run(**fields["run"])
+    return Record(**fields)

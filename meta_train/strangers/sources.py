@@ -1,0 +1,75 @@
+"""Where the tasks' data come from: images, the standard library's sources, bundled tables."""
+
+import sysconfig
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2o_graph.datasets.images import NORMALISATION, Images, load_images
+from meta_train.strangers.task import generator
+
+SAMPLE = "sample"  # as a data root: the packaged sample in place of all image datasets
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+TEXT_LENGTH, TEXT_HELD_OUT = 1_000_000, 100_000
+
+
+@cache
+def images(name: str, root: str | None) -> Images:
+    """A dataset by the name that ``load_images`` knows, its test images in random order.
+
+    Args:
+        name: "fmnist", "mnist" or "cifar10".
+        root: Where it lies, or "sample" for a stand-in from the packaged FashionMNIST sample.
+
+    Raises:
+        DatasetNotFoundError: When it is not there and cannot be downloaded.
+    """
+    found = load_images("fmnist_sample" if root == SAMPLE else name, root)
+    if root == SAMPLE and name == "cifar10":
+        mean, std = NORMALISATION[name]
+        x, test_x = _coloured(found.train_x), _coloured(found.test_x)
+        label = f"{found.name}, in colour"
+        found = Images(label, x, found.train_y, test_x, found.test_y, mean, std)
+    # Some come sorted by class, and a part of the test images is all that is looked at.
+    order = torch.randperm(len(found.test_y), generator=generator(0))
+    return replace(found, test_x=found.test_x[order], test_y=found.test_y[order])
+
+
+def _coloured(grey: Tensor) -> Tensor:
+    wide = F.pad(grey, (2, 2, 2, 2))
+    return torch.cat([wide, wide // 2, 255 - wide], 1)
+
+
+@cache
+def text() -> tuple[Tensor, Tensor]:
+    """Characters of the standard library's own sources as numbers: for training, and held out."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    pieces: list[str] = []
+    for path in sorted(folder.glob("*.py")):
+        pieces.append(path.read_text(encoding="utf-8", errors="ignore"))
+        if sum(map(len, pieces)) > TEXT_LENGTH:
+            break
+    number = {character: i for i, character in enumerate(CHARACTERS)}
+    joined = "".join(pieces)[:TEXT_LENGTH]
+    codes = torch.tensor([number[c] for c in joined if c in number])
+    return codes[:-TEXT_HELD_OUT], codes[-TEXT_HELD_OUT:]
+
+
+@cache
+def table(name: str) -> tuple[Tensor, Tensor]:
+    """Features, each of mean 0 and deviation 1, and raw targets, bundled with scikit-learn.
+
+    Args:
+        name: "digits", "breast_cancer" or "diabetes".
+    """
+    from sklearn import datasets
+
+    found = getattr(datasets, f"load_{name}")()
+    x = torch.from_numpy(found.data).float()
+    y = torch.from_numpy(found.target)
+    x = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    return x, (y.float() if y.is_floating_point() else y.long())

@@ -1,0 +1,102 @@
+"""What a task is: a network, a loss, batches and a figure of merit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Merit:
+    """A figure of merit.
+
+    Attributes:
+        name: In words, with its unit.
+        higher: Whether more of it is better.
+    """
+
+    name: str
+    higher: bool
+
+
+ACCURACY = Merit("accuracy, %", higher=True)
+
+
+def lower(name: str) -> Merit:
+    """A loss or an error; always positive."""
+    return Merit(name, higher=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A task at one seed.
+
+    Attributes:
+        net: Initialised; in training mode.
+        loss: Of the network on a batch; it calls ``net`` once, and draws no random numbers.
+        batch: Of each step, the same whenever it is asked for.
+        evaluate: The figure of merit of the network as it is, in evaluation mode.
+    """
+
+    net: nn.Module
+    loss: Callable[[nn.Module, Batch], Tensor]
+    batch: Callable[[int], Batch]
+    evaluate: Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something that people train.
+
+    Attributes:
+        name: For commands.
+        label: In words.
+        merit: What it is judged by, on data held out.
+        steps: Of a whole run.
+        make: (seed, data root) -> problem.
+        library: A package that it needs beside the project's own, by the name of its import.
+    """
+
+    name: str
+    label: str
+    merit: Merit
+    steps: int
+    make: Callable[[int, str | None], Problem]
+    library: str = ""
+
+
+def generator(seed: int, step: int = -1) -> torch.Generator:
+    """Random numbers for a step of a seed, or for what comes before all steps."""
+    return torch.Generator().manual_seed(1_000_003 * seed + step + 1)
+
+
+def pick(count: int, batch: int, seed: int, step: int) -> Tensor:
+    """The examples of a step, out of so many."""
+    return torch.randint(count, (batch,), generator=generator(seed, step))
+
+
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """A network with the initialisation of a seed; torch takes it from the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+@torch.no_grad()
+def measured(net: nn.Module, evaluate: Callable[[nn.Module], float]) -> float:
+    """The figure of merit, with the network in evaluation mode for as long as it takes."""
+    net.eval()
+    try:
+        return float(evaluate(net))
+    finally:
+        net.train()
+
+
+def percent_right(net: nn.Module, inputs: Tensor, labels: Tensor, chunk: int = 500) -> float:
+    """Accuracy in %."""
+    answers = [net(part).argmax(-1) for part in inputs.split(chunk)]
+    return 100 * float((torch.cat(answers) == labels).float().mean())
