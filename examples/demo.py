@@ -2,8 +2,9 @@
 
     python examples/demo.py [--data-root FOLDER] [--steps N] [--out demo.png]
 
-All three start at the same initialisation and see the same batches. Without the dataset, and
-without a network to download it, the sample of FashionMNIST in the package has to do.
+All three start at the same initialisation and see the same batches. The learned optimizer averages
+its weights as it goes; their accuracy is shown as well. Without the dataset, and without a network
+to download it, the sample of FashionMNIST in the package has to do.
 """
 
 import argparse
@@ -18,14 +19,14 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_root
 from l2o_graph.zoo.files import write_atomically
-from meta_train.baselines import BEST_RATES, PACKAGED, contenders
+from meta_train.baselines import BEST_RATES, PACKAGED, contenders, label_of
 from meta_train.benchmark import check_writable
 from meta_train.plots import Curve, Panel, plot_curves
 from meta_train.tasks import Task, get_task
 from meta_train.training import Training
 
 SEED = 101
-OPTIMIZERS = ("adam", "muon", "ng_gnn")
+OPTIMIZERS = ("adam", "muon", "ng")
 STEPS, SAMPLE_STEPS = 600, 300
 PATIENCE = 10.0  # seconds that a download may be silent
 
@@ -94,17 +95,19 @@ def choose_task(root: str | None) -> tuple[Task, str, bool]:
 
 
 def table(labels: dict[str, str], trainings: dict[str, Training]) -> str:
-    """One line for each optimizer."""
+    """One line for each optimizer, and one for the averaged weights of the learned one."""
     lines = [
         "",
-        f"{'optimizer':28} {'test accuracy':>14} {'loss, last 100':>15} {'ms/update':>10} "
+        f"{'optimizer':40} {'test accuracy':>14} {'loss, last 100':>15} {'ms/update':>10} "
         f"{'ms/step':>8}",
     ]
     for name, t in trainings.items():
         lines.append(
-            f"{labels[name]:28} {t.accuracy():14.2%} {fmean(t.losses[-100:]):15.3f} "
+            f"{labels[name]:40} {t.accuracy():14.2%} {fmean(t.losses[-100:]):15.3f} "
             f"{1e3 * median(t.update_seconds):10.1f} {1e3 * median(t.step_seconds):8.1f}"
         )
+        if name in PACKAGED:
+            lines.append(f"{label_of(f'{name}_averaged'):40} {t.accuracy(averaged=True):14.2%}")
     return "\n".join(lines)
 
 

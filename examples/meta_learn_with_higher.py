@@ -1,4 +1,4 @@
-"""Meta-train a learned optimizer of your own in an inner loop of the package ``higher``.
+"""Meta-train the paper's learned optimizer in an inner loop of the package ``higher``.
 
     pip install "l2o_graph[higher]"
     python examples/meta_learn_with_higher.py
@@ -11,7 +11,7 @@ import higher
 import torch
 from torch import Tensor, nn
 
-from l2o_graph import NGOptimizer
+from l2o_graph import PaperOptimizer
 from l2o_graph.rule import RuleConfig, UpdateRule, untrained
 
 INNER_STEPS = 10
@@ -28,8 +28,7 @@ def wave(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 def loss_after_training(rule: UpdateRule, seed: int, differentiable: bool = True) -> Tensor:
     model, x, y = wave(seed)
-    # load_checkpoint("fmnist").rule.requires_grad_(True) would start from a packaged one.
-    optimizer = NGOptimizer(model.parameters(), checkpoint=rule)
+    optimizer = PaperOptimizer(model.parameters(), checkpoint=rule)
     with higher.innerloop_ctx(model, optimizer, track_higher_grads=differentiable) as (net, inner):
         for _ in range(INNER_STEPS):
             inner.step(nn.functional.mse_loss(net(x), y))

@@ -24,7 +24,7 @@ def main(steps: int = 200) -> float:
         nn.Flatten(),
         nn.Linear(32, 10),
     )
-    optimizer = NGOptimizer(model.parameters(), checkpoint="fmnist")  # was torch.optim.AdamW(...)
+    optimizer = NGOptimizer(model.parameters())  # was torch.optim.AdamW(...)
 
     for step in range(steps):
         index = torch.randint(len(images.train_y), (128,))
@@ -36,11 +36,16 @@ def main(steps: int = 200) -> float:
         if step % 20 == 0:
             print(f"step {step:4}: loss {loss.item():.3f}")
 
-    with torch.no_grad():
-        predicted = model(images.normalise(images.test_x)).argmax(1)
-    accuracy = (predicted == images.test_y).float().mean().item()
-    print(f"test accuracy {accuracy:.1%}")
-    return accuracy
+    def accuracy() -> float:
+        with torch.no_grad():
+            predicted = model(images.normalise(images.test_x)).argmax(1)
+        return (predicted == images.test_y).float().mean().item()
+
+    print(f"test accuracy of the last weights {accuracy():.1%}")
+    with optimizer.averaged():  # the mean over about the last 5 % of the steps
+        averaged = accuracy()
+    print(f"test accuracy of averaged weights {averaged:.1%}")
+    return averaged
 
 
 if __name__ == "__main__":

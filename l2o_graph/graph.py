@@ -26,7 +26,6 @@ from l2o_graph.architecture import (
     Kernel,
     NetSpec,
     Neurons,
-    Role,
 )
 from l2o_graph.inference import spec_of_module, spec_of_parameters
 
@@ -34,14 +33,6 @@ if TYPE_CHECKING:  # a slow import, and only the exchange needs it
     import torch_geometric.data
 
 G = TypeVar("G", bound="Gatherable")
-
-ROLES: tuple[Role, ...] = ("input", "hidden", "output")
-
-# Wavelengths of a position, 2 pi 4^k: neighbours differ in the first, thousands in the last.
-NODE_FREQUENCIES = tuple(4.0**-k for k in range(6))
-OFFSET_FREQUENCIES = tuple(4.0**-k for k in range(3))
-NODE_POSITION_SIZE = len(ROLES) + 2 * len(NODE_FREQUENCIES)
-OFFSET_SIZE = 3 * 2 * len(OFFSET_FREQUENCIES)
 
 # From so many chunks on, what stays of each is kept apart from what goes.
 MANY_CHUNKS = 8
@@ -314,46 +305,12 @@ def runs_of_chunks(topology: Topology, chunks: Sequence[Chunk]) -> Runs:
     return runs_of(ranges, topology.spec.num_nodes)
 
 
-def sinusoids(x: Float[Tensor, "*n"], frequencies: tuple[float, ...]) -> Float[Tensor, "*n f"]:
-    """Sine and cosine of x at each frequency: a bounded code for an unbounded number."""
-    angles = x[..., None] * torch.tensor(frequencies)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
-def node_positions(spec: NetSpec) -> Float[Tensor, "N D"]:
-    """Which input, which output or which hidden layer each node is.
-
-    The paper (section 3.1) keeps a learned row for each of them; as a function of the index the
-    code has no end, so that a network may have any number of inputs, outputs and layers.
-    """
-    rows = [torch.zeros(0, NODE_POSITION_SIZE)]
-    for neurons in spec.neurons:
-        role = torch.zeros(neurons.size, len(ROLES))
-        role[:, ROLES.index(neurons.role)] = 1
-        hidden = neurons.role == "hidden"
-        index = torch.full((neurons.size,), neurons.depth) if hidden else torch.arange(neurons.size)
-        rows.append(torch.cat([role, sinusoids(index.float(), NODE_FREQUENCIES)], dim=1))
-    return torch.cat(rows)
-
-
 @lru_cache(maxsize=64)
 def node_activations(spec: NetSpec) -> Int64[Tensor, " N"]:
     """Which of the ``ACTIVATIONS`` each node has, by number."""
     sizes = torch.tensor([neurons.size for neurons in spec.neurons], dtype=torch.long)
     kinds = [ACTIVATIONS.index(neurons.activation) for neurons in spec.neurons]
     return torch.tensor(kinds, dtype=torch.long).repeat_interleave(sizes)
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
-def kernel_offsets(positions: tuple[int, ...]) -> Float[Tensor, "K D"]:
-    """The offset of each position of a kernel from its centre, along up to three axes."""
-    axes = [torch.arange(n) - (n - 1) / 2 for n in positions]
-    axes = [torch.zeros(1)] * (3 - len(axes)) + axes
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
-    return sinusoids(grid, OFFSET_FREQUENCIES).reshape(len(grid), OFFSET_SIZE)
 
 
 @dataclass(frozen=True, slots=True)

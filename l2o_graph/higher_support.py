@@ -70,7 +70,7 @@ class DifferentiablePaperOptimizer(DifferentiableOptimizer):
                 # Without higher gradients ``higher`` lets even frozen parameters require them.
                 if gradient is not None and p.requires_grad:
                     gradient_of[p] = -gradient if group["maximize"] else gradient
-        if not self._optimizer._accepts(gradient_of, stacklevel=4):
+        if not self._optimizer._accepts(gradient_of):
             return
         parameters, spec = self._optimizer._network(list(place))
         with torch.set_grad_enabled(self._track_higher_grads):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from l2o_graph.features import MOMENTUM_DECAYS, decays_for, state_type
-from l2o_graph.optim.base import LearnedOptimizer, digest_of
+from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.rule import UpdateRule
 from l2o_graph.step import CHUNK_SIZE, State, moved, updates
 from l2o_graph.zoo.registry import Checkpoint, load_checkpoint
@@ -156,58 +156,15 @@ class PaperOptimizer(LearnedOptimizer):
             self._placed[place] = copy.deepcopy(self._rule).to(*place)
         return self._placed[place]
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; momenta stay float32 for parameters of lower precision.
-
-        Raises:
-            ValueError: For the state of another checkpoint or of another model. The optimizer
-                is then as it was.
-        """
-        copies: dict[Tensor, dict[str, Tensor]] = {}
-
-        # The base class would cast the momenta to the parameters' type, so it gets none. As the
-        # last hook before and the first after, this works with what the user's own hooks made.
-        def take_out(_: Any, found: dict[str, Any]) -> dict[str, Any]:
-            copies.update(self._copies(found))
-            return {**found, "state": {}}
-
-        def put_in(_: Any) -> None:
-            self.state.update(copies)
-
-        before = self.register_load_state_dict_pre_hook(take_out)
-        after = self.register_load_state_dict_post_hook(put_in, prepend=True)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
-
-    def _copies(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
-        """A copy of each parameter's state, where the parameter lies."""
-        groups, state = state_dict["param_groups"], state_dict["state"]
-        expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, groups))
-        if expected != found:
-            raise ValueError(f"state_dict: expected groups of {expected} parameters, found {found}")
-        copies = {}
-        for mine, theirs in zip(self.param_groups, groups, strict=True):
-            if digest_of(theirs.get("checkpoint")) != digest_of(mine["checkpoint"]):
-                raise ValueError(
-                    f"state_dict: expected one of checkpoint '{mine['checkpoint']}', "
-                    f"found '{theirs.get('checkpoint')}'"
-                )
-            for p, key in zip(mine["params"], theirs["params"], strict=True):
-                saved = state.get(key)
-                if not saved:
-                    continue
-                shapes = {"momenta": [len(MOMENTUM_DECAYS), *p.shape], "step": []}
-                found = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in saved.items()}
-                if found != shapes:
-                    raise ValueError(
-                        f"state_dict: expected shapes {shapes} for parameter {key}, found {found}"
-                    )
-                kind = state_type(p)
-                copies[p] = {k: v.to(p.device, kind, copy=True) for k, v in saved.items()}
-        return copies
+    def _copy_of(self, saved: dict[str, Any], key: Any, parameter: Tensor) -> dict[str, Tensor]:
+        shapes = {"momenta": [len(MOMENTUM_DECAYS), *parameter.shape], "step": []}
+        found = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in saved.items()}
+        if found != shapes:
+            raise ValueError(
+                f"state_dict: expected shapes {shapes} for parameter {key}, found {found}"
+            )
+        kind = state_type(parameter)
+        return {k: v.to(parameter.device, kind, copy=True) for k, v in saved.items()}
 
     def _forget(self) -> None:
         super()._forget()

@@ -1,4 +1,4 @@
-"""Meta-training of a controller: courses of all families in turn, a span and a step of weights each.
+"""Meta-training of a controller: courses of all families in turn, a span and a step for each.
 
     torchrun --nproc-per-node 2 -m meta_train --task general
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from meta_train import evolution
 from meta_train.course import LEAST_LOSS, MOST_LOSS, Course, score, start
@@ -32,13 +33,19 @@ from meta_train.run import (
     write_state,
 )
 
-# Families that each task of the command line trains on. "memorise" is in none: it asks to fit
-# examples to the end, and people with few examples ask for the opposite.
-OF_IMAGES = ("classifier", "cnn", "autoencoder", "siren", "few_examples", "fine_tune")
+# Families that each task of the command line trains on, in turn; what is like most people's
+# training, and what is hardest, comes more often. "memorise" is in none: it asks to fit examples to
+# the end, and people with few examples ask for the opposite.
+OF_IMAGES = (
+    "image_cnn", "classifier", "cnn", "wide", "autoencoder", "siren", "image_cnn", "few_examples",
+    "fine_tune", "wide",
+)  # fmt: skip
 CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
     "fmnist_cnn": OF_IMAGES,
-    "general": tuple(
-        name for name, family in FAMILIES.items() if not family.held_out and name != "memorise"
+    "general": (
+        "image_cnn", "few_examples", "attention", "autoencoder", "wide", "classifier", "embedding",
+        "few_examples", "recurrence", "image_cnn", "regression", "cnn", "few_examples", "wide",
+        "fine_tune", "ill_posed", "siren",
     ),
 }
 HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
@@ -55,15 +62,18 @@ class EvolutionConfig:
     Attributes:
         task: A name of ``CONTROLLER_TASKS``.
         controller: What is trained.
+        initial: Checkpoint whose weights it begins with; "" for none.
         seed: Of its weights, of the courses and of everything drawn.
         outer_steps: Number of steps of the weights.
         pairs: Number of instances of a course, in all processes together.
         deviation: Standard deviation of the perturbations.
         span: Number of training steps between two steps of the weights.
         shortest: Least number of steps of a course.
-        longest: Most number of steps of a course, by the end; a tenth of it at the beginning.
+        longest: Most number of steps of a course. Courses that are short at first teach to shorten
+            steps early, which long ones then have to unlearn.
         told: Fraction of the courses that are told their length.
-        lr: Peak learning rate of Adam; it warms up and falls to 0 as a cosine.
+        lr: Peak learning rate of AdamW; it warms up and falls to 0 as a cosine.
+        weight_decay: Weight decay of AdamW.
         warmup: Number of outer steps of warming up.
         average: Number of the last outer steps, about, whose weights are averaged.
         evaluate_every: Number of outer steps between evaluations.
@@ -74,15 +84,17 @@ class EvolutionConfig:
 
     task: str = "general"
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    initial: str = ""
     seed: int = 0
     outer_steps: int = 2000
     pairs: int = 32
     deviation: float = 0.1
     span: int = 100
-    shortest: int = 100
+    shortest: int = 200
     longest: int = 3000
     told: float = 0.5
-    lr: float = 0.02
+    lr: float = 0.01
+    weight_decay: float = 0.2
     warmup: int = 20
     average: int = 50
     evaluate_every: int = 500
@@ -145,10 +157,20 @@ class ControllerTrainer:
         self.config, self.data_root = config, data_root
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.weights = Controller(config.controller).vector()
+            controller = Controller(config.controller)
+        if config.initial:
+            controller = load_checkpoint(config.initial).controller
+            if controller.config != config.controller:
+                raise ValueError(
+                    f"initial: expected a checkpoint of {config.controller}, found one of "
+                    f"{controller.config}"
+                )
+        self.weights = controller.vector()
         self.average = self.weights.clone()
         self.leaf = torch.nn.Parameter(self.weights.clone())
-        self.optimizer = torch.optim.Adam([self.leaf], lr=config.lr, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(
+            [self.leaf], lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.families = CONTROLLER_TASKS[config.task]
         self.step, self.steps = 0, config.outer_steps
@@ -163,13 +185,11 @@ class ControllerTrainer:
         """The run, as JSON holds it."""
         return asdict(self.config)
 
-    @property
-    def mine(self) -> slice:
-        """Instances of this process."""
+    def mine(self, pairs: int) -> slice:
+        """Of so many instances, those of this process."""
         if not dist.is_initialized():
             return slice(None)
         rank, world = dist.get_rank(), dist.get_world_size()
-        pairs = self.config.pairs
         return slice(pairs * rank // world, pairs * (rank + 1) // world)
 
     def begin(self) -> "ControllerTrainer":
@@ -185,16 +205,20 @@ class ControllerTrainer:
         config, began = self.config, time.perf_counter()
         turn = self.step % len(self.courses)
         draw, course = self.draws[turn], self.courses[turn]
-        noise = evolution.perturbations(draw.seed, config.pairs, config.controller.size)
-        vectors = evolution.perturbed(self.weights, noise[self.mine], config.deviation)
+        pairs = FAMILIES[draw.family].pairs(config.pairs)
+        noise = evolution.perturbations(draw.seed, pairs, config.controller.size)
+        vectors = evolution.perturbed(self.weights, noise[self.mine(pairs)], config.deviation)
         age = course.age
-        losses = course.span(config.controller, weights_from(config.controller, vectors), config.span)
-        scores = gathered(torch.stack([score(losses, course.ended), losses[-1]]))
+        losses = course.span(
+            config.controller, weights_from(config.controller, vectors), config.span
+        )
+        scores = gathered(torch.stack([score(losses), losses[-1]]))
         estimate, difference = evolution.gradient(scores[0], noise)
         share = self._share_of_peak()
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * share
-        self.leaf.grad = estimate
+        # A course counts for where it ends: its first spans say how to be fast, not how to be good.
+        self.leaf.grad = estimate * (course.age / course.length)
         self.optimizer.step()
         self.weights = self.leaf.detach().clone()
         self.step += 1
@@ -219,10 +243,10 @@ class ControllerTrainer:
         weights = self.average if self.step else self.weights
         found = {
             family: held_out_score(config, weights, family, config.evaluate_steps, self.data_root)
-            for family in (*self.families, *HELD_OUT)
+            for family in dict.fromkeys((*self.families, *HELD_OUT))
         }
         self.seconds += time.perf_counter() - began
-        seen = [found[family] for family in self.families]
+        seen = [found[family] for family in dict.fromkeys(self.families)]
         unseen = [found[family] for family in HELD_OUT]
         point = {
             "outer_step": self.step,
@@ -261,8 +285,6 @@ class ControllerTrainer:
 
     def save_best(self, path: Path) -> None:
         """Write the controller with its averaged weights, a checkpoint."""
-        from l2o_graph.optim.checkpoints import save_controller
-
         controller = Controller(self.config.controller)
         controller.set_vector(self.average)
         save_controller(path, controller, _provenance(self))
@@ -292,17 +314,16 @@ class ControllerTrainer:
         """A fresh course, of a log-uniform number of whole spans."""
         config = self.config
         length, told = torch.rand(2, generator=self.generator).tolist()
-        progress = self.step / max(config.outer_steps, 1)
-        longest = max(config.longest * 0.1 ** (1 - min(2 * progress, 1)), config.shortest)
-        steps = config.shortest * (longest / config.shortest) ** length
+        steps = config.shortest * (config.longest / config.shortest) ** length
         steps = max(round(steps / config.span), 1) * config.span
         self.started += 1
         seed = 1_000_000 * (config.seed + 1) + self.started
         return Draw(family, seed, steps, told < config.told)
 
     def _start(self, draw: Draw) -> Course:
+        pairs = FAMILIES[draw.family].pairs(self.config.pairs)
         return start(
-            draw.family, draw.seed, self.config.pairs, draw.length, draw.told, self.mine,
+            draw.family, draw.seed, pairs, draw.length, draw.told, self.mine(pairs),
             data_root=self.data_root,
         )  # fmt: skip
 
@@ -353,7 +374,8 @@ def tensors_of(course: Course) -> dict[str, Tensor]:
     history = course.memory.history
     found = {"rows": history.rows, "tensors": history.tensors, "ages": history.ages}
     for s, (stack, p) in enumerate(zip(course.memory.stacks, course.parameters, strict=True)):
-        found |= {f"{s}.{name}": t for name, t in stack.owned().items()} | {f"{s}.parameter": p}
+        found |= {f"{s}.{name}": t for name, t in stack.owned().items()}
+        found |= {f"{s}.parameter": p, f"{s}.average": course.averages[s]}
     return found
 
 
@@ -362,7 +384,6 @@ def restore(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
     course.age = age
     for stack in course.memory.stacks:
         stack.age = age
-    course.parameters = [p.contiguous() for p in course.parameters]
     for name, tensor in tensors_of(course).items():
         tensor.copy_(tensors[name])
 

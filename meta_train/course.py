@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from l2o_graph.optim.averaging import AVERAGED_PART
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.controller import ControllerConfig, Weights
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
@@ -27,6 +28,8 @@ LEAST_LOSS = 1e-5
 WINDOW = 10
 # Steps between two looks at held-out examples.
 LOOK_EVERY = 20
+# Batches that averaged parameters are judged on.
+BATCHES_OF_AVERAGES = 4
 
 
 @dataclass(eq=False)
@@ -39,6 +42,7 @@ class Course:
         parameters: Of each stack, (2P, M, r, c).
         length: Number of steps until it ends.
         told: Whether the networks are told their length.
+        averages: Averaged parameters, likewise.
         age: Number of steps so far.
     """
 
@@ -47,6 +51,7 @@ class Course:
     parameters: list[Tensor]
     length: int
     told: bool
+    averages: list[Tensor]
     age: int = 0
 
     @property
@@ -64,7 +69,8 @@ class Course:
 
         Returns:
             (windows, 2P) losses relative to the start, each a mean over some steps, on training
-            batches or on held-out examples, as the family is judged.
+            batches or on held-out examples, as the family is judged; the last is that of the
+            averaged parameters at the end.
         """
         steps = min(steps, self.length - self.age)
         networks = 2 * self.problems.pairs
@@ -79,13 +85,27 @@ class Course:
                     config, weights, self.memory, gradients, self.parameters, horizon
                 )
                 self.parameters = [p + u for p, u in zip(self.parameters, updates, strict=True)]
+                weight = 1 / (1 + AVERAGED_PART * step)
+                torch._foreach_lerp_(self.averages, self.parameters, weight)
             if (step + 1) % LOOK_EVERY == 0:
-                held_out = self.problems.held_out(flat(self), step)
+                held_out = self.problems.held_out(flat(self, self.parameters), step)
                 looks += [] if held_out is None else [held_out]
         self.age += steps
         found = looks or [torch.stack(part).mean(0) for part in windows(losses)]
+        found.append(self._of_averages())
         relative = torch.nan_to_num(torch.stack(found) / scale, nan=math.inf)
         return relative.clamp(max=MOST_LOSS)
+
+    @torch.no_grad()
+    def _of_averages(self) -> Tensor:
+        """Loss of the averaged parameters, (2P,), on batches that are still to come."""
+        parameters = flat(self, self.averages)
+        held_out = self.problems.held_out(parameters, self.age)
+        if held_out is not None:
+            return held_out
+        steps = range(self.age, self.age + BATCHES_OF_AVERAGES)
+        losses = [self.problems.loss(parameters, self.problems.batch(step)) for step in steps]
+        return torch.stack(losses).mean(0)
 
 
 def windows(losses: list[Tensor]) -> list[list[Tensor]]:
@@ -93,9 +113,9 @@ def windows(losses: list[Tensor]) -> list[list[Tensor]]:
     return [losses[i : i + WINDOW] for i in range(0, len(losses), WINDOW)]
 
 
-def flat(course: Course) -> list[Tensor]:
-    """The parameters as the family has them, (2P, *shape) each."""
-    found = scattered(course.memory, course.parameters)
+def flat(course: Course, stacks: list[Tensor]) -> list[Tensor]:
+    """Parameters as the family has them, (2P, *shape) each."""
+    found = scattered(course.memory, stacks)
     shapes = course.problems.shapes
     return [found[i].view(-1, *shape) for i, shape in enumerate(shapes)]
 
@@ -140,14 +160,14 @@ def start(
     problems = draw(family, seed, pairs, mine, validation, data_root)
     memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)
     both = [repeated(p, 2).flatten(1) for p in problems.start()]
-    return Course(problems, memory, gathered(memory, both), length, told)
+    parameters = [p.contiguous() for p in gathered(memory, both)]
+    return Course(problems, memory, parameters, length, told, [p.clone() for p in parameters])
 
 
-def score(losses: Tensor, last: bool) -> Tensor:
-    """What a span is judged by: the mean logarithm of its losses, (windows, 2P) -> (2P,).
+def score(losses: Tensor) -> Tensor:
+    """What a span is judged by, (windows + 1, 2P) -> (2P,).
 
-    Where the course ends with it, its last fifth counts as much again.
+    The mean of the logarithms of its losses, and of the averaged parameters' at its end.
     """
     logs = (losses + LEAST_LOSS).log()
-    mean = logs.mean(0)
-    return mean if not last else (mean + logs[-max(len(logs) // 5, 1) :].mean(0)) / 2
+    return (logs[:-1].mean(0) + logs[-1]) / 2

@@ -7,9 +7,6 @@ persistent evolution strategies with reused noise, unbiased for the whole course
 Li et al. 2023, who show that reuse has the least variance).
 """
 
-import math
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 

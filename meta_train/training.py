@@ -56,11 +56,17 @@ class Training:
         self.step_seconds.append(end - start)
         return value
 
-    def accuracy(self) -> float:
-        """On the test set, in [0, 1]; of averaged weights where the contender has it so."""
+    def accuracy(self, averaged: bool | None = None) -> float:
+        """On the test set, in [0, 1].
+
+        Args:
+            averaged: Whether of averaged weights, where there are any; None as the contender has
+                it.
+        """
+        averaged = self._averaged if averaged is None else averaged
         with ExitStack() as weights:
             for optimizer in self.optimizers:
-                if self._averaged and isinstance(optimizer, NGOptimizer):
+                if averaged and isinstance(optimizer, NGOptimizer):
                     weights.enter_context(optimizer.averaged())
             return self.problem.accuracy(self._parameters)
 

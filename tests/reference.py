@@ -107,23 +107,6 @@ def features(weight: Tensor, history: Sequence[Tensor]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).T.reshape(-1, *weight.shape)
 
 
-def offset(position: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Code of a position's distance from the centre of its kernel."""
-    distances = [p - (n - 1) / 2 for p, n in zip(position, shape, strict=True)]
-    code = []
-    for x in [0.0] * (3 - len(shape)) + distances:
-        code += [math.sin(x / 4**k) for k in range(3)] + [math.cos(x / 4**k) for k in range(3)]
-    return torch.tensor(code, dtype=torch.float64)
-
-
-def place(node: Node) -> Tensor:
-    """Code of which input, output or hidden layer a node is."""
-    role = [float(node.role == r) for r in ("input", "hidden", "output")]
-    angles = [node.index / 4**k for k in range(6)]
-    code = role + [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-    return torch.tensor(code, dtype=torch.float64)
-
-
 # NG-GNN ---------------------------------------------------------------------------------------
 
 Pairs = Sequence[tuple[int, int]]  # (source, target) of each edge, in both directions
@@ -281,7 +264,3 @@ def update_without_graph(
         torch.stack([answered(rule, scalar, state) for scalar in x.T]).view_as(p)
         for x, state, p in zip(seen, states, parameters, strict=True)
     ]
-
-
-def positions(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    return list(itertools.product(*[range(n) for n in shape]))

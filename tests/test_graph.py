@@ -10,9 +10,7 @@ from torch import nn
 
 from l2o_graph.graph import (
     NeuralGraph,
-    kernel_offsets,
     neural_graph,
-    node_positions,
     topology_of,
 )
 from l2o_graph.inference import spec_of_module
@@ -146,7 +144,6 @@ def test_equal_networks_share_one_topology():
     one, other = spec_of_module(small_cnn()), spec_of_module(small_cnn())
     assert one is not other
     assert topology_of(one) is topology_of(other)
-    assert node_positions(one) is node_positions(other)
 
 
 @given(
@@ -177,18 +174,3 @@ def test_a_network_within_the_limit_is_a_single_chunk():
     topology = topology_of(spec_of_module(NETWORKS["mlp"]))
     assert len(topology.chunks(30)) == 1
     assert len(topology.chunks(29)) == 2
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (4,), (3, 3), (2, 5), (3, 1, 2)])
-def test_offsets_are_coded_axis_by_axis(shape):
-    expected = [reference.offset(position, shape) for position in reference.positions(shape)]
-    torch.testing.assert_close(kernel_offsets(shape), torch.stack(expected).float())
-
-
-def test_places_are_coded_by_role_and_index():
-    network = small_cnn()
-    nodes, _ = reference.graph(network, [p[None] for p in network.parameters()])
-    expected = torch.stack([reference.place(node) for node in nodes]).float()
-    torch.testing.assert_close(node_positions(spec_of_module(network)), expected)
-    # Hidden neurons of one layer are interchangeable; inputs, outputs and layers are not.
-    assert len(expected.unique(dim=0)) == 2 + 1 + 1 + 3

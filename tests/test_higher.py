@@ -243,9 +243,9 @@ def test_rates_and_decays_of_groups_are_differentiated_in():
     last_loss(module, optimizer(module, settings), override=override).backward()
     for i, j in ((0, 0), (0, 1), (1, 1)):
         by = torch.zeros(2, 2, dtype=torch.float64)
-        by[i, j] = 1e-3  # float32 momenta are too coarse for less
-        slope = (outside(settings + by) - outside(settings - by)) / 2e-3
-        assert overridden.grad[i, j].item() == pytest.approx(slope, rel=1e-3)
+        by[i, j] = 1e-6
+        slope = (outside(settings + by) - outside(settings - by)) / 2e-6
+        assert overridden.grad[i, j].item() == pytest.approx(slope, rel=1e-5)
     assert overridden.grad[1, 0] != 0  # a decay of 0 has a slope too
 
 

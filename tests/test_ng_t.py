@@ -214,7 +214,7 @@ def test_scores_of_any_size_are_finite(most_pairs, options):
 
 def rule_with(options: dict[str, bool], most_pairs: int):
     """A whole optimizer, since only its first states tell inputs and outputs apart."""
-    rule = random_rule(RuleConfig("nominal", 8, 2, 8))
+    rule = random_rule(RuleConfig("ng_gnn", 8, 2, 8))
     (name,) = [name for name, module in rule.named_modules() if isinstance(module, NGGNN)]
     rule.set_submodule(name, noisy(NGT(8, 2, **options, most_pairs=most_pairs)))
     return rule

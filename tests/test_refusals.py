@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from helpers_optimizer import (
     controller_file,
     copies,
     equal,
+    give_gradients,
     mlp,
     run,
     state_tensors,
@@ -369,3 +371,53 @@ def test_a_frozen_mask_does_no_harm(with_model, checkpoint):
     for p, old in zip(net.parameters(), before, strict=True):
         assert torch.equal(p, old) if p is net.mask else p.isfinite().all()
     assert all(t.isfinite().all() for t in state_tensors(optimizer))
+
+
+class Unread(nn.Module):
+    """Its structure cannot be read, and by order it is not understood."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = nn.Bilinear(4, 4, 2)
+
+    def forward(self, x):
+        raise RuntimeError("not now")
+
+
+def lines_of_warnings(act) -> list[int]:
+    """Where warnings say that they are from, all of them in this file."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        act()
+    assert found and {w.filename for w in found} == {__file__}
+    return [w.lineno for w in found]
+
+
+def test_warnings_are_about_the_users_line(checkpoint):
+    model, unread = mlp(), Unread()
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint, total_steps=1)
+    later = NGOptimizer(mlp().parameters(), checkpoint=checkpoint, total_steps=2)
+    of_unread = NGOptimizer(unread.parameters(), model=unread, checkpoint=checkpoint)
+    run(optimizer, range(1))
+    give_gradients([*model.parameters(), *unread.parameters()], 0)
+    unread.pair.weight.grad[0, 0, 0] = 1.0
+
+    def read():
+        with pytest.raises(RuntimeError, match="not now"):
+            unread(torch.ones(1, 4))
+
+    def over():
+        optimizer.step()
+
+    def loaded():
+        later.load_state_dict(optimizer.state_dict())
+
+    def not_finite():
+        model[0].weight.grad[0, 0] = torch.inf
+        optimizer.step()
+
+    def not_read():
+        of_unread.step()
+
+    for act, line in ((read, 2), (over, 1), (loaded, 1), (not_finite, 2), (not_read, 1)):
+        assert set(lines_of_warnings(act)) == {act.__code__.co_firstlineno + line}, act.__name__

@@ -74,6 +74,18 @@ def test_structure_is_read_once(checkpoint, monkeypatch):
     assert len(calls) == 1 and optimizer._spec is first
 
 
+def test_one_hook_waits_for_the_first_batch_however_often_a_state_is_loaded(checkpoint):
+    net, x = Skip(), torch.randn(3, 4)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    for _ in range(3):
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert len(net._forward_pre_hooks) == 1
+    step(optimizer, net, x)
+    assert not net._forward_pre_hooks
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not net._forward_pre_hooks and optimizer._traced is not None
+
+
 @pytest.mark.parametrize("when", ["before the first call", "after it"])
 def test_model_and_optimizer_can_be_copied_and_pickled(when, checkpoint):
     torch.manual_seed(0)

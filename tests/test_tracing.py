@@ -1,6 +1,5 @@
 """Any network as a graph: nothing is missed, and its symmetries are the network's own."""
 
-
 import numpy as np
 import pytest
 import torch

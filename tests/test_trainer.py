@@ -115,11 +115,17 @@ def outer_step(state):
     return json.loads(header["__metadata__"]["record"])["outer_step"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody stopped."""
+    out, env = tmp_path_factory.mktemp("runs") / "whole", {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*COMMAND, "--out", out], check=True, env=env, capture_output=True)
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, number):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([*COMMAND, "--out", whole], check=True, env=env, capture_output=True)
+def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, number, whole):
+    env, broken = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "broken"
 
     def ready():
         return outer_step(broken / "state.safetensors") >= 2
@@ -310,7 +316,7 @@ def test_two_processes_train_one_controller_and_the_first_prints(tmp_path):
     command = [
         sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2",
         "--master-port", "29577", "-m", "meta_train", "--task", "general", "--threads", "1",
-        "--outer-steps", "2", "--pairs", "2", "--span", "2", "--shortest", "2", "--longest", "4",
+        "--outer-steps", "2", "--pairs", "16", "--span", "2", "--shortest", "2", "--longest", "4",
         "--evaluate-steps", "2", "--evaluate-pairs", "1", "--out", str(tmp_path),
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

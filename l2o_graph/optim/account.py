@@ -99,7 +99,9 @@ def account_of(
 
 def _rms(tensors: Sequence[Tensor]) -> float | None:
     count = sum(t.numel() for t in tensors)
-    return (sum(float(t.double().square().sum()) for t in tensors) / count) ** 0.5 if count else None
+    if not count:
+        return None
+    return (sum(float(t.double().square().sum()) for t in tensors) / count) ** 0.5
 
 
 def _kind(blocks: Sequence[Block]) -> str:

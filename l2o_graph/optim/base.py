@@ -1,4 +1,4 @@
-"""What every learned optimizer owes its users: groups, closures, refusals, the model's structure."""
+"""What every learned optimizer owes its users: groups, closures, refusals, states, structure."""
 
 import sys
 import warnings
@@ -17,6 +17,8 @@ from l2o_graph.inference import spec_of_module, spec_of_parameters
 
 # Gradients above this are taken for an overflow; float32 has to hold their squares.
 LONGEST_GRADIENT = 1e17
+# Packages that calls come by way of, and whose lines no warning is about.
+ON_THE_WAY = ("l2o_graph", "torch", "higher", "jaxtyping", "beartype")
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -39,6 +41,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         TypeError: For a parameter that is sharded over processes (FSDP, DTensor).
     """
 
+    # What waits for the model's first batch; a copy or a pickle begins without.
+    _hook: "FirstForward | None" = None
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any], model: nn.Module | None):
         # Before the base class, which adds the groups.
         self._model = model
@@ -53,10 +58,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._watch()
 
     def _watch(self) -> None:
-        """Wait for the first batch of the model."""
-        if self._model is not None and self._traced is None:
-            hook = FirstForward(self)
-            hook.handle = self._model.register_forward_pre_hook(hook, with_kwargs=True)
+        """Wait for the first batch of the model, once."""
+        waiting = self._hook is not None and self._hook.handle is not None
+        if self._model is not None and self._traced is None and not waiting:
+            self._hook = FirstForward(self)
+            handle = self._model.register_forward_pre_hook(self._hook, with_kwargs=True)
+            self._hook.handle = handle
 
     def read_structure(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
         """Follow the model through a batch; called by itself at the model's first call.
@@ -71,10 +78,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         try:
             self._traced = spec_of_computation(self._model, args, kwargs)
         except Exception as error:  # training can go on without, and the model may say more
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: could not follow the model ({error!r}); its structure is "
-                "inferred from the order of its layers",
-                stacklevel=2,
+                "inferred from the order of its layers"
             )
             return
         self._spec = None
@@ -166,8 +172,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for p, group in group_of.items()
             if p.grad is not None
         }
-        # Past this and the two wrappers that torch puts around a step.
-        if not self._accepts(gradient_of, stacklevel=5):
+        if not self._accepts(gradient_of):
             return loss
         # Autocast is meant for the user's model; the rule needs all its digits.
         with torch.autocast(next(iter(gradient_of)).device.type, enabled=False):
@@ -180,7 +185,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Update all parameters that have a gradient, and what is remembered of them."""
 
-    def _accepts(self, gradient_of: dict[Tensor, Tensor], stacklevel: int) -> bool:
+    def _accepts(self, gradient_of: dict[Tensor, Tensor]) -> bool:
         """Whether there are gradients to make a step of; warns if some are unfit for it."""
         for p, gradient in gradient_of.items():
             if gradient.layout != torch.strided:
@@ -190,10 +195,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 )
         if not gradient_of or all_bounded(gradient_of.values()):
             return bool(gradient_of)
-        warnings.warn(
+        warn(
             f"{type(self).__name__}: a gradient is not finite, or its norm is above "
-            f"{LONGEST_GRADIENT:.0e}; this step changes nothing",
-            stacklevel=stacklevel,
+            f"{LONGEST_GRADIENT:.0e}; this step changes nothing"
         )
         return False
 
@@ -214,11 +218,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The structure of a model that was not seen computing anything."""
         spec = spec_of_module(model)
         if spec.loose:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: the model was not called before this step, so its "
                 f"structure is inferred from the order of its layers, which leaves "
-                f"{len(spec.loose)} of {len(spec.shapes)} parameters to their own features",
-                stacklevel=6,
+                f"{len(spec.loose)} of {len(spec.shapes)} parameters to their own features"
             )
         return spec
 
@@ -231,6 +234,58 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             name_of.update(zip(group["params"], group["param_names"], strict=True))
         return list(name_of.values())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; it stays float32 for parameters of lower precision.
+
+        Raises:
+            ValueError: For the state of another checkpoint or of another model. The optimizer
+                is then as it was.
+        """
+        copies: dict[Tensor, dict[str, Tensor]] = {}
+
+        # The base class would cast the state to the parameters' type, so it gets none. As the
+        # last hook before and the first after, this works with what the user's own hooks made.
+        def take_out(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+            copies.update(self._copies(found))
+            return {**found, "state": {}}
+
+        def put_in(_: Any) -> None:
+            self.state.update(copies)
+
+        before = self.register_load_state_dict_pre_hook(take_out)
+        after = self.register_load_state_dict_post_hook(put_in, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _copies(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
+        """A copy of each parameter's state, where the parameter lies."""
+        groups, state = state_dict["param_groups"], state_dict["state"]
+        expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, groups))
+        if expected != found:
+            raise ValueError(f"state_dict: expected groups of {expected} parameters, found {found}")
+        copies: dict[Tensor, dict[str, Tensor]] = {}
+        for mine, theirs in zip(self.param_groups, groups, strict=True):
+            self._check_saved_group(mine, theirs)
+            for p, key in zip(mine["params"], theirs["params"], strict=True):
+                if saved := state.get(key):
+                    copies[p] = self._copy_of(saved, key, p)
+        return copies
+
+    def _check_saved_group(self, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+        """Raise for a group of a saved state that is not one of this optimizer."""
+        if digest_of(theirs.get("checkpoint")) != digest_of(mine["checkpoint"]):
+            raise ValueError(
+                f"state_dict: expected one of checkpoint '{mine['checkpoint']}', "
+                f"found '{theirs.get('checkpoint')}'"
+            )
+
+    @abstractmethod
+    def _copy_of(self, saved: dict[str, Any], key: Any, parameter: Tensor) -> dict[str, Tensor]:
+        """A copy of what a saved state has of a parameter; raises for what is none."""
 
     def _forget(self) -> None:
         """Drop what was inferred; the next step infers it anew."""
@@ -272,7 +327,16 @@ class FirstForward:
         return FirstForward, ()
 
 
+def warn(message: str) -> None:
+    """Warn at the line that called this package, be it by way of torch or of ``higher``."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ON_THE_WAY:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
 def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """Shapes as a network's specification has them."""
     return tuple(tuple(p.shape) for p in parameters)
 
 
@@ -283,6 +347,10 @@ def digest_of(identity: str | None) -> str | None:
 
 def all_bounded(gradients: Iterable[Tensor]) -> bool:
     """Whether all are finite and short enough; one wait for the device."""
-    norms = [torch.linalg.vector_norm(g.float()) for g in gradients]
+    wide = [g if g.dtype in (torch.float32, torch.float64) else g.float() for g in gradients]
+    norms = torch._foreach_norm(wide)
+    one = norms[0]
+    norms = [n if n.device == one.device else n.to(one.device) for n in norms]
+    norms = [n if n.dtype == one.dtype else n.to(one.dtype) for n in norms]
     # Written so that NaN answers no.
-    return bool((torch.stack([n.to(norms[0].device) for n in norms]) <= LONGEST_GRADIENT).all())
+    return bool((torch.stack(norms) <= LONGEST_GRADIENT).all())

@@ -5,8 +5,9 @@ projection or a recurrent weight holds several; a table of embeddings, a vector 
 none and are taken entry by entry.
 """
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -18,7 +19,10 @@ from l2o_graph.architecture import Kernel, NetSpec
 # first where it reads inputs of the network and last where it writes outputs.
 Kind = Literal["first", "hidden", "last", "diagonal", "table", "vector"]
 KINDS: tuple[Kind, ...] = ("first", "hidden", "last", "diagonal", "table", "vector")
-MATRICES = ("first", "hidden", "last")
+MATRICES: tuple[Kind, ...] = ("first", "hidden", "last")
+
+# A fused kernel is divided into at most so many parts of at least so many rows.
+MOST_PARTS, LEAST_PART = 8, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,36 @@ def _of_parameter(
         rows = shape[0]
         kind: Kind = "diagonal" if rows == size or 1 in (rows, size // rows) else "hidden"
         return [Block(i, kind, 0, (1, rows, size // rows, 1))]
-    return [_of_kernel(spec, k) for k in kernels]
+    return [_of_kernel(spec, part) for k in kernels for part in _parts(spec, k)]
+
+
+def _parts(spec: NetSpec, kernel: Kernel) -> list[Kernel]:
+    """Divide a kernel between neurons that the network tells apart: fused projections.
+
+    Queries, keys and values of one weight are a set of neurons that others read in three runs.
+    """
+    groups, rows, columns = kernel.grid
+    if groups > 1 or kernel.from_rows:
+        return [kernel]
+    first = kernel.target_start
+    cuts = {first, first + rows}
+    for other in spec.kernels:
+        if other.source == kernel.target:
+            read = other.grid[0] * other.grid[1 if other.from_rows else 2]
+            cuts |= {other.source_start, other.source_start + read}
+    starts = sorted(cut - first for cut in cuts if first <= cut <= first + rows)
+    sizes = [b - a for a, b in itertools.pairwise(starts)]
+    if len(sizes) > MOST_PARTS or min(sizes) < LEAST_PART:
+        return [kernel]
+    return [
+        replace(
+            kernel,
+            grid=(1, size, columns),
+            start=kernel.start + start * kernel.row,
+            target_start=first + start,
+        )
+        for start, size in zip(starts, sizes, strict=False)
+    ]
 
 
 def _of_kernel(spec: NetSpec, kernel: Kernel) -> Block:
@@ -123,7 +156,7 @@ def _of_kernel(spec: NetSpec, kernel: Kernel) -> Block:
     positions = math.prod(kernel.positions)
     written, read = (columns, rows) if kernel.from_rows else (rows, columns)
     kind: Kind = "hidden"
-    if groups > 1 and written == 1 or min(written, read * positions) == 1 and groups > 1:
+    if (groups > 1 and written == 1) or (min(written, read * positions) == 1 and groups > 1):
         kind = "diagonal"
     elif spec.neurons[kernel.target].role == "output":
         kind = "last"

@@ -26,8 +26,8 @@ Weights = Mapping[str, Tensor]
 # The most that the logarithm of a length changes in a step, and where it stays within.
 MOST_CHANGE = 0.2
 SHORTEST, LONGEST = -9.0, 5.0
-# Lengths start at a fifth: what was too long at first is not always recovered from.
-FIRST_LOG_LENGTH = -1.5
+# Lengths start at their unit and tend to it, when nothing speaks against it, over so many steps.
+FORGOTTEN_AFTER = 300
 # The most that a step's length departs from the remembered one.
 MOST_DEPARTURE = 0.5
 
@@ -126,9 +126,7 @@ class Controller(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """All weights by name, with an axis N of 1."""
-        return {
-            name: getattr(self, name.replace(".", "_"))[None] for name in self.config.shapes
-        }
+        return {name: getattr(self, name.replace(".", "_"))[None] for name in self.config.shapes}
 
     def vector(self) -> Tensor:
         """All weights in one vector, in the order of ``config.shapes``."""
@@ -151,9 +149,7 @@ def weights_from(config: ControllerConfig, vectors: Tensor) -> dict[str, Tensor]
 
 def said(weights: Weights, signals: Tensor) -> Tensor:
     """What each row tells its neighbours: (N, R, F) -> (N, R, C), within (-1, 1)."""
-    return torch.baddbmm(
-        weights["say.bias"][:, None], signals, weights["say.weight"].mT
-    ).tanh()
+    return torch.baddbmm(weights["say.bias"][:, None], signals, weights["say.weight"].mT).tanh()
 
 
 def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
@@ -174,7 +170,7 @@ def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> T
 def next_log_length(log_length: Tensor, answer: Tensor) -> Tensor:
     """Remembered logarithm of each row's length after an answer: (N, R)."""
     change = MOST_CHANGE * answer[..., 0].tanh()
-    return (log_length + change).clamp(SHORTEST, LONGEST)
+    return (log_length * (1 - 1 / FORGOTTEN_AFTER) + change).clamp(SHORTEST, LONGEST)
 
 
 def departure(answer: Tensor) -> Tensor:

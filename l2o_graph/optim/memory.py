@@ -1,7 +1,8 @@
 """Blocks of equal geometry and age in stacks, and all that is remembered of them.
 
 Tensors of a stack have axes N (sets of weights), M (matrices: blocks, times their groups), r rows
-and c columns; B is N and M in one. What a block owns of them is a view, which is what an optimizer keeps and saves.
+and c columns; B is N and M in one. What a block owns of them is a view, which is what an optimizer
+keeps and saves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o_graph.architecture import NetSpec
-from l2o_graph.optim.blocks import KINDS, MATRICES, Block
+from l2o_graph.optim.blocks import KINDS, MATRICES, Block, Kind
 from l2o_graph.optim.signals import (
     COSINE_DECAYS,
     FAST,
@@ -24,6 +25,17 @@ from l2o_graph.optim.signals import (
     History,
 )
 from l2o_graph.optim.whitening import sides
+
+# Units of lengths, that is of first steps, for layers that begin as torch has them: of kernels
+# relative to 1 / sqrt(fan-in), of all else absolute; on small CNNs these did well by themselves.
+KERNEL_STEP, VECTOR_STEP = 0.1, 0.01
+# The same in units of first weights. Those of vectors, 0 or 1 as often as not, say nothing.
+RELATIVE_UNITS: dict[Kind, float] = {
+    **dict.fromkeys(MATRICES, 3**0.5 * KERNEL_STEP),
+    "diagonal": 0.1,
+    "table": 0.05,
+    "vector": 0.0,
+}
 
 # Rows of a stack's momenta.
 NUM_MOMENTA = 3
@@ -165,9 +177,7 @@ def arrange(
         row, tensor = stack.rows[1], stack.tensors[1]
         stacks.append(stack)
     counts = [(s, b) for s in stacks for b in s.blocks]
-    index = [
-        (i, b) for i, (_, b) in enumerate(_by_tensor(counts)) for _ in range(b.matrix[1])
-    ]
+    index = [(i, b) for i, (_, b) in enumerate(_by_tensor(counts)) for _ in range(b.matrix[1])]
     tensor_of_row = torch.tensor([i for i, _ in index], dtype=torch.long, device=like.device)
     of_tensor = [b for _, b in _by_tensor(counts)]
     kinds = torch.eye(len(KINDS)).to(like)[
@@ -187,6 +197,8 @@ def arrange(
         fan_in=like.new_tensor([b.matrix[2] for b in of_tensor]),
         is_matrix=torch.tensor([b.kind in MATRICES for b in of_tensor], device=like.device),
         kinds=kinds,
+        relative_unit=like.new_tensor([RELATIVE_UNITS[b.kind] for b in of_tensor]),
+        absolute_unit=like.new_tensor([_absolute_unit(b) for b in of_tensor]),
         cosine_weights=1 - like.new_tensor(COSINE_DECAYS).view(-1, 1, 1),
         average_weights=like.new_tensor([1 - FAST, 1 - SLOW]).view(2, 1, 1, 1),
         above=torch.tensor([above for above, _, _ in RATIOS], device=like.device),
@@ -194,6 +206,10 @@ def arrange(
         ratio_units=like.new_tensor([0.5 / unit for _, _, unit in RATIOS]).view(-1, 1, 1),
     )
     return Memory(tuple(stacks), history, constants, _nodes(spec, stacks, like))
+
+
+def _absolute_unit(block: Block) -> float:
+    return KERNEL_STEP / block.matrix[2] ** 0.5 if block.kind in MATRICES else VECTOR_STEP
 
 
 def _by_tensor(counts: list[tuple[Stack, Block]]) -> list[tuple[Stack, Block]]:
@@ -307,7 +323,9 @@ def scattered(memory: Memory, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
             parts.setdefault(block.parameter, []).append((block.start, piece))
             at += groups
     return {
-        i: found[0][1] if len(found) == 1 else torch.cat([x for _, x in sorted(found, key=_start)], 1)
+        i: found[0][1]
+        if len(found) == 1
+        else torch.cat([x for _, x in sorted(found, key=_start)], 1)
         for i, found in parts.items()
     }
 

@@ -1,7 +1,6 @@
 """The rule as a torch.optim.Optimizer: groups, state by parameter, averaged weights, an account."""
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,16 +12,15 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from l2o_graph.architecture import NetSpec
+from l2o_graph.features import state_type
 from l2o_graph.optim.account import Account, account_of
-from l2o_graph.optim.base import LearnedOptimizer, digest_of
+from l2o_graph.optim.averaging import AVERAGED_PART
+from l2o_graph.optim.base import LearnedOptimizer, warn
 from l2o_graph.optim.blocks import Block, blocks_of
 from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
 from l2o_graph.optim.controller import Controller
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.step import advance
-
-# Averaged weights are those of about the last twentieth of the run so far.
-AVERAGED_PART = 0.05
 
 
 class NGOptimizer(LearnedOptimizer):
@@ -134,11 +132,10 @@ class NGOptimizer(LearnedOptimizer):
         ]
         anew = sum(part.anew for part in self._parts)
         if anew:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: {anew} of {len(active)} parameters play another part in "
                 "the network than when their state was made; what is remembered of them begins "
                 "anew",
-                stacklevel=7,
             )
         return self._parts
 
@@ -156,8 +153,10 @@ class NGOptimizer(LearnedOptimizer):
 
     def _is_current(self) -> bool:
         """Whether the structure is the one that the parameters were laid out by."""
-        return self._spec is not None and self._laid_out is self._spec and all(
-            part.is_current() for part in self._parts
+        return (
+            self._spec is not None
+            and self._laid_out is self._spec
+            and all(part.is_current() for part in self._parts)
         )
 
     def _controller_for(self, part: "Part") -> Controller:
@@ -177,10 +176,9 @@ class NGOptimizer(LearnedOptimizer):
         age = max((stack.age for part in parts for stack in part.memory.stacks), default=0)
         if age >= told and not self._said_ended:
             self._said_ended = True
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: this is step {age + 1} of total_steps={told}; training "
                 "goes on with the shortest steps",
-                stacklevel=7,
             )
         return told
 
@@ -235,26 +233,8 @@ class NGOptimizer(LearnedOptimizer):
             RuntimeError: Inside of ``averaged()``.
         """
         self._refuse_inside_of_averaged("load_state_dict()")
-        copies: dict[Tensor, dict[str, Tensor]] = {}
         told = self.param_groups[0]["total_steps"]
-
-        # The base class would cast the state to the parameters' type, so it gets none. As the
-        # last hook before and the first after, this works with what the user's own hooks made.
-        def take_out(_: Any, found: dict[str, Any]) -> dict[str, Any]:
-            copies.update(self._copies(found))
-            return {**found, "state": {}}
-
-        def put_in(_: Any) -> None:
-            self.state.clear()
-            self.state.update(copies)
-
-        before = self.register_load_state_dict_pre_hook(take_out)
-        after = self.register_load_state_dict_post_hook(put_in, prepend=True)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
+        super().load_state_dict(state_dict)
         self._forget()
         self._agree_on(told)
 
@@ -265,44 +245,29 @@ class NGOptimizer(LearnedOptimizer):
         for options in (self.defaults, *self.param_groups):
             options["total_steps"] = holds
         if told is not None and saved != told:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: the state was saved with total_steps={saved}; "
                 f"total_steps={told}, which this optimizer was made with, holds",
-                stacklevel=4,
             )
         done = max((int(state["step"]) for state in self.state.values()), default=0)
         self._said_ended = holds is not None and holds < done
         if self._said_ended:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: total_steps={holds} is below the {done} steps taken "
                 "already; training goes on with the shortest steps",
-                stacklevel=4,
             )
 
-    def _copies(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
-        """A copy of each parameter's state, where the parameter lies."""
-        groups, state = state_dict["param_groups"], state_dict["state"]
-        expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, groups))
-        if expected != found:
-            raise ValueError(f"state_dict: expected groups of {expected} parameters, found {found}")
-        copies = {}
-        for mine, theirs in zip(self.param_groups, groups, strict=True):
-            _check_total(theirs.get("total_steps"), "state_dict: ")
-            if digest_of(theirs.get("checkpoint")) != digest_of(mine["checkpoint"]):
-                raise ValueError(
-                    f"state_dict: expected one of checkpoint '{mine['checkpoint']}', "
-                    f"found '{theirs.get('checkpoint')}'"
-                )
-            for p, key in zip(mine["params"], theirs["params"], strict=True):
-                saved = state.get(key)
-                if not saved:
-                    continue
-                _check_state(saved, key, p)
-                copies[p] = {
-                    k: v.to("cpu" if k == "step" else p.device, state_type(p), copy=True)
-                    for k, v in saved.items()
-                }
-        return copies
+    def _check_saved_group(self, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+        super()._check_saved_group(mine, theirs)
+        _check_total(theirs.get("total_steps"), "state_dict: ")
+
+    def _copy_of(self, saved: dict[str, Any], key: Any, parameter: Tensor) -> dict[str, Tensor]:
+        _check_state(saved, key, parameter)
+        kind = state_type(parameter)
+        return {
+            name: t.to("cpu" if name == "step" else parameter.device, kind, copy=True)
+            for name, t in saved.items()
+        }
 
     def _forget(self) -> None:
         super()._forget()
@@ -538,11 +503,6 @@ def _take_over(state: dict[str, Tensor], mine: dict[str, Tensor]) -> None:
     kept = {name: state[name] for name in ("step", "average")}
     state.clear()
     state.update({**kept, **mine})
-
-
-def state_type(parameter: Tensor) -> torch.dtype:
-    """What the state of a parameter is kept in: float64 for float64, else float32."""
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
 def _check_state(saved: Mapping[str, Any], key: Any, parameter: Tensor) -> None:

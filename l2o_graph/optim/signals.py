@@ -16,8 +16,8 @@ FAST, SLOW = 0.9, 0.99
 # Decays of the averages of a cosine; the first is all but the present one.
 COSINE_DECAYS = (0.5, 0.9, 0.99)
 
-# In the order of ``observe``: cosines, ratios, of the network, length, age, horizon, kind.
-NUM_SIGNALS = 6 + 5 + 3 + 2 + 1 + 3 + len(KINDS)
+# In the order of ``observe``: cosines, ratios, of the network, length, age, kind.
+NUM_SIGNALS = 6 + 5 + 3 + 2 + 1 + len(KINDS)
 
 # Far below any square that matters; only keeps 0 / 0 from being NaN.
 TINY = 1e-37
@@ -91,6 +91,8 @@ class Constants:
         fan_in: (T,) number of values that one neuron reads.
         is_matrix: (T,) whether a matrix is one.
         kinds: (R, 6) indicators of what a row's block is.
+        relative_unit: (T,) unit of its lengths in units of its weights, 0 where these say nothing.
+        absolute_unit: (T,) unit of its lengths otherwise.
         cosine_weights: (3, 1, 1) weight of a new cosine in its averages.
         average_weights: (2, 1, 1, 1) weight of a new gradient in the fast and slow average.
         above: (5,) row of the square above in each of the ``RATIOS``.
@@ -105,6 +107,8 @@ class Constants:
     fan_in: Tensor
     is_matrix: Tensor
     kinds: Tensor
+    relative_unit: Tensor
+    absolute_unit: Tensor
     cosine_weights: Tensor
     average_weights: Tensor
     above: Tensor
@@ -123,29 +127,25 @@ def pooled(rows: Tensor, tensor_of_row: Tensor, tensors: int) -> Tensor:
     return answer.index_add_(-1, tensor_of_row, rows)
 
 
-def first_log_unit(
-    weight: Tensor, scalars: Tensor, fan_in: Tensor, is_matrix: Tensor
-) -> Tensor:
+def first_log_unit(weight: Tensor, constants: "Constants") -> Tensor:
     """Logarithm of the unit of a matrix's lengths: from its first weights, (N, T).
 
-    A sixth of their RMS, or a fiftieth where they are no matrix. Where all are 0 it is a tenth of
-    1 / sqrt(fan-in), or a hundredth, in units of the other weights of the network: those that
-    torch's layers begin with have an RMS of 1 / sqrt(3 fan-in).
+    A part of their RMS; for vectors, and where all weights are 0, what it would be on layers as
+    torch begins them, whose weights have an RMS of 1 / sqrt(3 fan-in), in units of how much larger
+    or smaller the kernels of this network begin.
 
     Args:
         weight: (N, T) sums of squares.
-        scalars: (T,) how many scalars each matrix has.
-        fan_in: (T,) what one neuron reads.
-        is_matrix: (T,) whether it is a matrix.
+        constants: Of the network.
     """
-    rms = (weight / scalars).sqrt()
-    some = rms > 0
-    counts = (some & is_matrix).to(rms)
-    of_torch = (rms.clamp(min=1e-30) * (3 * fan_in).sqrt()).log() * counts
+    rms = (weight / constants.scalars_of_tensor).sqrt()
+    log_rms = rms.clamp(min=1e-30).log()
+    counts = ((rms > 0) & constants.is_matrix).to(rms)
+    of_torch = (log_rms + 0.5 * (3 * constants.fan_in).log()) * counts
     network = of_torch.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
-    relative = rms.clamp(min=1e-30).log() - torch.where(is_matrix, 6.0, 50.0).to(rms).log()
-    absolute = network - torch.where(is_matrix, 10 * fan_in.sqrt(), 100.0).to(rms).log()
-    return torch.where(some, relative, absolute)
+    known = (rms > 0) & (constants.relative_unit > 0)
+    relative = log_rms + constants.relative_unit.clamp(min=1e-30).log()
+    return torch.where(known, relative, network + constants.absolute_unit.log())
 
 
 # Pairs of sums of squares whose ratios are signals, as rows of ``Sums.squares`` and then of what
@@ -164,7 +164,6 @@ def observe(
     sums: Sums,
     history: History,
     constants: Constants,
-    horizon: Tensor | None,
 ) -> Tensor:
     """Signals of each row; the history takes in this step's gradient, in place.
 
@@ -172,8 +171,6 @@ def observe(
         sums: Over each row, the gradient being this step's.
         history: Of the steps before.
         constants: Of the network.
-        horizon: (N,) number of steps of the whole run, or 0 where it is not told; None where it
-            is told to none.
 
     Returns:
         (N, R, F).
@@ -216,7 +213,6 @@ def observe(
             (of_weight / 4).clamp(-MOST, MOST)[None],
             log_length[None] / 4,
             age.expand_as(log_length)[None],
-            _of_horizon(horizon, ages, log_length),
             constants.kinds.T[:, None].expand(-1, log_length.shape[0], -1),
         ]
     )
@@ -229,13 +225,3 @@ def remaining(horizon: Tensor, ages: Tensor) -> Tensor:
     """Fraction of the run that is still ahead, this step included: (N, 1), above 0."""
     length = horizon[:, None].clamp(min=1)
     return torch.maximum(1 - ages.amax() / length, 1 / length)
-
-
-def _of_horizon(horizon: Tensor | None, ages: Tensor, like: Tensor) -> Tensor:
-    """Whether the end is told, and how near it is: zeros where it is not. (3, N, R)."""
-    if horizon is None:
-        return like.new_zeros(()).expand(3, *like.shape)
-    told = (horizon > 0).to(like)[:, None]
-    ahead = remaining(horizon, ages)
-    found = torch.stack([told, told * (1 - ahead), told * (ahead.log() / 2).clamp(min=-MOST)])
-    return found.expand(-1, -1, like.shape[-1])

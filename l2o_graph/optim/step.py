@@ -14,6 +14,7 @@ from l2o_graph.optim.controller import ControllerConfig, Weights
 from l2o_graph.optim.memory import Memory, Stack
 from l2o_graph.optim.signals import (
     FAST,
+    GRADIENT_ROW,
     LOG_LENGTH,
     LOG_UNIT,
     SLOW,
@@ -29,6 +30,9 @@ from l2o_graph.optim.signals import (
 # Without a word about the end, lengths fall as 1 / t on their own, halved after so many steps:
 # whenever a run stops, the steps before were short.
 HALVED_AFTER = 200
+# They begin at a tenth and are half of what they will be after so many steps: what was too long at
+# first is not always recovered from.
+GROWN_AFTER = 10
 # Steps until Gram matrices are averages of so many gradients that the whole power is due.
 POWER_RAMP = 10
 
@@ -54,38 +58,16 @@ def advance(
     Returns:
         What is to be added to each stack, (B, r, c), and the RMS of each matrix's update (N, T).
     """
-    stacks, history, constants = memory.stacks, memory.history, memory.constants
-    of_row, ages = constants.tensor_of_row, history.ages
+    stacks = memory.stacks
     for stack, g in zip(stacks, gradients, strict=True):
-        stack.averages.lerp_(g, constants.average_weights)
+        stack.averages.lerp_(g, memory.constants.average_weights)
     sums, squares = _row_sums(config, stacks, gradients, parameters)
     if any(stack.age == 0 for stack in stacks):
         _begin(weights, memory, sums)
-    if config.grain == "tensor":
-        sums = _of_tensors(memory, sums)
-    signals = observe(sums, history, constants, horizon)
-    heard = None
-    if config.reader != "none":
-        heard = messages.heard(config.reader, weights, memory, squares, signals)
-    answer = controller.answers(weights, signals, heard)
-    pooled_answer = _mean_of_rows(memory, answer.mT).mT
-    if config.grain == "tensor":
-        answer = pooled_answer[:, of_row]
-    history.rows[LOG_LENGTH] = controller.next_log_length(history.rows[LOG_LENGTH], answer)
-    log_length = history.rows[LOG_LENGTH] + controller.departure(answer)
-    of_tensor = history.tensors[LOG_UNIT].exp() / (1 + ages / HALVED_AFTER)
-    if horizon is not None:
-        of_tensor = of_tensor * torch.where(horizon[:, None] > 0, remaining(horizon, ages), 1.0)
-    lengths = log_length.exp() * of_tensor[:, of_row]
-    shares = controller.shares(pooled_answer) / torch.stack(
-        [torch.ones_like(ages), corrected(ages, FAST), corrected(ages, SLOW)], -1
-    )
-    # One gradient's own Gram matrices whiten it at half the power that averages of many take.
-    powers = controller.power(pooled_answer) * (0.5 + 0.5 * (ages / POWER_RAMP).clamp(max=1))
-    directions = [
-        _direction(stack, g, shares[:, slice(*stack.tensors)], powers[:, slice(*stack.tensors)])
-        for stack, g in zip(stacks, gradients, strict=True)
-    ]
+    alive = _alive(memory, sums)
+    answer, of_tensor = _answers(config, weights, memory, sums, squares, alive)
+    lengths = _lengths(memory, answer, horizon)
+    directions = _directions(memory, gradients, of_tensor)
     norms = torch.cat(
         [
             torch.linalg.vector_norm(d, dim=(-2, -1)).view(stack.sets, -1)
@@ -94,16 +76,89 @@ def advance(
         1,
     )
     # Of RMS 1 over each matrix, times the length of each row, downwards.
-    unit = -constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
-    factors = lengths * unit[:, of_row]
+    unit = -alive * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
+    factors = lengths * unit[:, memory.constants.tensor_of_row]
     for stack, d in zip(stacks, directions, strict=True):
-        m, r, _ = stack.shape
-        factor = factors[:, slice(*stack.rows)].reshape(-1, r, 1)
+        factor = factors[:, slice(*stack.rows)].reshape(-1, stack.shape[1], 1)
         stack.last.copy_(d.mul_(factor))
         stack.age += 1
-    history.ages += 1
-    mean_square = _mean_of_rows(memory, lengths.square())
-    return [stack.last for stack in stacks], mean_square.sqrt()
+    memory.history.ages += 1
+    return [stack.last for stack in stacks], _mean_of_rows(memory, lengths.square()).sqrt()
+
+
+def _answers(
+    config: ControllerConfig,
+    weights: Weights,
+    memory: Memory,
+    sums: Sums,
+    squares: dict[int, Tensor],
+    alive: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What the controller answers, of each row (N, R, 5) and of each matrix (N, T, 5)."""
+    of_row = memory.constants.tensor_of_row
+    sums.against *= alive[:, of_row]
+    sums.squares[GRADIENT_ROW] *= alive[:, of_row]
+    if config.grain == "tensor":
+        sums = _of_tensors(memory, sums)
+    signals = observe(sums, memory.history, memory.constants)
+    heard = None
+    if config.reader != "none":
+        heard = messages.heard(config.reader, weights, memory, squares, signals)
+    answer = controller.answers(weights, signals, heard)
+    of_tensor = _mean_of_rows(memory, answer.mT).mT
+    return (of_tensor[:, of_row] if config.grain == "tensor" else answer), of_tensor
+
+
+def _lengths(memory: Memory, answer: Tensor, horizon: Tensor | None) -> Tensor:
+    """Length of each row's step, (N, R); what is remembered of it follows the answer."""
+    history = memory.history
+    history.rows[LOG_LENGTH] = controller.next_log_length(history.rows[LOG_LENGTH], answer)
+    log_length = history.rows[LOG_LENGTH] + controller.departure(answer)
+    of_tensor = history.tensors[LOG_UNIT].exp() * _schedule(history.ages, horizon)
+    return log_length.exp() * of_tensor[:, memory.constants.tensor_of_row]
+
+
+def _directions(memory: Memory, gradients: Sequence[Tensor], answer: Tensor) -> list[Tensor]:
+    """What each stack goes along, (B, r, c), of any scale.
+
+    Args:
+        memory: Of the networks; its averages of gradients are of this step already.
+        gradients: Of each stack.
+        answer: Of each matrix, (N, T, 5).
+    """
+    ages = memory.history.ages
+    shares = controller.shares(answer) / torch.stack(
+        [torch.ones_like(ages), corrected(ages, FAST), corrected(ages, SLOW)], -1
+    )
+    # One gradient's own Gram matrices whiten it at half the power that averages of many take.
+    powers = controller.power(answer) * (0.5 + 0.5 * (ages / POWER_RAMP).clamp(max=1))
+    return [
+        _direction(stack, g, shares[:, slice(*stack.tensors)], powers[:, slice(*stack.tensors)])
+        for stack, g in zip(memory.stacks, gradients, strict=True)
+    ]
+
+
+def _schedule(ages: Tensor, horizon: Tensor | None) -> Tensor:
+    """What lengths are multiplied by at an age, before anything is known of the network: (N, T).
+
+    After a warm-up they fall linearly to the end where it is told, and as 1 / t where it is not.
+    """
+    falling = 1 / (1 + ages / HALVED_AFTER)
+    if horizon is not None:
+        falling = torch.where(horizon[:, None] > 0, remaining(horizon, ages), falling)
+    return (ages + 1) / (ages + GROWN_AFTER) * falling
+
+
+def _alive(memory: Memory, sums: Sums) -> Tensor:
+    """Whether a matrix has a gradient that is more than rounding, (N, T), as numbers 1 and 0.
+
+    The bias before a batch norm or of attention's keys has none, but computing it leaves a little.
+    """
+    history, constants = memory.history, memory.constants
+    square = pooled(sums.squares[GRADIENT_ROW], constants.tensor_of_row, len(history.ages))
+    effect = (square / constants.scalars_of_tensor).sqrt() * history.tensors[LOG_UNIT].exp()
+    least = effect.amax(-1, keepdim=True) * (torch.finfo(effect.dtype).eps / 4)
+    return (effect > least).to(effect)
 
 
 def _row_sums(
@@ -139,15 +194,13 @@ def _mean_of_rows(memory: Memory, x: Tensor) -> Tensor:
 def _begin(weights: Weights, memory: Memory, sums: Sums) -> None:
     """Give blocks that make their first step a length and a unit of lengths."""
     history, constants = memory.history, memory.constants
-    first = controller.FIRST_LOG_LENGTH + 2 * weights["first_length"] @ constants.kinds.T
+    first = 2 * weights["first_length"] @ constants.kinds.T
     is_new = history.ages == 0
     history.rows[LOG_LENGTH] = torch.where(
         is_new[constants.tensor_of_row], first, history.rows[LOG_LENGTH]
     )
     weight = pooled(sums.squares[WEIGHT_ROW], constants.tensor_of_row, len(is_new))
-    unit = first_log_unit(
-        weight, constants.scalars_of_tensor, constants.fan_in, constants.is_matrix
-    )
+    unit = first_log_unit(weight, constants)
     history.tensors[LOG_UNIT] = torch.where(is_new, unit, history.tensors[LOG_UNIT])
 
 

@@ -12,9 +12,6 @@ Axes here: B matrices of r rows and c columns, s the length of a side.
 import torch
 from torch import Tensor
 
-# Gradients below this count as none: their squares are no numbers.
-VANISHING = 1e-19
-
 # Decay of the averages of G G' and G' G.
 GRAM_DECAY = 0.95
 # What is added to their eigenvalues, relative to the mean.

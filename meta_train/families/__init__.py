@@ -10,6 +10,7 @@ from meta_train.families import (  # noqa: F401  families are registered on impo
     fine_tune,
     held_out,
     ill_posed,
+    larger,
     memorise,
     recurrence,
     regression,

@@ -69,7 +69,9 @@ class Dice:
 
     def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Numbers whose logarithms are uniform."""
-        return low * (high / low) ** self.uniform(*shape)
+        drawn = torch.rand(self.all_pairs, *shape, generator=self._generator)
+        # Of all and then taken from: the last bit of a power depends on where in a tensor it is.
+        return (low * (high / low) ** drawn)[self.mine]
 
     def integers(self, below: int, *shape: int) -> Tensor:
         """Integers from 0 on."""

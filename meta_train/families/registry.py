@@ -20,27 +20,36 @@ class Family:
     Attributes:
         build: Draws sizes, starts and data.
         held_out: Whether it is never trained on, and designs are compared on it.
+        share: Fraction of the usual number of instances that it is worked on with, being larger.
     """
 
     build: Build
     held_out: bool = False
+    share: float = 1.0
+
+    def pairs(self, usual: int) -> int:
+        """Number of instances in place of the usual number."""
+        return max(round(self.share * usual), 1)
 
 
 FAMILIES: dict[str, Family] = {}
 
 
-def register_family(name: str, held_out: bool = False) -> Callable[[Build], Build]:
+def register_family(
+    name: str, held_out: bool = False, share: float = 1.0
+) -> Callable[[Build], Build]:
     """Add a family, given as ``build(dice, pictures) -> Plan``.
 
     Args:
         name: To draw it by.
         held_out: See :class:`Family`.
+        share: Likewise.
     """
 
     def add(build: Build) -> Build:
         if name in FAMILIES:
             raise ValueError(f"there is a family '{name}' already")
-        FAMILIES[name] = Family(build, held_out)
+        FAMILIES[name] = Family(build, held_out, share)
         return build
 
     return add

@@ -1,4 +1,4 @@
-"""Tasks that people really have, none of them of a kind seen in meta-training: who does them best?
+"""Tasks that people really have, none of them among those of meta-training: who does them best?
 
     python -m meta_train.strangers                                     # a quick look
     python -m meta_train.strangers --tasks all --optimizers all --seeds 3 --jobs 2

@@ -46,7 +46,3 @@ class Task(Protocol):
     def problem(self, seed: int, device: torch.device) -> Problem:
         """The task itself: its own network, freshly initialised, its own batch size."""
         ...
-
-    def variation(self, seed: int, device: torch.device) -> Problem:
-        """A problem like it, for meta-training: another width and batch size."""
-        ...

@@ -153,16 +153,6 @@ class ImageTask:
 
     def problem(self, seed: int, device: torch.device) -> ImageProblem:
         """The task's own network and batch size."""
-        return self._problem(seed, device, self.width, self.batch)
-
-    def variation(self, seed: int, device: torch.device) -> ImageProblem:
-        """Half to once as wide, batches of 64 to 128, log-uniform: time goes further there."""
-        generator = torch.Generator().manual_seed(seed)
-        narrower, smaller = torch.rand(2, generator=generator).tolist()
-        width = round(self.width * 2.0**-narrower)
-        return self._problem(seed, device, width, round(self.batch * 2.0**-smaller))
-
-    def _problem(self, seed: int, device: torch.device, width: int, batch: int) -> ImageProblem:
         if self._images is None:
             raise RuntimeError("call load() before asking for a problem")
         images = self._images
@@ -170,5 +160,5 @@ class ImageTask:
         # torch's default initialisation draws from the global generator and takes no other.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = self.build(channels, size, width, **self.shape).to(device)
-        return ImageProblem(module, images, batch, seed)
+            module = self.build(channels, size, self.width, **self.shape).to(device)
+        return ImageProblem(module, images, self.batch, seed)
