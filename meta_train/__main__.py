@@ -105,7 +105,8 @@ def train_optimizer(arguments: list[str] | None) -> Result:
     parser = _parser(text, list(CONTROLLERS), device=False)
     _preset(parser)
     sizes = _options(parser, ControllerConfig)
-    options = _options(parser, EvolutionConfig)
+    parser.add_argument("--initial", help="checkpoint whose weights to begin with [none]")
+    options = [*_options(parser, EvolutionConfig), "initial"]
     given = _parsed(parser, arguments)
     reader, grain = CONTROLLERS[given.model]
     controller = ControllerConfig(reader, grain, **_changes(given, sizes))

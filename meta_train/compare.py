@@ -177,6 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     try:
+        for name in ("draws", "steps", "threads"):
+            if getattr(given, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(given, name)}")
         loaded = {}
         for text in given.controllers:
             name, _, path = text.partition("=")

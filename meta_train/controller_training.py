@@ -43,9 +43,23 @@ OF_IMAGES = (
 CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
     "fmnist_cnn": OF_IMAGES,
     "general": (
-        "image_cnn", "few_examples", "attention", "autoencoder", "wide", "classifier", "embedding",
-        "few_examples", "recurrence", "image_cnn", "regression", "cnn", "few_examples", "wide",
-        "fine_tune", "ill_posed", "siren",
+        "image_cnn",
+        "few_examples",
+        "attention",
+        "autoencoder",
+        "wide",
+        "classifier",
+        "embedding",
+        "few_examples",
+        "recurrence",
+        "image_cnn",
+        "regression",
+        "cnn",
+        "few_examples",
+        "wide",
+        "fine_tune",
+        "ill_posed",
+        "siren",
     ),
 }
 HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
@@ -86,20 +100,20 @@ class EvolutionConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     initial: str = ""
     seed: int = 0
-    outer_steps: int = 2000
+    outer_steps: int = 1200
     pairs: int = 32
     deviation: float = 0.1
     span: int = 100
-    shortest: int = 200
-    longest: int = 3000
+    shortest: int = 400
+    longest: int = 1600
     told: float = 0.5
     lr: float = 0.01
     weight_decay: float = 0.2
     warmup: int = 20
     average: int = 50
-    evaluate_every: int = 500
-    evaluate_steps: int = 500
-    evaluate_pairs: int = 4
+    evaluate_every: int = 400
+    evaluate_steps: int = 300
+    evaluate_pairs: int = 2
     save_every: int = 25
 
     def __post_init__(self) -> None:
@@ -205,7 +219,7 @@ class ControllerTrainer:
         config, began = self.config, time.perf_counter()
         turn = self.step % len(self.courses)
         draw, course = self.draws[turn], self.courses[turn]
-        pairs = FAMILIES[draw.family].pairs(config.pairs)
+        pairs = self._pairs(draw.family)
         noise = evolution.perturbations(draw.seed, pairs, config.controller.size)
         vectors = evolution.perturbed(self.weights, noise[self.mine(pairs)], config.deviation)
         age = course.age
@@ -320,8 +334,13 @@ class ControllerTrainer:
         seed = 1_000_000 * (config.seed + 1) + self.started
         return Draw(family, seed, steps, told < config.told)
 
+    def _pairs(self, family: str) -> int:
+        """Number of instances of a course, at least one for each process."""
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        return max(FAMILIES[family].pairs(self.config.pairs), world)
+
     def _start(self, draw: Draw) -> Course:
-        pairs = FAMILIES[draw.family].pairs(self.config.pairs)
+        pairs = self._pairs(draw.family)
         return start(
             draw.family, draw.seed, pairs, draw.length, draw.told, self.mine(pairs),
             data_root=self.data_root,

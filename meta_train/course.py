@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from l2o_graph.optim.averaging import AVERAGED_PART
+from l2o_graph.optim.base import LONGEST_GRADIENT
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.controller import ControllerConfig, Weights
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
@@ -132,7 +133,19 @@ def gradients_of(
     with torch.enable_grad():
         loss = problems.loss(leaves, problems.batch(step))
         gradients = torch.autograd.grad(loss.sum(), leaves)
-    return loss.detach(), gathered(memory, [g.flatten(1) for g in gradients])
+    return loss.detach(), gathered(memory, fit([g.flatten(1) for g in gradients]))
+
+
+def fit(gradients: list[Tensor]) -> list[Tensor]:
+    """Gradients of networks that are lost as zeros: no decomposition comes to an end with NaN.
+
+    Args:
+        gradients: (2P, size) each.
+    """
+    norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).amax(0)
+    # Written so that NaN answers no.
+    is_fit = (norms <= LONGEST_GRADIENT)[:, None]
+    return [torch.where(is_fit, g, 0.0) for g in gradients]
 
 
 def start(

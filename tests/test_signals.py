@@ -171,7 +171,7 @@ def bounded(x: float) -> float:
     return min(max(x, -MOST), MOST)
 
 
-def slow_signals(run: Run, age: int, horizon: float) -> Tensor:
+def slow_signals(run: Run, age: int) -> Tensor:
     """Signals of all rows at one step, from the whole history."""
     gradients = [rows_of(run, g) for g in run.gradients[: age + 1]]
     updates = [rows_of(run, run.flat(u)) for u in run.updates[:age]]
@@ -210,7 +210,6 @@ def slow_signals(run: Run, age: int, horizon: float) -> Tensor:
         growth.append(sum(own) / len(own))
     of_network = [sum(c[k] for c in tensor_cosines) / matrices for k in (1, 2)]
     of_network.append(sum(growth) / matrices)
-    ahead = max(1 - age / horizon, 1 / horizon)
     answer = []
     for r, (m, kind, weights) in enumerate(rows_of(run, run.weights[age])):
         log_length = run.log_lengths[age][r].item()
@@ -222,7 +221,6 @@ def slow_signals(run: Run, age: int, horizon: float) -> Tensor:
                 *slow_cosines(*of_row, age), *tensor_cosines[m], *ratios[r], *of_network,
                 bounded((log_length + log_unit - math.log(rms)) / 4), log_length / 4,
                 math.log((age + 1) / 100) / 3,
-                1.0, 1 - ahead, bounded(math.log(ahead) / 2),
                 *(float(kind == known) for known in KINDS),
             ]
         )  # fmt: skip
@@ -230,9 +228,9 @@ def slow_signals(run: Run, age: int, horizon: float) -> Tensor:
 
 
 def test_signals_are_those_of_a_loop_over_rows():
-    run = Run(horizon=9.0)
+    run = Run()
     for age in range(STEPS):
-        (found,), expected = run.signals[age], slow_signals(run, age, 9.0)
+        (found,), expected = run.signals[age], slow_signals(run, age)
         assert found.shape == expected.shape == (len(run.log_lengths[0]), NUM_SIGNALS)
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
@@ -270,12 +268,20 @@ def test_what_is_ahead_ends_above_zero():
         torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype)[:, None])
 
 
-def test_without_a_word_about_the_end_nothing_is_seen_of_it():
-    told, untold, zero = Run(horizon=50.0), Run(), Run(horizon=0.0)
-    at = slice(-len(KINDS) - 3, -len(KINDS))
-    assert not untold.signals[-1][..., at].any()
-    assert torch.equal(untold.signals[-1], zero.signals[-1])
-    assert (told.signals[-1][..., at] != 0).all()
+def test_whoever_is_told_the_end_goes_shorter_to_it_and_sees_what_others_see():
+    """Lengths fall linearly to the end, and as 1 / t where it is not told, or as 0."""
+    told, untold, zero = Run(horizon=float(STEPS)), Run(), Run(horizon=0.0)
+    assert torch.equal(told.signals[0], untold.signals[0])
+    assert torch.equal(zero.signals[-1], untold.signals[-1])
+    ages = torch.arange(float(STEPS))
+    falling = [step._schedule(ages[t : t + 1], torch.tensor([STEPS, 0.0])) for t in range(STEPS)]
+    warm = (ages + 1) / (ages + step.GROWN_AFTER)
+    found = torch.cat(falling, 1)
+    torch.testing.assert_close(found[0], warm * (1 - ages / STEPS))
+    torch.testing.assert_close(found[1], warm / (1 + ages / step.HALVED_AFTER))
+    for a, b in zip(told.updates[0], untold.updates[0], strict=True):
+        torch.testing.assert_close(a, b)
+    assert not torch.allclose(told.updates[-1][0], untold.updates[-1][0], rtol=0.1)
 
 
 def test_signals_stay_bounded_when_gradients_come_and_go():
@@ -288,5 +294,5 @@ def test_signals_stay_bounded_when_gradients_come_and_go():
             torch.zeros_like(memory.history.rows[0]),
             scale * torch.rand(5, *memory.history.rows[0].shape, dtype=torch.float64),
         )
-        found = observe(sums, memory.history, memory.constants, None)
+        found = observe(sums, memory.history, memory.constants)
         assert found.isfinite().all() and found.abs().max() <= MOST

@@ -30,7 +30,7 @@ def test_the_wheel_works_by_itself(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "unpacked")
-    packaged = ("controllers/general", "controllers/fmnist", "cnn/cnn-park", "inr/mnist-inr")
+    packaged = ("controllers/general", "cnn/cnn-park", "inr/mnist-inr")
     assert {f"l2o_graph/zoo/{name}.safetensors" for name in packaged} < {*names}
     assert "l2o_graph/datasets/fmnist_sample.npz" in names
     assert not [name for name in names if name.startswith(("tests", "docs", "examples"))]
@@ -39,4 +39,4 @@ def test_the_wheel_works_by_itself(tmp_path):
     run = [sys.executable, "-W", "ignore", "-c", TRY.format(folder=folder)]
     done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert {"fmnist", "general"} <= {*done.stdout.split()}
+    assert "general" in done.stdout.split()

@@ -19,6 +19,8 @@ COSINE_DECAYS = (0.5, 0.9, 0.99)
 # In the order of ``observe``: cosines, ratios, of the network, length, age, kind.
 NUM_SIGNALS = 6 + 5 + 3 + 2 + 1 + len(KINDS)
 
+# Part of the typical update in its matrix from which on that of a row says something.
+LEAST_UPDATE = 1e-6
 # Far below any square that matters; only keeps 0 / 0 from being NaN.
 TINY = 1e-37
 # Signals are of the order of 1 and end here.
@@ -180,7 +182,10 @@ def observe(
     of_tensor = pooled(
         torch.stack([sums.against, squares[GRADIENT_ROW], squares[UPDATE_ROW]]), of_row, count
     )
-    new_rows = cosine(sums.against, squares[GRADIENT_ROW], squares[UPDATE_ROW])
+    # What a row went by mixing with others alone is rounding, and so would be its cosine.
+    typical = of_tensor[2] / constants.rows_of_tensor
+    last = squares[UPDATE_ROW] + LEAST_UPDATE**2 * typical[:, of_row]
+    new_rows = cosine(sums.against, squares[GRADIENT_ROW], last)
     row_averages, tensor_averages = history.rows[ROW_COSINES], history.tensors[TENSOR_COSINES]
     row_averages.lerp_(new_rows.expand_as(row_averages), constants.cosine_weights)
     tensor_averages.lerp_(cosine(*of_tensor).expand_as(tensor_averages), constants.cosine_weights)

@@ -14,10 +14,12 @@ from l2o_graph.optim.controller import ControllerConfig, Weights
 from l2o_graph.optim.memory import Memory, Stack
 from l2o_graph.optim.signals import (
     FAST,
+    FIRST_SQUARE,
     GRADIENT_ROW,
     LOG_LENGTH,
     LOG_UNIT,
     SLOW,
+    TINY,
     WEIGHT_ROW,
     Sums,
     corrected,
@@ -33,6 +35,8 @@ HALVED_AFTER = 200
 # They begin at a tenth and are half of what they will be after so many steps: what was too long at
 # first is not always recovered from.
 GROWN_AFTER = 10
+# A gradient of this fraction of its first one has vanished: below it steps are shorter with it.
+VANISHED = 1e-5
 # Steps until Gram matrices are averages of so many gradients that the whole power is due.
 POWER_RAMP = 10
 
@@ -76,7 +80,12 @@ def advance(
         1,
     )
     # Of RMS 1 over each matrix, times the length of each row, downwards.
-    unit = -alive * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
+    unit = (
+        -alive
+        * _fading(memory, sums)
+        * memory.constants.scalars_of_tensor.sqrt()
+        / (norms + whitening.VANISHING)
+    )
     factors = lengths * unit[:, memory.constants.tensor_of_row]
     for stack, d in zip(stacks, directions, strict=True):
         factor = factors[:, slice(*stack.rows)].reshape(-1, stack.shape[1], 1)
@@ -159,6 +168,17 @@ def _alive(memory: Memory, sums: Sums) -> Tensor:
     effect = (square / constants.scalars_of_tensor).sqrt() * history.tensors[LOG_UNIT].exp()
     least = effect.amax(-1, keepdim=True) * (torch.finfo(effect.dtype).eps / 4)
     return (effect > least).to(effect)
+
+
+def _fading(memory: Memory, sums: Sums) -> Tensor:
+    """Factor of the steps of matrices whose gradient has all but vanished, (N, T), up to 1.
+
+    Directions have no scale: on few examples that are all told apart, steps would go on for ever
+    towards weights without end.
+    """
+    now = _mean_of_rows(memory, sums.squares[GRADIENT_ROW])
+    first = _mean_of_rows(memory, memory.history.rows[FIRST_SQUARE])
+    return ((now / (first + TINY)).sqrt() / VANISHED).clamp(max=1)
 
 
 def _row_sums(
