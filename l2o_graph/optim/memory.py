@@ -37,9 +37,8 @@ RELATIVE_UNITS: dict[Kind, float] = {
     "vector": 0.0,
 }
 
-# Rows of a stack's momenta.
-NUM_MOMENTA = 3
-FAST_AVERAGE, SLOW_AVERAGE, LAST_UPDATE = range(NUM_MOMENTA)
+# A stack's momenta are the fast and the slow average of the gradient, and the last update.
+NUM_MOMENTA, LAST_UPDATE = 3, 2
 
 
 @dataclass(eq=False)
