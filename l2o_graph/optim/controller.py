@@ -25,7 +25,7 @@ Weights = Mapping[str, Tensor]
 
 # The most that the logarithm of a length changes in a step, and where it stays within.
 MOST_CHANGE = 0.2
-SHORTEST, LONGEST = -9.0, 5.0
+SHORTEST, LONGEST = -9.0, 4.0
 # Lengths start at their unit and tend to it, when nothing speaks against it, over so many steps.
 FORGOTTEN_AFTER = 300
 # The most that a step's length departs from the remembered one.
@@ -38,8 +38,12 @@ FIRST_SHARES = (0.1, 0.8, 0.1)
 # The power that matrices are whitened with before anything is learned, and the largest.
 FIRST_POWER, MOST_POWER = 0.45, 0.6
 
-# Change and departure of the length, two logits of the mixture and one of the power.
-NUM_OUTPUTS = 2 + NUM_SOURCES - 1 + 1
+# What weights shrink by in a step, over the part of their first RMS that the step is long, before
+# anything is learned; and the logarithm of the most that this is changed by.
+FIRST_DECAY, MOST_DECAY_CHANGE = 0.03, 2.5
+
+# Change and departure of the length, two logits of the mixture, one of the power, one of the decay.
+NUM_OUTPUTS = 2 + NUM_SOURCES - 1 + 1 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ def said(weights: Weights, signals: Tensor) -> Tensor:
 
 
 def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
-    """The network: what it sees of each row -> its answers (N, R, 5).
+    """The network: what it sees of each row -> its answers (N, R, 6).
 
     Args:
         weights: Of N controllers.
@@ -179,13 +183,18 @@ def departure(answer: Tensor) -> Tensor:
 
 
 def shares(answer: Tensor) -> Tensor:
-    """Shares of gradient, fast and slow average in the direction: (N, T, 5) -> (N, T, 3)."""
+    """Shares of gradient, fast and slow average in the direction: (N, T, 6) -> (N, T, 3)."""
     logits = nn.functional.pad(answer[..., 2:4], (1, 0))
     first = torch.tensor(FIRST_SHARES, dtype=logits.dtype, device=logits.device).log()
     return (2 * logits + first).softmax(-1)
 
 
 def power(answer: Tensor) -> Tensor:
-    """Power that each matrix is whitened with: (N, T, 5) -> (N, T)."""
+    """Power that each matrix is whitened with: (N, T, 6) -> (N, T)."""
     first = math.log(FIRST_POWER / (MOST_POWER - FIRST_POWER))
     return MOST_POWER * (2 * answer[..., 4] + first).sigmoid()
+
+
+def decay(answer: Tensor) -> Tensor:
+    """What each row shrinks by, relative to its length over its matrix' first RMS: (N, R)."""
+    return FIRST_DECAY * (MOST_DECAY_CHANGE * answer[..., 5].tanh()).exp()

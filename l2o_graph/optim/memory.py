@@ -28,14 +28,16 @@ from l2o_graph.optim.whitening import sides
 
 # Units of lengths, that is of first steps, for layers that begin as torch has them: of kernels
 # relative to 1 / sqrt(fan-in), of all else absolute; on small CNNs these did well by themselves.
-KERNEL_STEP, VECTOR_STEP = 0.1, 0.01
+KERNEL_STEP, VECTOR_STEP = 0.05, 0.005
 # The same in units of first weights. Those of vectors, 0 or 1 as often as not, say nothing.
 RELATIVE_UNITS: dict[Kind, float] = {
     **dict.fromkeys(MATRICES, 3**0.5 * KERNEL_STEP),
-    "diagonal": 0.1,
-    "table": 0.05,
+    "diagonal": 0.05,
+    "table": 0.025,
     "vector": 0.0,
 }
+# Blocks whose weights decay: neither tables, of which a step uses some rows, nor vectors.
+DECAYING: tuple[Kind, ...] = (*MATRICES, "diagonal")
 
 # A stack's momenta are the fast and the slow average of the gradient, and the last update.
 NUM_MOMENTA, LAST_UPDATE = 3, 2
@@ -84,6 +86,11 @@ class Stack:
     def is_matrix(self) -> bool:
         """Whether it is made of kernels that mix neurons."""
         return self.blocks[0].kind in MATRICES
+
+    @property
+    def decays(self) -> bool:
+        """Whether its weights decay."""
+        return self.blocks[0].kind in DECAYING
 
     def owned(self) -> dict[str, Tensor]:
         """Tensors of which each matrix owns a part: (3, N, M, r, c) and (N, M, ...)."""
@@ -198,6 +205,9 @@ def arrange(
         kinds=kinds,
         relative_unit=like.new_tensor([RELATIVE_UNITS[b.kind] for b in of_tensor]),
         absolute_unit=like.new_tensor([_absolute_unit(b) for b in of_tensor]),
+        decay_unit=like.new_tensor(
+            [RELATIVE_UNITS[b.kind] if b.kind in DECAYING else 0.0 for b in of_tensor]
+        ),
         cosine_weights=1 - like.new_tensor(COSINE_DECAYS).view(-1, 1, 1),
         average_weights=like.new_tensor([1 - FAST, 1 - SLOW]).view(2, 1, 1, 1),
         above=torch.tensor([above for above, _, _ in RATIOS], device=like.device),

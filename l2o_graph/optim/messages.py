@@ -69,6 +69,7 @@ def _of_neighbours(
     sets, _, channels = words.shape
     at_node = words.new_zeros(sets, nodes.count + 1, channels)
     at_node = at_node.index_add(1, nodes.of_row, words) / nodes.rows_of[:, None]
+    at_node[:, nodes.count] = 0  # rows outside of the graph say nothing
     back = torch.zeros_like(at_node)
     with_ones = nn.functional.pad(at_node, (0, 1), value=1.0)
     with_ones_of_rows = nn.functional.pad(words, (0, 1), value=1.0)

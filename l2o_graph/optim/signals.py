@@ -95,6 +95,7 @@ class Constants:
         kinds: (R, 6) indicators of what a row's block is.
         relative_unit: (T,) unit of its lengths in units of its weights, 0 where these say nothing.
         absolute_unit: (T,) unit of its lengths otherwise.
+        decay_unit: (T,) relative unit of matrices whose weights decay, 0 of others.
         cosine_weights: (3, 1, 1) weight of a new cosine in its averages.
         average_weights: (2, 1, 1, 1) weight of a new gradient in the fast and slow average.
         above: (5,) row of the square above in each of the ``RATIOS``.
@@ -111,6 +112,7 @@ class Constants:
     kinds: Tensor
     relative_unit: Tensor
     absolute_unit: Tensor
+    decay_unit: Tensor
     cosine_weights: Tensor
     average_weights: Tensor
     above: Tensor

@@ -14,6 +14,7 @@ from l2o_graph.optim.controller import ControllerConfig, Weights
 from l2o_graph.optim.memory import Memory, Stack
 from l2o_graph.optim.signals import (
     FAST,
+    FAST_ROW,
     FIRST_SQUARE,
     GRADIENT_ROW,
     LOG_LENGTH,
@@ -37,8 +38,8 @@ HALVED_AFTER = 200
 GROWN_AFTER = 10
 # A gradient of this fraction of its first one has vanished: below it steps are shorter with it.
 VANISHED = 1e-5
-# Steps until Gram matrices are averages of so many gradients that the whole power is due.
-POWER_RAMP = 10
+# The most that weights shrink by in a step.
+MOST_DECAY = 0.1
 
 
 def advance(
@@ -71,7 +72,7 @@ def advance(
     alive = _alive(memory, sums)
     answer, of_tensor = _answers(config, weights, memory, sums, squares, alive)
     lengths = _lengths(memory, answer, horizon)
-    directions = _directions(memory, gradients, of_tensor)
+    directions = _directions(memory, gradients, of_tensor, _steadiness(memory, sums))
     norms = torch.cat(
         [
             torch.linalg.vector_norm(d, dim=(-2, -1)).view(stack.sets, -1)
@@ -79,17 +80,16 @@ def advance(
         ],
         1,
     )
+    going = alive * _fading(memory, sums)
     # Of RMS 1 over each matrix, times the length of each row, downwards.
-    unit = (
-        -alive
-        * _fading(memory, sums)
-        * memory.constants.scalars_of_tensor.sqrt()
-        / (norms + whitening.VANISHING)
-    )
+    unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
-    for stack, d in zip(stacks, directions, strict=True):
-        factor = factors[:, slice(*stack.rows)].reshape(-1, stack.shape[1], 1)
-        stack.last.copy_(d.mul_(factor))
+    decays = _decays(memory, answer, lengths, going)
+    for stack, d, p in zip(stacks, directions, parameters, strict=True):
+        rows = slice(*stack.rows)
+        torch.mul(d, factors[:, rows].reshape(-1, stack.shape[1], 1), out=stack.last)
+        if stack.decays:
+            stack.last.addcmul_(p, decays[:, rows].reshape(-1, stack.shape[1], 1), value=-1)
         stack.age += 1
     memory.history.ages += 1
     return [stack.last for stack in stacks], _mean_of_rows(memory, lengths.square()).sqrt()
@@ -103,7 +103,7 @@ def _answers(
     squares: dict[int, Tensor],
     alive: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What the controller answers, of each row (N, R, 5) and of each matrix (N, T, 5)."""
+    """What the controller answers, of each row (N, R, 6) and of each matrix (N, T, 6)."""
     of_row = memory.constants.tensor_of_row
     sums.against *= alive[:, of_row]
     sums.squares[GRADIENT_ROW] *= alive[:, of_row]
@@ -127,20 +127,42 @@ def _lengths(memory: Memory, answer: Tensor, horizon: Tensor | None) -> Tensor:
     return log_length.exp() * of_tensor[:, memory.constants.tensor_of_row]
 
 
-def _directions(memory: Memory, gradients: Sequence[Tensor], answer: Tensor) -> list[Tensor]:
+def _decays(memory: Memory, answer: Tensor, lengths: Tensor, going: Tensor) -> Tensor:
+    """What part of its weights each row shrinks by, (N, R).
+
+    With a decay c, steps that go the same way for ever come to 1 / c times the first RMS of the
+    weights, whatever their length.
+    """
+    history, constants = memory.history, memory.constants
+    per_length = going * constants.decay_unit / history.tensors[LOG_UNIT].exp()
+    part = controller.decay(answer) * lengths * per_length[:, constants.tensor_of_row]
+    return part.clamp(max=MOST_DECAY)
+
+
+def _steadiness(memory: Memory, sums: Sums) -> Tensor:
+    """How much of each matrix' gradient is that of the steps before, (N, T), from 0 to 1."""
+    constants, ages = memory.constants, memory.history.ages
+    squares = pooled(sums.squares[[FAST_ROW, GRADIENT_ROW]], constants.tensor_of_row, len(ages))
+    return (squares[0] / corrected(ages, FAST).square() / (squares[1] + TINY)).clamp(max=1)
+
+
+def _directions(
+    memory: Memory, gradients: Sequence[Tensor], answer: Tensor, steadiness: Tensor
+) -> list[Tensor]:
     """What each stack goes along, (B, r, c), of any scale.
 
     Args:
         memory: Of the networks; its averages of gradients are of this step already.
         gradients: Of each stack.
-        answer: Of each matrix, (N, T, 5).
+        answer: Of each matrix, (N, T, 6).
+        steadiness: Of each matrix' gradient, (N, T).
     """
     ages = memory.history.ages
     shares = controller.shares(answer) / torch.stack(
         [torch.ones_like(ages), corrected(ages, FAST), corrected(ages, SLOW)], -1
     )
-    # One gradient's own Gram matrices whiten it at half the power that averages of many take.
-    powers = controller.power(answer) * (0.5 + 0.5 * (ages / POWER_RAMP).clamp(max=1))
+    # A gradient's own Gram matrices whiten it at half the power that those of noise around it take.
+    powers = controller.power(answer) * (1 - steadiness / 2)
     return [
         _direction(stack, g, shares[:, slice(*stack.tensors)], powers[:, slice(*stack.tensors)])
         for stack, g in zip(memory.stacks, gradients, strict=True)

@@ -62,6 +62,9 @@ class Ratings(nn.Module):
         return rating
 
 
+JUDGES = 512  # ratings to be judged by where others are seen again and again
+
+
 @register_family("embedding")
 def embedding(dice: Dice, pictures: Pictures) -> Plan:
     """Words and things come by Zipf's law: most rows of a table are seldom read."""
@@ -93,7 +96,8 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
         module = Ratings(users, things, width, dice.chance(0.5))
         name, criterion = f"ratings of {users} users for {things} things, width {width}", squared
         if dice.chance(0.5):
-            examples = FixedSet(dice, rate(dice.other("ratings"), 1024), batch)
+            judges = rate(dice.other("judges"), JUDGES)
+            examples = FixedSet(dice, rate(dice.other("ratings"), 1024), batch, judges)
         else:
             examples = Stream(dice, lambda dice: rate(dice, batch))
     start = initial(module, dice)

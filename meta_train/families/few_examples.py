@@ -8,9 +8,7 @@ from meta_train.families.images import Pictures
 from meta_train.families.initial import SCHEMES, gains, initial
 from meta_train.families.networks import ACTIVATIONS, MLP, dashed
 from meta_train.families.registry import register_family
-from meta_train.families.regression import examples_of
-
-JUDGES = 256  # examples to be judged by
+from meta_train.families.regression import JUDGES, examples_of
 
 
 @register_family("few_examples")

@@ -12,6 +12,8 @@ from meta_train.families.networks import ACTIVATIONS, MLP, dashed
 from meta_train.families.registry import register_family
 from meta_train.families.teachers import TEACHERS
 
+JUDGES = 256  # examples to be judged by, without noise
+
 
 def examples_of(
     dice: Dice, inputs: int, raw: bool, noises: tuple[float, ...]
@@ -45,7 +47,7 @@ def examples_of(
 
 @register_family("regression")
 def regression(dice: Dice, pictures: Pictures) -> Plan:
-    """One to three hidden layers; new examples at every step, or a fixed set of 256 to 512."""
+    """One to three hidden layers; new examples at every step, or a set of them and judges."""
     inputs = dice.integer(2, 16)
     make, said = examples_of(dice, inputs, dice.chance(0.8), (0.0, 0.1, 0.3, 1.0))
     sizes = [inputs, *(dice.integer(16, 40) for _ in range(dice.integer(1, 3))), 1]
@@ -54,7 +56,8 @@ def regression(dice: Dice, pictures: Pictures) -> Plan:
     module = MLP(sizes, activation)
     if count:
         fixed = make(dice.other("examples"), count)
-        examples: Examples = FixedSet(dice, fixed, batch)
+        judges = make(dice.other("judges"), JUDGES, True)
+        examples: Examples = FixedSet(dice, fixed, batch, judges)
     else:
         examples = Stream(dice, lambda dice: make(dice, batch))
     return Plan(
