@@ -14,16 +14,18 @@ from l2o_graph.optim.whitening import (
     LENGTH_PER_STEP,
     LONG_FIRST_ROOTS,
     LONG_SIDE,
-    LONGEST_SIDE,
+    LONGEST_BLOCK,
     ROOT_PERIOD,
     SPREAD,
+    Side,
     due,
     relative,
     root,
     sides,
     take_in,
     weight_of,
-    whitened,
+    whitened_left,
+    whitened_right,
 )
 
 LONG = LONG_SIDE + 44
@@ -88,16 +90,29 @@ def slow_gram(gradient: Tensor, right: bool, side: int) -> Tensor:
     return answer
 
 
-@pytest.mark.parametrize("right, side", [(False, 3), (True, 8), (True, 4), (True, 2)])
+@pytest.mark.parametrize(
+    "right, side",
+    [
+        (False, Side(6)),
+        (False, Side(2, blocks=3)),
+        (True, Side(8)),
+        (True, Side(4, positions=2)),
+        (True, Side(2, positions=4)),
+        (True, Side(4, blocks=2)),
+        (True, Side(2, blocks=2, positions=2)),
+    ],
+)
 def test_averages_take_in_products_of_gradients(right, side):
-    gradient = torch.randn(2, 3, 8, dtype=torch.float64)
-    average = grams(side, 2, count=2)
-    expected = [
-        0.7 * before + 0.3 * slow_gram(one, right, side)
-        for before, one in zip(average, gradient, strict=True)
-    ]
-    take_in(average, gradient, right, 0.3)
-    torch.testing.assert_close(average, torch.stack(expected))
+    gradient = torch.randn(2, 6, 8, dtype=torch.float64)
+    average = grams(side.length, 2, count=2 * side.blocks).unflatten(0, (2, -1))
+    expected = average.clone()
+    for b in range(2):
+        gram = slow_gram(gradient[b], right, side.length * side.blocks)
+        for k in range(side.blocks):
+            own = slice(k * side.length, (k + 1) * side.length)
+            expected[b, k] = 0.7 * average[b, k] + 0.3 * gram[own, own]
+    take_in(average, gradient, side, right, 0.3)
+    torch.testing.assert_close(average, expected)
 
 
 def test_averages_begin_as_plain_means_and_then_forget():
@@ -119,21 +134,29 @@ def test_four_steps_at_once_forget_as_much_as_four():
 # Directions -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("left", [True, False])
-@pytest.mark.parametrize("positions", [None, 1, 2, 3])
-def test_both_sides_are_multiplied_and_positions_stay_apart(left, positions):
-    neurons, rows = 4, 3
-    mixture = torch.randn(2, rows, neurons * (positions or 2), dtype=torch.float64)
-    of_rows = torch.randn(2, rows, rows, dtype=torch.float64) if left else None
-    of_columns = torch.randn(2, neurons, neurons, dtype=torch.float64) if positions else None
-    found = whitened(mixture, of_rows, of_columns)
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_rows_are_multiplied_by_the_root_of_their_block(blocks):
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    root = torch.randn(2, blocks, 6 // blocks, 6 // blocks, dtype=torch.float64)
+    found = whitened_left(x, root, Side(6 // blocks, blocks))
     for b in range(2):
-        expected = mixture[b] if of_rows is None else of_rows[b] @ mixture[b]
-        if of_columns is not None:
-            before, expected = expected, torch.empty_like(expected)
-            for k in range(positions):
-                expected[:, k::positions] = before[:, k::positions] @ of_columns[b]
-        torch.testing.assert_close(found[b], expected)
+        torch.testing.assert_close(found[b], torch.block_diag(*root[b]) @ x[b])
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("positions", [1, 2, 3])
+def test_columns_are_multiplied_by_the_root_of_their_block_and_positions_stay_apart(
+    blocks, positions
+):
+    neurons = 4
+    x = torch.randn(2, 3, neurons * positions, dtype=torch.float64)
+    length = neurons // blocks
+    root = torch.randn(2, blocks, length, length, dtype=torch.float64)
+    found = whitened_right(x, root, Side(length, blocks, positions))
+    for b in range(2):
+        for k in range(positions):
+            expected = x[b, :, k::positions] @ torch.block_diag(*root[b])
+            torch.testing.assert_close(found[b, :, k::positions], expected)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4)])
@@ -144,10 +167,12 @@ def test_of_one_gradient_a_quarter_on_both_sides_leaves_singular_values_alike(sh
     rank = min(shape)
     gradient = ((u[:, :rank] * torch.linspace(1, 4, rank)) @ v[:rank])[None]
     quarter = torch.tensor([0.25], dtype=torch.float64)
-    left, right = (root(gram, quarter) for gram in (gradient @ gradient.mT, gradient.mT @ gradient))
-    values = torch.linalg.svdvals(whitened(gradient, left, right))[0]
+    grams = gradient @ gradient.mT, gradient.mT @ gradient
+    left, right = (root(gram, quarter)[:, None] for gram in grams)
+    one_side = whitened_left(gradient, left, Side(shape[0]))
+    values = torch.linalg.svdvals(whitened_right(one_side, right, Side(shape[1])))[0]
     assert values.max() / values.min() < 1.02
-    one_side = torch.linalg.svdvals(whitened(gradient, left, None))[0]
+    one_side = torch.linalg.svdvals(one_side)[0]
     assert 1.9 < one_side.max() / one_side.min() < 2.05
 
 
@@ -176,16 +201,22 @@ def test_without_a_gradient_there_is_no_direction():
 @pytest.mark.parametrize(
     "rows, columns, positions, expected",
     [
-        (4, 6, 1, (4, 6)),
-        (1, 6, 1, (0, 6)),
-        (4, 1, 1, (4, 0)),
-        (16, 27, 9, (16, 27)),
-        (16, 9 * LONGEST_SIDE, 9, (16, LONGEST_SIDE)),  # positions apart, as all are too many
-        (LONGEST_SIDE, 2, 1, (LONGEST_SIDE, 2)),
-        (LONGEST_SIDE + 1, 2, 1, (0, 2)),
-        (LONGEST_SIDE + 1, LONGEST_SIDE + 1, 1, (0, 0)),
-        (4, 9 * (LONGEST_SIDE + 1), 9, (4, 0)),
-        (4, LONGEST_SIDE + 7, LONGEST_SIDE + 7, (4, 0)),  # of one neuron
+        (4, 6, 1, (Side(4), Side(6))),
+        (1, 6, 1, (None, Side(6))),
+        (4, 1, 1, (Side(4), None)),
+        (16, 27, 9, (Side(16), Side(27))),
+        (16, 576, 9, (Side(16), Side(576))),
+        (16, 9 * 128, 9, (Side(16), Side(128, positions=9))),  # apart, as all are too many
+        (16, 9 * 1024, 9, (Side(16), Side(512, 2, positions=9))),
+        (LONGEST_BLOCK, 2, 1, (Side(LONGEST_BLOCK), Side(2))),
+        (1024, 784, 1, (Side(512, 2), Side(392, 2))),
+        (768, 3072, 1, (Side(384, 2), Side(512, 6))),
+        (16 * LONGEST_BLOCK, 2, 1, (Side(LONGEST_BLOCK, 16), Side(2))),
+        (50_304, 2, 1, (None, Side(2))),  # too many
+        (641, 2, 1, (None, Side(2))),  # a prime
+        (2 * 641, 2, 1, (None, Side(2))),  # or nearly
+        (4, 9 * 641, 9, (Side(4), None)),
+        (4, 1031, 1031, (Side(4), None)),  # of one neuron
     ],
 )
 def test_sides_that_are_whitened(rows, columns, positions, expected):
@@ -207,7 +238,7 @@ def at_most(side: int, matrices: int, ages: range, first: int = 0) -> int:
 
 @pytest.mark.parametrize("first", [0, 5, 31])
 @pytest.mark.parametrize("matrices", [1, 3, 50])
-@pytest.mark.parametrize("side", [8, LONG_SIDE - 1, LONG, LONGEST_SIDE])
+@pytest.mark.parametrize("side", [8, LONG_SIDE - 1, LONG, LONGEST_BLOCK])
 def test_each_period_has_the_turn_of_every_matrix_and_no_step_all_of_them(side, matrices, first):
     period = max(ROOT_PERIOD, side // LENGTH_PER_STEP)
     begin = LONG_FIRST_ROOTS[-1] + SPREAD

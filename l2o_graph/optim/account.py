@@ -8,7 +8,7 @@ from torch import Tensor
 from l2o_graph.architecture import NetSpec
 from l2o_graph.optim.blocks import MATRICES, Block, blocks_of
 from l2o_graph.optim.memory import LAST_UPDATE
-from l2o_graph.optim.whitening import sides
+from l2o_graph.optim.whitening import Side, sides
 
 TITLES = ("parameter", "shape", "kind", "direction", "step length", "of weights")
 
@@ -120,9 +120,15 @@ def _direction(blocks: Sequence[Block]) -> str:
         return "none"
     block = blocks[0]
     _, r, c = block.matrix
-    left, right = sides(r, c, block.stored[3]) if block.kind in MATRICES else (0, 0)
-    if left and right:
-        return f"whitened, {left} by {right}"
-    if left or right:
-        return f"whitened on one side, {left or right}"
-    return "entry by entry"
+    if block.kind not in MATRICES:
+        return "entry by entry"
+    found = [_words(side) for side in sides(r, c, block.stored[3]) if side is not None]
+    if not found:
+        return "entry by entry"
+    return (
+        f"whitened, {' by '.join(found)}" if len(found) > 1 else f"whitened on one side, {found[0]}"
+    )
+
+
+def _words(side: Side) -> str:
+    return f"{side.blocks} x {side.length}" if side.blocks > 1 else str(side.length)

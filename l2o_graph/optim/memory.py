@@ -24,7 +24,7 @@ from l2o_graph.optim.signals import (
     Constants,
     History,
 )
-from l2o_graph.optim.whitening import sides
+from l2o_graph.optim.whitening import Side, sides
 
 # Units of lengths, that is of first steps, for layers that begin as torch has them: of kernels
 # relative to 1 / sqrt(fan-in), of all else absolute; on small CNNs these did well by themselves.
@@ -54,13 +54,13 @@ class Stack:
         age: Number of steps before this one.
         sets: N.
         shape: Matrices of a set, rows and columns of each.
-        sides: Lengths of what is whitened on the left and right, 0 for nothing.
+        sides: What is whitened on the left and on the right, None for nothing.
         rows: First row of the stack and the one behind its last, among all of the memory.
         tensors: The same of its matrices.
         momenta: (3, B, r, c): fast and slow average of the gradient, last update.
         square: (B, r, c) average of the gradient's squares; only where no side is whitened.
         mean: (B, 1, 1) 1 / sqrt(number of scalars) of each matrix.
-        grams: (B, s, s) averages of G G' and G' G; None for a side that is not whitened.
+        grams: (B, k, s, s) averages of G G' and G' G; None for a side that is not whitened.
         roots: Their powers, likewise.
     """
 
@@ -68,7 +68,7 @@ class Stack:
     age: int
     sets: int
     shape: tuple[int, int, int]
-    sides: tuple[int, int]
+    sides: tuple[Side | None, Side | None]
     rows: tuple[int, int]
     tensors: tuple[int, int]
     momenta: Tensor
@@ -232,12 +232,12 @@ def _stack(
     c = max(block.matrix[2] for block in blocks)
     m = groups * len(blocks)
     whitens = blocks[0].kind in MATRICES
-    left, right = sides(r, c, blocks[0].stored[3]) if whitens else (0, 0)
+    left, right = sides(r, c, blocks[0].stored[3]) if whitens else (None, None)
 
     batch = sets * m
 
-    def square(side: int) -> Tensor | None:
-        return like.new_zeros(batch, side, side) if side else None
+    def square(side: Side | None) -> Tensor | None:
+        return side and like.new_zeros(batch, side.blocks, side.length, side.length)
 
     return Stack(
         blocks,

@@ -270,32 +270,34 @@ def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Tensor) -
     if stack.square is not None:
         stack.square.lerp_(gradient.square(), whitening.weight_of(stack.age))
         return whitening.relative(mixture, stack.square, stack.mean)
-    for right in (False, True):
-        _renew(stack, gradient, powers, right)
-    return whitening.whitened(mixture, *stack.roots)
+    for right, whitened in ((False, whitening.whitened_left), (True, whitening.whitened_right)):
+        side, root = stack.sides[right], stack.roots[right]
+        if side is not None and root is not None:
+            _renew(stack, gradient, powers, side, right)
+            mixture = whitened(mixture, root, side)
+    return mixture
 
 
-def _renew(stack: Stack, gradient: Tensor, powers: Tensor, right: bool) -> None:
+def _renew(
+    stack: Stack, gradient: Tensor, powers: Tensor, side: whitening.Side, right: bool
+) -> None:
     """Let the Gram matrices of a side take in the gradient, and renew the powers that are due."""
-    average, roots, side = stack.grams[right], stack.roots[right], stack.sides[right]
-    if average is None or roots is None:
-        return
+    average, roots = stack.grams[right], stack.roots[right]
+    assert average is not None and roots is not None
     age, first = stack.age, stack.tensors[0]
-    every = whitening.LONG_GRAM_PERIOD if side >= whitening.LONG_SIDE else 1
+    every = whitening.LONG_GRAM_PERIOD if side.length >= whitening.LONG_SIDE else 1
     if age < every:
-        whitening.take_in(average, gradient, right, whitening.weight_of(age))
+        whitening.take_in(average, gradient, side, right, whitening.weight_of(age))
     elif (age + first) % every == 0:
-        whitening.take_in(average, gradient, right, whitening.weight_of(age, every))
+        whitening.take_in(average, gradient, side, right, whitening.weight_of(age, every))
     if age == 0:
-        roots.copy_(torch.eye(side, dtype=roots.dtype, device=roots.device))
-    due = whitening.due(side, age, stack.shape[0], first)
+        roots.copy_(torch.eye(side.length, dtype=roots.dtype, device=roots.device))
+    count = stack.shape[0] * side.blocks
+    due = whitening.due(side.length, age, count, first)
     if not due:
         return
-    if len(due) == stack.shape[0]:
-        roots.copy_(whitening.root(average, powers.reshape(-1)))
-        return
     at = slice(due.start, due.stop, due.step)
-    sets = (stack.sets, -1)
-    chosen = average.unflatten(0, sets)[:, at].flatten(0, 1)
-    renewed = whitening.root(chosen, powers[:, at].reshape(-1))
-    roots.unflatten(0, sets)[:, at] = renewed.unflatten(0, sets)
+    sets = (stack.sets, count, side.length, side.length)
+    chosen = average.view(sets)[:, at].flatten(0, 1)
+    renewed = whitening.root(chosen, powers.repeat_interleave(side.blocks, 1)[:, at].flatten())
+    roots.view(sets)[:, at] = renewed.unflatten(0, (stack.sets, -1))

@@ -6,8 +6,12 @@ p = 1/4 this is Shampoo (Gupta et al. 2018), with 1/2 its square (Morwani et al.
 Adafactor in the eigenbasis of SOAP (Vyas et al. 2024). It is a smooth function of the gradients:
 unlike Adam in that basis it does not depend on which eigenvectors of equal eigenvalues were found.
 
-Axes here: B matrices of r rows and c columns, s the length of a side.
+A long side is whitened in blocks of neurons next to each other, each by itself (Anil et al. 2020).
+
+Axes here: B matrices of r rows and c columns, k blocks of s neurons on a side.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,8 +20,10 @@ from torch import Tensor
 GRAM_DECAY = 0.95
 # What is added to their eigenvalues, relative to the mean.
 DAMPING = 1e-3
-# Sides above this are left as they are; of a kernel with positions the neurons are a side then.
-LONGEST_SIDE = 1024
+# Blocks are as long as they can be up to this, all of one length; a side that does not divide into a
+# few blocks of at least the shortest is left as it is. Kernels with more columns than fit into a
+# block have their neurons as right side, and positions are rows.
+LONGEST_BLOCK, SHORTEST_BLOCK, MOST_BLOCKS = 640, 64, 16
 # Powers of a side are computed anew after so many steps, of a longer one after one step in 12 of
 # its length, so that their share of a step's time stays what it is.
 ROOT_PERIOD, LENGTH_PER_STEP = 20, 12
@@ -27,58 +33,78 @@ FIRST_ROOTS = (0, 1, 3, 6, 10, 15)
 # first powers, which are the identity until then, are computed later, spread over many steps.
 LONG_SIDE, LONG_GRAM_PERIOD = 256, 4
 LONG_FIRST_ROOTS, SPREAD = (4, 16, 48), 12
-# Sides up to this are taken to their powers in float64.
-LONGEST_DOUBLE = 640
 # Gradients below this count as none: their squares are no numbers.
 VANISHING = 1e-19
 
 
-def sides(rows: int, columns: int, positions: int) -> tuple[int, int]:
-    """Lengths of what is whitened on the left and on the right of a matrix; 0 for nothing."""
-    left = rows if 1 < rows <= LONGEST_SIDE else 0
-    for right in (columns, columns // positions):
-        if 1 < right <= LONGEST_SIDE:
-            return left, right
-    return left, 0
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What is whitened on a side of a matrix.
+
+    Attributes:
+        length: Number of neurons of a block, s.
+        blocks: Number of blocks, k.
+        positions: Number of positions of a neuron, next to each other in the matrix.
+    """
+
+    length: int
+    blocks: int = 1
+    positions: int = 1
 
 
-def due(side: int, age: int, matrices: int, first: int) -> range:
-    """Of the matrices of a stack, those whose powers are computed anew at an age.
+def sides(rows: int, columns: int, positions: int) -> tuple[Side | None, Side | None]:
+    """What is whitened on the left and on the right of a matrix; None for nothing."""
+    apart = positions if columns > LONGEST_BLOCK else 1
+    return _side(rows), _side(columns // apart, apart)
+
+
+def _side(neurons: int, positions: int = 1) -> Side | None:
+    """As few blocks as possible, all of one length."""
+    if neurons <= LONGEST_BLOCK:
+        return Side(neurons, 1, positions) if neurons > 1 else None
+    for blocks in range(2, min(neurons // SHORTEST_BLOCK, MOST_BLOCKS) + 1):
+        if neurons % blocks == 0 and neurons // blocks <= LONGEST_BLOCK:
+            return Side(neurons // blocks, blocks, positions)
+    return None
+
+
+def due(length: int, age: int, count: int, first: int) -> range:
+    """Of the blocks of a stack, those whose powers are computed anew at an age.
 
     Args:
-        side: Length of the side.
+        length: Of a block.
         age: Number of steps before this one.
-        matrices: How many there are.
+        count: How many there are.
         first: Number of the first of them in the network, by which work is spread over steps.
     """
-    period = max(ROOT_PERIOD, side // LENGTH_PER_STEP)
-    if side < LONG_SIDE:
+    period = max(ROOT_PERIOD, length // LENGTH_PER_STEP)
+    if length < LONG_SIDE:
         if age in FIRST_ROOTS:
-            return range(matrices)
-        return range(matrices)[(-age - first) % period :: period]
+            return range(count)
+        return range(count)[(-age - first) % period :: period]
     for base in LONG_FIRST_ROOTS:
         if base <= age < base + SPREAD:
-            return range(matrices)[(age - base - first) % SPREAD :: SPREAD]
+            return range(count)[(age - base - first) % SPREAD :: SPREAD]
     if age < LONG_FIRST_ROOTS[-1] + SPREAD:
         return range(0)
-    return range(matrices)[(-age - first) % period :: period]
+    return range(count)[(-age - first) % period :: period]
 
 
-def take_in(average: Tensor, gradient: Tensor, right: bool, weight: float) -> None:
+def take_in(average: Tensor, gradient: Tensor, side: Side, right: bool, weight: float) -> None:
     """Let averages of G G' (left) or G' G (right) take in a gradient, in place.
 
     Args:
-        average: (B, s, s).
-        gradient: (B, r, c); columns are neurons by positions where s is less than c.
-        right: Which of the two.
+        average: (B, k, s, s).
+        gradient: (B, r, c).
+        side: The side.
+        right: Whether it is the right one.
         weight: Weight of the gradient in the average.
     """
     x = gradient
     if right:
-        x = gradient.mT
-        if average.shape[-1] < x.shape[-2]:
-            x = x.unflatten(-2, (average.shape[-1], -1)).flatten(-2)
-    average.baddbmm_(x, x.mT, beta=1 - weight, alpha=weight)
+        x = x.mT.unflatten(1, (-1, side.positions)).flatten(2)  # (B, neurons, positions r)
+    x = x.unflatten(1, (side.blocks, side.length)).flatten(0, 1)
+    average.flatten(0, 1).baddbmm_(x, x.mT, beta=1 - weight, alpha=weight)
 
 
 def weight_of(age: int, steps: int = 1) -> float:
@@ -94,16 +120,13 @@ def weight_of(age: int, steps: int = 1) -> float:
 def root(average: Tensor, power: Tensor) -> Tensor:
     """(A + d)^-p of Gram matrices, each to its own power, as constants.
 
-    In float64: eigenvalues are squares of what matters, and float32 would lose the small ones. Of
-    long sides in the type given, as float64 takes twice the time.
+    In float64: eigenvalues are squares of what matters, and float32 would lose the small ones.
 
     Args:
         average: A, (B, s, s).
         power: p, (B,).
     """
-    double = average.detach()
-    if double.shape[-1] <= LONGEST_DOUBLE:
-        double = double.double()
+    double = average.detach().double()
     mean = double.diagonal(dim1=-2, dim2=-1).mean(-1)
     unit = torch.where(mean > 0, mean, 1.0)
     values, vectors = torch.linalg.eigh(double / unit[:, None, None])
@@ -111,17 +134,18 @@ def root(average: Tensor, power: Tensor) -> Tensor:
     return torch.bmm(vectors * scale[:, None], vectors.mT).to(average.dtype)
 
 
-def whitened(mixture: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """P M Q with the roots of both sides: (B, r, c)."""
-    x = mixture if left is None else torch.bmm(left, mixture)
-    if right is None:
-        return x
-    side = right.shape[-1]
-    if side == x.shape[-1]:
-        return torch.bmm(x, right)
-    apart = x.unflatten(-1, (side, -1)).mT.flatten(1, 2)  # (B, r positions, s)
-    found = torch.bmm(apart, right).unflatten(1, (x.shape[1], -1))
-    return found.mT.flatten(-2)
+def whitened_left(x: Tensor, root: Tensor, side: Side) -> Tensor:
+    """P X with the roots of each block of rows (B, k, s, s): (B, r, c)."""
+    blocks = x.unflatten(1, (side.blocks, side.length)).flatten(0, 1)
+    return torch.bmm(root.flatten(0, 1), blocks).view(x.shape)
+
+
+def whitened_right(x: Tensor, root: Tensor, side: Side) -> Tensor:
+    """X Q with the roots of each block of columns (B, k, s, s): (B, r, c)."""
+    apart = x.unflatten(2, (side.blocks, side.length, side.positions))
+    apart = apart.permute(0, 2, 1, 4, 3)  # (B, k, r, positions, s)
+    found = torch.bmm(apart.flatten(2, 3).flatten(0, 1), root.flatten(0, 1))
+    return found.view(apart.shape).permute(0, 2, 1, 4, 3).reshape(x.shape)
 
 
 def relative(mixture: Tensor, square: Tensor, mean: Tensor) -> Tensor:
