@@ -20,8 +20,8 @@ from torch import Tensor
 GRAM_DECAY = 0.95
 # What is added to their eigenvalues, relative to the mean.
 DAMPING = 1e-3
-# Blocks are as long as they can be up to this, all of one length; a side that does not divide into a
-# few blocks of at least the shortest is left as it is. Kernels with more columns than fit into a
+# Blocks are as long as they can be up to this, all of one length; a side that does not divide into
+# a few blocks of at least the shortest is left as it is. Kernels with more columns than fit into a
 # block have their neurons as right side, and positions are rows.
 LONGEST_BLOCK, SHORTEST_BLOCK, MOST_BLOCKS = 640, 64, 16
 # Powers of a side are computed anew after so many steps, of a longer one after one step in 12 of

@@ -1,0 +1,156 @@
+"""A step of NGOptimizer against a twin of one matrix at a time, after docs/rule.md."""
+
+import math
+
+import pytest
+import torch
+from scipy.linalg import fractional_matrix_power
+from torch import Tensor, nn
+
+from l2o_graph.inference import spec_of_module
+from l2o_graph.optim.blocks import KINDS, blocks_of
+from l2o_graph.optim.controller import ControllerConfig, weights_from
+from l2o_graph.optim.memory import arrange, gathered, scattered
+from l2o_graph.optim.step import advance
+
+STEPS = 14
+ROOTS_AT = (0, 1, 3, 6, 10)
+SILENT = ControllerConfig("none", hidden=2)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def constant(answer: Tensor, first: Tensor) -> dict[str, Tensor]:
+    """A controller that answers the same whatever it sees, and starts at given lengths."""
+    weights = weights_from(SILENT, torch.zeros(1, SILENT.size, dtype=torch.float64))
+    return {**weights, "answer.bias": answer[None], "first_length": first[None]}
+
+
+def run(gradients: list[list[Tensor]], weights: dict[str, Tensor], horizon: float | None = None):
+    """Updates of each step, by parameter, of weights that follow them; and the first weights."""
+    net = network()
+    spec = spec_of_module(net)
+    memory = arrange(spec, blocks_of(spec), 1, like=torch.zeros(()).double())
+    parameters = [p.detach().clone() for p in net.parameters()]
+    start, updates = [p.clone() for p in parameters], []
+    told = None if horizon is None else torch.tensor([horizon], dtype=torch.float64)
+    for of_step in gradients:
+        flat = dict(enumerate(g.reshape(1, -1) for g in of_step))
+        now = dict(enumerate(p.reshape(1, -1) for p in parameters))
+        found, _ = advance(
+            SILENT, weights, memory, gathered(memory, flat), gathered(memory, now), told
+        )
+        by_parameter = scattered(memory, [u.clone() for u in found])
+        updates.append([by_parameter[i].view(p.shape) for i, p in enumerate(parameters)])
+        parameters = [p + u for p, u in zip(parameters, updates[-1], strict=True)]
+    return start, updates
+
+
+def power_of(matrix: Tensor, power: float) -> Tensor:
+    damped = matrix / matrix.diagonal().mean() + 1e-3 * torch.eye(len(matrix))
+    return torch.from_numpy(fractional_matrix_power(damped.numpy(), -power).real)
+
+
+class Twin:
+    """One parameter, step after step.
+
+    Args:
+        weight: At the start.
+        unit: Of its lengths.
+        first: Logarithm of its first length over its unit.
+        answer: The six answers of the controller.
+        horizon: Steps of the whole run, if told.
+    """
+
+    def __init__(self, weight, unit, first, answer, horizon=None):
+        self.weight, self.unit, self.log_length = weight.clone(), unit, first
+        self.rms = float(weight.square().mean().sqrt())
+        self.answer, self.horizon, self.age = answer.tolist(), horizon, 0
+        self.fast = self.slow = torch.zeros_like(weight)
+        self.left = self.right = self.square = 0.0
+
+    def step(self, g: Tensor) -> Tensor:
+        t, a = self.age, self.answer
+        self.fast, self.slow = 0.9 * self.fast + 0.1 * g, 0.99 * self.slow + 0.01 * g
+        fast, slow = self.fast / (1 - 0.9 ** (t + 1)), self.slow / (1 - 0.99 ** (t + 1))
+        shares = [0.1, 0.8 * math.exp(2 * a[2]), 0.1 * math.exp(2 * a[3])]
+        mixed = (shares[0] * g + shares[1] * fast + shares[2] * slow) / sum(shares)
+        new = max(0.05, 1 / (t + 1))
+        if self.weight.dim() == 2:
+            self.left = (1 - new) * self.left + new * g @ g.T
+            self.right = (1 - new) * self.right + new * g.T @ g
+            if t in ROOTS_AT:
+                steady = min(float(fast.square().sum() / g.square().sum()), 1.0)
+                p = 0.6 / (1 + math.exp(-2 * a[4]) / 3) * (1 - steady / 2)
+                self.roots = power_of(self.left, p), power_of(self.right, p)
+            direction = self.roots[0] @ mixed @ self.roots[1]
+        else:
+            self.square = (1 - new) * self.square + new * g.square()
+            rms = self.square.sqrt()
+            direction = mixed / (rms + rms.square().mean().sqrt())
+        change = 0.2 * math.tanh(a[0])
+        self.log_length = max(-9.0, min(4.0, (1 - 1 / 300) * self.log_length + change))
+        falling = 1 / (1 + t / 200) if self.horizon is None else 1 - t / self.horizon
+        schedule = (t + 1) / (t + 10) * falling
+        length = self.unit * schedule * math.exp(self.log_length + 0.5 * math.tanh(a[1]))
+        update = -length * direction / direction.square().mean().sqrt()
+        if self.weight.dim() == 2:
+            decay = 0.03 * math.exp(2.5 * math.tanh(a[5]))
+            update = update - min(decay * length / self.rms, 0.1) * self.weight
+        self.weight, self.age = self.weight + update, t + 1
+        return update
+
+
+@pytest.mark.parametrize("horizon", [None, 40.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_are_those_of_the_formulas(seed, horizon):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    answer, first = normal(6), 0.3 * normal(len(KINDS))
+    signal, noise = [normal(*p.shape) for p in network().parameters()], 0.5 * seed
+    gradients = [[s + noise * normal(*s.shape) for s in signal] for _ in range(STEPS)]
+    start, updates = run(gradients, constant(answer, first), horizon)
+    kernels = [w for w in start if w.dim() == 2]
+    # How much larger than torch's the kernels begin, which units of vectors follow.
+    larger = [
+        math.log(float(w.square().mean().sqrt()) * math.sqrt(3 * w.shape[1])) for w in kernels
+    ]
+    of_vectors = 0.005 * math.exp(sum(larger) / len(larger))
+    kinds = ["first", "vector", "last", "vector"]
+    for i, (weight, kind) in enumerate(zip(start, kinds, strict=True)):
+        of_kernel = 0.05 * math.sqrt(3) * float(weight.square().mean().sqrt())
+        unit = of_kernel if weight.dim() == 2 else of_vectors
+        twin = Twin(weight, unit, 2 * float(first[KINDS.index(kind)]), answer, horizon)
+        for of_step, found in zip(gradients, updates, strict=True):
+            torch.testing.assert_close(found[i], twin.step(of_step[i]), rtol=1e-6, atol=1e-9)
+
+
+def test_weights_that_go_the_same_way_for_ever_stop_where_the_decay_says():
+    """At 1 / c times their first RMS; biases, which do not decay, go on."""
+    answer = torch.zeros(6, dtype=torch.float64)
+    answer[5] = 10.0
+    gradient = [torch.ones(p.shape).double() for p in network().parameters()]
+    start, updates = run([gradient] * 1500, constant(answer, torch.zeros(6).double()))
+    final = [sum(us, w) for w, *us in zip(start, *updates, strict=True)]
+    for before, after in zip(start, final, strict=True):
+        if before.dim() == 2:
+            limit = float(before.square().mean().sqrt()) / (0.03 * math.exp(2.5))
+            assert float(after.mean()) == pytest.approx(-limit, rel=0.05)
+    for i in (1, 3):
+        torch.testing.assert_close(updates[-1][i] / updates[-1][i].abs(), -gradient[i])
+
+
+def test_a_matrix_without_a_gradient_stays_as_it_is():
+    """Not even its weights decay."""
+    gradients = [torch.randn(p.shape).double() for p in network().parameters()]
+    gradients[0] = torch.zeros_like(gradients[0])
+    _, updates = run([gradients] * 3, constant(torch.zeros(6).double(), torch.zeros(6).double()))
+    for of_step in updates:
+        assert not of_step[0].any()
+        assert of_step[2].all()
