@@ -4,7 +4,7 @@ The same arithmetic serves a network in use and N networks in meta-training, eac
 weights; nothing in it waits for a device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ VANISHED = 1e-5
 # The most that weights shrink by in a step.
 MOST_DECAY = 0.1
 
+# Powers of a stack's matrices, (N, M): worked out when some are renewed.
+Powers = Callable[[Stack], Tensor]
+
 
 def advance(
     config: ControllerConfig,
@@ -72,7 +75,7 @@ def advance(
     alive = _alive(memory, sums)
     answer, of_tensor = _answers(config, weights, memory, sums, squares, alive)
     lengths = _lengths(memory, answer, horizon)
-    directions = _directions(memory, gradients, of_tensor, _steadiness(memory, sums))
+    directions = _directions(memory, gradients, of_tensor, sums)
     norms = torch.cat(
         [
             torch.linalg.vector_norm(d, dim=(-2, -1)).view(stack.sets, -1)
@@ -142,12 +145,13 @@ def _decays(memory: Memory, answer: Tensor, lengths: Tensor, going: Tensor) -> T
 def _steadiness(memory: Memory, sums: Sums) -> Tensor:
     """How much of each matrix' gradient is that of the steps before, (N, T), from 0 to 1."""
     constants, ages = memory.constants, memory.history.ages
-    squares = pooled(sums.squares[[FAST_ROW, GRADIENT_ROW]], constants.tensor_of_row, len(ages))
+    found = torch.stack([sums.squares[FAST_ROW], sums.squares[GRADIENT_ROW]])
+    squares = pooled(found, constants.tensor_of_row, len(ages))
     return (squares[0] / corrected(ages, FAST).square() / (squares[1] + TINY)).clamp(max=1)
 
 
 def _directions(
-    memory: Memory, gradients: Sequence[Tensor], answer: Tensor, steadiness: Tensor
+    memory: Memory, gradients: Sequence[Tensor], answer: Tensor, sums: Sums
 ) -> list[Tensor]:
     """What each stack goes along, (B, r, c), of any scale.
 
@@ -155,16 +159,20 @@ def _directions(
         memory: Of the networks; its averages of gradients are of this step already.
         gradients: Of each stack.
         answer: Of each matrix, (N, T, 6).
-        steadiness: Of each matrix' gradient, (N, T).
+        sums: Over each row.
     """
     ages = memory.history.ages
     shares = controller.shares(answer) / torch.stack(
         [torch.ones_like(ages), corrected(ages, FAST), corrected(ages, SLOW)], -1
     )
-    # A gradient's own Gram matrices whiten it at half the power that those of noise around it take.
-    powers = controller.power(answer) * (1 - steadiness / 2)
+
+    def powers(stack: Stack) -> Tensor:
+        # A gradient's own Gram matrices whiten it at half the power that those of noise take.
+        found = controller.power(answer) * (1 - _steadiness(memory, sums) / 2)
+        return found[:, slice(*stack.tensors)]
+
     return [
-        _direction(stack, g, shares[:, slice(*stack.tensors)], powers[:, slice(*stack.tensors)])
+        _direction(stack, g, shares[:, slice(*stack.tensors)], powers)
         for stack, g in zip(memory.stacks, gradients, strict=True)
     ]
 
@@ -255,14 +263,14 @@ def _of_tensors(memory: Memory, sums: Sums) -> Sums:
     )
 
 
-def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Tensor) -> Tensor:
+def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Powers) -> Tensor:
     """What a stack goes along, of any scale; its averages of squares take in the gradient.
 
     Args:
         stack: Its averages of gradients are of this step already.
         gradient: (B, r, c).
         shares: (N, M, 3) of the gradient, its fast and its slow average.
-        powers: (N, M) that sides are whitened with.
+        powers: What sides are whitened with.
     """
     of_gradient, of_fast, of_slow = shares.reshape(-1, 3, 1, 1).unbind(1)
     mixture = gradient * of_gradient
@@ -279,7 +287,7 @@ def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Tensor) -
 
 
 def _renew(
-    stack: Stack, gradient: Tensor, powers: Tensor, side: whitening.Side, right: bool
+    stack: Stack, gradient: Tensor, powers: Powers, side: whitening.Side, right: bool
 ) -> None:
     """Let the Gram matrices of a side take in the gradient, and renew the powers that are due."""
     average, roots = stack.grams[right], stack.roots[right]
@@ -299,5 +307,6 @@ def _renew(
     at = slice(due.start, due.stop, due.step)
     sets = (stack.sets, count, side.length, side.length)
     chosen = average.view(sets)[:, at].flatten(0, 1)
-    renewed = whitening.root(chosen, powers.repeat_interleave(side.blocks, 1)[:, at].flatten())
+    of_blocks = powers(stack).repeat_interleave(side.blocks, 1)
+    renewed = whitening.root(chosen, of_blocks[:, at].flatten())
     roots.view(sets)[:, at] = renewed.unflatten(0, (stack.sets, -1))
