@@ -327,7 +327,7 @@ def test_a_hostile_file_is_refused_at_once(name, tmp_path):
 
 def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):
     path = controller_with(tmp_path / "old.safetensors", format="l2o_graph learned optimizer")
-    match = r"old.safetensors': made for the rule of before version 3.*train it anew with python -m"
+    match = r"old.safetensors': made for the rule of before version 4.*train it anew with python -m"
     with pytest.raises(ValueError, match=match):
         NGOptimizer(mlp().parameters(), checkpoint=path)
     path = controller_with(tmp_path / "next.safetensors", rule_version="4")
