@@ -20,6 +20,7 @@ from helpers_optimizer import (
 from safetensors.torch import save
 from torch import nn
 
+from l2o_graph.optim.checkpoints import RULE_VERSION
 from l2o_graph.optim.optimizer import NGOptimizer
 
 
@@ -327,13 +328,15 @@ def test_a_hostile_file_is_refused_at_once(name, tmp_path):
 
 def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):
     path = controller_with(tmp_path / "old.safetensors", format="l2o_graph learned optimizer")
-    match = r"old.safetensors': made for the rule of before version 4.*train it anew with python -m"
+    match = (
+        rf"old.safetensors': made for the rule of before version {RULE_VERSION}.*"
+        "train it anew with python -m"
+    )
     with pytest.raises(ValueError, match=match):
         NGOptimizer(mlp().parameters(), checkpoint=path)
-    path = controller_with(tmp_path / "next.safetensors", rule_version="4")
-    with pytest.raises(
-        ValueError, match=r"next.safetensors': expected version 3 of the rule, found 4"
-    ):
+    path = controller_with(tmp_path / "next.safetensors", rule_version=str(RULE_VERSION + 1))
+    match = rf"expected version {RULE_VERSION} of the rule, found {RULE_VERSION + 1}"
+    with pytest.raises(ValueError, match=f"next.safetensors': {match}"):
         NGOptimizer(mlp().parameters(), checkpoint=path)
 
 
