@@ -7,7 +7,9 @@ import torch
 from scipy.linalg import fractional_matrix_power
 from torch import Tensor, nn
 
+from l2o_graph.architecture import NetSpec
 from l2o_graph.inference import spec_of_module
+from l2o_graph.optim import whitening
 from l2o_graph.optim.blocks import KINDS, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from
 from l2o_graph.optim.memory import arrange, gathered, scattered
@@ -29,13 +31,18 @@ def constant(answer: Tensor, first: Tensor) -> dict[str, Tensor]:
     return {**weights, "answer.bias": answer[None], "first_length": first[None]}
 
 
-def run(gradients: list[list[Tensor]], weights: dict[str, Tensor], horizon: float | None = None):
-    """Updates of each step, by parameter, of weights that follow them; and the first weights."""
-    net = network()
-    spec = spec_of_module(net)
+def run(
+    gradients: list[list[Tensor]],
+    weights: dict[str, Tensor],
+    horizon: float | None = None,
+    spec: NetSpec | None = None,
+    start: list[Tensor] | None = None,
+):
+    """First weights, and the updates of each step by parameter, of weights that follow them."""
+    spec = spec or spec_of_module(network())
+    start = start or [p.detach() for p in network().parameters()]
     memory = arrange(spec, blocks_of(spec), 1, like=torch.zeros(()).double())
-    parameters = [p.detach().clone() for p in net.parameters()]
-    start, updates = [p.clone() for p in parameters], []
+    parameters, updates = start, []
     told = None if horizon is None else torch.tensor([horizon], dtype=torch.float64)
     for of_step in gradients:
         flat = dict(enumerate(g.reshape(1, -1) for g in of_step))
@@ -154,3 +161,50 @@ def test_a_matrix_without_a_gradient_stays_as_it_is():
     for of_step in updates:
         assert not of_step[0].any()
         assert of_step[2].all()
+
+
+@pytest.mark.parametrize("token_first", [True, False])
+def test_what_decays_does_so_wherever_it_lies_among_vectors(token_first):
+    """A matrix of one row outside of the graph, such as a class token, shares their stack."""
+    shapes = ((1, 4), (4,)) if token_first else ((4,), (1, 4))
+    spec = NetSpec(("a", "b"), shapes, (), (), (), (0, 1))
+    start = [torch.ones(shape).double() for shape in shapes]
+    to_and_fro = [torch.tensor([1.0, -1.0, 1.0, -1.0]).double().view(shape) for shape in shapes]
+    still = constant(torch.zeros(6).double(), torch.zeros(6).double())
+    _, updates = run([to_and_fro], still, spec=spec, start=start)
+    for shape, update in zip(shapes, updates[0], strict=True):
+        decay = 0.03 * 0.05 / 10 if len(shape) == 2 else 0.0
+        assert float(update.mean()) == pytest.approx(-decay, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "order, alike",
+    [
+        ([1, 0, 2, 3, 4, 5, 6, 7], True),  # within a block
+        ([4, 5, 6, 7, 0, 1, 2, 3], True),  # whole blocks
+        ([4, 1, 2, 3, 0, 5, 6, 7], False),  # between them
+    ],
+)
+def test_in_blocks_neurons_may_be_permuted_within_them_and_blocks_as_a_whole(
+    order, alike, monkeypatch
+):
+    monkeypatch.setattr(whitening, "LONGEST_BLOCK", 4)
+    monkeypatch.setattr(whitening, "SHORTEST_BLOCK", 2)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    spec, start = spec_of_module(net), [p.detach() for p in net.parameters()]
+    gradients = [[torch.randn_like(p) for p in start] for _ in range(5)]
+
+    def permuted(tensors: list[Tensor]) -> list[Tensor]:
+        first, bias, last, of_last = tensors
+        return [first[order], bias[order], last[:, order], of_last]
+
+    still = constant(torch.zeros(6).double(), torch.zeros(6).double())
+    _, expected = run(gradients, still, spec=spec, start=start)
+    _, found = run([permuted(g) for g in gradients], still, spec=spec, start=permuted(start))
+    apart = max(
+        float((a - b).abs().max() / b.abs().max())
+        for of_found, of_expected in zip(found, expected, strict=True)
+        for a, b in zip(of_found, permuted(of_expected), strict=True)
+    )
+    assert apart < 1e-9 if alike else apart > 1e-2

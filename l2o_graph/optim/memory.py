@@ -89,8 +89,8 @@ class Stack:
 
     @property
     def decays(self) -> bool:
-        """Whether its weights decay."""
-        return self.blocks[0].kind in DECAYING
+        """Whether weights of any of its blocks decay: short ones of all kinds share a stack."""
+        return any(block.kind in DECAYING for block in self.blocks)
 
     def owned(self) -> dict[str, Tensor]:
         """Tensors of which each matrix owns a part: (3, N, M, r, c) and (N, M, ...)."""
