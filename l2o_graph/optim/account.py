@@ -120,14 +120,11 @@ def _direction(blocks: Sequence[Block]) -> str:
         return "none"
     block = blocks[0]
     _, r, c = block.matrix
-    if block.kind not in MATRICES:
-        return "entry by entry"
-    found = [_words(side) for side in sides(r, c, block.stored[3]) if side is not None]
+    both = sides(r, c, block.stored[3]) if block.kind in MATRICES else ()
+    found = [_words(side) for side in both if side is not None]
     if not found:
         return "entry by entry"
-    return (
-        f"whitened, {' by '.join(found)}" if len(found) > 1 else f"whitened on one side, {found[0]}"
-    )
+    return f"whitened{' on one side' if len(found) == 1 else ''}, {' by '.join(found)}"
 
 
 def _words(side: Side) -> str:

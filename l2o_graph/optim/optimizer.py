@@ -29,7 +29,8 @@ class NGOptimizer(LearnedOptimizer):
     Each step goes along a direction that is whitened on both sides of every kernel, for a length
     that a small recurrent network sets for every neuron, from how gradients agree with the last
     steps and from what neighbouring neurons say. Lengths start short and grow. Hidden neurons have
-    no order: permute them, and the updates come out permuted in the same way.
+    no order: permute them, and the updates come out permuted in the same way, but in layers of
+    more than 640 neurons, which are whitened in blocks.
 
     A step in which any gradient is not finite, or longer than 1e17, changes nothing and warns.
     Parameters without a gradient are left as they are. What is remembered of a parameter lies in

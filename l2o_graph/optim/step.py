@@ -4,6 +4,7 @@ The same arithmetic serves a network in use and N networks in meta-training, eac
 weights; nothing in it waits for a device.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -41,8 +42,8 @@ VANISHED = 1e-5
 # The most that weights shrink by in a step.
 MOST_DECAY = 0.1
 
-# Powers of a stack's matrices, (N, M): worked out when some are renewed.
-Powers = Callable[[Stack], Tensor]
+# Powers of all matrices, (N, T): worked out in steps that renew some, once.
+Powers = Callable[[], Tensor]
 
 
 def advance(
@@ -166,10 +167,10 @@ def _directions(
         [torch.ones_like(ages), corrected(ages, FAST), corrected(ages, SLOW)], -1
     )
 
-    def powers(stack: Stack) -> Tensor:
+    @functools.cache
+    def powers() -> Tensor:
         # A gradient's own Gram matrices whiten it at half the power that those of noise take.
-        found = controller.power(answer) * (1 - _steadiness(memory, sums) / 2)
-        return found[:, slice(*stack.tensors)]
+        return controller.power(answer) * (1 - _steadiness(memory, sums) / 2)
 
     return [
         _direction(stack, g, shares[:, slice(*stack.tensors)], powers)
@@ -307,6 +308,6 @@ def _renew(
     at = slice(due.start, due.stop, due.step)
     sets = (stack.sets, count, side.length, side.length)
     chosen = average.view(sets)[:, at].flatten(0, 1)
-    of_blocks = powers(stack).repeat_interleave(side.blocks, 1)
+    of_blocks = powers()[:, slice(*stack.tensors)].repeat_interleave(side.blocks, 1)
     renewed = whitening.root(chosen, of_blocks[:, at].flatten())
     roots.view(sets)[:, at] = renewed.unflatten(0, (stack.sets, -1))
