@@ -5,7 +5,7 @@ weights; nothing in it waits for a device.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -76,22 +76,22 @@ def advance(
     alive = _alive(memory, sums)
     answer, of_tensor = _answers(config, weights, memory, sums, squares, alive)
     lengths = _lengths(memory, answer, horizon)
-    directions = _directions(memory, gradients, of_tensor, sums)
+    # From here on the last update is the coming one: of large networks, one direction at a time.
+    for stack, direction in zip(
+        stacks, _directions(memory, gradients, of_tensor, sums), strict=True
+    ):
+        stack.last.copy_(direction)
     norms = torch.cat(
-        [
-            torch.linalg.vector_norm(d, dim=(-2, -1)).view(stack.sets, -1)
-            for stack, d in zip(stacks, directions, strict=True)
-        ],
-        1,
+        [torch.linalg.vector_norm(s.last, dim=(-2, -1)).view(s.sets, -1) for s in stacks], 1
     )
     going = alive * _fading(memory, sums)
     # Of RMS 1 over each matrix, times the length of each row, downwards.
     unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
     decays = _decays(memory, answer, lengths, going)
-    for stack, d, p in zip(stacks, directions, parameters, strict=True):
+    for stack, p in zip(stacks, parameters, strict=True):
         rows = slice(*stack.rows)
-        torch.mul(d, factors[:, rows].reshape(-1, stack.shape[1], 1), out=stack.last)
+        stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
         if stack.decays:
             stack.last.addcmul_(p, decays[:, rows].reshape(-1, stack.shape[1], 1), value=-1)
         stack.age += 1
@@ -153,8 +153,8 @@ def _steadiness(memory: Memory, sums: Sums) -> Tensor:
 
 def _directions(
     memory: Memory, gradients: Sequence[Tensor], answer: Tensor, sums: Sums
-) -> list[Tensor]:
-    """What each stack goes along, (B, r, c), of any scale.
+) -> Iterator[Tensor]:
+    """What each stack goes along, (B, r, c), of any scale, one after the other.
 
     Args:
         memory: Of the networks; its averages of gradients are of this step already.
@@ -172,10 +172,8 @@ def _directions(
         # A gradient's own Gram matrices whiten it at half the power that those of noise take.
         return controller.power(answer) * (1 - _steadiness(memory, sums) / 2)
 
-    return [
-        _direction(stack, g, shares[:, slice(*stack.tensors)], powers)
-        for stack, g in zip(memory.stacks, gradients, strict=True)
-    ]
+    for stack, g in zip(memory.stacks, gradients, strict=True):
+        yield _direction(stack, g, shares[:, slice(*stack.tensors)], powers)
 
 
 def _schedule(ages: Tensor, horizon: Tensor | None) -> Tensor:
