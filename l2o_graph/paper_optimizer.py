@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from l2o_graph.features import MOMENTUM_DECAYS, decays_for, state_type
 from l2o_graph.optim.base import LearnedOptimizer
+from l2o_graph.ranges import COUNT
 from l2o_graph.rule import UpdateRule
 from l2o_graph.step import CHUNK_SIZE, State, moved, updates
 from l2o_graph.zoo.registry import Checkpoint, load_checkpoint
@@ -73,8 +74,7 @@ class PaperOptimizer(LearnedOptimizer):
         maximize: bool = False,
         chunk_size: int = CHUNK_SIZE,
     ):
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
+        COUNT.check("chunk_size", chunk_size)
         self._given = isinstance(checkpoint, UpdateRule)
         if isinstance(checkpoint, UpdateRule):
             # Named for its kind alone: its weights may change while the optimizer is in use.

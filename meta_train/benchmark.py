@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.optim.checkpoints import load_checkpoint
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
 from l2o_graph.zoo.files import write_atomically
 from meta_train.baselines import PUBLISHED, base_of, contenders, learned_checkpoints
 from meta_train.plots import Curve, Panel, plot_curves
@@ -157,19 +158,18 @@ def plan(settings: Settings) -> list[Run]:
         DatasetNotFoundError: For data that are not there.
         OSError: When ``out`` cannot be written.
     """
-    for name in ("seeds", "steps", "jobs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
-    if settings.tune_seeds < 0:
-        raise ValueError(f"tune_seeds: expected at least 0, found {settings.tune_seeds}")
+    check_ranges(
+        settings, seeds=COUNT, tune_seeds=COUNT_OR_NONE, steps=COUNT, jobs=COUNT,
+        evaluate_every=COUNT_OR_NONE,
+    )  # fmt: skip
     check_device(settings.device)
     known = contenders(settings.checkpoints)
     for name in (*settings.optimizers, *settings.grid):
         if name not in known:
             raise ValueError(f"unknown optimizer '{name}', expected one of {sorted(known)}")
     for name, rates in settings.grid.items():
-        if not rates or not all(0 <= rate < math.inf for rate in rates):
-            raise ValueError(f"grid of {name}: expected rates of at least 0, found {list(rates)}")
+        for rate in rates:
+            NOT_NEGATIVE.check(f"rate of {name}", rate)
     tasks = [get_task(name) for name in settings.tasks]
     learned = learned_checkpoints(settings.checkpoints)
     identities = {

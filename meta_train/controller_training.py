@@ -19,6 +19,15 @@ from torch import Tensor
 
 from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
+from l2o_graph.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    check_ranges,
+)
 from meta_train import evolution
 from meta_train.course import LEAST_LOSS, MOST_LOSS, Course, score, start
 from meta_train.families.registry import FAMILIES
@@ -122,23 +131,16 @@ class EvolutionConfig:
             raise ValueError(
                 f"task: expected one of {sorted(CONTROLLER_TASKS)}, found '{self.task}'"
             )
-        for name in (
-            "pairs", "span", "shortest", "evaluate_every", "evaluate_steps", "evaluate_pairs",
-            "save_every", "average",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("deviation", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, found {getattr(self, name)}")
-        if self.outer_steps < 0:
-            raise ValueError(f"outer_steps: expected at least 0, found {self.outer_steps}")
+        check_ranges(
+            self, seed=SEED, outer_steps=COUNT_OR_NONE, pairs=COUNT, deviation=POSITIVE,
+            span=COUNT, shortest=COUNT, longest=COUNT, told=SHARE, lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE, warmup=COUNT_OR_NONE, average=COUNT, evaluate_every=COUNT,
+            evaluate_steps=COUNT, evaluate_pairs=COUNT, save_every=COUNT,
+        )  # fmt: skip
         if self.longest < self.shortest:
             raise ValueError(
                 f"longest: expected at least shortest = {self.shortest}, found {self.longest}"
             )
-        if not 0 <= self.told <= 1:
-            raise ValueError(f"told: expected from 0 to 1, found {self.told}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.inr.picture import contact_sheet
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from l2o_graph.zoo.files import write_atomically
 from meta_train.__main__ import main as train
 from meta_train.benchmark import check_writable, spread
@@ -207,9 +208,7 @@ class Settings:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_ranges(self, seeds=COUNT, hidden=COUNT_OR_NONE, jobs=COUNT)
 
     @property
     def rows(self) -> list[Row]:

@@ -267,7 +267,7 @@ def test_reports_the_rate_with_the_best_mean_over_seeds():
         (["--tasks", "nonsense"], "unknown task 'nonsense', expected one of ['cifar10_cnn', "),
         (["--optimizers", "nonsense"], "unknown optimizer 'nonsense', expected one of ['adam', "),
         (["--grid", "nonsense=1"], "unknown optimizer 'nonsense'"),
-        (["--grid", "adam=-1"], "grid of adam: expected rates of at least 0, found [-1.0]"),
+        (["--grid", "adam=-1"], "rate of adam: expected at least 0, found -1.0"),
         (["--checkpoint", "ng=nonsense"], "unknown checkpoint 'nonsense', expected one of ["),
         (["--seeds", "0"], "seeds: expected at least 1, found 0"),
         (["--tune-seeds", "-1"], "tune_seeds: expected at least 0, found -1"),

@@ -271,7 +271,7 @@ def test_a_course_that_is_over_or_lost_makes_room_for_another(data, monkeypatch)
         ({"average": 0}, "average: expected at least 1, found 0"),
         ({"deviation": 0.0}, "deviation: expected more than 0, found 0.0"),
         ({"lr": -1.0}, "lr: expected more than 0, found -1.0"),
-        ({"lr": math.nan}, "lr: expected more than 0, found nan"),
+        ({"lr": math.nan}, "lr: expected a finite number, more than 0, found nan"),
         ({"outer_steps": -1}, "outer_steps: expected at least 0, found -1"),
         ({"longest": 3}, "longest: expected at least shortest = 5, found 3"),
         ({"told": 1.5}, "told: expected from 0 to 1, found 1.5"),

@@ -248,7 +248,7 @@ def test_bad_requests_get_one_line(small, options, expected, capsys):
 
 
 def test_a_fit_that_diverges_is_reported_and_not_written(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], lr=float("inf")))
+    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], lr=1e30))
     run(tmp_path, "--count", "9", "0", "0", expect=2)
     error = capsys.readouterr().err.splitlines()[-1]
     assert "train-00000.safetensors, just fitted: expected finite weights" in error

@@ -56,7 +56,7 @@ def test_the_rate_warms_up_stays_and_cools_down(inrs, tmp_path):
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_cooldown_is_a_share(share):
-    with pytest.raises(ValueError, match="cooldown: expected a share from 0 to 1"):
+    with pytest.raises(ValueError, match="cooldown: expected from 0 to 1"):
         dataclasses.replace(TINY, cooldown=share)
 
 
@@ -140,7 +140,7 @@ def test_requests_that_cannot_be_met(inrs, tmp_path, capsys):
     config = dataclasses.replace(TINY, model=inr_config("mlp", omega0=20.0))
     with pytest.raises(ValueError, match=r"expected omega0 20.0, found 30.0"):
         train_inr_model(config, inrs, tmp_path / "run")
-    with pytest.raises(ValueError, match="seed: expected 0 to 268435455, found 268435456"):
+    with pytest.raises(ValueError, match="seed: expected from 0 to 268435455, found 268435456"):
         dataclasses.replace(TINY, seed=1 << 28)
     status = main(["--task", "mnist_inr", "--inrs", str(tmp_path / "nothing")])
     assert status == 2

@@ -222,7 +222,7 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
     with pytest.raises(ValueError, match="expected the state of a run, found: Safetensor"):
         meta_train(TINY, tmp_path / "run", resume=True)
     assert main(["--preset", "paper", "--threads", "0"]) == 2
-    assert "threads: expected at least 1, found 0" in capsys.readouterr().err
+    assert "threads: expected from 1 to 4096, found 0" in capsys.readouterr().err
 
     (tmp_path / "file").write_text("in the way")
     status = main(

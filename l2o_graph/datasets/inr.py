@@ -34,6 +34,7 @@ from l2o_graph.inr.files import FORMAT, checked, write_shard
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
+from l2o_graph.ranges import COUNT, SEED, check_ranges
 from l2o_graph.zoo.files import write_atomically
 from l2o_graph.zoo.shards import read_tensor, shard_name, unwritten
 
@@ -109,9 +110,7 @@ def plan(settings: Settings) -> list[Shard]:
     """
     if settings.source not in SOURCES:
         raise ValueError(f"unknown source '{settings.source}', expected one of {list(SOURCES)}")
-    for name in ("views", "shard", "batch", "jobs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
+    check_ranges(settings, views=COUNT, seed=SEED, shard=COUNT, batch=COUNT, jobs=COUNT)
     if settings.batch > settings.shard:
         raise ValueError(
             f"batch: expected at most a shard, {settings.shard}, found {settings.batch}"
@@ -221,8 +220,9 @@ def figure(settings: Settings, shard: Shard) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, fit, print; 0 when all is done, 2 for a request that cannot be met."""
-    settings, begin = _parse(argv), time.perf_counter()
+    begin = time.perf_counter()
     try:
+        settings = _parse(argv)
         shards = plan(settings)
         fitted = execute(settings, shards)
         write_atomically(settings.out / "figure.png", figure(settings, shards[0]))
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("inr: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
+        print("stopped; the same command goes on", file=sys.stderr)
         return 130
     minutes = (time.perf_counter() - begin) / 60
     print(summary(settings, shards))
@@ -261,9 +261,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--data-root", metavar="FOLDER")
     args = vars(parser.parse_args(argv))
     recipe, steps = RECIPES[args["recipe"]], args.pop("steps")
-    if steps is not None and steps < 1:
-        parser.error(f"steps: expected at least 1, found {steps}")
-    args["recipe"] = replace(recipe, steps=steps or recipe.steps)
+    args["recipe"] = recipe if steps is None else replace(recipe, steps=steps)
     args["count"] = tuple(args["count"])
     return Settings(**args)
 

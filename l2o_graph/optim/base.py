@@ -1,5 +1,6 @@
 """What every learned optimizer owes its users: groups, closures, refusals, states, structure."""
 
+import math
 import sys
 import warnings
 import weakref
@@ -106,7 +107,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             value = group[key]
             if isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(f"Tensor {key} must be 1-element, found shape {list(value.shape)}")
-            if not value >= 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{key}: expected a number of at least 0, found {value}")
         if group["checkpoint"] != self.defaults["checkpoint"]:
             raise ValueError(

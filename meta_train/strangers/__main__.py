@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.ranges import COUNT, Range, check_ranges
 from meta_train.benchmark import check_writable
 from meta_train.strangers import contenders, learned, records, tasks
 from meta_train.strangers.contenders import Contender
@@ -104,11 +105,7 @@ def compare(settings: Settings) -> Outcome:
     Raises:
         ValueError, OSError: For a request that cannot be met, before any run.
     """
-    for name in ("seeds", "jobs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
-    if not 0 < settings.shorter <= 1:
-        raise ValueError(f"shorter: expected more than 0, at most 1, found {settings.shorter:g}")
+    check_ranges(settings, seeds=COUNT, jobs=COUNT, shorter=Range(0, 1, above=True))
     wanted, notes = tasks.chosen(settings.tasks)
     known, more = contenders.chosen(settings.optimizers, settings.checkpoint)
     if not wanted or not known:
