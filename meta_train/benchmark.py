@@ -30,6 +30,7 @@ from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
 from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.lock import held
 from meta_train.baselines import PUBLISHED, base_of, contenders, learned_checkpoints
 from meta_train.plots import Curve, Panel, plot_curves
 from meta_train.tasks import get_task
@@ -133,18 +134,20 @@ def compare(settings: Settings) -> list[Record]:
     """Do all runs: the grids on the first ``tune_seeds``, their best rates on all seeds.
 
     Raises:
-        ValueError, OSError: As ``plan``, before any run.
+        ValueError, OSError: As ``plan``, before any run, and where another command is writing to
+            the folder.
     """
     plan(settings)
     records: dict[Run, Record] = {}
-    for task in settings.tasks:
-        here = replace(settings, tasks=(task,))
-        if settings.tune_seeds:
-            tuning = replace(here, seeds=min(settings.tune_seeds, settings.seeds))
-            tuned = execute(tuning, plan(tuning))
-            records |= {record.run: record for record in tuned}
-            here = replace(here, grid={n: (g[0].run.rate,) for n, g in _best(tuned).items()})
-        records |= {record.run: record for record in execute(here, plan(here))}
+    with held(settings.out):
+        for task in settings.tasks:
+            here = replace(settings, tasks=(task,))
+            if settings.tune_seeds:
+                tuning = replace(here, seeds=min(settings.tune_seeds, settings.seeds))
+                tuned = execute(tuning, plan(tuning))
+                records |= {record.run: record for record in tuned}
+                here = replace(here, grid={n: (g[0].run.rate,) for n, g in _best(tuned).items()})
+            records |= {record.run: record for record in execute(here, plan(here))}
     return list(records.values())
 
 
@@ -199,7 +202,7 @@ def plan(settings: Settings) -> list[Run]:
 
 
 def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
-    """Do those runs that results.json lacks, saving each as it ends.
+    """Do those runs that results.json lacks, saving each as it ends; the caller holds the folder.
 
     Returns:
         The records of ``runs``, in their order.
@@ -213,8 +216,6 @@ def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
             partial(train, settings), missing, settings.jobs, one_thread_alone=False
         ):
             records[record.run] = record
-            # The file is read anew: another command may be writing to the same folder.
-            records = {**_read(path), **records}
             lines = ",\n".join(json.dumps(asdict(r), allow_nan=False) for r in records.values())
             write_atomically(path, f"[\n{lines}\n]\n".encode())
             progress.update()

@@ -36,7 +36,7 @@ from meta_train.run import (
     begin,
     commit,
     drive,
-    prepare,
+    prepared,
     read_state,
     starting,
     write_state,
@@ -431,23 +431,24 @@ def train_controller(
     Raises:
         ValueError: For a state of another configuration.
         FileExistsError: When ``out`` holds a run and ``resume`` is off.
+        BlockingIOError: When another process is writing to ``out``.
         OSError: When ``out`` cannot be written.
     """
     if dist.is_initialized() and dist.get_rank():
         out = out / f"process-{dist.get_rank()}"
     settings = asdict(config)
-    state = prepare(out, settings, resume)
-    trainer = begin(
-        state,
-        settings,
-        resume=lambda path: ControllerTrainer.resume(path, data_root),
-        new=lambda: ControllerTrainer(config, data_root).begin(),
-    )
 
     def describe(point: dict[str, Any]) -> str:
         return f"score {point['score']:.4f}, on held-out families {point['held_out_score']:.4f}"
 
-    return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    with prepared(out, settings, resume) as state:
+        trainer = begin(
+            state,
+            settings,
+            resume=lambda path: ControllerTrainer.resume(path, data_root),
+            new=lambda: ControllerTrainer(config, data_root).begin(),
+        )
+        return drive(trainer, state, config.evaluate_every, config.save_every, describe)
 
 
 def _provenance(trainer: ControllerTrainer) -> dict[str, Any]:

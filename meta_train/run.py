@@ -3,7 +3,8 @@
 import json
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.lock import held
 
 T = TypeVar("T", bound="Trainer")
 
@@ -84,20 +86,22 @@ class Result:
     finished: bool
 
 
-def prepare(out: Path, settings: Mapping[str, Any], resume: bool) -> Path:
-    """Make the folder of a run; returns where its state lies or will lie.
+@contextmanager
+def prepared(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
+    """Make and hold the folder of a run; gives where its state lies or will lie.
 
     Raises:
         FileExistsError: When it holds a run and ``resume`` is off.
+        BlockingIOError: When another process is writing to it.
         OSError: When it cannot be written.
     """
-    state = out / "state.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
-    if state.exists() and not resume:
-        raise FileExistsError(f"{out} holds a run already; resume it or choose another folder")
-    if not state.exists():
-        write_atomically(out / "config.json", json.dumps(settings, indent=2).encode())
-    return state
+    with held(out):
+        state = out / "state.safetensors"
+        if state.exists() and not resume:
+            raise FileExistsError(f"{out} holds a run already; resume it or choose another folder")
+        if not state.exists():
+            write_atomically(out / "config.json", json.dumps(settings, indent=2).encode())
+        yield state
 
 
 def begin(

@@ -28,8 +28,9 @@ from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.lock import held
 from meta_train.__main__ import main as train
-from meta_train.benchmark import check_writable, spread
+from meta_train.benchmark import spread
 from meta_train.cnn_training import PREDICTIONS
 from meta_train.inr_training import EDITED
 from meta_train.plots import plot_predictions
@@ -240,13 +241,15 @@ def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
 
     Raises:
         ValueError: For rows that are not there.
-        OSError: When ``out`` cannot be written.
+        OSError: When ``out`` cannot be written, or another command is writing there.
     """
     rows = settings.rows
-    check_writable(settings.out / settings.table)
     runs = [(row, seed) for seed in range(settings.seeds) for row in rows]
     answers: dict[Row, list[dict[str, Any]]] = {row: [] for row in rows}
-    with tqdm(total=len(runs), unit="run", smoothing=0) as progress:
+    with (
+        held(settings.out / settings.table),
+        tqdm(total=len(runs), unit="run", smoothing=0) as progress,
+    ):
         for row, seed, status in in_parallel(partial(_train, settings), runs, settings.jobs):
             progress.update()
             folder = settings.folder(row, seed)

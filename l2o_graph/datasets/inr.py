@@ -36,6 +36,7 @@ from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
 from l2o_graph.ranges import COUNT, SEED, check_ranges
 from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.lock import held
 from l2o_graph.zoo.shards import read_tensor, shard_name, unwritten
 
 SOURCES = ("mnist", "fmnist", "fmnist_sample")
@@ -154,13 +155,15 @@ def execute(settings: Settings, shards: Sequence[Shard]) -> int:
 
     Raises:
         ValueError: For a fit that ends in weights that are not finite.
+        BlockingIOError: When another process is writing to the folder.
     """
-    missing = _missing(settings, shards)
-    total, todo = (sum(s.stop - s.start for s in group) for group in (shards, missing))
-    with tqdm(total=total, initial=total - todo, unit="INR", smoothing=0) as progress:
-        for shard in in_parallel(partial(fit_shard, settings), missing, settings.jobs):
-            progress.update(shard.stop - shard.start)
-    return todo
+    with held(settings.out):
+        missing = _missing(settings, shards)
+        total, todo = (sum(s.stop - s.start for s in group) for group in (shards, missing))
+        with tqdm(total=total, initial=total - todo, unit="INR", smoothing=0) as progress:
+            for shard in in_parallel(partial(fit_shard, settings), missing, settings.jobs):
+                progress.update(shard.stop - shard.start)
+        return todo
 
 
 def fit_shard(settings: Settings, shard: Shard) -> Shard:

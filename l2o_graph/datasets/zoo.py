@@ -51,6 +51,7 @@ from l2o_graph.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SEED, check_ranges
+from l2o_graph.zoo.lock import held
 from l2o_graph.zoo.shards import shard_name, unwritten
 
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
@@ -184,14 +185,18 @@ def execute(settings: Settings, shards: Sequence[Shard]) -> int:
 
     Returns:
         How many networks were trained.
+
+    Raises:
+        BlockingIOError: When another process is writing to the folder.
     """
-    missing = _missing(shards)
-    total, todo = (sum(len(shard.runs) for shard in group) for group in (shards, missing))
-    with tqdm(total=total, initial=total - todo, unit="run", smoothing=0) as progress:
-        for shard in in_parallel(partial(train_shard, settings), missing, settings.jobs):
-            progress.update(len(shard.runs))
-    write_manifest(settings.out, [shard.path for shard in shards])
-    return todo
+    with held(settings.out):
+        missing = _missing(shards)
+        total, todo = (sum(len(shard.runs) for shard in group) for group in (shards, missing))
+        with tqdm(total=total, initial=total - todo, unit="run", smoothing=0) as progress:
+            for shard in in_parallel(partial(train_shard, settings), missing, settings.jobs):
+                progress.update(len(shard.runs))
+        write_manifest(settings.out, [shard.path for shard in shards])
+        return todo
 
 
 def train_shard(settings: Settings, shard: Shard) -> Shard:

@@ -77,7 +77,7 @@ class Record:
 
 
 def add(folder: Path, record: Record) -> None:
-    """Append a record; several commands may write to one folder."""
+    """Append a record to a folder that this process holds."""
     path = folder / FILE
     line = json.dumps(asdict(record), allow_nan=False)
     before = path.read_bytes() if path.exists() else b""
