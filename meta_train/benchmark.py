@@ -29,9 +29,10 @@ from tqdm import tqdm
 from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.files import expecting, write_atomically
 from l2o_graph.zoo.lock import held
 from meta_train.baselines import PUBLISHED, base_of, contenders, learned_checkpoints
+from meta_train.parsing import parsed
 from meta_train.plots import Curve, Panel, plot_curves
 from meta_train.tasks import get_task
 from meta_train.training import Training
@@ -325,13 +326,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = _parse(argv)
     try:
         records = compare(settings)
+        paths = report(settings, records)
     except (ValueError, OSError) as error:
         print("benchmark: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
         return 130
-    paths = report(settings, records)
     print((settings.out / "results.md").read_text())
     print("wrote " + ", ".join(str(p) for p in (settings.out / "results.json", *paths)))
     return 0
@@ -396,25 +397,11 @@ def _read(path: Path) -> dict[Run, Record]:
     """The records so far, by run."""
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, list):
-            raise TypeError("expected a list")
-        records = [
-            Record(
-                **{
-                    **fields,
-                    "run": Run(**fields["run"]),
-                    "accuracies": [(step, share) for step, share in fields["accuracies"]],
-                }
-            )
-            for fields in found
-        ]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"'{path}' is not a results.json of this benchmark ({error}); move it away or give "
-            "another --out"
-        ) from error
+    with expecting(
+        f"'{path}' is not a results.json of this benchmark; move it away or give another --out: "
+        "expected a list of records"
+    ):
+        records = parsed(list[Record], json.loads(path.read_bytes()), "records")
     return {record.run: record for record in records}
 
 

@@ -31,9 +31,11 @@ from l2o_graph.ranges import (
 from meta_train import evolution
 from meta_train.course import LEAST_LOSS, MOST_LOSS, Course, score, start
 from meta_train.families.registry import FAMILIES
+from meta_train.parsing import parsed
 from meta_train.run import (
     Result,
     begin,
+    check_adam,
     commit,
     drive,
     prepared,
@@ -313,15 +315,21 @@ class ControllerTrainer:
         config = dict(record["config"])
         config["controller"] = ControllerConfig(**config["controller"])
         trainer = ControllerTrainer(EvolutionConfig(**config), data_root)
-        trainer.weights, trainer.average = tensors["weights"], tensors["average"]
+        for name in ("weights", "average"):
+            _take(getattr(trainer, name), tensors, name)
         trainer.leaf.data.copy_(trainer.weights)
         if adam := starting("adam.", tensors):
+            check_adam(adam, trainer.leaf, "adam")
             trainer.optimizer.state[trainer.leaf] = adam
         trainer.generator.set_state(tensors["generator"])
         trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
         trainer.started, trainer.seconds = record["started"], record["seconds"]
-        trainer.draws = [Draw(**draw) for draw in record["draws"]]
-        for i, (draw, age) in enumerate(zip(trainer.draws, record["ages"], strict=True)):
+        COUNT_OR_NONE.check("started", trainer.started)
+        trainer.draws = parsed(list[Draw], record["draws"], "draws")
+        if [draw.family for draw in trainer.draws] != list(trainer.families):
+            raise ValueError(f"draws: expected one of each of {list(trainer.families)}")
+        ages = parsed(list[int], record["ages"], "ages")
+        for i, (draw, age) in enumerate(zip(trainer.draws, ages, strict=True)):
             course = trainer._start(draw)
             restore(course, age, starting(f"course.{i}.", tensors))
             trainer.courses.append(course)
@@ -407,7 +415,16 @@ def restore(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
     for stack in course.memory.stacks:
         stack.age = age
     for name, tensor in tensors_of(course).items():
-        tensor.copy_(tensors[name])
+        _take(tensor, tensors, name)
+
+
+def _take(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
+    """Copy a tensor of a state into its place, which is of its shape."""
+    if tensors[name].shape != into.shape:
+        raise ValueError(
+            f"{name}: expected shape {list(into.shape)}, found {list(tensors[name].shape)}"
+        )
+    into.copy_(tensors[name])
 
 
 def train_controller(

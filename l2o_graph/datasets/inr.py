@@ -229,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shards = plan(settings)
         fitted = execute(settings, shards)
         write_atomically(settings.out / "figure.png", figure(settings, shards[0]))
+        table = summary(settings, shards)
     except (ValueError, OSError, BrokenProcessPool) as error:
         print("inr: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -236,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     minutes = (time.perf_counter() - begin) / 60
-    print(summary(settings, shards))
+    print(table)
     print(f"fitted {fitted:,} INRs in {minutes:.1f} minutes, {settings.jobs} at a time")
     print(f"wrote {len(shards)} shards and figure.png to {settings.out}")
     return 0

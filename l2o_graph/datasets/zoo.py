@@ -245,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = _parse(argv)
         shards = plan(settings)
         trained = execute(settings, shards)
+        table = summary(shards)
     except (ValueError, OSError, BrokenProcessPool) as error:
         print("zoo: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -252,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     minutes = (time.perf_counter() - begin) / 60
-    print(summary(shards))
+    print(table)
     print(f"trained {trained:,} networks in {minutes:.1f} minutes, {settings.jobs} jobs")
     print(f"wrote {len(shards)} shards and manifest.json to {settings.out}")
     return 0

@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from l2o_graph.architecture import NetSpec
-from l2o_graph.inference import spec_of_module, spec_of_parameters
+from l2o_graph.inference import check_module, spec_of_module, spec_of_parameters
 
 # Gradients above this are taken for an overflow; float32 has to hold their squares.
 LONGEST_GRADIENT = 1e17
@@ -39,13 +39,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Raises:
         ValueError: For an empty list of parameters, a negative ``lr`` or ``weight_decay``, a
             complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor).
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
+            ``model`` that is no module or one of TorchScript.
     """
 
     # What waits for the model's first batch; a copy or a pickle begins without.
     _hook: "FirstForward | None" = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], model: nn.Module | None):
+        if model is not None:
+            check_module(model, "model")
         # Before the base class, which adds the groups.
         self._model = model
         self._traced: NetSpec | None = None

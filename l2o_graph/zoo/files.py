@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -15,8 +16,36 @@ from torch import Tensor, nn
 SUFFIX = ".safetensors"
 # Headers are some kilobytes; one of hundreds of megabytes would be read for seconds.
 LONGEST_HEADER = 10_000_000
+# What comes of content that is not what it should be; not OSError, of a file that is not there.
+WRONG_CONTENT = (
+    SafetensorError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+)
+LONGEST_REASON = 300
 # What write_atomically calls a file until it is whole.
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
+
+
+@contextmanager
+def expecting(what: str) -> Iterator[None]:
+    """Name the file, and what it was expected to hold, where its content is something else.
+
+    Args:
+        what: As "'runs/one/state.safetensors': expected the state of a run".
+
+    Raises:
+        ValueError: For whatever goes wrong with content inside of the block.
+    """
+    try:
+        yield
+    except WRONG_CONTENT as error:
+        found = " ".join(repr(error).split())[:LONGEST_REASON]
+        raise ValueError(f"{what}, found: {found}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -151,14 +151,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, compare, print; 0 when all is done, 2 for a request that cannot be met."""
     settings = _parse(argv)
     try:
-        outcome = compare(settings)
+        paths = write(compare(settings), settings.out)
     except (ValueError, OSError) as error:
         print("strangers: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
         return 130
-    paths = write(outcome, settings.out)
     print(paths[0].read_text())
     print("wrote " + ", ".join(map(str, paths)))
     return 0
