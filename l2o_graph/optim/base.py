@@ -144,9 +144,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # Compiled, it would be other code at almost every step, as ages and shapes of stacks are
+    # numbers of Python; this is the decorator that torch's own optimizers have, whose public form
+    # makes an import of this package take a second more.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
+
+        Under ``torch.compile`` it runs as it is, to the same bits; what surrounds it is compiled.
 
         Args:
             closure: Evaluates the model and returns the loss; called once, with gradients on.
