@@ -60,6 +60,8 @@ def test_a_compiled_step_is_the_step(make, how, checkpoint, caplog):
     assert "recompile_limit" not in caplog.text
 
 
+# Of torch, about its own wrapper of a step and about the loss.
+@pytest.mark.filterwarnings("ignore:.*(non-leaf Tensor|requires_grad=True to a scalar)")
 @pytest.mark.parametrize("with_closure", [False, True])
 def test_a_whole_training_step_may_be_compiled(with_closure, checkpoint):
     """In the backend that keeps torch's own kernels, so that gradients are the same."""

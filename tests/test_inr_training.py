@@ -26,7 +26,7 @@ from meta_train.tables import edited_digits
 
 TINY = INRTrainingConfig(
     task="sample_inr", model=inr_config("ng_gnn", hidden=8, layers=2, probes=2),
-    epochs=3, batch=8, warmup=2, evaluate_every=3, save_every=1,
+    epochs=3, batch=8, warmup=2, evaluate_every=3, save_every=2,
 )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_an_editor_starts_next_to_leaving_images_as_they_are(inrs, tmp_path):
 
 
 def test_a_killed_run_comes_to_the_same_weights(inrs, tmp_path):
-    check_resumes(train_inr_model, __name__, inrs, tmp_path, records)
+    check_resumes(train_inr_model, INRTrainer, __name__, inrs, tmp_path, records)
 
 
 def test_another_configuration_is_named(inrs, tmp_path):

