@@ -326,8 +326,8 @@ class ControllerTrainer:
         trainer.started, trainer.seconds = record["started"], record["seconds"]
         COUNT_OR_NONE.check("started", trainer.started)
         trainer.draws = parsed(list[Draw], record["draws"], "draws")
-        if [draw.family for draw in trainer.draws] != list(trainer.families):
-            raise ValueError(f"draws: expected one of each of {list(trainer.families)}")
+        if not trainer.draws:
+            raise ValueError("draws: expected a course or more, found none")
         ages = parsed(list[int], record["ages"], "ages")
         for i, (draw, age) in enumerate(zip(trainer.draws, ages, strict=True)):
             course = trainer._start(draw)
