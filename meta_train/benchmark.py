@@ -487,7 +487,9 @@ def _panel(task: str, records: Sequence[Record]) -> Panel:
     for name, group in _best(records).items():
         label = labels[name] if group[0].run.checkpoint else f"{labels[name]}, {_rate(group)}"
         accuracies = [r.accuracies for r in group if r.accuracies]
-        curves.append(Curve(name, label, [r.curve for r in group], THINNING, accuracies))
+        losses = [r.curve for r in group if r.curve]  # of none, where the first was no number
+        if losses:
+            curves.append(Curve(name, label, losses, THINNING, accuracies))
     return Panel(f"{task} ({records[0].data})", curves)
 
 

@@ -261,6 +261,17 @@ def test_reports_the_rate_with_the_best_mean_over_seeds():
     assert "| Adam | 0.01 | 75.00 ± 21.21 |" in table
 
 
+def test_a_run_without_a_single_loss_is_reported(tmp_path):
+    """Its first loss was no number."""
+    settings = Settings((TASK,), ("adam", "sgd"), out=tmp_path)
+    lost = {"curve": [], "final_loss": None, "diverged": True}
+    nothing = dataclasses.replace(made_up("adam", 1e30, 101, 0.1), **lost)
+    for records in ([nothing], [nothing, made_up("sgd", 0.1, 101, 0.8)]):
+        table, curves = benchmark.report(settings, records)
+        assert "| Adam | 10.00, 1 of 1 diverged (1e+30) |" in table.read_text()
+        assert curves.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

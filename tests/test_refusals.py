@@ -36,9 +36,9 @@ def test_no_parameters(checkpoint):
 
 
 @pytest.mark.parametrize("key", ["lr", "weight_decay"])
-@pytest.mark.parametrize("value", [-0.5, float("nan"), torch.tensor(-0.5)], ids=str)
+@pytest.mark.parametrize("value", [-0.5, math.nan, math.inf, torch.tensor(-0.5)], ids=str)
 def test_negative_options(key, value, checkpoint):
-    match = rf"{key}: expected a number of at least 0, found .*(-0\.5|nan)"
+    match = rf"{key}: expected a number of at least 0, found .*(-0\.5|nan|inf)"
     with pytest.raises(ValueError, match=match):
         NGOptimizer([{"params": mlp().parameters(), key: value}], checkpoint=checkpoint)
 

@@ -50,7 +50,7 @@ from l2o_graph.cnn.recipe import Recipe
 from l2o_graph.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
 from l2o_graph.datasets.workers import in_parallel
-from l2o_graph.ranges import COUNT, COUNT_OR_NONE, POSITIVE, SEED, check_ranges
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, Range, check_ranges
 from l2o_graph.zoo.lock import held
 from l2o_graph.zoo.shards import shard_name, unwritten
 
@@ -288,7 +288,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints")}
     epochs = args.pop("epochs")
     if epochs is not None:
-        POSITIVE.check("epochs", epochs)
+        Range(0, 1_000_000, above=True).check("epochs", epochs)
         data = _load(args["dataset"], args["data_root"])
         seen = args["train_images"] or len(data.train_x)
         given["steps"] = round(epochs * seen / (given["batch"] or kind.recipe.batch))

@@ -37,8 +37,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             batch; None to infer it from order, shape and, where given, name.
 
     Raises:
-        ValueError: For an empty list of parameters, a negative ``lr`` or ``weight_decay``, a
-            complex parameter, or one that ``model`` lacks.
+        ValueError: For an empty list of parameters, an ``lr`` or ``weight_decay`` that is no finite
+            number of at least 0, a complex parameter, or one that ``model`` lacks.
         TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
             ``model`` that is no module or one of TorchScript.
     """
@@ -93,8 +93,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add a group; the graph is built anew at the next step.
 
         Raises:
-            ValueError: For a negative ``lr`` or ``weight_decay``, a complex parameter, or a
-                parameter that ``model`` lacks.
+            ValueError: For an ``lr`` or ``weight_decay`` that is no finite number of at least 0, a
+                complex parameter, or a parameter that ``model`` lacks.
             TypeError: For a parameter that is sharded over processes.
         """
         super().add_param_group(param_group)
