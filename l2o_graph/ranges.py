@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +43,19 @@ class Range:
         Raises:
             ValueError: For any other number, and for what is none.
         """
-        kind = "an integer, " if self.whole else "a finite number, "
         right = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)
-        if right and math.isfinite(value):  # type: ignore[arg-type]
-            low = value > self.least if self.above else value >= self.least  # type: ignore[operator]
-            high = value < self.most if self.below else value <= self.most  # type: ignore[operator]
-            if low and high:
-                return
-            kind = ""
-        raise ValueError(f"{name}: expected {kind}{self}, found {value!r}")
+        if not right or not _is_finite(value):
+            kind = "an integer" if self.whole else "a finite number"
+            raise ValueError(f"{name}: expected {kind}, {self}, found {value!r}")
+        low = value > self.least if self.above else value >= self.least  # type: ignore[operator]
+        high = value < self.most if self.below else value <= self.most  # type: ignore[operator]
+        if not (low and high):
+            raise ValueError(f"{name}: expected {self}, found {value!r}")
+
+
+def _is_finite(number: Any) -> bool:
+    """Whether a number is; an integer is, however long."""
+    return isinstance(number, Integral) or math.isfinite(number)
 
 
 COUNT, COUNT_OR_NONE = Range(1, whole=True), Range(0, whole=True)

@@ -137,6 +137,16 @@ def test_a_table_refuses_a_folder_in_use(tmp_path, capsys):
     assert f"in use by process {process.pid} on " in capsys.readouterr().err
 
 
+def test_what_is_finished_is_reported_beside_a_running_command(tmp_path, capsys):
+    given = ["--tasks", "flow", "--optimizers", "adamw-default", "--data-root", "sample"]
+    given += ["--shorter", "0.01", "--out", str(tmp_path)]
+    assert strangers(given) == 0
+    with another_process(tmp_path):
+        assert strangers(given) == 2
+        assert strangers([*given, "--finished"]) == 0
+    assert f"wrote {tmp_path / 'strangers.md'}" in capsys.readouterr().out
+
+
 def test_a_killed_run_is_resumed_and_a_running_one_is_not(tmp_path):
     data = tmp_path / "data"  # where nothing lies: images are those of the packaged sample
     train(TINY, data, tmp_path / "run")

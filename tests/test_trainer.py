@@ -319,7 +319,7 @@ def test_several_processes_are_for_controllers_alone(monkeypatch, capsys):
 def test_two_processes_train_one_controller_and_the_first_prints(tmp_path):
     command = [
         sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--master-port", "29577", "-m", "meta_train", "--task", "general", "--threads", "1",
+        "--standalone", "-m", "meta_train", "--task", "general", "--threads", "1",
         "--outer-steps", "2", "--pairs", "16", "--span", "2", "--shortest", "2", "--longest", "4",
         "--evaluate-steps", "2", "--evaluate-pairs", "1", "--out", str(tmp_path),
     ]  # fmt: skip
