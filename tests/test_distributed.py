@@ -124,6 +124,44 @@ def test_options_of_ddp_change_nothing(option, graph_checkpoint, on_both):
     assert equal(one, alone(graph_checkpoint))
 
 
+class _Skipping(nn.Module):
+    """Leaves layers of a residual stream out, other ones in each process and step."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.head, self.aux, self.calls = nn.Linear(4, 3), nn.Linear(4, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.head(x)
+        self.calls += 1
+        for i in (self.calls + dist.get_rank(), self.calls // 2):
+            x = x + self.layers[i % 4](x).tanh()
+        return self.head(x) + self.aux(x)
+
+
+def _skip(checkpoint: Path, validates: bool) -> list[Tensor]:
+    model = _Skipping()
+    used = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = new(model, checkpoint, "model")
+    if validates and dist.get_rank() == 0:
+        with torch.no_grad():
+            model.eval()(batch(0, 0)[0])
+        model.train()
+    ends = train(used, optimizer, range(6))
+    assert optimizer._traced is not None and optimizer._traced.loose == ()
+    return ends
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_replicas_that_see_other_parts_of_the_network_stay_equal(
+    validates, graph_checkpoint, on_both
+):
+    assert equal(*on_both(_skip, graph_checkpoint, validates))
+
+
 class _Branches(nn.Module):
     """A trunk and three heads; each process uses one of the first two, and nobody the third."""
 
