@@ -12,6 +12,7 @@ from helpers_ranks import RANKS, Ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from l2o_graph.optim.optimizer import NGOptimizer
@@ -299,3 +300,21 @@ def test_flattened_parameters_are_refused(original, graph_checkpoint, on_both):
     """The first FSDP: its parameters look like whole vectors."""
     for answer in on_both(_flatten, graph_checkpoint, original):
         assert "TypeError: parameter 0: expected a whole tensor, found a shard" in answer
+
+
+def _share_out(checkpoint: Path, with_model: bool) -> str:
+    model = mlp()
+    told = {"model": model} if with_model else {}
+    return _refusal(
+        lambda: ZeroRedundancyOptimizer(
+            model.parameters(), NGOptimizer, lr=1.0, checkpoint=checkpoint, **told
+        )
+    )
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_shares_of_parameters_are_refused(with_model, graph_checkpoint, on_both):
+    """ZeroRedundancyOptimizer makes an optimizer of each process for some of them."""
+    for answer in on_both(_share_out, graph_checkpoint, with_model):
+        assert "TypeError: NGOptimizer: expected all parameters of a network" in answer
+        assert "as ZeroRedundancyOptimizer gives them out" in answer

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # whoever gives no model does not need it
 
 # Gradients above this are taken for an overflow; float32 has to hold their squares.
 LONGEST_GRADIENT = 1e17
+# Where ZeroRedundancyOptimizer makes the optimizers of each process.
+ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 # Packages that calls come by way of, and whose lines no warning is about.
 ON_THE_WAY = ("l2o_graph", "torch", "higher", "jaxtyping", "beartype")
 
@@ -41,8 +43,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Raises:
         ValueError: For an empty list of parameters, an ``lr`` or ``weight_decay`` that is no finite
             number of at least 0, a complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
-            ``model`` that is no module or one of TorchScript.
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
+            ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
     """
 
     # What watches calls of the model; a copy or a pickle begins without.
@@ -52,6 +54,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     _known: "Reading | None" = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], model: nn.Module | None):
+        _refuse_shares(type(self).__name__)
         if model is not None:
             check_module(model, "model")
         # Before the base class, which adds the groups.
@@ -424,6 +427,22 @@ def warn(message: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ON_THE_WAY:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def _refuse_shares(name: str) -> None:
+    """Raise where an optimizer is made for those parameters alone that fall to one process.
+
+    They come as whole tensors, and nothing but who is calling tells that they are not all.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("l2o_graph", "torch")):
+        if frame.f_globals["__name__"] == ZERO:
+            raise TypeError(
+                f"{name}: expected all parameters of a network, found the share of one process, as "
+                "ZeroRedundancyOptimizer gives them out; its neurons lie on several processes, and "
+                "the graph needs them together, as DistributedDataParallel has them"
+            )
+        frame = frame.f_back
 
 
 def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
