@@ -88,18 +88,6 @@ def test_parameters_left_on_meta(materialised, with_model, checkpoint):
         optimizer.step()
 
 
-def test_a_lazy_network_may_be_called_after_the_optimizer_was_made(checkpoint):
-    torch.manual_seed(0)
-    lazy = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(3))
-    optimizer = NGOptimizer(lazy.parameters(), checkpoint=checkpoint)
-    lazy(torch.ones(1, 4))
-    model = mlp()
-    model.load_state_dict(lazy.state_dict())
-    run(optimizer, range(2))
-    run(NGOptimizer(model.parameters(), checkpoint=checkpoint), range(2))
-    assert equal(lazy.parameters(), model.parameters())
-
-
 def test_parameter_that_the_model_lacks_by_now(checkpoint):
     model = mlp()
     optimizer = NGOptimizer(model.parameters(), model=model, checkpoint=checkpoint)

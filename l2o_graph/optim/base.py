@@ -51,7 +51,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
     _watching: "Watching | None" = None
     # The ranks that train replicas of the model, once a call by way of them was seen.
     _group: Any = None
-    _known: "Reading | None" = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], model: nn.Module | None):
         _refuse_shares(type(self).__name__)
@@ -84,9 +83,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _is_complete(self) -> bool:
         """Whether calls have shown what all parameters of the model do."""
-        return self._known is not None and len(self._known.used) == sum(
-            math.prod(shape) > 0 for shape in self._known.spec.shapes
-        )
+        return self._known is not None and self._known.is_complete
 
     def read_structure(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
         """Follow the model through a batch of its own, of which nothing remains.
@@ -146,6 +143,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             watching.stop()
             group = watching.group
         self._group = group or self._group
+        if self._group is None:
+            self._learn(self._news)
         unseen = self._unseen(gradient_of)
         if self._group is not None and (not self._agreed or unseen):
             if not self._agreed and self._known is not None:  # seen by this rank alone
@@ -153,17 +152,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self._known = None
             self._learn(of_all_ranks(self._news, self._group))
             self._agreed = True
-        elif self._group is None:
-            self._learn(self._news)
-        unseen = self._unseen(gradient_of)
-        if self._is_complete() or (watching is not None and watching.is_tired() and not unseen):
+            unseen = self._unseen(gradient_of)
+        done = self._is_complete()
+        tired = watching is not None and watching.is_tired() and not unseen
+        # Of other inputs or another mode than what was watched.
+        again = set() if done else unseen - self._asked
+        if done or tired or again:
             if watching is not None:
                 watching.leave()
             self._watching = None
-        elif unseen - self._asked:  # of other inputs or another mode than what was watched
-            self._asked |= unseen
-            if watching is not None:
-                watching.leave()
+        if again:
+            self._asked |= again
             self._watching = Watching(self._model, self)
             self._watching.was_compiled = watching is not None and watching.was_compiled
         self._tell()

@@ -29,11 +29,13 @@ class Beside(Generic[T]):
         known = None if key is None else self._of.get(key)
         return None if known is None else known[1].get(_geometry(tensor))
 
-    def put(self, tensor: Tensor, value: T) -> None:
-        """Know something of a tensor; of one without a storage nothing can be known."""
+    def put(self, tensor: Tensor, value: T | None) -> None:
+        """Know something of a tensor, None for nothing more; without a storage nothing can be."""
         key = storage_of(tensor)
+        if value is None:
+            return self.drop(tensor)
         if key is None:
-            return
+            return None
         if key not in self._of:
             if len(self._of) >= self._due:
                 self._of = {k: v for k, v in self._of.items() if not v[0].expired()}
@@ -41,6 +43,7 @@ class Beside(Generic[T]):
             # While it is held the address is not given to another storage; the numbers are freed.
             self._of[key] = StorageWeakRef(tensor.untyped_storage()), {}
         self._of[key][1][_geometry(tensor)] = value
+        return None
 
     def drop(self, tensor: Tensor) -> None:
         """Know nothing of a tensor any more."""
@@ -68,7 +71,7 @@ def storage_of(tensor: Tensor) -> int | None:
     """The identity of a tensor's storage; None where it has none, as sparse ones."""
     try:
         return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError):  # which of them depends on the layout
         return None
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def register_layer(kind: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
     return add
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
     """What calls of a network told of its structure.
 
@@ -51,6 +52,11 @@ class Reading:
 
     spec: NetSpec
     used: frozenset[int]
+
+    @cached_property  # every step asks
+    def is_complete(self) -> bool:
+        """Whether all parameters that have any scalars were read."""
+        return len(self.used) == sum(math.prod(shape) > 0 for shape in self.spec.shapes)
 
     @property
     def placed(self) -> frozenset[int]:

@@ -270,7 +270,7 @@ def _follow_spatial(trace: Trace, name: str, x: Tensor, outs: list[Tensor]) -> N
 def _follow_entries(trace: Trace, name: str, inputs: list[Tensor], outs: list[Tensor]) -> None:
     """Entry by entry, after broadcasting."""
     labelled = [t for t in inputs if trace.label(t).sets()]
-    parameters = [t for t in inputs if not trace.label(t).sets() and trace.weights(t)]
+    parameters = [t for t in inputs if trace.is_weight(t)]
     numbers = [
         t
         for t in inputs
@@ -310,9 +310,7 @@ def _entries(
         else:
             axis = _axis_of_neurons(answer, p)
             if axis is not None:
-                stand_in = torch.empty(answer.shape, device="meta")
-                trace.set_label(stand_in, answer)
-                answer = trace.scale(stand_in, axis, p, "scale")
+                answer = trace.scale(answer, axis, p, "scale")
             elif p.numel() > 1:
                 answer = trace.added(answer, p, "product")
     if answer is None:
@@ -374,8 +372,7 @@ def _replayed(trace: Trace, function: Callable[..., Tensor], *tensors: Tensor | 
 @operation("mm", "bmm", "matmul", "_sparse_mm", "mv")
 def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label | None:
     """A product of matrices, one of them perhaps a parameter."""
-    of_a = not trace.label(a).sets() and bool(trace.weights(a))
-    of_b = not trace.label(b).sets() and bool(trace.weights(b))
+    of_a, of_b = trace.is_weight(a), trace.is_weight(b)
     if (of_a and of_b) or b.dim() == 1:
         return None
     if of_b:
@@ -495,10 +492,13 @@ def heads(
     *weights: Any, **__: Any,
 ) -> Label | None:  # fmt: skip
     """What ``nn.MultiheadAttention`` takes in evaluation, in one operator."""
-    if (not q.is_same(k) and q is not k) or (q is not v and not q.is_same(v)):
-        return _replayed(trace, lambda *t: _heads(size, number, *t), q, k, v, *weights[:4])
-    own = lambda x, *t: _heads(size, number, x, x, x, *t)  # noqa: E731
-    return _replayed(trace, own, q, *weights[:4])
+    is_own = all(q is t or q.is_same(t) for t in (k, v))
+
+    def attend(*tensors: Tensor) -> Tensor:
+        read = tensors[:1] * 3 if is_own else tensors[:3]
+        return _heads(size, number, *read, *tensors[-4:])
+
+    return _replayed(trace, attend, *((q,) if is_own else (q, k, v)), *weights[:4])
 
 
 def _heads(
@@ -554,7 +554,7 @@ def batch_norm(
     trace: Trace, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any
 ):
     """A scale and a shift for each channel."""
-    return trace.bias(trace.scale(x, 1, weight), 1, bias)
+    return trace.bias(trace.scale(trace.label(x), 1, weight), 1, bias)
 
 
 @operation("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
@@ -569,9 +569,7 @@ def layer_norm(
     if len(shape) > 1:
         label = label if weight is None else trace.added(label, weight, "product")
         return label if label is None or bias is None else trace.added(label, bias)
-    stand_in = _like(x)
-    trace.set_label(stand_in, label)
-    label = trace.scale(stand_in, -1, weight)
+    label = trace.scale(label, -1, weight)
     return trace.bias(label, -1, bias if isinstance(bias, Tensor) else None)
 
 
@@ -581,14 +579,15 @@ def group_norm(
 ):
     """A scale and a shift for each channel, behind statistics that a group of channels shares."""
     groups, before = sizes[3], trace.label(x)
-    label = trace.bias(trace.scale(x, 1, weight), 1, bias)
+    label = trace.bias(trace.scale(before, 1, weight), 1, bias)
     if label is None or len(before.axes[1]) != 1 or before.axes[1][0].set is None:
         return label
     if groups == 1:
         return label if trace.mixed(before, [1]) is before else None
     (channels,) = before.axes[1]
     within = channels.size // groups
-    grouped = Label(((channels.cut(within)[0],), (channels.cut(within)[1],)), before.start)
+    group, channel = channels.cut(within)
+    grouped = Label(((group,), (channel,)), before.start)
     statistics = trace.reduce(grouped, [1], "statistics")
     after = label.axes[1][0].cut(within)
     met = statistics and trace.meet(
@@ -740,13 +739,7 @@ def index(
         if each is not None:
             picked |= dict.fromkeys(range(at, at + masked))
         at += masked
-    if (
-        new is None
-        and trace.weights(x)
-        and not label.sets()
-        and list(picked) == [0]
-        and x.dim() == 2
-    ):
+    if new is None and trace.is_weight(x) and list(picked) == [0] and x.dim() == 2:
         return trace.lookup(indices[0], x)
     if not _only_data(label, picked):
         return None
@@ -791,7 +784,7 @@ def _put(
 @operation("copy")
 def copy(trace: Trace, out: Tensor, x: Tensor, new: Tensor, *_: Any) -> Label | None:
     """Written over as a whole."""
-    if trace.weights(new) and not trace.label(new).sets():
+    if trace.is_weight(new):
         trace.derive(out, trace.weights(new))
         return None
     return trace.meet(trace.label(new), data((1,) * out.dim()), out.shape, "sum")

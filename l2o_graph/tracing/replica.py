@@ -3,7 +3,7 @@
 import copy
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         answer = value.clone_state()
     elif type(value) in (list, tuple, set):
         answer = type(value)(copied(each, memo) for each in value)
-    elif isinstance(value, Mapping) and isinstance(value, dict) and _is_plain(value):
+    elif isinstance(value, dict) and _is_plain(value):
         answer = copy.copy(value)
         for key, each in value.items():
             answer[key] = copied(each, memo)
@@ -63,7 +63,7 @@ def _is_plain(value: dict) -> bool:
 def _copied_tensor(t: Tensor) -> Tensor:
     try:
         answer = t.detach().clone()
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError):  # sparse ones, and those without numbers
         return t
     return answer.requires_grad_(t.requires_grad)
 

@@ -78,10 +78,8 @@ class Trace:
 
     def set_label(self, tensor: Tensor, label: Label | None) -> None:
         """Say what a tensor is."""
-        if label is not None and label.shape == tuple(tensor.shape):
-            self._labels.put(tensor, label)
-        else:
-            self._labels.drop(tensor)
+        fits = label is not None and label.shape == tuple(tensor.shape)
+        self._labels.put(tensor, label if fits else None)
 
     def labels_sharing(self, tensor: Tensor) -> list[tuple[Geometry, Label]]:
         """Labels of other tensors that lie in the same storage, and where they lie."""
@@ -103,10 +101,7 @@ class Trace:
 
     def set_even(self, tensor: Tensor, even: bool) -> None:
         """Say whether all entries of a tensor are one number."""
-        if even:
-            self._even.put(tensor, True)
-        else:
-            self._even.drop(tensor)
+        self._even.put(tensor, even or None)
 
     def uneven(self, tensor: Tensor) -> None:
         """Say that a tensor was written, so that whatever lies in its storage has an order."""
@@ -120,10 +115,7 @@ class Trace:
 
     def set_statistic(self, tensor: Tensor, statistic: bool) -> None:
         """Say whether entries of a tensor are sums over parameters."""
-        if statistic:
-            self._statistics.put(tensor, True)
-        else:
-            self._statistics.drop(tensor)
+        self._statistics.put(tensor, statistic or None)
 
     def operand(self, tensor: Tensor) -> Label:
         """Of a tensor that meets others: what has no order to tell is as broad as nothing."""
@@ -131,6 +123,10 @@ class Trace:
         if not label.sets() and (self.is_even(tensor) or self.weights(tensor)):
             return data((1,) * tensor.dim())
         return label
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made of parameters, and no neurons run through it."""
+        return not self.label(tensor).sets() and bool(self.weights(tensor))
 
     def weights(self, tensor: Tensor | None) -> list[Weight]:
         """The parameters that a tensor is a view of, or was made of entry by entry."""
@@ -295,10 +291,10 @@ class Trace:
         return label
 
     def scale(
-        self, x: Tensor, axis: int, tensor: Tensor | None, kind: str = "norm"
+        self, label: Label, axis: int, tensor: Tensor | None, kind: str = "norm"
     ) -> Label | None:
         """Something that multiplies the neurons along an axis; without it they stay."""
-        label, weights = self.label(x), self.weights(tensor)
+        weights = self.weights(tensor)
         if not weights:
             if tensor is not None and not self.is_even(tensor):
                 self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
@@ -516,13 +512,6 @@ class Trace:
         labels = [self.label(t) for t in tensors]
         if not any(label.sets() for label in labels):
             return None
-        even = [
-            not label.sets() and self.is_even(t) for label, t in zip(labels, tensors, strict=True)
-        ]
-        parameters = [
-            not label.sets() and bool(self.weights(t))
-            for label, t in zip(labels, tensors, strict=True)
-        ]
         along = [label.axes[axis] for label in labels]
         whole: Axis = (Factor(out.shape[axis]),)
         if any(f.set is not None for factors in along for f in factors):
@@ -549,17 +538,14 @@ class Trace:
             self.builder.sets[target].fresh = True
             whole = (Factor(out.shape[axis], target, 1),)
         # Along the other axes the tensors have to be of one kind, and are brought together.
-        rest = [
-            data((1,) * out.dim()) if of_one or of_weights else label.with_axis(axis, ()).only()
-            for label, of_one, of_weights in zip(labels, even, parameters, strict=True)
-        ]
+        rest = [self.operand(t).with_axis(axis, ()).only() for t in tensors]
         shape = [1 if i == axis else n for i, n in enumerate(out.shape)]
         first = next((i for i, label in enumerate(rest) if label.sets()), 0)
         answer: Label | None = rest[first]
         for label in (*rest[:first], *rest[first + 1 :]):
             answer = answer and self.meet(answer, label, shape, "sum")
-        for t, of_weights in zip(tensors, parameters, strict=True):
-            if of_weights and whole[0].set is None and answer is not None:
+        for t in tensors:
+            if answer is not None and whole[0].set is None and self.is_weight(t):
                 answer = self.added(answer, t)
         return answer and answer.with_axis(axis, whole)
 
