@@ -566,9 +566,10 @@ def _as_saved(optimizer: torch.optim.Optimizer, found: dict[str, Any]) -> dict[s
         return None
     ids = [key for group in found["param_groups"] for key in group["params"]]
     parameter_of = dict(zip(ids, optimizer._parameters(), strict=True))
+    # In one piece, as what broadcasts a state needs it.
     state = {
         key: {
-            name: sharing.saved(parameter_of[key], t) if is_owned(name) else t
+            name: sharing.saved(parameter_of[key], t) if is_owned(name) else t.contiguous()
             for name, t in of_one.items()
         }
         for key, of_one in found["state"].items()
