@@ -420,15 +420,15 @@ class Part:
         horizon: int,
     ) -> None:
         """Update all parameters and what is remembered of them."""
-        here = [j for j, p in enumerate(self.parameters) if self._is_mine(p)]
-        gradients, current, weights = {}, {}, {}
-        for j, (i, p) in enumerate(zip(self.index, self.parameters, strict=True)):
-            # Of a shard this takes all ranks, whoever works on it.
-            gradient, weight = whole(gradient_of[p]), whole(p)
-            if self._is_mine(p):
-                gradients[i] = gradient.reshape(1, -1).to(self.dtype)
-                current[i] = weight.reshape(1, -1).to(self.dtype)
-                weights[j] = weight
+        given = {p: gradient_of[p] for p in self.parameters}
+        weights = {p: p.detach() for p in self.parameters}
+        if self.sharing is not None:
+            given, weights = self.sharing.to_owners(given), self.sharing.to_owners(weights)
+        here = [j for j, p in enumerate(self.parameters) if p in weights]
+        gradients, current = (
+            {self.index[j]: of[self.parameters[j]].reshape(1, -1).to(self.dtype) for j in here}
+            for of in (given, weights)
+        )
         told = torch.full((1,), float(horizon), device=self.device, dtype=self.dtype)
         updates, _ = advance(
             controller.config,
@@ -444,24 +444,22 @@ class Part:
             by_group.setdefault(id(group_of[self.parameters[j]]), []).append(j)
         for members in by_group.values():
             group = group_of[self.parameters[members[0]]]
+            chosen = [weights[self.parameters[j]] for j in members]
             moves = [found[self.index[j]].view(self.shapes[j]) for j in members]
-            _move([weights[j] for j in members], moves, group["lr"], group["weight_decay"])
-        self._average(weights)
+            _move(chosen, moves, group["lr"], group["weight_decay"])
+        self._average(here, weights)
         if self.sharing is not None:
-            for j, p in enumerate(self.parameters):
-                self.sharing.give(p, weights.get(j, p))
+            self.sharing.from_owners(self.parameters, weights)
 
-    def _is_mine(self, parameter: Tensor) -> bool:
-        return self.sharing is None or self.sharing.is_mine(parameter)
-
-    def _average(self, weights: Mapping[int, Tensor]) -> None:
+    def _average(self, here: Sequence[int], weights: Mapping[Tensor, Tensor]) -> None:
         """Let averages take in the weights after the step; count it."""
         by_age: dict[int, list[int]] = {}
-        for j in weights:
+        for j in here:
             by_age.setdefault(self.ages[j], []).append(j)
         for age, members in by_age.items():
             averages = [self.states[j]["average"] for j in members]
-            moved = [weights[j].to(self.states[j]["average"]) for j in members]
+            moved = [weights[self.parameters[j]] for j in members]
+            moved = [w.to(a) for w, a in zip(moved, averages, strict=True)]
             torch._foreach_lerp_(averages, moved, 1 / (1 + AVERAGED_PART * age))
         torch._foreach_add_([state["step"] for state in self.states], 1)
         self.ages = [age + 1 for age in self.ages]

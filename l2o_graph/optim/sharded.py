@@ -8,6 +8,7 @@ is made of DTensors, whoever owned what.
 
 import gc
 import heapq
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,13 +44,20 @@ class Sharing:
 
     Attributes:
         group: Their process group.
-        rank: Of this process in it.
+        members: Number of each of them among all processes, in the group's order.
+        rank: Of this process in the group.
         owner_of: Rank that owns each parameter.
     """
 
     group: Any
+    members: list[int]
     rank: int
     owner_of: Mapping[Tensor, int]
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.members)
 
     def is_mine(self, parameter: Tensor) -> bool:
         """Whether this rank owns a parameter."""
@@ -86,6 +94,105 @@ class Sharing:
             )
         return bool(fit)
 
+    def to_owners(self, tensors: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """Put tensors together, each on the rank that owns its parameter.
+
+        Args:
+            tensors: Of each parameter, gradients or the parameters themselves.
+
+        Returns:
+            Whole tensors of the parameters that this rank owns.
+        """
+        answer: dict[Tensor, Tensor] = {}
+        for parameters in self._alike(tensors):
+            if not self._cuts(parameters[0], tensors[parameters[0]]):
+                found = {p: whole(tensors[p]) for p in parameters}
+                answer |= {p: t for p, t in found.items() if self.is_mine(p)}
+                continue
+            mine = [p for p in parameters if self.is_mine(p)]
+            shapes = [[_shard(p, rank, self.size) for p in mine] for rank in range(self.size)]
+            sent: list[list[Tensor]] = [[] for _ in range(self.size)]
+            for p in parameters:
+                sent[self.owner_of[p]].append(here(tensors[p]))
+            of_ranks = self._exchanged(sent, shapes, tensors[parameters[0]])
+            for p, *shards in zip(mine, *of_ranks, strict=True):
+                answer[p] = torch.cat(shards, p.placements[0].dim)
+        return answer
+
+    def from_owners(self, parameters: Sequence[Tensor], tensors: Mapping[Tensor, Tensor]) -> None:
+        """Write into parameters what their owners have, each rank its shard.
+
+        Args:
+            parameters: To change in place.
+            tensors: Whole ones, of the parameters that this rank owns.
+        """
+        for alike in self._alike({p: p for p in parameters}):
+            if not self._cuts(alike[0], alike[0]):
+                for p in alike:
+                    self.give(p, tensors.get(p, p))
+                continue
+            sent: list[list[Tensor]] = [[] for _ in range(self.size)]
+            for p in alike:
+                if self.is_mine(p):
+                    dim = p.placements[0].dim
+                    lengths = [_shard(p, rank, self.size)[dim] for rank in range(self.size)]
+                    for rank, piece in enumerate(tensors[p].split(lengths, dim)):
+                        sent[rank].append(piece)
+            of_rank: list[list[Tensor]] = [[] for _ in range(self.size)]
+            for p in alike:
+                of_rank[self.owner_of[p]].append(p)
+            shapes = [[_shard(p, self.rank, self.size) for p in of_one] for of_one in of_rank]
+            for changed, shards in zip(
+                of_rank, self._exchanged(sent, shapes, alike[0]), strict=True
+            ):
+                for p, shard in zip(changed, shards, strict=True):
+                    here(p).copy_(shard)
+
+    def _alike(self, tensors: Mapping[Tensor, Tensor]) -> list[list[Tensor]]:
+        """Parameters in lists that can be sent together."""
+        answer: dict[tuple, list[Tensor]] = {}
+        for p, t in tensors.items():
+            answer.setdefault((self._cuts(p, t), t.dtype), []).append(p)
+        return list(answer.values())
+
+    def _cuts(self, parameter: Tensor, tensor: Tensor) -> bool:
+        """Whether each rank has a piece of a tensor, along one axis and in their order."""
+        if not is_sharded(tensor) or tensor.placements != parameter.placements:
+            return False
+        from torch.distributed.tensor import Shard
+
+        # Others are put together by their own method, on all ranks.
+        mesh = parameter.device_mesh
+        in_order = mesh.ndim == 1 and mesh.mesh.tolist() == self.members
+        return in_order and type(parameter.placements[0]) is Shard
+
+    def _exchanged(
+        self,
+        sent: Sequence[Sequence[Tensor]],
+        shapes: Sequence[Sequence[tuple[int, ...]]],
+        like: Tensor,
+    ) -> list[list[Tensor]]:
+        """Send tensors to each rank, all at once.
+
+        Args:
+            sent: What goes to each rank.
+            shapes: Of what comes from each.
+            like: A tensor of the type and on the device of all.
+
+        Returns:
+            What comes from each.
+        """
+        sizes = [[math.prod(shape) for shape in of_one] for of_one in shapes]
+        given = [sum(t.numel() for t in tensors) for tensors in sent]
+        taken = [sum(of_one) for of_one in sizes]
+        out = torch.cat([here(like).new_empty(0), *(t.flatten() for ts in sent for t in ts)])
+        found = out.new_empty(sum(taken))
+        dist.all_to_all_single(found, out, taken, given, self.group)
+        return [
+            [t.view(shape) for t, shape in zip(part.split(of_one), of_rank, strict=True)]
+            for part, of_one, of_rank in zip(found.split(taken), sizes, shapes, strict=True)
+        ]
+
     def spread(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """What the owner of a parameter has, on every rank.
 
@@ -98,10 +205,7 @@ class Sharing:
             found = tensor.contiguous()
         else:
             found = torch.empty(tensor.shape, dtype=tensor.dtype, device=here(parameter).device)
-        source = self.owner_of[parameter]
-        world = self.group is None or self.group is dist.group.WORLD
-        source = source if world else dist.get_global_rank(self.group, source)
-        dist.broadcast(found, source, self.group)
+        dist.broadcast(found, self.members[self.owner_of[parameter]], self.group)
         return found
 
     def give(self, parameter: Tensor, tensor: Tensor) -> None:
@@ -148,6 +252,14 @@ def _cut(tensor: Tensor, parameter: Tensor, placements: Sequence[Any]) -> "DTens
     return everywhere.redistribute(mesh, placements)
 
 
+def _shard(parameter: Tensor, rank: int, ranks: int) -> tuple[int, ...]:
+    """Shape of a rank's shard of a parameter that is cut along one axis; the last may be empty."""
+    dim, shape = parameter.placements[0].dim, list(parameter.shape)
+    each = -(-shape[dim] // ranks)
+    shape[dim] = max(min(each, shape[dim] - rank * each), 0)
+    return tuple(shape)
+
+
 def sharing_of(parameters: Sequence[Tensor]) -> Sharing | None:
     """Who works on what; None where no parameter is sharded.
 
@@ -183,7 +295,7 @@ def sharing_of(parameters: Sequence[Tensor]) -> Sharing | None:
         load, rank = heapq.heappop(loads)
         owner_of[p] = rank
         heapq.heappush(loads, (load + p.numel(), rank))
-    return Sharing(group, dist.get_rank(group), owner_of)
+    return Sharing(group, dist.get_process_group_ranks(group), dist.get_rank(group), owner_of)
 
 
 def replaced(parameters: Iterable[Tensor]) -> list[int]:
