@@ -270,8 +270,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: For a sparse gradient, for a parameter that is still on the meta device,
-                and at a first step where modules have put shards in the place of parameters.
+            RuntimeError: For a sparse gradient; for a parameter that is still on the meta device;
+                at a first step where modules have put shards in the place of parameters; and
+                where some ranks alone have a gradient of a sharded network's parameter.
             TypeError, ValueError: For a parameter that has become one that construction refuses.
         """
         loss = None

@@ -39,6 +39,10 @@ class NGOptimizer(LearnedOptimizer):
     ``optimizer.state`` as tensors, in float32, or in float64 for one in float64. Parameters on
     several devices are a network on each.
 
+    Parameters may be sharded over processes, as DTensors (``fully_shard``,
+    ``parallelize_module``): each is worked out by one of the ranks, which alone remembers it.
+    Then ``step``, ``state_dict``, ``load_state_dict``, ``averaged`` and ``explain`` take all ranks.
+
     Args:
         params: Parameters, named parameters or groups, as for any optimizer.
         lr: Factor of every update; 1 is what the checkpoint was trained for.
@@ -57,9 +61,9 @@ class NGOptimizer(LearnedOptimizer):
     Raises:
         ValueError: For an unknown or unreadable checkpoint or one of another kind, an empty list
             of parameters, a negative ``lr`` or ``weight_decay``, a ``total_steps`` below 1, a
-            complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
-            ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
+            complex parameter, one that ``model`` lacks, or sharded ones on several meshes.
+        TypeError: For a shard of FullyShardedDataParallel, inside of ZeroRedundancyOptimizer, and
+            for a ``model`` that is no module or one of TorchScript.
         FileNotFoundError: For a checkpoint path to nothing.
 
     Source:

@@ -11,7 +11,7 @@ import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -21,19 +21,19 @@ if TYPE_CHECKING:  # importing it takes long, and most have no use for it
     from torch.distributed.tensor import DTensor
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether a tensor is a DTensor; told by a method, as importing the class takes long."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor. Of a DTensor, every rank has to ask for it at the same time."""
-    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()
+    return (tensor.full_tensor() if is_sharded(tensor) else tensor).detach()
 
 
 def here(tensor: Tensor) -> Tensor:
     """What of a tensor lies on this rank."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()
+    return (tensor.to_local() if is_sharded(tensor) else tensor).detach()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +104,12 @@ class Sharing:
             Whole tensors of the parameters that this rank owns.
         """
         answer: dict[Tensor, Tensor] = {}
-        for parameters in self._alike(tensors):
-            if not self._cuts(parameters[0], tensors[parameters[0]]):
-                found = {p: whole(tensors[p]) for p in parameters}
-                answer |= {p: t for p, t in found.items() if self.is_mine(p)}
-                continue
+        cut, others = self._parted(tensors)
+        for p in others:
+            found = whole(tensors[p])
+            if self.is_mine(p):
+                answer[p] = found
+        for parameters in cut:
             mine = [p for p in parameters if self.is_mine(p)]
             shapes = [[_shard(p, rank, self.size) for p in mine] for rank in range(self.size)]
             sent: list[list[Tensor]] = [[] for _ in range(self.size)]
@@ -116,7 +117,7 @@ class Sharing:
                 sent[self.owner_of[p]].append(here(tensors[p]))
             of_ranks = self._exchanged(sent, shapes, tensors[parameters[0]])
             for p, *shards in zip(mine, *of_ranks, strict=True):
-                answer[p] = torch.cat(shards, p.placements[0].dim)
+                answer[p] = torch.cat(shards, _axis(p))
         return answer
 
     def from_owners(self, parameters: Sequence[Tensor], tensors: Mapping[Tensor, Tensor]) -> None:
@@ -126,19 +127,18 @@ class Sharing:
             parameters: To change in place.
             tensors: Whole ones, of the parameters that this rank owns.
         """
-        for alike in self._alike({p: p for p in parameters}):
-            if not self._cuts(alike[0], alike[0]):
-                for p in alike:
-                    self.give(p, tensors.get(p, p))
-                continue
+        cut, others = self._parted({p: p for p in parameters})
+        for p in others:
+            self.give(p, tensors.get(p, p))
+        for alike in cut:
             sent: list[list[Tensor]] = [[] for _ in range(self.size)]
             for p in alike:
                 if self.is_mine(p):
-                    dim = p.placements[0].dim
+                    dim = _axis(p)
                     lengths = [_shard(p, rank, self.size)[dim] for rank in range(self.size)]
                     for rank, piece in enumerate(tensors[p].split(lengths, dim)):
                         sent[rank].append(piece)
-            of_rank: list[list[Tensor]] = [[] for _ in range(self.size)]
+            of_rank: list[list[DTensor]] = [[] for _ in range(self.size)]
             for p in alike:
                 of_rank[self.owner_of[p]].append(p)
             shapes = [[_shard(p, self.rank, self.size) for p in of_one] for of_one in of_rank]
@@ -148,23 +148,29 @@ class Sharing:
                 for p, shard in zip(changed, shards, strict=True):
                     here(p).copy_(shard)
 
-    def _alike(self, tensors: Mapping[Tensor, Tensor]) -> list[list[Tensor]]:
-        """Parameters in lists that can be sent together."""
-        answer: dict[tuple, list[Tensor]] = {}
-        for p, t in tensors.items():
-            answer.setdefault((self._cuts(p, t), t.dtype), []).append(p)
-        return list(answer.values())
+    def _parted(
+        self, tensors: Mapping[Tensor, Tensor]
+    ) -> "tuple[list[list[DTensor]], list[Tensor]]":
+        """Parameters of which each rank has a piece, in lists of one type, and all others.
 
-    def _cuts(self, parameter: Tensor, tensor: Tensor) -> bool:
-        """Whether each rank has a piece of a tensor, along one axis and in their order."""
-        if not is_sharded(tensor) or tensor.placements != parameter.placements:
-            return False
+        Pieces are cut along one axis and lie in the order of the ranks, those of the parameters
+        and of their tensors alike. What is not is put together by its own method, on all ranks.
+        """
+        cut: dict[torch.dtype, list[DTensor]] = {}
+        others: list[Tensor] = []
+        for p, t in tensors.items():
+            if is_sharded(p) and is_sharded(t) and self._is_cut(p, t):
+                cut.setdefault(t.dtype, []).append(p)
+            else:
+                others.append(p)
+        return list(cut.values()), others
+
+    def _is_cut(self, parameter: "DTensor", tensor: "DTensor") -> bool:
         from torch.distributed.tensor import Shard
 
-        # Others are put together by their own method, on all ranks.
-        mesh = parameter.device_mesh
-        in_order = mesh.ndim == 1 and mesh.mesh.tolist() == self.members
-        return in_order and type(parameter.placements[0]) is Shard
+        in_order = parameter.device_mesh.mesh.tolist() == self.members
+        alike = tensor.placements == parameter.placements
+        return in_order and alike and [type(x) for x in parameter.placements] == [Shard]
 
     def _exchanged(
         self,
@@ -236,15 +242,15 @@ class Sharing:
             longest = max(range(found.dim()), key=found.shape.__getitem__, default=0)
             split = Shard(longest) if found.dim() else Replicate()
             placements = [split if p.is_shard() else Replicate() for p in placements]
-        return _cut(found, parameter, placements)
+        return _cut(found, parameter, placements).clone()  # a view would keep all of it
 
     def mine_of(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """A tensor where this rank owns the parameter, else its shape on the meta device."""
         return tensor if self.is_mine(parameter) else tensor.to("meta")
 
 
-def _cut(tensor: Tensor, parameter: Tensor, placements: Sequence[Any]) -> "DTensor":
-    """A tensor that every rank has, as a DTensor where a parameter is one."""
+def _cut(tensor: Tensor, parameter: "DTensor", placements: Sequence[Any]) -> "DTensor":
+    """A tensor that every rank has, as a DTensor on the mesh of a parameter."""
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = parameter.device_mesh
@@ -252,9 +258,18 @@ def _cut(tensor: Tensor, parameter: Tensor, placements: Sequence[Any]) -> "DTens
     return everywhere.redistribute(mesh, placements)
 
 
-def _shard(parameter: Tensor, rank: int, ranks: int) -> tuple[int, ...]:
+def _axis(parameter: "DTensor") -> int:
+    """The axis that a parameter is cut along."""
+    from torch.distributed.tensor import Shard
+
+    (placement,) = parameter.placements
+    assert isinstance(placement, Shard)
+    return placement.dim
+
+
+def _shard(parameter: "DTensor", rank: int, ranks: int) -> tuple[int, ...]:
     """Shape of a rank's shard of a parameter that is cut along one axis; the last may be empty."""
-    dim, shape = parameter.placements[0].dim, list(parameter.shape)
+    dim, shape = _axis(parameter), list(parameter.shape)
     each = -(-shape[dim] // ranks)
     shape[dim] = max(min(each, shape[dim] - rank * each), 0)
     return tuple(shape)

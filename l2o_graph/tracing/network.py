@@ -183,7 +183,7 @@ def _slots_of(module: nn.Module) -> list[Slot]:
         (index.pop(id(p)), part, name, p)
         for part in module.modules()
         for name, p in part._parameters.items()
-        if id(p) in index
+        if p is not None and id(p) in index
     ]
 
 
