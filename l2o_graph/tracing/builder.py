@@ -104,7 +104,8 @@ class Builder:
             label = label.with_axis(axis, (self.ordered(f"input of {name}", size),))
         elif not _is_run(factors):
             target = self.new_meeting("rearranged", math.prod(f.size for f in factors))
-            if not self.copy(label, factors, target, 0, "rearranged"):
+            large = numbered([f.size for f in factors], target)
+            if not self.copy(label, factors, large, 0, "rearranged"):
                 return None
             label = label.with_axis(axis, (Factor(self.sets[target].size, target, 1),)).only()
         first, *inside = label.axes[axis]
@@ -176,20 +177,30 @@ class Builder:
             )  # fmt: skip
         return True
 
-    def copy(self, label: Label, factors: Axis, target: int, at: int, kind: str) -> bool:
-        """Join what an axis runs through to a run of neurons of a set, one by one.
+    def copy(
+        self, label: Label, factors: Sequence[Factor], large: Sequence[Factor], at: int, kind: str
+    ) -> bool:  # fmt: skip
+        """Join what factors run through to neurons of a set, one by one.
 
         Where data lies outside of the neurons each of its places is one of its own.
+
+        Args:
+            label: Whose factors they are.
+            factors: Outermost first.
+            large: Factors of the same sizes that run through the set.
+            at: First neuron of the set.
+            kind: Of the edges.
+
+        Returns:
+            Whether it could be done.
         """
-        sizes = [f.size for f in factors]
-        large = numbered(sizes, target)
-        for s in dict.fromkeys(f.set for f in factors):
+        for s in dict.fromkeys(f.set for f in factors if not f.alike):
             if s is None:
-                place = iter(numbered([f.size for f in factors if f.set is None], 0))
-                count = math.prod(f.size for f in factors if f.set is None)
-                own = self.ordered("places", count).set
+                sizes = [f.size for f in factors if f.set is None and not f.alike]
+                own = self.ordered("places", math.prod(sizes)).set
+                place = iter(numbered(sizes, own or 0))
                 small = [
-                    Factor(f.size, own, next(place).stride) if f.set is None else Factor(f.size)
+                    next(place) if f.set is None and not f.alike else Factor(f.size)
                     for f in factors
                 ]
                 start = 0
@@ -198,8 +209,16 @@ class Builder:
                 start = label.start.get(s, 0)
             if not self.relate(large, small, (at, start), True, kind):
                 return False
-        self.sets[target].fresh = True
+        for s in {f.set for f in large} - {None}:
+            self.sets[s].fresh = True
         return True
+
+    def is_joined(self, source: int, target: int) -> bool:
+        """Whether a constant leads from a set to another."""
+        return any(
+            k.source == source and k.target == target and k.parameter >= len(self.shapes)
+            for k in self.kernels
+        )
 
     def lose(self, sets: Iterable[int]) -> None:
         """Note that something that cannot be followed reads sets, and may know their order."""

@@ -10,7 +10,7 @@ of the graph.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -393,17 +393,17 @@ class Trace:
         start = {**other.start, **one.start}
         for ours, theirs in _components(places):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
-            sides = [
-                Side(s, tuple(_of(places[i][1], s) for i in where), one.start.get(s, 0), 0)
-                for s in ours
-            ] + [
-                Side(
-                    s, tuple(_of(places[i][2], s) for i in where), other.start.get(s, 0), not alike
-                )
-                for s in theirs
-            ]
-            if alike and len(set(sides)) == 1:
+            sides, others = (
+                [
+                    Side(s, tuple(_of(places[i][at], s) for i in where), label.start.get(s, 0), 0)
+                    for s in sets
+                ]
+                for at, label, sets in ((1, one, ours), (2, other, theirs))
+            )
+            if alike and len({*sides, *others}) == 1:
                 continue
+            # Parts of one set are told apart: what was done to each on the way may differ.
+            sides += [replace(side, constant=int(not alike or side.set in ours)) for side in others]
             sizes = [places[i][1].size for i in where]
             target = self._meeting_place(sides, sizes, kind)
             if target is None:
@@ -432,6 +432,10 @@ class Trace:
                 found = self.builder.sets[side.set]
                 whole = found.size == size and side.start == 0
                 whole = whole and list(side.factors) == numbered(sizes, side.set)
+                # Beside another part of the same set, taken in before, none could be told.
+                whole = whole and not any(
+                    self.builder.is_joined(each.set, side.set) for each in sides if each != side
+                )
                 if found.fresh and found.role == "hidden" and whole:
                     target = side.set
                     break
@@ -512,42 +516,89 @@ class Trace:
         labels = [self.label(t) for t in tensors]
         if not any(label.sets() for label in labels):
             return None
-        along = [label.axes[axis] for label in labels]
-        whole: Axis = (Factor(out.shape[axis]),)
-        if any(f.set is not None for factors in along for f in factors):
-            target = self.builder.new_meeting("concatenation", out.shape[axis])
-            at = 0
-            # Pieces that are pixels of the same neurons are told apart by their places.
-            sets = [{f.set for f in factors} - {None} for factors in along]
-            told = any(a & b for a, b in itertools.combinations(sets, 2))
-            places = self.builder.ordered("pieces", len(tensors)).set if told else None
-            for i, (label, factors, t) in enumerate(zip(labels, along, tensors, strict=True)):
-                size = t.shape[axis]
-                if places is not None:
-                    self.builder.join(
-                        Kernel(
-                            len(self.builder.shapes), places, target, (1, size, 1),
-                            source_start=i, target_start=at, kind="pieces",
-                        )
-                    )  # fmt: skip
-                if all(f.set is None for f in factors):
-                    factors = (self.builder.ordered("concatenated", size),)
-                if not self.builder.copy(label, factors, target, at, "concatenation"):
-                    return None
-                at += size
-            self.builder.sets[target].fresh = True
-            whole = (Factor(out.shape[axis], target, 1),)
+        among = _in_common(labels, axis)
+        if among is None:
+            return None
+        along = any(f.set is not None for label in labels for f in label.axes[axis])
+        taken = _taken(labels, among, axis)
+        target = None
+        if along:
+            target = self._side_by_side(tensors, labels, among, taken, axis, out.shape[axis])
+            if target is None:
+                return None
         # Along the other axes the tensors have to be of one kind, and are brought together.
-        rest = [self.operand(t).with_axis(axis, ()).only() for t in tensors]
+        rest = []
+        for t, label, axes in zip(tensors, labels, among, strict=True):
+            kept = [
+                tuple(alike(f.size) if (i, j) in taken else f for j, f in enumerate(factors))
+                for i, factors in enumerate(axes)
+            ]
+            one = Label(tuple(kept), label.start) if label.sets() else self.operand(t)
+            rest.append(one.with_axis(axis, ()).only())
         shape = [1 if i == axis else n for i, n in enumerate(out.shape)]
         first = next((i for i, label in enumerate(rest) if label.sets()), 0)
-        answer: Label | None = rest[first]
+        answer: Label | None = self.meet(rest[first], data((1,) * out.dim()), shape, "sum")
         for label in (*rest[:first], *rest[first + 1 :]):
             answer = answer and self.meet(answer, label, shape, "sum")
         for t in tensors:
-            if answer is not None and whole[0].set is None and self.is_weight(t):
+            if answer is not None and target is None and self.is_weight(t):
                 answer = self.added(answer, t)
-        return answer and answer.with_axis(axis, whole)
+        if answer is None or target is None:
+            return answer and answer.with_axis(axis, (Factor(out.shape[axis]),))
+        *outer, own = numbered([*(among[0][i][j].size for i, j in taken), out.shape[axis]], target)
+        for (i, j), factor in zip(taken, outer, strict=True):
+            both = refined(answer.axes[i] or (alike(1),), among[0][i])
+            if both is None:
+                return None
+            factors = (*both[0][:j], factor, *both[0][j + 1 :])
+            answer = Label((*answer.axes[:i], factors, *answer.axes[i + 1 :]), answer.start)
+        axes = [(own,) if i == axis else joined(a) for i, a in enumerate(answer.axes)]
+        return Label(tuple(axes), answer.start).only()
+
+    def _side_by_side(
+        self, tensors: Sequence[Tensor], labels: Sequence[Label],
+        among: Sequence[Sequence[Axis]], taken: Sequence[tuple[int, int]], axis: int, size: int,
+    ) -> int | None:  # fmt: skip
+        """A set of neurons for tensors one after the other along an axis.
+
+        Args:
+            tensors: The pieces.
+            labels: Of the pieces.
+            among: Their other axes, in factors of the same sizes.
+            taken: Which of those factors (axis, number) the set runs through as well.
+            axis: Along which they lie.
+            size: Of that axis in the end.
+
+        Returns:
+            Its index, those that lie along the axis next to each other; None where it cannot be.
+        """
+        outer = [among[0][i][j].size for i, j in taken]
+        target = self.builder.new_meeting("concatenation", math.prod(outer) * size)
+        numbers = numbered([*outer, size], target)[:-1]
+        # Pieces that are pixels of the same neurons are told apart by their places.
+        sets = [
+            {f.set for f in (*label.axes[axis], *(axes[i][j] for i, j in taken))} - {None}
+            for label, axes in zip(labels, among, strict=True)
+        ]
+        told = any(a & b for a, b in itertools.combinations(sets, 2))
+        places = self.builder.ordered("pieces", len(tensors)).set if told else None
+        at = 0
+        for n, (label, axes, t) in enumerate(zip(labels, among, tensors, strict=True)):
+            width = t.shape[axis]
+            factors = [*(axes[i][j] for i, j in taken), *(label.axes[axis] or (alike(width),))]
+            if not label.sets():
+                no_order = self.is_even(t) or self.weights(t)
+                factors = [*(alike(m) if no_order else Factor(m) for m in outer), Factor(width)]
+            inner = numbered([f.size for f in factors[len(outer) :]], target)
+            large = [*numbers, *inner]
+            if not self.builder.copy(label, factors, large, at, "concatenation"):
+                return None
+            there = [Factor(f.size, places) for f in large]
+            if told and not self.builder.relate(large, there, (at, n), True, "pieces"):
+                return None
+            at += width
+        self.builder.sets[target].fresh = True
+        return target
 
     def added(self, label: Label, tensor: Tensor, kind: str = "sum") -> Label | None:
         """A parameter that is added to a tensor with a label, aligned at its last axis.
@@ -674,3 +725,37 @@ def _components(places: Sequence[tuple[int, Factor, Factor]]) -> list[tuple[set[
                 apart.append(group)
         groups = [*apart, (ours, theirs)]
     return groups
+
+
+def _in_common(labels: Sequence[Label], axis: int) -> list[list[Axis]] | None:
+    """All axes of labels but one, in factors of the same sizes; None where their cuts cross."""
+    answer: list[list[Axis]] = [[()] * len(label.axes) for label in labels]
+    for i in range(len(labels[0].axes)):
+        own = [label.axes[i] or (alike(1),) for label in labels]
+        common = own[0]
+        for other in own[1:] if i != axis else ():
+            both = refined(common, other)
+            if both is None:
+                return None
+            common = both[0]
+        for each, factors in zip(answer, own, strict=True):
+            both = refined(factors, common) if i != axis else ((), ())
+            if both is None:
+                return None
+            each[i] = both[0]
+    return answer
+
+
+def _taken(
+    labels: Sequence[Label], among: Sequence[Sequence[Axis]], axis: int
+) -> list[tuple[int, int]]:
+    """The factors (axis, number) of sets that run along an axis of any label, directly or not."""
+    sets = {f.set for label in labels for f in label.axes[axis]} - {None}
+    places = [(i, j) for i, factors in enumerate(among[0]) for j in range(len(factors))]
+    known: list[tuple[int, int]] = []
+    while True:
+        found = [(i, j) for i, j in places if any(each[i][j].set in sets for each in among)]
+        if len(found) == len(known):
+            return found
+        known = found
+        sets |= {each[i][j].set for each in among for i, j in found} - {None}
