@@ -51,6 +51,36 @@ class Weight:
             expected *= size
         return True
 
+    @property
+    def solid(self) -> bool:
+        """Whether it is dense but for axes along which its scalars repeat."""
+        kept = [(n, step) for n, step in zip(self.shape, self.strides, strict=True) if step]
+        shape, strides = tuple(n for n, _ in kept), tuple(step for _, step in kept)
+        return replace(self, shape=shape, strides=strides).dense
+
+    def broadcast(self, shape: Sequence[int], axis: int | None = None) -> "Weight | None":
+        """The same along more axes, where its scalars repeat.
+
+        Args:
+            shape: The new one.
+            axis: Which of its axes the only one of the weight is; None to align the last ones.
+
+        Returns:
+            None where the shapes do not fit.
+        """
+        before = len(shape) - len(self.shape) if axis is None else axis
+        behind = len(shape) - len(self.shape) - before
+        if before < 0 or behind < 0:
+            return None
+        own = (*(1,) * before, *self.shape, *(1,) * behind)
+        steps = (*(0,) * before, *self.strides, *(0,) * behind)
+        if any(n not in (1, m) for n, m in zip(own, shape, strict=True)):
+            return None
+        strides = tuple(
+            0 if n == 1 < m else step for n, m, step in zip(own, shape, steps, strict=True)
+        )
+        return replace(self, shape=tuple(shape), strides=strides)
+
     def turned(self) -> "Weight":
         """With the first two axes exchanged."""
         return replace(
@@ -74,6 +104,7 @@ class Builder:
         self.kernels: list[Kernel] = []
         self.biases: list[Bias] = []
         self.touched: set[int] = set()  # read since someone last looked
+        self.known: set[int] = set()  # parameters of which something else may know the order
         self._meetings = 0
 
     # Neurons -----------------------------------------------------------------------------------
@@ -299,6 +330,10 @@ class Builder:
             if self.sets[n].role == "hidden":
                 self.sets[n].role = "output"
         self._tie()
+        for use in (*self.kernels, *self.biases):
+            for s, *_ in _sides(use) if use.parameter in self.known else ():
+                if self.sets[s].role == "hidden":
+                    self.sets[s].role = "output"
         kernels, biases, loose = self._answered()
         depths = self._depths()
         return NetSpec(

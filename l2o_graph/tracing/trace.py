@@ -9,7 +9,7 @@ of the graph.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,6 +60,7 @@ class Trace:
         self._derived: Beside[list[Weight]] = Beside()
         self._even: Beside[bool] = Beside()
         self._statistics: Beside[bool] = Beside()
+        self._knows: Beside[set[int]] = Beside()
         self.used: set[int] = set()  # parameters that any operation has read
         self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
 
@@ -117,6 +118,14 @@ class Trace:
         """Say whether entries of a tensor are sums over parameters."""
         self._statistics.put(tensor, statistic or None)
 
+    def knows(self, tensor: Tensor) -> set[int]:
+        """The sets whose order the numbers of a tensor tell, as those of an argmax do."""
+        return self._knows.get(tensor) or set()
+
+    def set_knows(self, tensor: Tensor, sets: set[int]) -> None:
+        """Say of which sets the numbers of a tensor tell the order."""
+        self._knows.put(tensor, sets or None)
+
     def operand(self, tensor: Tensor) -> Label:
         """Of a tensor that meets others: what has no order to tell is as broad as nothing."""
         label = self.label(tensor)
@@ -172,6 +181,16 @@ class Trace:
         )
         return Weight(index, 0, tuple(view.shape), along)
 
+    def keeps_axes(self, tensor: Tensor) -> bool:
+        """Whether no axis of the parameters that a tensor is made of is cut in several."""
+        for weight in self.weights(tensor):
+            shape = self.builder.shapes[weight.parameter]
+            ends = {math.prod(shape[i:]) for i in range(len(shape) + 1)}
+            for n, step in zip(*_steps(weight), strict=True):
+                if n > 1 and step and not {step, step * n} <= ends:
+                    return False
+        return True
+
     def derive(self, tensor: Tensor, weights: list[Weight]) -> None:
         """Say that a tensor was made of parameters alone."""
         self._derived.put(tensor, weights)
@@ -182,6 +201,7 @@ class Trace:
         self._derived.drop(tensor)
         self._even.drop(tensor)
         self._statistics.drop(tensor)
+        self._knows.drop(tensor)
 
     def name(self, weights: Sequence[Weight]) -> str:
         """Of the layer that a parameter belongs to."""
@@ -217,32 +237,62 @@ class Trace:
         out = shape[1] * groups if transposed else shape[0]
         if not first.dense and len(shape) == 2:  # the transpose of what the parameter stores
             first, transposed = first.turned(), not transposed
+            others = [other.turned() for other in others]
         known = self.builder.read(self.label(x), axis, self.name(weights))
-        if known is None or not first.dense or (known[4] and transposed):
+        if known is None or not first.dense or (known[4] and (transposed or groups > 1)):
             return None
         if _sole(known[0], axis) is None and not known[4]:
-            return self._dense_in_parts(known[0], axis, first, transposed) if groups == 1 else None
+            alone = groups == 1 and not others and not first.fixed
+            return self._dense_in_parts(known[0], axis, first, transposed) if alone else None
         label, source, start, count, inside = known
         self.set_label(x, label)
         target = self.builder.new_set(self.name(weights), out)
         rows = first.shape[0] // groups
         if inside:  # a flattened map: of each channel all pixels lie together
-            grid, positions = (1, rows, count), tuple(f.size for f in inside)
+            grid, positions = (1, rows, count), (*(f.size for f in inside), *first.shape[2:])
         else:
             grid, positions = (groups, rows, first.shape[1]), first.shape[2:]
-        self.builder.join(
-            Kernel(
-                first.parameter, source, target, grid, positions, first.start, start,
-                from_rows=transposed, kind=kind,
-            )
+        kernel = Kernel(
+            first.parameter, source, target, grid, positions, first.start, start,
+            from_rows=transposed, kind=kind,
         )  # fmt: skip
-        for other in others:  # as the lengths of rows in weight normalisation
-            if math.prod(other.shape) == out and other.dense:
-                self.builder.sit(Bias(other.parameter, target, out, other.start))
+        self.builder.join(kernel)
+        for other in others:
+            self._made_of_too(kernel, first, other)
         if first.fixed:
             self.builder.fix(source)
             self.builder.fix(target)
         return label.with_axis(axis, (Factor(out, target, 1),)).only()
+
+    def _made_of_too(self, kernel: Kernel, weight: Weight, other: Weight) -> None:
+        """Another parameter that the weight of a kernel was made of, entry by entry.
+
+        One that has as many entries is a kernel beside it, the lengths of rows or columns, as in
+        weight normalisation, sit on the neurons; neurons that it tells apart otherwise keep their
+        order.
+
+        Args:
+            kernel: The kernel.
+            weight: Its own parameter.
+            other: The other one, of the same shape.
+        """
+        wide = [i for i, (n, step) in enumerate(zip(*_steps(other), strict=True)) if n > 1 and step]
+        read, written = (kernel.source, kernel.source_start), (kernel.target, kernel.target_start)
+        rows, columns = (read, written) if kernel.from_rows else (written, read)
+        sides = [(*rows, kernel.grid[0] * kernel.grid[1])]
+        if kernel.grid[0] == 1:
+            sides.append((*columns, kernel.grid[2]))
+        if not other.fixed and _steps(other) == _steps(weight):
+            self.builder.join(replace(kernel, parameter=other.parameter, start=other.start))
+        elif not other.fixed and len(wide) == 1 and wide[0] < len(sides):
+            s, at, n = sides[wide[0]]
+            if other.shape[wide[0]] == n and other.strides[wide[0]] == 1:
+                self.builder.sit(Bias(other.parameter, s, n, other.start, at))
+            else:
+                self.builder.fix(s)
+        elif any(i < 2 for i in wide):
+            self.builder.fix(kernel.source)
+            self.builder.fix(kernel.target)
 
     def _dense_in_parts(
         self, label: Label, axis: int, weight: Weight, transposed: bool
@@ -286,6 +336,8 @@ class Trace:
             assert factor.set is not None
             at = label.start.get(factor.set, 0)
             self.builder.sit(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
+            if weight.fixed:
+                self.builder.fix(factor.set)
         if not self.weights(tensor):
             self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
         return label
@@ -301,13 +353,13 @@ class Trace:
             return label
         neurons = any(f.set is not None for f in label.axes[axis])
         if (neurons and _sole(label, axis) is None) or not weights[0].dense:
-            return self._own(label, weights[0], [axis], "product")
+            return self._all_own(label, weights, axis)
         known = self.builder.read(label, axis, self.name(weights))
         if known is None:
             return None
         label, source, start, count, inside = known
         if inside or math.prod(weights[0].shape) != count:
-            return self._own(label, weights[0], [axis], "product")
+            return self._all_own(label, weights, axis)
         target = self.builder.new_set(self.name(weights), count)
         self.builder.join(
             Kernel(
@@ -315,9 +367,26 @@ class Trace:
                 kind=kind,
             )
         )  # fmt: skip
-        if weights[0].fixed:
+        for other in weights[1:]:
+            if other.dense and math.prod(other.shape) == count:
+                self.builder.join(
+                    Kernel(
+                        other.parameter, source, target, (count, 1, 1), (), other.start, start,
+                        kind=kind,
+                    )
+                )  # fmt: skip
+            elif any(step for n, step in zip(*_steps(other), strict=True) if n > 1):
+                self.builder.fix(target)
+        if any(weight.fixed for weight in weights):
             self.builder.fix(target)
         return label.with_axis(axis, (Factor(count, target, 1),)).only()
+
+    def _all_own(self, label: Label, weights: Sequence[Weight], axis: int) -> Label | None:
+        """Parameters that multiply a tensor along an axis, as neurons of their own."""
+        answer: Label | None = label
+        for weight in weights:
+            answer = answer and self._own(answer, weight, [axis], "product")
+        return answer
 
     def _own(self, label: Label, weight: Weight, axes: Sequence[int], kind: str) -> Label | None:
         """A parameter that meets a tensor as neurons of its own, one for each of its scalars.
@@ -330,13 +399,14 @@ class Trace:
             axes: Of the label, one for each axis of the parameter longer than 1.
             kind: What brings them together.
         """
-        sizes = [n for n in weight.shape if n > 1]
+        sizes = [n for n, step in zip(*_steps(weight), strict=True) if n > 1 and step]
         ends = [axis % len(label.axes) for axis in axes]
         whole = all(label.shape[at] == n for at, n in zip(ends, sizes, strict=False))
-        known = all(f.set is not None for at in ends for f in label.axes[at])
-        if len(sizes) != len(ends) or not whole or not known or not weight.dense or weight.fixed:
+        of_neurons = [f.set is not None or f.alike for at in ends for f in label.axes[at]]
+        known = all(of_neurons) and any(f.set is not None for at in ends for f in label.axes[at])
+        if len(sizes) != len(ends) or not whole or not known or weight.fixed or not weight.solid:
             self.builder.lose(f.set for at in ends for f in label.axes[at] if f.set is not None)
-            return label
+            return _told_apart(label, ends)
         size = math.prod(sizes)
         own = self.builder.new_set(self.builder.names[weight.parameter], size)
         self.builder.sit(Bias(weight.parameter, own, size, weight.start))
@@ -350,17 +420,20 @@ class Trace:
         weights = self.weights(table)
         if not weights or not weights[0].dense:
             return None
-        (first, *_), name = weights, self.name(weights)
+        (first, *others), name = weights, self.name(weights)
         rows, columns = first.shape
         source = self.builder.ordered(f"rows of {name}", rows).set
         target = self.builder.new_set(name, columns)
         assert source is not None
-        self.builder.join(
-            Kernel(
-                first.parameter, source, target, (1, rows, columns), (), first.start,
-                from_rows=True, kind="lookup",
-            )
+        kernel = Kernel(
+            first.parameter, source, target, (1, rows, columns), (), first.start, from_rows=True,
+            kind="lookup",
         )  # fmt: skip
+        self.builder.join(kernel)
+        for other in others:
+            self._made_of_too(kernel, first, other)
+        if first.fixed:
+            self.builder.fix(target)
         return Label((*data(index.shape).axes, (Factor(columns, target, 1),)))
 
     # Where neurons meet ------------------------------------------------------------------------
@@ -391,7 +464,8 @@ class Trace:
             for i, (_, a, b) in enumerate(places)
         }
         start = {**other.start, **one.start}
-        for ours, theirs in _components(places):
+        shared = set(one.sets()) & set(other.sets())
+        for ours, theirs in _components(places, shared):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
             sides, others = (
                 [
@@ -613,10 +687,15 @@ class Trace:
             keep their order.
         """
         for weight in self.weights(tensor):
-            if kind == "sum" and self._placed(label, weight):
-                continue
-            axes = [i - len(weight.shape) for i, n in enumerate(weight.shape) if n > 1]
+            axes = [
+                i - len(weight.shape)
+                for i, (n, step) in enumerate(zip(*_steps(weight), strict=True))
+                if n > 1 and step
+            ]
             wide = [axis for axis in axes if -axis <= len(label.axes)]
+            if kind == "sum" and self._placed(label, weight):
+                label = _told_apart(label, wide)
+                continue
             met = self._own(label, weight, wide, kind)
             if met is None:
                 return None
@@ -682,6 +761,18 @@ def _pairs(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(tensor.shape), tuple(tensor.stride()) if strided else (1,) * tensor.dim()
 
 
+def _steps(weight: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return weight.shape, weight.strides
+
+
+def _told_apart(label: Label, axes: Sequence[int]) -> Label:
+    """The same label where data that was alike along some axes is so no more."""
+    for axis in axes:
+        factors = tuple(Factor(f.size) if f.alike else f for f in label.axes[axis])
+        label = label.with_axis(axis % len(label.axes), factors)
+    return label
+
+
 def _span(tensor: Tensor) -> tuple[int, int]:
     """The first entry of its storage that a tensor has, and the last."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -710,13 +801,14 @@ def _broadcast(label: Label, axis: int, size: int) -> Axis:
     return label.axes[axis] or (alike(size),)
 
 
-def _components(places: Sequence[tuple[int, Factor, Factor]]) -> list[tuple[set[int], set[int]]]:
-    """Sets of one tensor and of the other that share a place, directly or not."""
+def _components(
+    places: Sequence[tuple[int, Factor, Factor]], shared: Iterable[int]
+) -> list[tuple[set[int], set[int]]]:
+    """Sets of one tensor and of the other that share a place, or are one, directly or not."""
     groups: list[tuple[set[int], set[int]]] = []
-    for _, a, b in places:
-        if a.set is None or b.set is None:
-            continue
-        ours, theirs, apart = {a.set}, {b.set}, []
+    pairs = [(a.set, b.set) for _, a, b in places if a.set is not None and b.set is not None]
+    for a, b in (*pairs, *((s, s) for s in shared)):
+        ours, theirs, apart = {a}, {b}, []
         for group in groups:
             if group[0] & ours or group[1] & theirs:
                 ours |= group[0]
