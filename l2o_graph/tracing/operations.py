@@ -140,7 +140,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     after = {s for t in outs for s in trace.label(t).sets()}
     trace.builder.lose(before - after - trace.builder.touched)
     trace.builder.touched |= around
-    if written and not trace.is_even(outs[0]):
+    if written and (trace.label(outs[0]).sets() or not trace.is_even(outs[0])):
         trace.uneven(outs[0])
     if written and trace.label(outs[0]) != known:
         _rewritten(trace, outs[0])
@@ -191,7 +191,6 @@ def _follow(
     if name in STATISTICS and not labelled:
         return None
     if name in OPERATIONS:
-        trace.set_label(outs[0], None)
         if name in ALONG_AXES:
             args, kwargs = (args[0], _axes(operator, args, kwargs)), {}
         label = OPERATIONS[name](trace, outs[0], *args, **kwargs)
