@@ -45,6 +45,24 @@ def half_written(net: nn.Module, h: Tensor) -> Tensor:
     return out
 
 
+def experts_in_turn(net: nn.Module, h: Tensor) -> Tensor:
+    rows = h.flatten(0, 1)
+    out = torch.zeros_like(rows)
+    for matrix in (net.p, net.m):
+        chosen = torch.arange(len(rows))
+        out.index_add_(0, chosen, F.linear(rows[chosen], matrix))
+    return out.view_as(h)
+
+
+def rotated(net: nn.Module, h: Tensor) -> Tensor:
+    angles = torch.arange(TOKENS)[:, None] * FIXED[:1]
+    cos, sin = angles.cos(), angles.sin()
+    heads = h.unflatten(-1, (2, 3)).transpose(1, 2)
+    turned, rest = heads[..., :2], heads[..., 2:]
+    turned = turned * cos + torch.cat([-turned[..., 1:], turned[..., :1]], -1) * sin
+    return torch.cat([turned, rest], -1).transpose(1, 2).flatten(2)
+
+
 def noisy(net: nn.Module, h: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return h * torch.rand(WIDTH, generator=generator, dtype=h.dtype)
@@ -89,6 +107,21 @@ FREE = {
         "btc,hdc->bthd", h, net.p.view(2, 3, WIDTH)
     ).flatten(2),
     "a scaled weight": lambda net, h: F.linear(h, net.p / net.p.norm(dim=1, keepdim=True)),
+    "a matrix times each vector": lambda net, h: torch.stack(
+        [torch.stack([net.p.mv(token) for token in one]) for one in h]
+    ),
+    "rows times a vector, summed": lambda net, h: (h[..., None, :] * net.p).sum(-1),
+    "weights scaled by rows and columns": lambda net, h: F.linear(
+        h, net.p * net.d[:, None] * net.d.sigmoid()
+    ),
+    "two matrices, added": lambda net, h: F.linear(h, net.p + net.m.sigmoid()),
+    "standardised by a batch norm, and scaled": lambda net, h: F.linear(
+        h, F.batch_norm(net.p[None], None, None, net.d * 0.3, training=True).view_as(net.p)
+    ),
+    "a scale of two parameters": lambda net, h: h * (net.d * net.p[0]),
+    "mean and variance of tokens": lambda net, h: torch.mul(*torch.var_mean(h, 1, keepdim=True)),
+    "tokens in the order of a sort": lambda net, h: h.gather(1, h.sort(1).indices),
+    "experts in turn, added in place": experts_in_turn,
     "checkpointed": lambda net, h: checkpoint(torch.sin, h, use_reentrant=False),
 }
 # What ties them, or some of them, to an order.
@@ -132,6 +165,55 @@ BOUND = {
         h, net.p * torch.ones(WIDTH, WIDTH, dtype=h.dtype).tril()
     ),
     "gated halves": lambda net, h: F.glu(torch.cat([h, h.roll(1, 1)], -1), -1),
+    "a half gates the other": lambda net, h: h[..., :3] * h[..., 3:].sigmoid(),
+    "torch's own gate": lambda net, h: F.glu(h, -1),
+    "difference of halves": lambda net, h: h[..., :3] - h[..., 3:],
+    "quotient of halves": lambda net, h: h[..., :3] / (2 + h[..., 3:]),
+    "thirds changed and added": lambda net, h: h[..., :2].exp() + h[..., 2:4] + 2 * h[..., 4:],
+    "thirds, added one by one": lambda net, h: (
+        (F.linear(h, net.p)[..., :2] + h[..., :2]) * 2 + h[..., 2:4]
+    ),
+    "a half shifts, a half scales": lambda net, h: (
+        F.linear(h, net.p)[..., :3] * (1 + h[..., :3]) + h[..., 3:]
+    ),
+    "halves stacked along data": lambda net, h: torch.stack(
+        [h[..., :3].exp(), h[..., 3:]], 1
+    ).select(1, 0),
+    "halves as more tokens": lambda net, h: torch.cat([h[..., :3].exp(), h[..., 3:]], 1)[:, 2:6],
+    "even and odd, interleaved": lambda net, h: torch.stack(
+        [h[..., ::2], h[..., 1::2].exp()], -1
+    ).flatten(-2),
+    "parts of heads exchanged": lambda net, h: torch.cat(
+        [h.unflatten(-1, (2, 3))[..., 1:], h.unflatten(-1, (2, 3))[..., :1].exp()], -1
+    ).flatten(-2),
+    "rotated halves of heads": rotated,
+    "channels that look at channels": lambda net, h: (
+        ((h[..., :3].mT @ h[..., 3:]).softmax(-1) @ h[..., 3:].mT).mT
+    ),
+    "products of all with all": lambda net, h: (h.mT @ h)[:, :TOKENS],
+    "each with states of its own": lambda net, h: (h[..., None] * net.s).exp().sum(-1),
+    "places of the largest": lambda net, h: h.argmax(-1, keepdim=True) * 0.1 + h,
+    "places of the largest, besides": lambda net, h: h.max(-1, keepdim=True).indices * 0.1 + h,
+    "a parameter elsewhere unknown": lambda net, h: (
+        F.linear(h, net.p) * torch.kron(net.p, net.r)[0, 0]
+    ),
+    "a vector knows the rows": lambda net, h: F.linear(h, net.p / net.p.mv(FIXED)[0]),
+    "softmax of halves of rows": lambda net, h: F.linear(
+        h, net.p.unflatten(0, (2, 3)).softmax(1).flatten(0, 1)
+    ),
+    "mean of halves of rows": lambda net, h: F.linear(
+        h, (net.p.unflatten(0, (2, 3)) - net.p.unflatten(0, (2, 3)).mean(1, True)).flatten(0, 1)
+    ),
+    "a masked bias": lambda net, h: h + net.d * FIXED,
+    "pixels of squares": lambda net, h: (
+        F.pixel_shuffle(F.linear(h, net.p)[..., :4].mT[..., None], 2).flatten(2).mT[:, :TOKENS]
+    ),
+    "squares of pixels": lambda net, h: F.pixel_unshuffle(h.mT.unflatten(-1, (2, 2)), 2).mT[
+        ..., 0, :
+    ][:, None],
+    "written over in place": lambda net, h: h.clone().index_put_(
+        (torch.arange(len(h))[:, None], torch.tensor([1])), h[:, :1].exp()
+    ),
 }
 
 
@@ -140,7 +222,8 @@ def made(operation) -> tuple[nn.Module, Tensor]:
     x = torch.randn(5, TOKENS, 3, dtype=torch.float64)
     own = {
         "p": torch.randn(WIDTH, WIDTH), "q": torch.randn(3), "r": torch.randn(3, 3),
-        "t": torch.randn(TOKENS, 2),
+        "t": torch.randn(TOKENS, 2), "d": torch.randn(WIDTH), "m": torch.randn(WIDTH, WIDTH),
+        "s": torch.randn(WIDTH, 3),
     }  # fmt: skip
     with torch.no_grad():
         wide = operation(Between(operation, **own).double(), torch.zeros(5, TOKENS, WIDTH).double())
