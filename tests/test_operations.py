@@ -117,6 +117,13 @@ FREE = {
     "weights in heads": lambda net, h: torch.einsum(
         "btc,hdc->bthd", h, net.p.view(2, 3, WIDTH)
     ).flatten(2),
+    "heads brought together": lambda net, h: torch.einsum(
+        "bthd,hdc->btc", F.linear(h, net.p).unflatten(-1, (2, 3)).tanh(), net.p.view(2, 3, WIDTH)
+    ),
+    "experts that read the same": lambda net, h: torch.einsum("btc,ecd->bted", h, net.e).flatten(2),
+    "experts, and their outputs": lambda net, h: torch.einsum(
+        "bted,edc->btec", torch.einsum("btc,ecd->bted", h, net.e).tanh(), net.f
+    ).mean(2),
     "a scaled weight": lambda net, h: F.linear(h, net.p / net.p.norm(dim=1, keepdim=True)),
     "a matrix times each vector": lambda net, h: torch.stack(
         [torch.stack([net.p.mv(token) for token in one]) for one in h]
@@ -234,7 +241,7 @@ def made(operation) -> tuple[nn.Module, Tensor]:
     own = {
         "p": torch.randn(WIDTH, WIDTH), "q": torch.randn(3), "r": torch.randn(3, 3),
         "t": torch.randn(TOKENS, 2), "d": torch.randn(WIDTH), "m": torch.randn(WIDTH, WIDTH),
-        "s": torch.randn(WIDTH, 3),
+        "s": torch.randn(WIDTH, 3), "e": torch.randn(3, WIDTH, 4), "f": torch.randn(3, 4, WIDTH),
     }  # fmt: skip
     with torch.no_grad():
         wide = operation(Between(operation, **own).double(), torch.zeros(5, TOKENS, WIDTH).double())

@@ -117,6 +117,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     leaves = () if name in EVEN else tree_leaves((args, kwargs))
     inputs = [t for t in leaves if isinstance(t, Tensor)]
     before = {s for t in inputs for s in trace.label(t).sets()}
+    folded = [f[0].parameter for t in inputs if (f := trace.folded(t))]
     for t in inputs:
         trace.weights(t)  # notes that it is used
         trace.builder.lose(trace.knows(t))
@@ -134,6 +135,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         trace.builder.lose(before)
     if not any(_is_known(trace, t) for t in outs):
         trace.builder.known |= {w.parameter for t in inputs for w in trace.weights(t)}
+        trace.builder.known |= set(folded)
     function = OTHER_NAMES.get(name, name)
     if function in ACTIVATIONS:
         trace.activated(trace.label(outs[0]), function)
@@ -148,7 +150,8 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
 
 def _is_known(trace: Trace, t: Tensor) -> bool:
     """Whether what parameters did to a tensor has a place, or tells no order of them."""
-    return bool(trace.label(t).sets() or trace.weights(t)) or trace.is_statistic(t)
+    found = trace.label(t).sets() or trace.weights(t) or trace.folded(t)
+    return bool(found) or trace.is_statistic(t)
 
 
 def _is_written(operator: Any, args: tuple, outs: list[Tensor]) -> bool:
@@ -240,6 +243,8 @@ def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: l
                 views.append(replace(w, start=at, shape=tuple(shape), strides=tuple(strides)))
             if len(views) < len(made_of):
                 views = [replace(w, fixed=True) for w in views]
+                if not views and len(made_of) == len(outs) == 1:
+                    trace.fold(out, made_of[0])
             trace.derive(out, views)
     else:
         for out in outs:
@@ -424,6 +429,8 @@ def _replayed(trace: Trace, function: Callable[..., Tensor], *tensors: Tensor | 
 def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label | None:
     """A product of matrices, one of them perhaps a parameter."""
     of_a, of_b = trace.is_weight(a), trace.is_weight(b)
+    if trace.folded(b) and not of_a and (b.dim() == 2 or len(b) == 1):
+        return trace.dense_folded(a, b)
     if of_a and of_b:
         return None
     if b.dim() == 1:

@@ -58,6 +58,7 @@ class Trace:
         self._of_storage.pop(None, None)
         self._labels: Beside[Label] = Beside()
         self._derived: Beside[list[Weight]] = Beside()
+        self._folded: Beside[tuple[Weight, tuple[tuple[int, ...], ...]]] = Beside()
         self._even: Beside[bool] = Beside()
         self._statistics: Beside[bool] = Beside()
         self._knows: Beside[set[int]] = Beside()
@@ -195,10 +196,32 @@ class Trace:
         """Say that a tensor was made of parameters alone."""
         self._derived.put(tensor, weights)
 
+    def folded(self, tensor: Tensor) -> tuple[Weight, tuple[tuple[int, ...], ...]] | None:
+        """A view of a parameter whose axes were joined to those of a tensor, in any order.
+
+        Returns:
+            The view, and which of its axes each axis of the tensor is; None where it is none.
+        """
+        return self._folded.get(tensor)
+
+    def fold(self, tensor: Tensor, weight: Weight) -> None:
+        """Say that a tensor is a view of a parameter, neighbouring axes of it joined."""
+        groups, rest = [], list(range(len(weight.shape)))
+        for n in tensor.shape:
+            group: list[int] = []
+            while rest and math.prod(weight.shape[i] for i in group) < n:
+                group.append(rest.pop(0))
+            if math.prod(weight.shape[i] for i in group) != n:
+                return
+            groups.append(tuple(group))
+        if all(weight.shape[i] == 1 for i in rest):
+            self._folded.put(tensor, (weight, tuple(groups)))
+
     def forget(self, tensor: Tensor) -> None:
         """Know nothing of a tensor any more, as of one that is written anew."""
         self._labels.drop(tensor)
         self._derived.drop(tensor)
+        self._folded.drop(tensor)
         self._even.drop(tensor)
         self._statistics.drop(tensor)
         self._knows.drop(tensor)
@@ -263,6 +286,61 @@ class Trace:
             self.builder.fix(source)
             self.builder.fix(target)
         return label.with_axis(axis, (Factor(out, target, 1),)).only()
+
+    def dense_folded(self, x: Tensor, tensor: Tensor) -> Label | None:
+        """A folded parameter, [..., in, out], that maps the last axis of a tensor to a new one.
+
+        As einsum has them: the entries of all heads, or the neurons of all experts, in one axis.
+        """
+        found = self.folded(tensor)
+        if found is None or found[0].fixed:
+            return None
+        weight, (*_, read, written) = found
+        steps, name = list(zip(*_steps(weight), strict=True)), self.name([weight])
+        label, last = self.label(x), len(self.label(x).axes) - 1
+        both = refined(label.axes[last], tuple(Factor(steps[i][0]) for i in read))
+        if both is None or len(both[0]) != len(read):
+            return None
+        # As the parameter stores them, the outermost first.
+        order = sorted(range(len(read)), key=lambda i: -steps[read[i]][1])
+        label = label.with_axis(last, joined([both[0][i] for i in order]))
+        if not label.sets():
+            source, start, count = None, 0, x.shape[-1]
+        else:
+            known = self.builder.read(label, last, name)
+            if known is None or known[4] or _sole(known[0], last) is None:
+                return None
+            label, source, start, count, _ = known
+        *rows_outside, rows = _runs([steps[read[i]] for i in order])
+        new = sorted(written, key=lambda i: -steps[i][1])
+        *columns_outside, columns = _runs([steps[i] for i in new])
+        from_rows = columns[1] == 1 and rows[1] == columns[0]
+        outside = [*rows_outside, *columns_outside]
+        if not (from_rows or (rows[1] == 1 and columns[1] == rows[0])):
+            return None
+        if math.prod(n for n, _ in outside) > MOST_PARTS:
+            return None
+        if source is None:
+            own = self.builder.ordered(f"input of {name}", count)
+            source = own.set or 0
+            there = numbered([steps[read[i]][0] for i in order], source)
+            back = joined([there[order.index(i)] for i in range(len(order))])
+            self.set_label(x, self.label(x).with_axis(last, back))
+        target = self.builder.new_set(name, math.prod(steps[i][0] for i in written))
+        inner = (rows[0], columns[0]) if from_rows else (columns[0], rows[0])
+        for at in itertools.product(*(range(n) for n, _ in outside)):
+            first = sum(i * step for i, (_, step) in zip(at, outside, strict=True))
+            of_rows, of_columns = at[: len(rows_outside)], at[len(rows_outside) :]
+            self.builder.join(
+                Kernel(
+                    weight.parameter, source, target, (1, *inner), (), weight.start + first,
+                    start + rows[0] * _number(of_rows, rows_outside),
+                    columns[0] * _number(of_columns, columns_outside), from_rows=from_rows,
+                )
+            )  # fmt: skip
+        made = dict(zip(new, numbered([steps[i][0] for i in new], target), strict=True))
+        axis = joined([made[i] for i in written])
+        return label.with_axis(last, axis).only()
 
     def _made_of_too(self, kernel: Kernel, weight: Weight, other: Weight) -> None:
         """Another parameter that the weight of a kernel was made of, entry by entry.
@@ -763,6 +841,25 @@ def _pairs(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _steps(weight: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return weight.shape, weight.strides
+
+
+def _runs(steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Axes (size, stride), outermost first, as few as possible; at least one."""
+    answer: list[tuple[int, int]] = []
+    for size, stride in steps:
+        if answer and answer[-1][1] == size * stride:
+            answer[-1] = answer[-1][0] * size, stride
+        elif size > 1 or not answer:
+            answer.append((size, stride))
+    return answer or [(1, 1)]
+
+
+def _number(digits: Sequence[int], axes: Sequence[tuple[int, int]]) -> int:
+    """Which of all steps along some axes it is, the last one fastest."""
+    answer = 0
+    for digit, (size, _) in zip(digits, axes, strict=True):
+        answer = answer * size + digit
+    return answer
 
 
 def _told_apart(label: Label, axes: Sequence[int]) -> Label:
