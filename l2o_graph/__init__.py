@@ -5,7 +5,7 @@ channels, K positions of a kernel, n a run of scalars, *B any batch axes.
 """
 
 from l2o_graph.cnn import GeneralizationPredictor, predict_accuracy
-from l2o_graph.graph import NeuralGraph, neural_graph
+from l2o_graph.graph.neural import NeuralGraph, neural_graph
 from l2o_graph.inr import INRClassifier, INREditor
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import list_checkpoints

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons
+from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
 
 # Modules whose weight is [out, in, *positions], and those with a factor for each neuron; every
 # other module's parameters are loose.

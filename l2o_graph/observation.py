@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2o_graph.features import NUM_FEATURES, log_sign
-from l2o_graph.models.embedding import Part, Scalars
+from l2o_graph.layout.spans import Part, Scalars
 
 
 @dataclass(frozen=True, slots=True)

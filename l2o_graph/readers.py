@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.features import NUM_FEATURES
-from l2o_graph.graph import Chunk, Topology
-from l2o_graph.models.embedding import PaddedEmbedding, Part, Scalars
+from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.spans import Part, Scalars
+from l2o_graph.models.embedding import PaddedEmbedding
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec
-from l2o_graph.graph import Piece, Topology
 from l2o_graph.heads.per_parameter import PaperHead
-from l2o_graph.models.embedding import Part, Scalars
-from l2o_graph.models.ng_gnn import kept_if
+from l2o_graph.layout.blocks import Piece, Topology
+from l2o_graph.layout.edges import kept_if
+from l2o_graph.layout.spans import Part, Scalars
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.observation import Observation, scalars_of
 from l2o_graph.ranges import COUNT, check_ranges
 from l2o_graph.readers import Group, reader_of

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2o_graph.architecture import CONSTANTS, NetSpec
 from l2o_graph.features import MOMENTUM_DECAYS, next_momenta, zero_momenta
-from l2o_graph.graph import topology_of
-from l2o_graph.models.embedding import Part
+from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.spans import Part
+from l2o_graph.layout.spec import CONSTANTS, NetSpec
 from l2o_graph.observation import observe
 from l2o_graph.rule import UpdateRule
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2o_graph.architecture import Kernel, NetSpec
-from l2o_graph.graph import topology_of
+from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.spec import Kernel, NetSpec
 
 
 def grid_nodes(spec: NetSpec, kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ from test_ng_gnn import SPECS, first_states, rows_of
 from torch import Tensor, nn
 
 from l2o_graph import NeuralGraph, neural_graph
-from l2o_graph.architecture import NetSpec
-from l2o_graph.graph import topology_of
+from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT

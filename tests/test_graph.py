@@ -8,12 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from l2o_graph.graph import (
-    NeuralGraph,
-    neural_graph,
-    topology_of,
-)
+from l2o_graph.graph.neural import NeuralGraph, neural_graph
 from l2o_graph.inference import spec_of_module
+from l2o_graph.layout.blocks import topology_of
 
 
 def small_cnn() -> nn.Sequential:

@@ -21,7 +21,6 @@ from test_ng_t import LargestTensor, noisy
 from torch import Tensor, nn
 
 from l2o_graph import INRClassifier, INREditor
-from l2o_graph.graph import topology_of
 from l2o_graph.inr import (
     INRModelConfig,
     evaluate,
@@ -34,6 +33,7 @@ from l2o_graph.inr import (
 )
 from l2o_graph.inr.siren import OMEGA0, responses
 from l2o_graph.inr.statistics import Statistics
+from l2o_graph.layout.blocks import topology_of
 from l2o_graph.zoo.registry import load_checkpoint
 
 LAYOUT = (2, 3, 4, 2)

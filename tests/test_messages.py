@@ -8,8 +8,8 @@ from helpers_optimizer import READERS
 from networks import NETWORKS
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec
 from l2o_graph.inference import spec_of_module
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import MATRICES, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered

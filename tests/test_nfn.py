@@ -17,9 +17,9 @@ from test_ng_gnn import (
 )
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec
-from l2o_graph.graph import Topology, topology_of
 from l2o_graph.inference import spec_of_module, spec_of_parameters
+from l2o_graph.layout.blocks import Topology, topology_of
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.models.nfn import NFN, NFNLayer
 from l2o_graph.rule import RuleConfig
 

@@ -7,8 +7,8 @@ import torch
 from scipy.linalg import fractional_matrix_power
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec
 from l2o_graph.inference import spec_of_module
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim import whitening
 from l2o_graph.optim.blocks import KINDS, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from

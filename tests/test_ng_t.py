@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons
-from l2o_graph.graph import Topology, topology_of
 from l2o_graph.inference import spec_of_module
+from l2o_graph.layout.blocks import Topology, topology_of
+from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
 from l2o_graph.models import ng_gnn
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import MOST_PAIRS, NGT, NGTLayer, joined_pairs

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from torchvision_models import MODELS
 
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.tracing import spec_of_computation
 
 WIDTH, TOKENS = 6, 4

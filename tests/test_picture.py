@@ -6,8 +6,8 @@ from networks import NETWORKS
 from torch import Tensor, nn
 
 from l2o_graph import neural_graph
-from l2o_graph.graph import NeuralGraph
-from l2o_graph.picture import MOST_SHOWN, NEGATIVE, POSITIVE, picture
+from l2o_graph.graph.neural import NeuralGraph
+from l2o_graph.graph.picture import MOST_SHOWN, NEGATIVE, POSITIVE, picture
 
 
 def lines(graph: NeuralGraph) -> list[list[tuple[tuple, tuple, str]]]:

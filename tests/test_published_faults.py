@@ -15,7 +15,7 @@ from test_ng_gnn import SPECS, first_states, rows_of
 from torch import nn
 from torch_geometric.nn import LayerNorm
 
-from l2o_graph.graph import topology_of
+from l2o_graph.layout.blocks import topology_of
 from l2o_graph.models.ng_gnn import GraphNorm
 from l2o_graph.models.ng_t import NGT, NGTLayer, joined_pairs
 from l2o_graph.rule import RuleConfig, UpdateRule

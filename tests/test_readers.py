@@ -6,8 +6,8 @@ import torch
 from conftest import random_like, random_rule
 from torch import Tensor, nn
 
-from l2o_graph.graph import topology_of
 from l2o_graph.inference import spec_of_module
+from l2o_graph.layout.blocks import topology_of
 from l2o_graph.observation import observe
 from l2o_graph.rule import RuleConfig, UpdateRule
 from l2o_graph.step import State, update

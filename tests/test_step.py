@@ -8,9 +8,9 @@ import torch
 from conftest import random_like, random_rule
 from torch import nn
 
-from l2o_graph.architecture import NetSpec
 from l2o_graph.features import next_momenta
 from l2o_graph.inference import spec_of_module
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.rule import PAPER, RuleConfig
 from l2o_graph.step import State, moved, update, updates
 

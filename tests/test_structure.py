@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 import l2o_graph.tracing.network as network
 from l2o_graph import neural_graph, register_layer
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.tracing import spec_of_computation
 

@@ -10,7 +10,7 @@ from networks import NETWORKS, Case
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2o_graph.architecture import ACTIVATIONS
+from l2o_graph.layout.spec import ACTIVATIONS
 from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.tracing import spec_of_computation
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from l2o_graph import neural_graph
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.tracing import spec_of_computation
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from l2o_graph.cnn.config import CNNModelConfig
-from l2o_graph.cnn.layout import KNOWN_ACTIVATIONS, Batch
+from l2o_graph.layout.tables import KNOWN_ACTIVATIONS, Batch
 from l2o_graph.models.fourier import FourierFeatures, chained
 
 # First weights on numbers that are not turned into cosines are so many times torch's. With those,

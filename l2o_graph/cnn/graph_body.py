@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec
 from l2o_graph.cnn.architecture import CNNArchitecture
 from l2o_graph.cnn.config import CNNModelConfig
 from l2o_graph.cnn.embedding import EdgeEmbedding, NodeEmbedding
 from l2o_graph.cnn.files import CNNs
-from l2o_graph.cnn.layout import Batch, Layouts, Room, layout_of
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.heads.inr import OutputNodes
+from l2o_graph.layout.spec import NetSpec
+from l2o_graph.layout.tables import Batch, Layouts, Room, layout_of
 from l2o_graph.models.mixed_ng_gnn import mixed_ng_gnn
 from l2o_graph.models.mixed_ng_t import mixed_ng_t
 from l2o_graph.models.ng_gnn import NGGNN, keep_nodes

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 
 # Of each what a network has, as numbers, of which a range is seen, or as names.
 RANGES = ("depth", "width", "kernel", "inputs", "classes")

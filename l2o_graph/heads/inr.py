@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology
-from l2o_graph.models.ng_gnn import EdgeStates
+from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.edges import EdgeStates
 from l2o_graph.readers import linear_maps
 
 

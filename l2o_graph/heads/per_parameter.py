@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.features import NUM_FEATURES
-from l2o_graph.models.embedding import Scalars
+from l2o_graph.layout.spans import Scalars
 
 
 class PaperHead(nn.Module):

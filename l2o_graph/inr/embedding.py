@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Topology
-from l2o_graph.models.embedding import position_rows
+from l2o_graph.layout.blocks import Topology
+from l2o_graph.layout.positions import position_rows
 from l2o_graph.models.fourier import FourierFeatures, chained
 
 # Where an edge and its reverse have the weight in what they read: [w, 0, w] and [0, w, w].

@@ -3,45 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.features import NUM_FEATURES
-from l2o_graph.graph import Topology, runs_of
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A run of scalars of one parameter, a grid of cells with K positions each.
-
-    A cell of a kernel is an edge; of a bias or a loose parameter it is a single scalar.
-
-    Attributes:
-        parameter: Index of the parameter.
-        start: First scalar of the run within the flattened parameter.
-        stop: End of the run.
-        positions: Spatial shape of a cell; () for a single scalar.
-        read_only: Whether these scalars are updated elsewhere, or never.
-    """
-
-    parameter: int
-    start: int
-    stop: int
-    positions: tuple[int, ...]
-    read_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Scalars:
-    """Features of the scalars of several parts, one part after the other.
-
-    Attributes:
-        parts: The parts.
-        x: (F, n) features.
-    """
-
-    parts: tuple[Part, ...]
-    x: Float[Tensor, "F n"]
+from l2o_graph.layout.blocks import Topology
+from l2o_graph.layout.positions import position_rows
+from l2o_graph.layout.runs import runs_of
+from l2o_graph.layout.spans import Scalars
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,21 +118,6 @@ class PaddedEmbedding(nn.Module):
         bottom, right = self.max_kernel - height - top, self.max_kernel - width - left
         grid = nn.functional.pad(grid, (left, right, top, bottom))
         return grid.permute(1, 2, 3, 0).flatten(1)
-
-
-def position_rows(topology: Topology) -> Int64[Tensor, " N"]:
-    """The row of a table that each node reads: one an input, a hidden layer, an output."""
-    rows, at, network = [torch.zeros(0, dtype=torch.long)], 0, 0
-    for neurons in topology.spec.neurons:
-        if neurons.network != network:
-            at, network = 0, neurons.network
-        if neurons.role == "hidden":
-            rows.append(torch.full((neurons.size,), at))
-            at += 1
-        else:
-            rows.append(torch.arange(at, at + neurons.size))
-            at += neurons.size
-    return torch.cat(rows)
 
 
 def _wave(rows: int, hidden: int) -> Tensor:

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.architecture import Kernel, NetSpec, Role
+from l2o_graph.layout.spec import Kernel, NetSpec, Role
 
 NP: tuple[Role, ...] = ("input", "hidden", "output")
 HNP: tuple[Role, ...] = ("hidden",)

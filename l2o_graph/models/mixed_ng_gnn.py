@@ -12,8 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from l2o_graph.layout.segments import Segments, Walk
 from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
-from l2o_graph.models.segments import Segments, Walk
 
 
 def mixed_ng_gnn(

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from l2o_graph.layout.segments import Segments, Walk
 from l2o_graph.models.ng_t import NGT, EdgeUpdate, NGTLayer, NodeUpdate
-from l2o_graph.models.segments import Segments, Walk
 
 
 @dataclass(frozen=True, slots=True)

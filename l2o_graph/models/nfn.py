@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology, runs_of_chunks
-from l2o_graph.models.ng_gnn import EdgeStates, keeps_edges, kept_if, over_edges
+from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.edges import EdgeStates, keeps_edges, kept_if, over_edges
+from l2o_graph.layout.runs import runs_of_chunks
 
 PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
 

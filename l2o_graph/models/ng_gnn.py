@@ -7,115 +7,16 @@ al. 2018), and edges that are updated from their two nodes. States of edges lie 
 States may have batch axes in front, written *B: networks of one architecture, each by itself.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology, runs_of
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-EdgeStates = Callable[[Chunk], Float[Tensor, "*B P E H"]]
-
-# PyTorch Geometric's floor under a variance; at or below it the deviation is called 0.
-SMALLEST_VARIANCE = 1e-5
-
-
-# Edges whose states are kept from layer to layer rather than worked out anew for each chunk: with
-# the default network's three times 128 bytes an edge, 400 MB.
-MOST_KEPT = 3 << 19
-
-
-def keeps_edges(topology: Topology, chunks: Sequence[Chunk]) -> bool:
-    """Whether the states of all edges are kept."""
-    return len(chunks) == 1 or topology.spec.num_edges <= MOST_KEPT
-
-
-def kept_if(single: bool) -> Callable[[Callable[[K], V]], Callable[[K], V]]:
-    """A decorator: answers are kept where a single chunk is all, else worked out anew each time."""
-    return cache if single else lambda function: function
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What PNA keeps of the messages that reached n nodes: enough to add more of them.
-
-    Attributes:
-        count: Messages that reached each node, one number for all or one for each.
-        total: Their sum and the sum of their squares.
-        low: Their minimum.
-        high: Their maximum.
-    """
-
-    count: int | Float[Tensor, "n 1"]
-    total: Float[Tensor, "*B n two_H"]
-    low: Float[Tensor, "*B n H"]
-    high: Float[Tensor, "*B n H"]
-
-    @staticmethod
-    def of(grid: Float[Tensor, "*B g r c H"], dim: int) -> "Tally":
-        """Tally the messages of groups of rows and columns along one of the two."""
-        # Not torch.aminmax: ten times slower on a CPU than one after the other.
-        low, high = grid.amin(dim).flatten(-3, -2), grid.amax(dim).flatten(-3, -2)
-        squares = grid.square().sum(dim)
-        total = torch.cat([grid.sum(dim), squares], dim=-1).flatten(-3, -2)
-        return Tally(grid.shape[dim], total, low, high)
-
-    def part(self, start: int, stop: int) -> "Tally":
-        """Of some of the nodes."""
-        total, low, high = (x[..., start:stop, :] for x in (self.total, self.low, self.high))
-        return Tally(self.count, total, low, high)
-
-    def beside(self, other: "Tally") -> "Tally":
-        """More messages to the same nodes."""
-        return Tally(
-            self.count + other.count,
-            self.total + other.total,
-            torch.minimum(self.low, other.low),
-            torch.maximum(self.high, other.high),
-        )
-
-    def aggregates(self) -> Float[Tensor, "*B n four_H"]:
-        """Mean, minimum, maximum and standard deviation."""
-        mean, square = (self.total / self.count).chunk(2, dim=-1)
-        variance = (square - mean * mean).clamp(min=SMALLEST_VARIANCE)
-        deviation = variance.sqrt().masked_fill(variance <= SMALLEST_VARIANCE, 0.0)
-        return torch.cat([mean, self.low, self.high, deviation], dim=-1)
-
-
-def over_edges(
-    chunk: Chunk,
-    target_term: Float[Tensor, "*B N H"],
-    source_term: Float[Tensor, "*B N H"],
-) -> list[Float[Tensor, "*B _ H"]]:
-    """For each piece, a term of the node an edge leads to plus a term of the node it leaves."""
-    answer = []
-    for piece in chunk:
-        groups, rows, columns = piece.grid
-        terms = (source_term, target_term) if piece.from_rows else (target_term, source_term)
-        of_rows = terms[0][..., slice(*piece.rows), :].unflatten(-2, (groups, rows, 1))
-        of_columns = terms[1][..., slice(*piece.columns), :].unflatten(-2, (groups, 1, columns))
-        answer.append((of_rows + of_columns).flatten(-4, -2))
-    return answer
-
-
-def over_planes(
-    chunk: Chunk,
-    target_term: Float[Tensor, "*B N H"],
-    source_term: Float[Tensor, "*B N H"],
-    planes: int = 2,
-) -> Float[Tensor, "*B P E H"]:
-    """``over_edges`` for the forward edges and, with two planes, for their reverses."""
-    forward, reverse = (target_term, source_term), (source_term, target_term)
-    to, of = (torch.stack(terms[:planes], dim=-3) for terms in zip(forward, reverse, strict=True))
-    pieces = over_edges(chunk, to, of)
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
+from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.edges import EdgeStates, keeps_edges, kept_if, over_planes
+from l2o_graph.layout.partials import Tally
+from l2o_graph.layout.runs import runs_of
 
 
 class GraphNorm(nn.Module):

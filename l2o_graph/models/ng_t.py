@@ -14,56 +14,20 @@ of this kind, the optimizer and models that read INRs are not.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from l2o_graph.graph import Chunk, Topology, runs_of_chunks
-from l2o_graph.models.ng_gnn import EdgeStates, keeps_edges, kept_if, over_planes
+from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.edges import EdgeStates, keeps_edges, kept_if, over_planes
+from l2o_graph.layout.partials import Gathered
+from l2o_graph.layout.runs import runs_of_chunks
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
 # scores take 4 MB a head.
 MOST_PAIRS = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """What n nodes gathered from some of their pairs: enough to add more of them.
-
-    Attributes:
-        log_mass: Log of the sum of exp(score).
-        mean: Mean of the values, weighted by exp(score).
-        edges: Sums of the states of the edges that lead to each node, and of those that leave it.
-    """
-
-    log_mass: Float[Tensor, "*B heads n"]
-    mean: Float[Tensor, "*B heads d n"]
-    edges: Float[Tensor, "*B 2 n C"]
-
-    def part(self, start: int, stop: int) -> "Gathered":
-        """Of some of the nodes."""
-        own = slice(start, stop)
-        return Gathered(self.log_mass[..., own], self.mean[..., own], self.edges[..., own, :])
-
-    def beside(self, other: "Gathered") -> "Gathered":
-        """More pairs of the same nodes."""
-        log_mass = torch.logaddexp(self.log_mass, other.log_mass)
-        own = (self.log_mass - log_mass).exp().unsqueeze(-2)
-        others = (other.log_mass - log_mass).exp().unsqueeze(-2)
-        mean = torch.addcmul(own * self.mean, others, other.mean)
-        return Gathered(log_mass, mean, self.edges + other.edges)
-
-    @staticmethod
-    def cat(parts: Sequence["Gathered"]) -> "Gathered":
-        """As many pairs of further nodes, in order."""
-        return Gathered(
-            torch.cat([part.log_mass for part in parts], dim=-1),
-            torch.cat([part.mean for part in parts], dim=-1),
-            torch.cat([part.edges for part in parts], dim=-2),
-        )
 
 
 class PostNorm(nn.Module):

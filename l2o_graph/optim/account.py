@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import MATRICES, Block, blocks_of
 from l2o_graph.optim.memory import LAST_UPDATE
 from l2o_graph.optim.sharded import whole

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from l2o_graph.architecture import NetSpec
 from l2o_graph.inference import check_module, spec_of_module, spec_of_parameters
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.sharded import Sharing, here, is_sharded, replaced, sharing_of
 from l2o_graph.optim.watching import Watching, of_all_ranks
 

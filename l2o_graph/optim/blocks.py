@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from l2o_graph.architecture import Bias, Kernel, NetSpec
+from l2o_graph.layout.spec import Bias, Kernel, NetSpec
 
 # Kinds of blocks, in the order of their indicator among the inputs of the controller. A kernel is
 # first where it reads inputs of the network and last where it writes outputs.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import KINDS, MATRICES, Block, Kind
 from l2o_graph.optim.signals import (
     COSINE_DECAYS,

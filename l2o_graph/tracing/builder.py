@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons, Role
+from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons, Role
 from l2o_graph.tracing.labels import Axis, Factor, Label
 
 # A rearrangement that takes more grids than this is not followed.

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from l2o_graph.architecture import Bias, Kernel, NetSpec
+from l2o_graph.layout.spec import Bias, Kernel, NetSpec
 from l2o_graph.tracing.builder import Builder, Found
 from l2o_graph.tracing.network import Reading
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.tracing.operations import Following, Slot
 from l2o_graph.tracing.replica import as_they_were, copied, copied_module
 from l2o_graph.tracing.trace import Trace

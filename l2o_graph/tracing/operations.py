@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from l2o_graph.architecture import ACTIVATIONS, Kernel
+from l2o_graph.layout.spec import ACTIVATIONS, Kernel
 from l2o_graph.tracing.builder import Weight, numbered
 from l2o_graph.tracing.labels import Factor, Label, data, viewed
 from l2o_graph.tracing.trace import Trace

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from l2o_graph.architecture import Bias, Kernel
+from l2o_graph.layout.spec import Bias, Kernel
 from l2o_graph.tracing.builder import numbered
 from l2o_graph.tracing.labels import Factor, Label, data
 from l2o_graph.tracing.network import register_layer

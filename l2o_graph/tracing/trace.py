@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from l2o_graph.architecture import Bias, Kernel
+from l2o_graph.layout.spec import Bias, Kernel
 from l2o_graph.tracing.beside import Beside, Geometry, storage_of
 from l2o_graph.tracing.builder import Builder, Weight, numbered
 from l2o_graph.tracing.labels import Axis, Factor, Label, alike, data, joined, refined

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.tracing import spec_of_computation
 from meta_train.families.dice import Dice
 

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from l2o_graph.architecture import NetSpec
+from l2o_graph.layout.spec import NetSpec
 
 
 @runtime_checkable

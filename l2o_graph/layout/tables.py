@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from l2o_graph.architecture import ACTIVATIONS, CONSTANTS, Kernel, NetSpec
-from l2o_graph.models.segments import Grids, Walk, counted, walk
+from l2o_graph.layout.segments import Grids, Walk, counted, walk
+from l2o_graph.layout.spec import ACTIVATIONS, CONSTANTS, Kernel, NetSpec
 
 R = TypeVar("R")
 

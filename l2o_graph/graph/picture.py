@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from l2o_graph.architecture import Kernel, NetSpec, Neurons
-from l2o_graph.graph import NeuralGraph, topology_of
+from l2o_graph.graph.neural import NeuralGraph
+from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.spec import Kernel, NetSpec, Neurons
 
 if TYPE_CHECKING:  # slow imports, and only pictures need them
     from matplotlib.axes import Axes

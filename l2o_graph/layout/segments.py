@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from l2o_graph.models.ng_gnn import Tally
+from l2o_graph.layout.partials import Tally
 
 # Kinds of segments, in the order in which they lie: walked against the edges or along, and whether
 # they lead to nodes that are read.

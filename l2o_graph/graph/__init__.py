@@ -1,0 +1,5 @@
+"""A network as a graph."""
+
+from l2o_graph.graph.neural import NeuralGraph, neural_graph
+
+__all__ = ["NeuralGraph", "neural_graph"]

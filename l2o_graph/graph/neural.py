@@ -1,0 +1,166 @@
+"""A network, or its parameters -> NeuralGraph."""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.inference import (
+    check_module,
+    check_parameter,
+    shown,
+    spec_of_module,
+    spec_of_parameters,
+)
+from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.spec import CONSTANTS, Bias, Kernel, NetSpec
+from l2o_graph.tracing import spec_of_computation
+
+if TYPE_CHECKING:  # a slow import, and only the exchange needs it
+    import torch_geometric.data
+
+
+@dataclass(frozen=True, slots=True)
+class NeuralGraph:
+    """A network as a graph: F features for each of its P parameters, laid out as torch lays them.
+
+    Attributes:
+        spec: The network's neurons and which parameter joins which.
+        values: (F, P), parameters in the order of ``spec``, each contiguous. A kernel's part is
+            edge features, a bias's part node features.
+    """
+
+    spec: NetSpec
+    values: Float[Tensor, "F P"]
+
+    def parameter(self, index: int) -> Tensor:
+        """Features of one parameter, (F, *shape), a view of ``values``."""
+        shape = self.spec.shapes[index]
+        start = topology_of(self.spec).parameter_start[index]
+        return self.values[:, start : start + math.prod(shape)].view(-1, *shape)
+
+    def parameters(self) -> list[Tensor]:
+        """The first feature of each parameter in its own shape: for a fresh graph, the weights."""
+        return [self.parameter(i)[0] for i in range(len(self.spec.shapes))]
+
+    def scalars(self, of: Kernel | Bias) -> Float[Tensor, "F n"]:
+        """What a kernel or a bias holds; of a constant the first feature, the others are 0."""
+        if self.spec.is_constant(of.parameter):
+            first = torch.arange(len(self.values), device=self.values.device) == 0
+            value = CONSTANTS[of.parameter - len(self.spec.shapes)] * first.to(self.values)
+            return value[:, None].expand(-1, of.size)
+        start = topology_of(self.spec).parameter_start[of.parameter] + of.start
+        return self.values[:, start : start + of.size]
+
+    @staticmethod
+    def batch(graphs: "Sequence[NeuralGraph]") -> "NeuralGraph":
+        """Several networks, of any architectures, as one graph without edges between them.
+
+        What a model answers for each is what it answers for that network alone.
+
+        Raises:
+            ValueError: For no graphs, or other numbers of features.
+        """
+        found = sorted({len(graph.values) for graph in graphs})
+        if len(found) != 1:
+            raise ValueError(f"expected graphs with one number of features, found {found}")
+        specs = [graph.spec for graph in graphs]
+        return NeuralGraph(
+            functools.reduce(NetSpec.beside, specs),
+            torch.cat([graph.values for graph in graphs], dim=1),
+        )
+
+    def __str__(self) -> str:
+        return f"NeuralGraph of {self.spec}"
+
+    def draw(self, path: str | Path) -> None:
+        """Write a picture, .png, .svg or .pdf: see ``l2o_graph.graph.picture``."""
+        from l2o_graph.graph.picture import draw
+
+        draw(self, path)
+
+    def to_data(self) -> "torch_geometric.data.Data":
+        """Export to torch-geometric.
+
+        Returns:
+            ``x`` (N, F * B) bias features with B the most biases of any node, zero where a node
+            has fewer; ``edge_index`` (2, 2E)
+            forward edges kernel by kernel and then the same reversed; ``edge_attr``
+            (2E, F * K) with K the most positions of any kernel, smaller kernels padded at the
+            end; ``activation`` (N,) as ``node_activations`` numbers them; ``loose`` (F, L) what
+            lies outside the graph; ``spec``, to come back.
+        """
+        from l2o_graph.graph.exchange import to_data
+
+        return to_data(self)
+
+    @staticmethod
+    def from_data(data: "torch_geometric.data.Data") -> "NeuralGraph":
+        """Import what ``to_data`` exported, bit for bit; reads the forward edges only.
+
+        Raises:
+            ValueError: When the data carries no ``spec`` or does not fit it.
+        """
+        from l2o_graph.graph.exchange import from_data
+
+        return from_data(data)
+
+
+def neural_graph(
+    network: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
+) -> NeuralGraph:
+    """A network as a graph, its weights the only feature; print it to see what was understood.
+
+    Args:
+        network: A module, or its ``parameters()`` or ``named_parameters()``.
+        inputs: A batch for the module: its computation is then followed, whatever it is. Without
+            one the structure is inferred from the order of the layers, which is right for a
+            sequence of them. A tensor, the arguments, or the named arguments.
+
+    Returns:
+        The graph, one feature for each parameter, detached copies in the widest type found.
+
+    Raises:
+        ValueError: When there are no parameters, and for a lazy module that was not called yet.
+        TypeError: For what is neither a module nor parameters, and for one of TorchScript.
+    """
+    if isinstance(network, nn.Module):
+        check_module(network, "network")
+        parameters, spec = list(network.parameters()), None
+        for name, p in network.named_parameters():
+            check_parameter(p, f"parameter '{name}'")
+        if parameters:
+            spec = spec_of_module(network) if inputs is None else _followed(network, inputs)
+    else:
+        if not isinstance(network, Iterable) or isinstance(network, str | Mapping):
+            raise TypeError(
+                "network: expected a module, or its parameters() or named_parameters(), found "
+                + shown(network)
+            )
+        parameters, names = [], []
+        for item in network:
+            name, parameter = item if isinstance(item, tuple) else (None, item)
+            parameters.append(parameter)
+            names += [] if name is None else [name]
+        spec = spec_of_parameters(parameters, names or None)
+    if spec is None:
+        raise ValueError("expected a module with parameters, found none")
+    return NeuralGraph(spec, torch.cat([p.detach().reshape(-1) for p in parameters])[None])
+
+
+def _followed(module: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> NetSpec:
+    if not isinstance(inputs, Tensor | Mapping | Sequence) or isinstance(inputs, str):
+        raise TypeError(
+            "inputs: expected a tensor, the arguments or the named arguments of the module, found "
+            + shown(inputs)
+        )
+    if isinstance(inputs, Mapping):
+        return spec_of_computation(module, (), inputs)
+    return spec_of_computation(module, (inputs,) if isinstance(inputs, Tensor) else inputs)

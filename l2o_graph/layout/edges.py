@@ -1,0 +1,63 @@
+"""States of the edges of blocks, and terms of nodes spread over them."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from l2o_graph.layout.blocks import Chunk, Topology
+
+K = TypeVar("K")
+
+
+V = TypeVar("V")
+
+
+EdgeStates = Callable[[Chunk], Float[Tensor, "*B P E H"]]
+
+
+# Edges whose states are kept from layer to layer rather than worked out anew for each chunk: with
+# the default network's three times 128 bytes an edge, 400 MB.
+MOST_KEPT = 3 << 19
+
+
+def keeps_edges(topology: Topology, chunks: Sequence[Chunk]) -> bool:
+    """Whether the states of all edges are kept."""
+    return len(chunks) == 1 or topology.spec.num_edges <= MOST_KEPT
+
+
+def kept_if(single: bool) -> Callable[[Callable[[K], V]], Callable[[K], V]]:
+    """A decorator: answers are kept where a single chunk is all, else worked out anew each time."""
+    return cache if single else lambda function: function
+
+
+def over_edges(
+    chunk: Chunk,
+    target_term: Float[Tensor, "*B N H"],
+    source_term: Float[Tensor, "*B N H"],
+) -> list[Float[Tensor, "*B _ H"]]:
+    """For each piece, a term of the node an edge leads to plus a term of the node it leaves."""
+    answer = []
+    for piece in chunk:
+        groups, rows, columns = piece.grid
+        terms = (source_term, target_term) if piece.from_rows else (target_term, source_term)
+        of_rows = terms[0][..., slice(*piece.rows), :].unflatten(-2, (groups, rows, 1))
+        of_columns = terms[1][..., slice(*piece.columns), :].unflatten(-2, (groups, 1, columns))
+        answer.append((of_rows + of_columns).flatten(-4, -2))
+    return answer
+
+
+def over_planes(
+    chunk: Chunk,
+    target_term: Float[Tensor, "*B N H"],
+    source_term: Float[Tensor, "*B N H"],
+    planes: int = 2,
+) -> Float[Tensor, "*B P E H"]:
+    """``over_edges`` for the forward edges and, with two planes, for their reverses."""
+    forward, reverse = (target_term, source_term), (source_term, target_term)
+    to, of = (torch.stack(terms[:planes], dim=-3) for terms in zip(forward, reverse, strict=True))
+    pieces = over_edges(chunk, to, of)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)

@@ -1,0 +1,127 @@
+"""What nodes gather from several blocks, put together run by run."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from l2o_graph.layout.blocks import Chunk, Topology
+
+G = TypeVar("G", bound="Gatherable")
+
+
+# From so many chunks on, what stays of each is kept apart from what goes.
+MANY_CHUNKS = 8
+
+
+@runtime_checkable
+class Gatherable(Protocol):
+    """What n nodes gathered: enough to add more of the same."""
+
+    def part(self: G, start: int, stop: int) -> G:
+        """Of some of the nodes."""
+        ...
+
+    def beside(self: G, other: G) -> G:
+        """More that the same nodes gathered."""
+        ...
+
+
+class Shelf:
+    """Room for small tensors that stay while large ones come and go; not differentiable.
+
+    A small tensor lands where a large one was just freed, and the next large one no longer fits
+    there: without the shelf, a step on GPT-2 small takes three times the memory that it uses.
+
+    Args:
+        runs: Half-open range [start, stop) of the nodes of each run that has a place here.
+    """
+
+    def __init__(self, runs: tuple[tuple[int, int], ...]):
+        self._runs = runs
+        self._free = torch.empty(0)
+        self._kept: dict[int, dict[str, Tensor]] = {}
+
+    def put(self, run: int, value: G) -> G:
+        """A copy of what the nodes of a run gathered, in the room of what was there before."""
+        # Whatever is gathered is a dataclass, which a Protocol cannot say to the type checker.
+        tensors = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)  # type: ignore[arg-type]
+            if isinstance(getattr(value, f.name), Tensor)
+        }
+        if run not in self._kept:
+            self._kept[run] = {name: self._room(t, run) for name, t in tensors.items()}
+        kept = self._kept[run]
+        for name, t in tensors.items():
+            kept[name].copy_(t)
+        return dataclasses.replace(value, **kept)  # type: ignore[type-var]
+
+    def _room(self, like: Tensor, run: int) -> Tensor:
+        size, (start, stop) = like.numel(), self._runs[run]
+        if self._free.numel() < size or self._free.dtype != like.dtype:  # enough for all nodes
+            self._free = like.new_empty(size // (stop - start) * self._runs[-1][1])
+        room, self._free = self._free[:size], self._free[size:]
+        return room.view(like.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """All nodes in runs, so that whatever reaches one node of a run reaches all of it.
+
+    Attributes:
+        nodes: Half-open range [start, stop) of the nodes of each run.
+        reached: For each range that was asked for, the runs it is made of, and where in the range
+            each begins and ends.
+    """
+
+    nodes: tuple[tuple[int, int], ...]
+    reached: tuple[tuple[tuple[int, int, int], ...], ...]
+
+    def gather(
+        self, brought: Iterable[G], begin: Sequence[G | None], chunks: int = 1
+    ) -> list[G | None]:
+        """Put together what the ranges bring, one after the other.
+
+        Args:
+            brought: What each range brings.
+            begin: What each run has before.
+            chunks: How many of them the ranges come from.
+        """
+        held, shelf = list(begin), None
+        if chunks >= MANY_CHUNKS and not torch.is_grad_enabled():
+            shelf = Shelf(self.nodes)
+        for runs, each in zip(self.reached, brought, strict=True):
+            for run, start, stop in runs:
+                part = each if len(runs) == 1 else each.part(start, stop)
+                known = held[run]
+                both = part if known is None else known.beside(part)
+                held[run] = both if shelf is None else shelf.put(run, both)
+        return held
+
+
+@lru_cache(maxsize=64)
+def runs_of(ranges: tuple[tuple[int, int], ...], nodes: int) -> Runs:
+    """The coarsest runs of nodes that no range cuts."""
+    cuts = sorted({0, nodes, *itertools.chain.from_iterable(ranges)})
+    runs = tuple(itertools.pairwise(cuts))
+    number = {start: i for i, (start, _) in enumerate(runs)}
+    number[nodes] = len(runs)
+    reached = tuple(
+        tuple(
+            (i, runs[i][0] - start, runs[i][1] - start) for i in range(number[start], number[stop])
+        )
+        for start, stop in ranges
+    )
+    return Runs(runs, reached)
+
+
+def runs_of_chunks(topology: Topology, chunks: Sequence[Chunk]) -> Runs:
+    """Runs for the rows and the columns of each piece, in turn."""
+    ranges = tuple(side for chunk in chunks for p in chunk for side in (p.rows, p.columns))
+    return runs_of(ranges, topology.spec.num_nodes)
