@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_root
 from l2o_graph.ranges import COUNT
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.storage.files import write_atomically
 from meta_train.baselines import BEST_RATES, PACKAGED, contenders, label_of
 from meta_train.benchmark import check_writable
 from meta_train.plots import Curve, Panel, plot_curves

@@ -10,7 +10,7 @@ from l2o_graph.inr import INRClassifier, INREditor
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import list_checkpoints
 from l2o_graph.optim.optimizer import NGOptimizer
-from l2o_graph.paper_optimizer import PaperOptimizer
+from l2o_graph.paper.optimizer import PaperOptimizer
 from l2o_graph.tracing import register_layer
 
 __all__ = [

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.optimizer import NGOptimizer
-from l2o_graph.paper_optimizer import PaperOptimizer, fits
-from l2o_graph.step import State, moved, update
+from l2o_graph.paper.optimizer import PaperOptimizer, fits
+from l2o_graph.paper.step import State, moved, update
 
 try:
     from higher.optim import DifferentiableOptimizer, register_optim

@@ -17,8 +17,8 @@ from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.inr.config import Model as INRModel
 from l2o_graph.optim.controller import ControllerConfig
+from l2o_graph.paper.rule import Model
 from l2o_graph.ranges import THREADS
-from l2o_graph.rule import Model
 from meta_train import cnn_training, inr_training
 from meta_train.cnn_training import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
 from meta_train.config import Estimator, MetaConfig, paper_recipe

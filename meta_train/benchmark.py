@@ -29,8 +29,8 @@ from tqdm import tqdm
 from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
-from l2o_graph.zoo.files import expecting, write_atomically
-from l2o_graph.zoo.lock import held
+from l2o_graph.storage.files import expecting, write_atomically
+from l2o_graph.storage.lock import held
 from meta_train.baselines import PUBLISHED, base_of, contenders, learned_checkpoints
 from meta_train.parsing import parsed
 from meta_train.plots import Curve, Panel, plot_curves

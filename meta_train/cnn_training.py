@@ -34,7 +34,7 @@ from l2o_graph.cnn.config import GRAPH_MODELS, Model, Zoo
 from l2o_graph.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import NAMES, RANGES, span, traits
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.storage.files import write_atomically
 from meta_train.epochs import EpochConfig, EpochTrainer
 from meta_train.run import Result, begin, drive, prepared
 

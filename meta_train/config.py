@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from l2o_graph.paper.rule import PAPER, Model, RuleConfig
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, check_ranges
-from l2o_graph.rule import PAPER, Model, RuleConfig
 
 Estimator = Literal["greedy", "through_time"]
 

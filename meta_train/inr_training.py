@@ -32,7 +32,7 @@ from l2o_graph.inr import (
     statistics_of,
 )
 from l2o_graph.inr.config import Model, Task
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.storage.files import write_atomically
 from meta_train.epochs import EpochConfig, EpochTrainer
 from meta_train.run import Result, begin, drive, prepared
 

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from l2o_graph.ranges import NOT_NEGATIVE, Range
-from l2o_graph.zoo.files import expecting, write_atomically
-from l2o_graph.zoo.lock import held
+from l2o_graph.storage.files import expecting, write_atomically
+from l2o_graph.storage.lock import held
 
 T = TypeVar("T", bound="Trainer")
 

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
-from l2o_graph.zoo.files import expecting, write_atomically
-from l2o_graph.zoo.lock import held
+from l2o_graph.storage.files import expecting, write_atomically
+from l2o_graph.storage.lock import held
 from meta_train.__main__ import main as train
 from meta_train.benchmark import spread
 from meta_train.cnn_training import PREDICTIONS

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from l2o_graph.rule import RuleConfig, UpdateRule, untrained
-from l2o_graph.zoo.registry import save_checkpoint
+from l2o_graph.paper.checkpoints import save_checkpoint
+from l2o_graph.paper.rule import RuleConfig, UpdateRule, untrained
 from meta_train.config import MetaConfig
 from meta_train.run import (
     Result,

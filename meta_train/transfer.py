@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from l2o_graph.zoo.files import write_atomically
-from l2o_graph.zoo.lock import held
+from l2o_graph.storage.files import write_atomically
+from l2o_graph.storage.lock import held
 from meta_train.baselines import BEST_RATES, base_of, contenders, learned_checkpoints
 from meta_train.benchmark import (
     Record,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from l2o_graph.rule import UpdateRule
-from l2o_graph.step import State, update
+from l2o_graph.paper.rule import UpdateRule
+from l2o_graph.paper.step import State, update
 from meta_train.tasks import Problem
 
 

@@ -6,7 +6,7 @@ from helpers_ranks import Ranks
 from hypothesis import settings
 from torch import nn
 
-from l2o_graph.rule import RuleConfig, UpdateRule
+from l2o_graph.paper.rule import RuleConfig, UpdateRule
 
 # Small tensors gain nothing from a second thread, and wait for it where others use the cores.
 torch.set_num_threads(1)

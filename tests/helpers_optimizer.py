@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from l2o_graph.optim.checkpoints import save_controller
 from l2o_graph.optim.controller import Controller, ControllerConfig, Reader
-from l2o_graph.rule import Model, RuleConfig
-from l2o_graph.zoo.registry import save_checkpoint
+from l2o_graph.paper.checkpoints import save_checkpoint
+from l2o_graph.paper.rule import Model, RuleConfig
 
 MODELS: tuple[Model, ...] = get_args(Model)
 READERS: tuple[Reader, ...] = get_args(Reader)

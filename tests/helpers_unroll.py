@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.spec import NetSpec
+from l2o_graph.tracing.by_order import spec_of_module
 
 
 class TinyProblem:

@@ -4,8 +4,8 @@ from conftest import paper_cnn
 from torch import nn
 from torch.func import stack_module_state
 
-from l2o_graph.inference import spec_of_module, spec_of_parameters
 from l2o_graph.layout.spec import NetSpec
+from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
 
 
 def by_parameters(network: nn.Module) -> NetSpec:

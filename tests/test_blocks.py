@@ -5,10 +5,10 @@ import torch
 from networks import NETWORKS
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module, spec_of_parameters
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import Block, blocks_of
 from l2o_graph.tracing import spec_of_computation
+from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
 
 
 class Over(nn.Module):

@@ -11,9 +11,9 @@ from helpers_optimizer import controller_file, random_checkpoint
 from safetensors.torch import load, save
 
 from l2o_graph import NGOptimizer, PaperOptimizer
-from l2o_graph.features import FEATURE_VERSION
-from l2o_graph.rule import PAPER, RuleConfig, UpdateRule
-from l2o_graph.zoo.registry import Checkpoint, load_checkpoint, save_checkpoint
+from l2o_graph.paper.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from l2o_graph.paper.features import FEATURE_VERSION
+from l2o_graph.paper.rule import PAPER, RuleConfig, UpdateRule
 
 SMALL = RuleConfig(hidden=8, layers=2, inner=8)
 

@@ -36,7 +36,7 @@ from l2o_graph.layout.segments import Grids, walk
 from l2o_graph.layout.tables import Layouts, Room, layout_of
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.models.stat_nn import layer_statistics
-from l2o_graph.zoo.files import parse
+from l2o_graph.storage.files import parse
 
 MODELS = {
     "ng_gnn": {"model": "ng_gnn", "hidden": 8, "layers": 3},

@@ -17,12 +17,12 @@ from helpers_optimizer import (
 from torch import Tensor, nn
 
 import l2o_graph.optim.base
-from l2o_graph.inference import spec_of_parameters
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.optim.step import advance
+from l2o_graph.tracing.by_order import spec_of_parameters
 
 
 @pytest.fixture(scope="module", params=["none", "messages", "sequence"])

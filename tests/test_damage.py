@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from l2o_graph.cnn.files import load_cnns
 from l2o_graph.inr import load_inrs
-from l2o_graph.zoo.shards import Format, read_record
+from l2o_graph.storage.shards import Format, read_record
 from meta_train import benchmark, tables
 from meta_train.benchmark import Record as Measured
 from meta_train.benchmark import main as benchmark_main

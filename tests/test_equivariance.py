@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.controller import Controller
 from l2o_graph.optim.memory import arrange, gathered, scattered
 from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.optim.step import advance
-from l2o_graph.rule import RuleConfig, UpdateRule
-from l2o_graph.step import State, update
+from l2o_graph.paper.rule import RuleConfig, UpdateRule
+from l2o_graph.paper.step import State, update
+from l2o_graph.tracing.by_order import spec_of_module
 
 CONTROLLERS = {reader: tame_controller(0, reader).double() for reader in READERS}
 RULES = {

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module, spec_of_parameters
 from l2o_graph.models.equivariant import (
     HNP,
     NP,
@@ -18,6 +17,7 @@ from l2o_graph.models.equivariant import (
     basis,
     weight_space,
 )
+from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
 
 Space = tuple[TensorSpec, ...]
 MODES = {"np": NP, "hnp": HNP}

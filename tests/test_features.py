@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2o_graph import features as f
+from l2o_graph.paper import features as f
 
 numbers = st.floats(-1e6, 1e6, width=32)
 near_border = st.sampled_from([0.0, -0.0, 1e-30, math.exp(-10), -math.exp(-10), 4.5e-5, -4.6e-5])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from l2o_graph.graph.neural import NeuralGraph, neural_graph
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.blocks import topology_of
+from l2o_graph.tracing.by_order import spec_of_module
 
 
 def small_cnn() -> nn.Sequential:

@@ -23,9 +23,9 @@ from helpers_unroll import TinyProblem, flat
 from torch import Tensor, nn
 
 from l2o_graph import LearnedOptimizer, NGOptimizer, PaperOptimizer
-from l2o_graph.rule import RuleConfig, UpdateRule
-from l2o_graph.step import State
-from l2o_graph.zoo.registry import load_checkpoint
+from l2o_graph.paper.checkpoints import load_checkpoint
+from l2o_graph.paper.rule import RuleConfig, UpdateRule
+from l2o_graph.paper.step import State
 from meta_train.through_time import unrolled
 
 STEPS = 5

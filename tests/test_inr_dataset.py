@@ -14,7 +14,7 @@ from l2o_graph.datasets.images import load_images
 from l2o_graph.datasets.inr import Settings, main, plan
 from l2o_graph.inr import RECIPES, fit, initialise, load_inrs, psnr, read_published, render
 from l2o_graph.inr.files import write_shard
-from l2o_graph.zoo.shards import shard_name
+from l2o_graph.storage.shards import shard_name
 
 SAMPLE = load_images("fmnist_sample")
 

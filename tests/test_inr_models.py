@@ -34,7 +34,7 @@ from l2o_graph.inr import (
 from l2o_graph.inr.siren import OMEGA0, responses
 from l2o_graph.inr.statistics import Statistics
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.zoo.registry import load_checkpoint
+from l2o_graph.paper.checkpoints import load_checkpoint
 
 LAYOUT = (2, 3, 4, 2)
 MODELS = {

@@ -13,9 +13,9 @@ from helpers_meta_training import TINY, train
 
 from l2o_graph.datasets.inr import main as fit_inrs
 from l2o_graph.datasets.zoo import main as train_zoo
-from l2o_graph.zoo import lock
-from l2o_graph.zoo.files import write_atomically
-from l2o_graph.zoo.lock import LOCK, held
+from l2o_graph.storage import lock
+from l2o_graph.storage.files import write_atomically
+from l2o_graph.storage.lock import LOCK, held
 from meta_train.__main__ import main as meta_train
 from meta_train.benchmark import main as benchmark
 from meta_train.strangers.__main__ import main as strangers

@@ -8,7 +8,6 @@ from helpers_optimizer import READERS
 from networks import NETWORKS
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import MATRICES, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from
@@ -17,6 +16,7 @@ from l2o_graph.optim.messages import heard
 from l2o_graph.optim.signals import NUM_SIGNALS
 from l2o_graph.optim.step import advance
 from l2o_graph.tracing import spec_of_computation
+from l2o_graph.tracing.by_order import spec_of_module
 
 CHANNELS, SETS = 2, 2
 TALKING = [reader for reader in READERS if reader != "none"]

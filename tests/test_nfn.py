@@ -17,11 +17,11 @@ from test_ng_gnn import (
 )
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module, spec_of_parameters
 from l2o_graph.layout.blocks import Topology, topology_of
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.models.nfn import NFN, NFNLayer
-from l2o_graph.rule import RuleConfig
+from l2o_graph.paper.rule import RuleConfig
+from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
 
 
 def random_model(layers: int) -> NFN:

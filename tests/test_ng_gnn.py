@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch_geometric.nn import DegreeScalerAggregation, LayerNorm
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.blocks import Chunk, Topology, topology_of
 from l2o_graph.layout.spec import Kernel, NetSpec, Neurons
 from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer, keep_nodes
+from l2o_graph.tracing.by_order import spec_of_module
 
 HIDDEN = 4
 

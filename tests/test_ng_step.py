@@ -7,13 +7,13 @@ import torch
 from scipy.linalg import fractional_matrix_power
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim import whitening
 from l2o_graph.optim.blocks import KINDS, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from
 from l2o_graph.optim.memory import arrange, gathered, scattered
 from l2o_graph.optim.step import advance
+from l2o_graph.tracing.by_order import spec_of_module
 
 STEPS = 14
 ROOTS_AT = (0, 1, 3, 6, 10)

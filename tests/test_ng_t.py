@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.blocks import Topology, topology_of
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
 from l2o_graph.models import ng_gnn
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import MOST_PAIRS, NGT, NGTLayer, joined_pairs
-from l2o_graph.rule import RuleConfig
+from l2o_graph.paper.rule import RuleConfig
+from l2o_graph.tracing.by_order import spec_of_module
 
 HIDDEN = 4  # of the first states
 

@@ -18,7 +18,7 @@ from torch_geometric.nn import LayerNorm
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.models.ng_gnn import GraphNorm
 from l2o_graph.models.ng_t import NGT, NGTLayer, joined_pairs
-from l2o_graph.rule import RuleConfig, UpdateRule
+from l2o_graph.paper.rule import RuleConfig, UpdateRule
 
 ORDERS = [torch.arange(2), torch.tensor([2, 0, 3, 1]), torch.arange(3)]  # for ``flattening``
 

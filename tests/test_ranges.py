@@ -10,8 +10,8 @@ from l2o_graph.cnn.recipe import Recipe as ZooRecipe
 from l2o_graph.inr.config import inr_config
 from l2o_graph.inr.fit import RECIPES
 from l2o_graph.optim.controller import ControllerConfig
+from l2o_graph.paper.rule import RuleConfig
 from l2o_graph.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, Range
-from l2o_graph.rule import RuleConfig
 from meta_train.__main__ import main
 from meta_train.cnn_training import CNNTrainingConfig
 from meta_train.config import MetaConfig

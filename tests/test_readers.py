@@ -6,11 +6,11 @@ import torch
 from conftest import random_like, random_rule
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.observation import observe
-from l2o_graph.rule import RuleConfig, UpdateRule
-from l2o_graph.step import State, update
+from l2o_graph.paper.observation import observe
+from l2o_graph.paper.rule import RuleConfig, UpdateRule
+from l2o_graph.paper.step import State, update
+from l2o_graph.tracing.by_order import spec_of_module
 
 LSTM, FF = (RuleConfig(model, hidden=5, layers=1, inner=4) for model in ("lstm", "ff"))
 

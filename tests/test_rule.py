@@ -8,13 +8,13 @@ import torch
 from conftest import paper_cnn, random_like, random_rule
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.spans import Part
-from l2o_graph.models.embedding import PaddedEmbedding
-from l2o_graph.observation import Observation, observe, scalars_of
-from l2o_graph.rule import PAPER, RuleConfig, UpdateRule
-from l2o_graph.step import State, update
+from l2o_graph.paper.embedding import PaddedEmbedding
+from l2o_graph.paper.observation import Observation, observe, scalars_of
+from l2o_graph.paper.rule import PAPER, RuleConfig, UpdateRule
+from l2o_graph.paper.step import State, update
+from l2o_graph.tracing.by_order import spec_of_module
 
 SMALL = RuleConfig(hidden=8, layers=2, inner=8)
 

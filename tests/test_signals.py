@@ -7,7 +7,6 @@ import torch
 from helpers_optimizer import READERS
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module
 from l2o_graph.optim import step
 from l2o_graph.optim.blocks import KINDS, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from
@@ -23,6 +22,7 @@ from l2o_graph.optim.signals import (
     observe,
     remaining,
 )
+from l2o_graph.tracing.by_order import spec_of_module
 
 STEPS = 6
 

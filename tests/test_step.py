@@ -8,11 +8,11 @@ import torch
 from conftest import random_like, random_rule
 from torch import nn
 
-from l2o_graph.features import next_momenta
-from l2o_graph.inference import spec_of_module
 from l2o_graph.layout.spec import NetSpec
-from l2o_graph.rule import PAPER, RuleConfig
-from l2o_graph.step import State, moved, update, updates
+from l2o_graph.paper.features import next_momenta
+from l2o_graph.paper.rule import PAPER, RuleConfig
+from l2o_graph.paper.step import State, moved, update, updates
+from l2o_graph.tracing.by_order import spec_of_module
 
 RULES = {model: random_rule(RuleConfig(model, hidden=8, layers=2, inner=8)) for model in PAPER}
 

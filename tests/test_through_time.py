@@ -9,11 +9,11 @@ from helpers_optimizer import MODELS, equal, mlp
 from helpers_unroll import TinyProblem, flat
 from torch import Tensor, nn
 
-from l2o_graph.inference import spec_of_module
-from l2o_graph.rule import RuleConfig, UpdateRule
-from l2o_graph.step import State, update
+from l2o_graph.paper.checkpoints import load_checkpoint
+from l2o_graph.paper.rule import RuleConfig, UpdateRule
+from l2o_graph.paper.step import State, update
+from l2o_graph.tracing.by_order import spec_of_module
 from l2o_graph.tracing.network import spec_of_computation
-from l2o_graph.zoo.registry import load_checkpoint
 from meta_train.config import MetaConfig
 from meta_train.through_time import through_time, unrolled
 from meta_train.trainer import meta_train

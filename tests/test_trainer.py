@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from l2o_graph import PaperOptimizer
 from l2o_graph.optim.checkpoints import load_checkpoint as load_controller
 from l2o_graph.optim.controller import ControllerConfig, Reader
-from l2o_graph.rule import Model, RuleConfig, untrained
-from l2o_graph.zoo.registry import load_checkpoint
+from l2o_graph.paper.checkpoints import load_checkpoint
+from l2o_graph.paper.rule import Model, RuleConfig, untrained
 from meta_train.__main__ import main
 from meta_train.config import MetaConfig, paper_recipe
 from meta_train.controller_training import EvolutionConfig

@@ -8,8 +8,8 @@ from conftest import random_rule
 from torch import Tensor
 
 from l2o_graph import PaperOptimizer
-from l2o_graph.rule import RuleConfig, UpdateRule
-from l2o_graph.step import State, update
+from l2o_graph.paper.rule import RuleConfig, UpdateRule
+from l2o_graph.paper.step import State, update
 from meta_train.tasks import get_task
 from meta_train.unroll import greedy, loss_and_gradients, roll_out
 

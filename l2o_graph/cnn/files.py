@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from l2o_graph.cnn.architecture import CNNArchitecture
-from l2o_graph.zoo.files import expecting, write_atomically
-from l2o_graph.zoo.shards import (
+from l2o_graph.storage.files import expecting, write_atomically
+from l2o_graph.storage.shards import (
     Format,
     differences,
     named,

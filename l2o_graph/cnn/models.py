@@ -13,8 +13,8 @@ from l2o_graph.cnn.baselines import NFNBody, StatNNBody
 from l2o_graph.cnn.config import GRAPH_MODELS, CNNModelConfig
 from l2o_graph.cnn.files import CNNs
 from l2o_graph.cnn.graph_body import GraphBody
-from l2o_graph.zoo.files import fill, find, packaged, parse, save_module
-from l2o_graph.zoo.shards import named
+from l2o_graph.storage.files import fill, find, packaged, parse, save_module
+from l2o_graph.storage.shards import named
 
 # In version 1 an NG-GNN without reverse edges had them all the same, in version 2 pairs without an
 # edge carried nothing in NG-T.

@@ -12,7 +12,7 @@ from l2o_graph.cnn.graph_body import GraphBody
 from l2o_graph.cnn.models import GeneralizationPredictor
 from l2o_graph.cnn.structure import structure_of_module
 from l2o_graph.cnn.traits import unfamiliar
-from l2o_graph.inference import check_module, check_parameter
+from l2o_graph.tracing.checks import check_module, check_parameter
 
 
 def predict_accuracy(

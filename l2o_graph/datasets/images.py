@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from l2o_graph.zoo.files import WRONG_CONTENT, expecting, write_atomically
+from l2o_graph.storage.files import WRONG_CONTENT, expecting, write_atomically
 
 DATA_VARIABLE = "L2O_GRAPH_DATA"
 

@@ -35,9 +35,9 @@ from l2o_graph.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
 from l2o_graph.ranges import COUNT, SEED, check_ranges
-from l2o_graph.zoo.files import write_atomically
-from l2o_graph.zoo.lock import held
-from l2o_graph.zoo.shards import read_tensor, shard_name, unwritten
+from l2o_graph.storage.files import write_atomically
+from l2o_graph.storage.lock import held
+from l2o_graph.storage.shards import read_tensor, shard_name, unwritten
 
 SOURCES = ("mnist", "fmnist", "fmnist_sample")
 SPLITS = ("train", "val", "test")

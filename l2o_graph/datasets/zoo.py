@@ -51,8 +51,8 @@ from l2o_graph.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, Range, check_ranges
-from l2o_graph.zoo.lock import held
-from l2o_graph.zoo.shards import shard_name, unwritten
+from l2o_graph.storage.lock import held
+from l2o_graph.storage.shards import shard_name, unwritten
 
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

@@ -11,16 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.inference import (
-    check_module,
-    check_parameter,
-    shown,
-    spec_of_module,
-    spec_of_parameters,
-)
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.spec import CONSTANTS, Bias, Kernel, NetSpec
 from l2o_graph.tracing import spec_of_computation
+from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
+from l2o_graph.tracing.checks import check_module, check_parameter, shown
 
 if TYPE_CHECKING:  # a slow import, and only the exchange needs it
     import torch_geometric.data

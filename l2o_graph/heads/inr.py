@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology
 from l2o_graph.layout.edges import EdgeStates
-from l2o_graph.readers import linear_maps
+from l2o_graph.models.mlp import linear_maps
 
 
 class OutputNodes(nn.Module):

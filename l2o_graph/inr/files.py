@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from l2o_graph.inr.siren import layout_of
-from l2o_graph.zoo.files import expecting
-from l2o_graph.zoo.shards import (
+from l2o_graph.storage.files import expecting
+from l2o_graph.storage.shards import (
     Format,
     differences,
     named,

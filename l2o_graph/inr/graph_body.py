@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.heads.inr import OutputNodes, ParameterDeltas
-from l2o_graph.inference import spec_of_module
 from l2o_graph.inr.config import INRModelConfig
 from l2o_graph.inr.embedding import EdgeEmbedding, NodeEmbedding
 from l2o_graph.layout.blocks import Chunk, Topology, topology_of
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.models.ng_gnn import NGGNN, keep_nodes
 from l2o_graph.models.ng_t import NGT
+from l2o_graph.tracing.by_order import spec_of_module
 
 
 class GraphBody(nn.Module):

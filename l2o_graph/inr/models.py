@@ -17,7 +17,7 @@ from l2o_graph.inr.files import named
 from l2o_graph.inr.graph_body import GraphBody
 from l2o_graph.inr.siren import layout_of, responses
 from l2o_graph.inr.statistics import Normalisation, Statistics
-from l2o_graph.zoo.files import fill, find, packaged, parse, save_module
+from l2o_graph.storage.files import fill, find, packaged, parse, save_module
 
 M = TypeVar("M", bound="INRModel")
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from l2o_graph.inr.files import INRs, checked
 from l2o_graph.inr.siren import OMEGA0
-from l2o_graph.zoo.shards import named
+from l2o_graph.storage.shards import named
 
 SPLIT_FILES = ("mnist_splits.json", "fmnist_splits.json", "splits.json")
 

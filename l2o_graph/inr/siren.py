@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l2o_graph.inference import check_module, check_parameter
+from l2o_graph.tracing.checks import check_module, check_parameter
 
 LAYOUT = (2, 32, 32, 1)
 OMEGA0 = 30.0

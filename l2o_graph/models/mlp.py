@@ -17,3 +17,11 @@ def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
+
+
+def linear_maps(inputs: int, hidden: int, count: int) -> list[nn.Module]:
+    """So many linear maps with a ReLU between each two."""
+    maps: list[nn.Module] = [nn.Linear(inputs, hidden)]
+    for _ in range(count - 1):
+        maps += [nn.ReLU(), nn.Linear(hidden, hidden)]
+    return maps

@@ -13,10 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from l2o_graph.inference import check_module, spec_of_module, spec_of_parameters
 from l2o_graph.layout.spec import NetSpec
-from l2o_graph.optim.sharded import Sharing, here, is_sharded, replaced, sharing_of
+from l2o_graph.layout.tensors import is_sharded
+from l2o_graph.optim.sharded import Sharing, here, replaced, sharing_of
 from l2o_graph.optim.watching import Watching, of_all_ranks
+from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
+from l2o_graph.tracing.checks import check_module
 
 if TYPE_CHECKING:  # whoever gives no model does not need it
     from l2o_graph.tracing.network import Reading

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from l2o_graph.optim.controller import Controller, ControllerConfig
-from l2o_graph.zoo.files import fill, find, header, packaged, parse, save_module
+from l2o_graph.storage.files import fill, find, header, packaged, parse, save_module
 
 FORMAT, OLD_FORMAT = "l2o_graph controller", "l2o_graph learned optimizer"
 # Raised whenever what a controller sees or what its answers mean changes.

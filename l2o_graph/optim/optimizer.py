@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from l2o_graph.features import state_type
 from l2o_graph.layout.spec import NetSpec
+from l2o_graph.layout.tensors import state_type
 from l2o_graph.optim.account import Account, account_of
 from l2o_graph.optim.averaging import AVERAGED_PART
 from l2o_graph.optim.base import LearnedOptimizer, warn

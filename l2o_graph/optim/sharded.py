@@ -11,19 +11,16 @@ import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from l2o_graph.layout.tensors import is_sharded
+
 if TYPE_CHECKING:  # importing it takes long, and most have no use for it
     from torch.distributed.tensor import DTensor
-
-
-def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether a tensor is a DTensor; told by a method, as importing the class takes long."""
-    return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import NetSpec
+from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.tracing.operations import Following, Slot
 from l2o_graph.tracing.replica import as_they_were, copied, copied_module
 from l2o_graph.tracing.trace import Trace
@@ -178,7 +179,7 @@ class Watch:
 
 def _slots_of(module: nn.Module) -> list[Slot]:
     """Where in a network its sharded parameters are, once each."""
-    index = {id(p): i for i, p in enumerate(module.parameters()) if hasattr(p, "full_tensor")}
+    index = {id(p): i for i, p in enumerate(module.parameters()) if is_sharded(p)}
     return [
         (index.pop(id(p)), part, name, p)
         for part in module.modules()

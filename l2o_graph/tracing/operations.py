@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import ACTIVATIONS, Kernel
+from l2o_graph.layout.tensors import is_sharded_type
 from l2o_graph.tracing.builder import Weight, numbered
 from l2o_graph.tracing.labels import Factor, Label, data, viewed
 from l2o_graph.tracing.trace import Trace
@@ -97,7 +98,7 @@ class Following(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.trace.is_blind |= any(hasattr(kind, "full_tensor") for kind in types)
+        self.trace.is_blind |= any(map(is_sharded_type, types))
         # In inference mode autograd does not take composite operators apart.
         if func._can_decompose() and not self.inside:
             with self:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o_graph.layout.spec import Bias, Kernel
+from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.tracing.beside import Beside, Geometry, storage_of
 from l2o_graph.tracing.builder import Builder, Weight, numbered
 from l2o_graph.tracing.labels import Axis, Factor, Label, alike, data, joined, refined
@@ -68,7 +69,7 @@ class Trace:
     def place(self, index: int, tensor: Tensor) -> None:
         """Say that a tensor is a parameter; one that is sharded is put together to be used."""
         key = storage_of(tensor)
-        if key is not None and not hasattr(tensor, "full_tensor"):
+        if key is not None and not is_sharded(tensor):
             self._of_storage.setdefault(key, []).append((*_span(tensor), index))
 
     # What tensors are --------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from l2o_graph.zoo.files import expecting
+from l2o_graph.storage.files import expecting
 from meta_train.parsing import parsed
 
 FILE = "runs.jsonl"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.storage.files import write_atomically
 from meta_train.strangers.contenders import Contender
 from meta_train.strangers.judge import (
     RULE,

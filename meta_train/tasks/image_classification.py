@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from l2o_graph.datasets.images import Images, load_images
-from l2o_graph.inference import spec_of_module
 from l2o_graph.ranges import COUNT
+from l2o_graph.tracing.by_order import spec_of_module
 
 CLASSES = 10
 BATCH = 128

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from l2o_graph.cnn.architecture import NO_SKIP, CNNArchitecture
 from l2o_graph.cnn.files import CNNs, Run, check_split, gathered
-from l2o_graph.zoo.shards import named
+from l2o_graph.storage.shards import named
 
 FINAL_STEP = 86  # epochs, at the end of training
 STRIDES = (2, 2, 2)  # the default of their train_network.py

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from l2o_graph.cnn.architecture import NO_SKIP, CNNArchitecture
 from l2o_graph.cnn.files import CNNs, Run, check_split, gathered, split_of
-from l2o_graph.zoo.shards import named
+from l2o_graph.storage.shards import named
 
 SPLITS_FILE = "cnn_park_splits.json"
 TRUSTED = {

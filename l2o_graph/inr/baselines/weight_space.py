@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2o_graph.inference import spec_of_parameters
 from l2o_graph.inr.baselines.flat import Biases, Deltas, Weights
 from l2o_graph.layout.spec import Role
 from l2o_graph.models.equivariant import TensorSpec, weight_space
 from l2o_graph.models.weight_space import Features
+from l2o_graph.tracing.by_order import spec_of_parameters
 
 
 def space_of(layout: Sequence[int], permutable: Collection[Role]) -> tuple[TensorSpec, ...]:

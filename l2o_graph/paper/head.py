@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.features import NUM_FEATURES
 from l2o_graph.layout.spans import Scalars
+from l2o_graph.paper.features import NUM_FEATURES
 
 
 class PaperHead(nn.Module):

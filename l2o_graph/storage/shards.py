@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from l2o_graph.zoo.files import expecting, write_atomically
+from l2o_graph.storage.files import expecting, write_atomically
 
 NAMED = 10  # of many faults, an error names this many
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2o_graph.features import NUM_FEATURES, log_sign
 from l2o_graph.layout.spans import Part, Scalars
+from l2o_graph.paper.features import NUM_FEATURES, log_sign
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.features import NUM_FEATURES
 from l2o_graph.layout.blocks import Chunk, Topology
 from l2o_graph.layout.spans import Part, Scalars
-from l2o_graph.models.embedding import PaddedEmbedding
+from l2o_graph.models.mlp import linear_maps
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT
+from l2o_graph.paper.embedding import PaddedEmbedding
+from l2o_graph.paper.features import NUM_FEATURES
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
@@ -160,14 +161,6 @@ class ForwardEdges(nn.Sequential):
     def forward(self, input: Float[Tensor, "2 E H"]) -> Float[Tensor, "E H"]:
         """Map the forward states."""
         return super().forward(input[0])
-
-
-def linear_maps(inputs: int, hidden: int, count: int) -> list[nn.Module]:
-    """So many linear maps with a ReLU between each two."""
-    maps: list[nn.Module] = [nn.Linear(inputs, hidden)]
-    for _ in range(count - 1):
-        maps += [nn.ReLU(), nn.Linear(hidden, hidden)]
-    return maps
 
 
 Reader = GraphReader | TensorReader | NoReader

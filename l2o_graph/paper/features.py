@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from l2o_graph.layout.tensors import state_type
+
 # Raised whenever what rules read changes, so that a checkpoint is never fed what it was not
 # trained on.
 FEATURE_VERSION = 3
@@ -20,11 +22,6 @@ NUM_FEATURES = 2 * NUM_RAW
 
 # Andrychowicz et al. 2016, appendix A: logarithms in units of p; linear below e^-p.
 LOG_UNIT = 10.0
-
-
-def state_type(weight: Tensor) -> torch.dtype:
-    """What the state of a weight is kept in: float64 for float64, else float32."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def zero_momenta(weight: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from l2o_graph.features import FEATURE_VERSION
-from l2o_graph.rule import RuleConfig, UpdateRule
-from l2o_graph.zoo.files import fill, parse, save_module
+from l2o_graph.paper.features import FEATURE_VERSION
+from l2o_graph.paper.rule import RuleConfig, UpdateRule
+from l2o_graph.storage.files import fill, parse, save_module
 
 FORMAT = "l2o_graph learned optimizer"
 

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from l2o_graph.zoo.files import clear_partial
+from l2o_graph.storage.files import clear_partial
 
 try:
     import fcntl

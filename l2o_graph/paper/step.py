@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2o_graph.features import MOMENTUM_DECAYS, next_momenta, zero_momenta
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.spans import Part
 from l2o_graph.layout.spec import CONSTANTS, NetSpec
-from l2o_graph.observation import observe
-from l2o_graph.rule import UpdateRule
+from l2o_graph.paper.features import MOMENTUM_DECAYS, next_momenta, zero_momenta
+from l2o_graph.paper.observation import observe
+from l2o_graph.paper.rule import UpdateRule
 
 # Scalars that a step works on at once; where each is an edge it takes some 2 kB meanwhile.
 CHUNK_SIZE = 1 << 17

@@ -9,18 +9,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import is_lazy
 
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
+from l2o_graph.tracing.checks import check_parameter
 
 # Modules whose weight is [out, in, *positions], and those with a factor for each neuron; every
 # other module's parameters are loose.
 KERNEL_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-SHOWN = 40  # an error shows a thing of another kind in full up to so many characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,51 +34,6 @@ class Layer:
     weight: int
     bias: int | None
     is_norm: bool
-
-
-def check_module(module: object, name: str) -> None:
-    """Refuse what is no network whose computation Python can follow.
-
-    Args:
-        module: What was given.
-        name: Of the argument, for the error.
-
-    Raises:
-        TypeError: For what is no module, and for one that is scripted or traced.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name}: expected a module, found {shown(module)}")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError(
-            f"{name}: expected a module that Python computes, found one of TorchScript "
-            f"({type(module).__name__}); give the module that it was made from"
-        )
-
-
-def check_parameter(parameter: object, name: str) -> None:
-    """Refuse what has no shape.
-
-    Args:
-        parameter: What was given.
-        name: Of it, for the error.
-
-    Raises:
-        TypeError: For what is no tensor.
-        ValueError: For a parameter of a lazy module that was not called yet.
-    """
-    if not isinstance(parameter, Tensor):
-        raise TypeError(f"{name}: expected a tensor, found {shown(parameter)}")
-    if is_lazy(parameter):
-        raise ValueError(
-            f"{name}: expected a tensor with a shape, found one of a lazy module, which has none "
-            "before the network's first batch; call the network once before"
-        )
-
-
-def shown(value: object) -> str:
-    """What errors show of a thing of another kind than was expected."""
-    text = repr(value)
-    return type(value).__name__ + (f" {text}" if len(text) <= SHOWN else "")
 
 
 def spec_of_module(module: nn.Module) -> NetSpec:

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.features import NUM_FEATURES
 from l2o_graph.layout.blocks import Topology
 from l2o_graph.layout.positions import position_rows
 from l2o_graph.layout.runs import runs_of
 from l2o_graph.layout.spans import Scalars
+from l2o_graph.paper.features import NUM_FEATURES
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from l2o_graph.features import MOMENTUM_DECAYS, decays_for, state_type
+from l2o_graph.layout.tensors import state_type
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.saved import check_numbers, with_step
+from l2o_graph.paper.checkpoints import Checkpoint, load_checkpoint
+from l2o_graph.paper.features import MOMENTUM_DECAYS, decays_for
+from l2o_graph.paper.rule import UpdateRule
+from l2o_graph.paper.step import CHUNK_SIZE, State, moved, updates
 from l2o_graph.ranges import COUNT
-from l2o_graph.rule import UpdateRule
-from l2o_graph.step import CHUNK_SIZE, State, moved, updates
-from l2o_graph.zoo.registry import Checkpoint, load_checkpoint
 
 
 class PaperOptimizer(LearnedOptimizer):

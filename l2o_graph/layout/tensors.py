@@ -1,0 +1,24 @@
+"""What kind of tensor a parameter is: whether it is sharded, and what its state is kept in."""
+
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # importing it takes long, and most have no use for it
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a tensor is a DTensor; told by a method, as importing the class takes long."""
+    return hasattr(tensor, "full_tensor")
+
+
+def is_sharded_type(kind: type) -> bool:
+    """Whether tensors of a type are sharded."""
+    return hasattr(kind, "full_tensor")
+
+
+def state_type(weight: Tensor) -> torch.dtype:
+    """What the state of a weight is kept in: float64 for float64, else float32."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -1,0 +1,136 @@
+"""The learned optimizer of Kofinas et al. 2024: a reader, a head, and its numbers as a step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.layout.blocks import Piece, Topology
+from l2o_graph.layout.edges import kept_if
+from l2o_graph.layout.spans import Part, Scalars
+from l2o_graph.layout.spec import NetSpec
+from l2o_graph.paper.head import PaperHead
+from l2o_graph.paper.observation import Observation, scalars_of
+from l2o_graph.paper.readers import Group, reader_of
+from l2o_graph.ranges import COUNT, check_ranges
+
+# Factor of a step, and of the logarithm of its magnitude.
+STEP, LOG_MAGNITUDE = 0.01, 0.01
+
+Model = Literal["ng_gnn", "ng_t", "nfn", "lstm", "ff"]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleConfig:
+    """What a rule is made of; stored in the header of its checkpoint.
+
+    Attributes:
+        model: What reads the network: see ``readers``.
+        hidden: Number of channels of what reads the network.
+        layers: Number of rounds of messages, and of hidden layers of the head.
+        inner: Number of channels of the head.
+    """
+
+    model: Model = "ng_gnn"
+    hidden: int = 64
+    layers: int = 8
+    inner: int = 64
+
+    def __post_init__(self):
+        if self.model not in get_args(Model):
+            expected = " or ".join(map(repr, get_args(Model)))
+            raise ValueError(f"model: expected {expected}, found {self.model!r}")
+        check_ranges(self, hidden=COUNT, layers=COUNT, inner=COUNT)
+
+
+# Sizes of Kofinas et al. 2024 (their supplement; NFN's are not given there).
+PAPER: dict[Model, RuleConfig] = {
+    "ng_gnn": RuleConfig("ng_gnn", hidden=64, layers=8, inner=64),
+    "ng_t": RuleConfig("ng_t", hidden=32, layers=2, inner=32),
+    "nfn": RuleConfig("nfn", hidden=32, layers=3, inner=32),
+    "lstm": RuleConfig("lstm", hidden=32, layers=1, inner=32),
+    "ff": RuleConfig("ff", hidden=64, layers=2, inner=64),
+}
+
+
+class UpdateRule(nn.Module):
+    """Features of a network in training -> its updates.
+
+    With direction d and magnitude m of a parameter its update is 0.01 d exp(0.01 m).
+
+    Source:
+        Kofinas et al., "Graph Neural Networks for Learning Equivariant Representations of Neural
+        Networks", ICLR 2024, section 4.3.
+    """
+
+    def __init__(self, config: RuleConfig):
+        super().__init__()
+        self.config = config
+        self.reader = reader_of(config.model, config.hidden, config.layers)
+        self.head = PaperHead(self.reader.size, config.inner, config.layers)
+
+    def forward(
+        self, topology: Topology, observations: Sequence[Observation], chunk_size: int
+    ) -> Iterator[tuple[Part, Float[Tensor, " n"]]]:
+        """Updates of all parameters, in runs of at most ``chunk_size`` scalars, a row or a bias.
+
+        Args:
+            topology: Where everything lies.
+            observations: One for each parameter.
+            chunk_size: Scalars worked on at once.
+
+        Yields:
+            A run of scalars and what is to be added to it.
+        """
+        groups = _groups(topology, observations, chunk_size)
+
+        # Needed twice, before the graph is read and after: kept where a single chunk is all.
+        @kept_if(sum(bool(g.chunk) for g in groups) <= 1)
+        def of_graph(group: Group) -> Scalars:
+            return scalars_of(observations, group.parts)
+
+        def features(group: Group) -> Scalars:
+            loose = not (group.chunk or group.biases)
+            return scalars_of(observations, group.parts) if loose else of_graph(group)
+
+        states = self.reader(topology, groups, features)
+        for group in groups:
+            direction, magnitude = self.head(features(group), states(group))
+            answer = STEP * direction * (LOG_MAGNITUDE * magnitude).exp()
+            runs = answer.split([part.stop - part.start for part in group.parts])
+            for part, run in zip(group.parts, runs, strict=True):
+                if not part.read_only:
+                    yield part, run
+
+
+def untrained(config: RuleConfig, seed: int) -> UpdateRule:
+    """A rule whose weights follow from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UpdateRule(config)
+
+
+def _groups(
+    topology: Topology, observations: Sequence[Observation], chunk_size: int
+) -> list[Group]:
+    """All scalars of all parameters: kernels in chunks, the biases, then what is loose."""
+    spec, groups = topology.spec, []
+    for chunk in topology.chunks(chunk_size):
+        groups.append(Group(tuple(_of_piece(spec, piece) for piece in chunk), chunk))
+    if spec.biases:
+        parts = [Part(b.parameter, b.start, b.start + b.size, (), b.again) for b in spec.biases]
+        groups.append(Group(tuple(parts), biases=True))
+    for i in spec.loose:
+        for start in range(0, len(observations[i].weight), chunk_size):
+            stop = min(start + chunk_size, len(observations[i].weight))
+            groups.append(Group((Part(i, start, stop, ()),)))
+    return groups
+
+
+def _of_piece(spec: NetSpec, piece: Piece) -> Part:
+    """The scalars of a piece of a kernel."""
+    fixed = piece.again or spec.is_constant(piece.parameter)
+    return Part(piece.parameter, piece.start, piece.stop, piece.positions, fixed)
