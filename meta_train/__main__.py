@@ -12,10 +12,10 @@ from typing import Any, get_args
 import torch
 import torch.distributed as dist
 
-from l2o_graph.cnn.config import Model as CNNModel
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.datasets.workers import check_device
-from l2o_graph.inr.config import Model as INRModel
+from l2o_graph.metanets.cnn_config import Model as CNNModel
+from l2o_graph.metanets.inr_config import Model as INRModel
 from l2o_graph.optim.controller import ControllerConfig
 from l2o_graph.paper.rule import Model
 from l2o_graph.ranges import THREADS

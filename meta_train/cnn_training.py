@@ -30,10 +30,10 @@ from l2o_graph.cnn import (
     load_cnns,
     save_cnn_model,
 )
-from l2o_graph.cnn.config import GRAPH_MODELS, Model, Zoo
-from l2o_graph.cnn.published import read_small_zoo, read_wild_park
-from l2o_graph.cnn.structure import structure_of
-from l2o_graph.cnn.traits import NAMES, RANGES, span, traits
+from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
+from l2o_graph.metanets.cnn_config import GRAPH_MODELS, Model, Zoo
+from l2o_graph.metanets.structure import structure_of
+from l2o_graph.metanets.traits import NAMES, RANGES, span, traits
 from l2o_graph.storage.files import write_atomically
 from meta_train.epochs import EpochConfig, EpochTrainer
 from meta_train.run import Result, begin, drive, prepared
@@ -56,7 +56,7 @@ class CNNTrainingConfig(EpochConfig):
         piece: Networks that are worked on at once, as many as the cache holds; a step adds up
             the gradients of its pieces.
         augment: Whether networks are changed at random: see ``augmented``.
-        hold_out: "TRAIT=VALUE", as "depth=5": networks that have it, by ``l2o_graph.cnn.traits``,
+        hold_out: "TRAIT=VALUE", as "depth=5": networks that have it (``l2o_graph.metanets.traits``)
             are not trained on and not validated on, and only they are tested; "" for no trait.
     """
 

@@ -31,7 +31,7 @@ from l2o_graph.inr import (
     save_inr_model,
     statistics_of,
 )
-from l2o_graph.inr.config import Model, Task
+from l2o_graph.metanets.inr_config import Model, Task
 from l2o_graph.storage.files import write_atomically
 from meta_train.epochs import EpochConfig, EpochTrainer
 from meta_train.run import Result, begin, drive, prepared

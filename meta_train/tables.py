@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from l2o_graph.datasets.inr.picture import contact_sheet
 from l2o_graph.datasets.workers import in_parallel
-from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.lock import held

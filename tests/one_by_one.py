@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from l2o_graph.cnn import CNNArchitecture, CNNs, GeneralizationPredictor, cnn_config, cnn_module
-from l2o_graph.cnn.graph_body import layouts_of
-from l2o_graph.cnn.park import draw_architecture
-from l2o_graph.cnn.structure import structure_of
+from l2o_graph.datasets.cnn.park import draw_architecture
 from l2o_graph.graph.neural import NeuralGraph
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.spec import ACTIVATIONS, CONSTANTS
+from l2o_graph.metanets.cnn_body import layouts_of
+from l2o_graph.metanets.structure import structure_of
 
 
 def cnns(architectures: Sequence[CNNArchitecture], seed: int = 0, dtype=torch.float32) -> CNNs:

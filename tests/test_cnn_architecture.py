@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from l2o_graph.cnn import CNNArchitecture, cnn_module
-from l2o_graph.cnn.architecture import FUNCTIONS
+from l2o_graph.datasets.cnn.architecture import FUNCTIONS
 
 PLAIN = {
     "channels": (3, 4, 6), "kernels": (3, 5), "activations": ("relu", ""), "skips": (-1, -1),

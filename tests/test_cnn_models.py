@@ -25,15 +25,15 @@ from l2o_graph.cnn import (
     list_cnn_models,
 )
 from l2o_graph.cnn import save_cnn_model as save_model
-from l2o_graph.cnn.files import unflattened
-from l2o_graph.cnn.graph_body import layouts_of
-from l2o_graph.cnn.models import FORMAT
-from l2o_graph.cnn.small import ARCHITECTURE
-from l2o_graph.cnn.structure import structure_of, structure_of_module
-from l2o_graph.cnn.traits import span, unfamiliar
+from l2o_graph.datasets.cnn.files import unflattened
+from l2o_graph.datasets.cnn.small import ARCHITECTURE
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.segments import Grids, walk
 from l2o_graph.layout.tables import Layouts, Room, layout_of
+from l2o_graph.metanets.cnn_body import layouts_of
+from l2o_graph.metanets.predictor import FORMAT
+from l2o_graph.metanets.structure import structure_of, structure_of_module
+from l2o_graph.metanets.traits import span, unfamiliar
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.models.stat_nn import layer_statistics
 from l2o_graph.storage.files import parse

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from l2o_graph.cnn import CNNArchitecture, cnn_module
-from l2o_graph.cnn.published import read_small_zoo, read_wild_park
+from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
 
 # As layout.csv has them: biases first, (height, width, in, out), 4,970 scalars in all.
 LAYOUT = [

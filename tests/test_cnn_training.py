@@ -12,8 +12,8 @@ from test_plots import size
 
 from l2o_graph import GeneralizationPredictor
 from l2o_graph.cnn import augmented, chosen, cnn_config, load_cnns
-from l2o_graph.cnn.small import ARCHITECTURE
-from l2o_graph.datasets.zoo import main as train_zoo
+from l2o_graph.datasets.cnn.generate import main as train_zoo
+from l2o_graph.datasets.cnn.small import ARCHITECTURE
 from meta_train import tables
 from meta_train.__main__ import main
 from meta_train.cnn_training import (

@@ -14,10 +14,18 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from l2o_graph.cnn import CNNArchitecture, cnn_module, load_cnns
-from l2o_graph.cnn.files import split_of, unflattened
-from l2o_graph.cnn.park import ACTIVATIONS, CHANNELS, DEPTHS, KERNELS, draw_architecture, train_park
-from l2o_graph.cnn.recipe import Recipe
-from l2o_graph.cnn.small import (
+from l2o_graph.datasets.cnn.files import split_of, unflattened
+from l2o_graph.datasets.cnn.generate import main
+from l2o_graph.datasets.cnn.park import (
+    ACTIVATIONS,
+    CHANNELS,
+    DEPTHS,
+    KERNELS,
+    draw_architecture,
+    train_park,
+)
+from l2o_graph.datasets.cnn.recipe import Recipe
+from l2o_graph.datasets.cnn.small import (
     ARCHITECTURE,
     INITIALISATIONS,
     RULES,
@@ -30,7 +38,6 @@ from l2o_graph.cnn.small import (
     train_small,
 )
 from l2o_graph.datasets.images import load_images
-from l2o_graph.datasets.zoo import main
 
 SAMPLE = load_images("fmnist_sample")
 SPLITS = ("train", "val", "test")
@@ -332,7 +339,7 @@ def test_every_choice_of_the_park_is_drawn():
 @pytest.mark.parametrize(("train", "steps"), [(train_park, 100), (train_small, 150)])
 def test_networks_learn(train, steps, monkeypatch):
     # Sigmoids take thousands of steps.
-    monkeypatch.setattr("l2o_graph.cnn.park.ACTIVATIONS", ("relu",))
+    monkeypatch.setattr("l2o_graph.datasets.cnn.park.ACTIVATIONS", ("relu",))
 
     def halved(x):
         return F.avg_pool2d(x.float(), 2).round().to(torch.uint8)
@@ -347,8 +354,8 @@ def test_networks_learn(train, steps, monkeypatch):
 
 def test_a_run_that_diverges_keeps_the_checkpoints_before(monkeypatch):
     images = replace(SAMPLE, test_x=SAMPLE.test_x[:50], test_y=SAMPLE.test_y[:50])
-    monkeypatch.setattr("l2o_graph.cnn.park.RATES", (1e38, 1e38))
-    monkeypatch.setattr("l2o_graph.cnn.small.RATES", (1e38, 1e38))
+    monkeypatch.setattr("l2o_graph.datasets.cnn.park.RATES", (1e38, 1e38))
+    monkeypatch.setattr("l2o_graph.datasets.cnn.small.RATES", (1e38, 1e38))
     for train in (train_park, train_small):
         (found,) = train([0], generators(1), images, Recipe(9, 8, 3))
         assert len(found.step) == len(found.accuracy) == len(found.values) < 3
@@ -357,7 +364,7 @@ def test_a_run_that_diverges_keeps_the_checkpoints_before(monkeypatch):
 
 def test_the_command_counts_runs_that_diverged(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
-        patched.setattr("l2o_graph.cnn.park.RATES", (1e38, 1e38))
+        patched.setattr("l2o_graph.datasets.cnn.park.RATES", (1e38, 1e38))
         run(tmp_path)
     said = capsys.readouterr().out
     assert "9 runs lack checkpoints, whose weights were not finite" in said
@@ -460,7 +467,7 @@ def test_every_choice_of_the_small_zoo_is_drawn():
 
 
 def test_a_fraction_of_the_images_is_the_first_of_them(monkeypatch):
-    monkeypatch.setattr("l2o_graph.cnn.small.FRACTIONS", (0.1,))
+    monkeypatch.setattr("l2o_graph.datasets.cnn.small.FRACTIONS", (0.1,))
     few = replace(SAMPLE, test_x=SAMPLE.test_x[:50], test_y=SAMPLE.test_y[:50])
     garbled = few.train_x.clone()
     garbled[600:] = 255 - garbled[600:]

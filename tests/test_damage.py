@@ -9,7 +9,7 @@ import torch
 from helpers_meta_training import TINY, train
 from safetensors.torch import save
 
-from l2o_graph.cnn.files import load_cnns
+from l2o_graph.datasets.cnn.files import load_cnns
 from l2o_graph.inr import load_inrs
 from l2o_graph.storage.shards import Format, read_record
 from meta_train import benchmark, tables

@@ -6,8 +6,15 @@ import pytest
 import torch
 from test_inr import networks, pixel_by_pixel
 
+from l2o_graph.datasets.inr.augment import (
+    augmented,
+    dropped,
+    noisy,
+    rotated,
+    scaled,
+    translated,
+)
 from l2o_graph.inr import coordinates, evaluate, render
-from l2o_graph.inr.augment import augmented, dropped, noisy, rotated, scaled, translated
 
 
 def generator(seed=0):

@@ -11,11 +11,17 @@ from conftest import random_like
 from torch import Tensor, nn
 
 from l2o_graph.inr import INRClassifier, INREditor, evaluate, inr_config, statistics_of
-from l2o_graph.inr.baselines import CLASSIFIERS, EDITORS, SetClassifier, SetEditor, StatNN
-from l2o_graph.inr.baselines.nfn import NFNEncoding
-from l2o_graph.inr.baselines.weight_space import space_of
-from l2o_graph.inr.models import load_inr_model, save_inr_model
-from l2o_graph.inr.statistics import Normalisation, Statistics
+from l2o_graph.metanets.baselines.inr import (
+    CLASSIFIERS,
+    EDITORS,
+    SetClassifier,
+    SetEditor,
+    StatNN,
+)
+from l2o_graph.metanets.baselines.inr_space import space_of
+from l2o_graph.metanets.baselines.nfn import NFNEncoding
+from l2o_graph.metanets.inr import load_inr_model, save_inr_model
+from l2o_graph.metanets.statistics import Normalisation, Statistics
 from l2o_graph.models.equivariant import HNP, NP
 from l2o_graph.models.stat_nn import layer_statistics, statistics
 from l2o_graph.models.weight_space import pooled, pooled_size

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from l2o_graph.datasets.images import load_images
-from l2o_graph.datasets.inr import Settings, main, plan
-from l2o_graph.inr import RECIPES, fit, initialise, load_inrs, psnr, read_published, render
-from l2o_graph.inr.files import write_shard
+from l2o_graph.datasets.inr import fit
+from l2o_graph.datasets.inr.files import write_shard
+from l2o_graph.datasets.inr.generate import Settings, main, plan
+from l2o_graph.inr import RECIPES, initialise, load_inrs, psnr, read_published, render
 from l2o_graph.storage.shards import shard_name
 
 SAMPLE = load_images("fmnist_sample")

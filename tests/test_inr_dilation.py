@@ -5,8 +5,8 @@ import torch
 from test_inr import networks
 
 from l2o_graph.datasets.images import load_images
-from l2o_graph.inr.dilation import dilated, dilation_targets, images_of
-from l2o_graph.inr.files import checked
+from l2o_graph.datasets.inr.dilation import dilated, dilation_targets, images_of
+from l2o_graph.datasets.inr.files import checked
 
 SAMPLE = load_images("fmnist_sample")
 

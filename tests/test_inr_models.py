@@ -21,6 +21,7 @@ from test_ng_t import LargestTensor, noisy
 from torch import Tensor, nn
 
 from l2o_graph import INRClassifier, INREditor
+from l2o_graph.datasets.inr.siren import OMEGA0, responses
 from l2o_graph.inr import (
     INRModelConfig,
     evaluate,
@@ -31,9 +32,8 @@ from l2o_graph.inr import (
     save_inr_model,
     statistics_of,
 )
-from l2o_graph.inr.siren import OMEGA0, responses
-from l2o_graph.inr.statistics import Statistics
 from l2o_graph.layout.blocks import topology_of
+from l2o_graph.metanets.statistics import Statistics
 from l2o_graph.paper.checkpoints import load_checkpoint
 
 LAYOUT = (2, 3, 4, 2)

@@ -9,7 +9,7 @@ from helpers_stop import check_resumes
 from safetensors.torch import load_file
 from test_plots import size
 
-from l2o_graph.datasets.inr import main as fit_inrs
+from l2o_graph.datasets.inr.generate import main as fit_inrs
 from l2o_graph.inr import INRClassifier, inr_config, load_inr_model, load_inrs, render
 from meta_train.__main__ import main
 from meta_train.epochs import rate_at

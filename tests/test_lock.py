@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from helpers_meta_training import TINY, train
 
-from l2o_graph.datasets.inr import main as fit_inrs
-from l2o_graph.datasets.zoo import main as train_zoo
+from l2o_graph.datasets.cnn.generate import main as train_zoo
+from l2o_graph.datasets.inr.generate import main as fit_inrs
 from l2o_graph.storage import lock
 from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import LOCK, held

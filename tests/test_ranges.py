@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from l2o_graph.cnn.config import cnn_config
-from l2o_graph.cnn.recipe import Recipe as ZooRecipe
-from l2o_graph.inr.config import inr_config
-from l2o_graph.inr.fit import RECIPES
+from l2o_graph.datasets.cnn.recipe import Recipe as ZooRecipe
+from l2o_graph.datasets.inr.fit import RECIPES
+from l2o_graph.metanets.cnn_config import cnn_config
+from l2o_graph.metanets.inr_config import inr_config
 from l2o_graph.optim.controller import ControllerConfig
 from l2o_graph.paper.rule import RuleConfig
 from l2o_graph.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, Range

@@ -36,7 +36,7 @@ STEPS = 5
 COMMANDS = (
     "l2o_graph.datasets.inr", "l2o_graph.datasets.zoo", "meta_train.benchmark",
     "meta_train.compare", "meta_train.scaling", "meta_train.step_cost",
-    "meta_train.strangers.__main__", "meta_train.tables", "meta_train.transfer",
+    "meta_train.strangers", "meta_train.tables", "meta_train.transfer",
 )  # fmt: skip
 # Each of these tasks has options of its own.
 TASKS = ("general", "mnist_inr", "mnist_dilation", "cnn_park", "cnn_small")
@@ -152,6 +152,14 @@ def named(name: str, beside: str = "") -> Any:
     if len(modules) != 1:
         raise LookupError(f"expected one '{name}' beside '{beside}', found {modules}")
     return getattr(importlib.import_module(modules[0]), name)
+
+
+def command_of(module: str) -> Callable[[list[str]], int]:
+    """The function behind ``python -m MODULE``."""
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    return found.main
 
 
 class _Attention(nn.Module):
@@ -476,7 +484,7 @@ def _cnn_set(kind: str) -> list[Any]:
 
 def _made(module: str, command: list[str]) -> tuple[dict[str, bytes], Any]:
     folder = tempfile.TemporaryDirectory()
-    run = importlib.import_module(module).main
+    run = command_of(module)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         code = run([*command, "--out", folder.name])
     files = sorted(Path(folder.name).iterdir())
@@ -522,7 +530,7 @@ def _run(command: list[str]) -> list[Any]:
 
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         with contextlib.redirect_stderr(io.StringIO()):
-            code = importlib.import_module("meta_train.__main__").main([*command, "--out", out])
+            code = command_of("meta_train")([*command, "--out", out])
         if code:
             raise RuntimeError(f"meta_train ended with {code}")
         lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
@@ -540,13 +548,13 @@ def help_pins() -> Made:
     for task in TASKS:
         for preset in ("default", "paper"):
             given = ["--task", task, "--preset", preset]
-            yield f"meta_train-{task}-{preset}", lambda g=given: _help("meta_train.__main__", g)
+            yield f"meta_train-{task}-{preset}", lambda g=given: _help("meta_train", g)
 
 
 def _help(module: str, given: list[str]) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        importlib.import_module(module).main([*given, "--help"])
+        command_of(module)([*given, "--help"])
     if "usage" not in said.getvalue():
         raise RuntimeError(f"{module} has no help")
     return said.getvalue()

@@ -1,1 +1,1 @@
-"""Trained learned optimizers, by name."""
+"""Trained models as files, and nothing else."""

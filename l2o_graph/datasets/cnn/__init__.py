@@ -1,0 +1,1 @@
+"""CNNs as data: trained in numbers, and stored with their accuracy."""

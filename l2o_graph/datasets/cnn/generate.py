@@ -1,0 +1,362 @@
+"""Train CNNs in numbers, and keep checkpoints of each with its test accuracy: shards, a manifest.
+
+    python -m l2o_graph.datasets.zoo --kind park --dataset cifar10 --runs 300 --out data/cnn_park
+    python -m l2o_graph.datasets.zoo --kind small --dataset cifar10 --runs 1000 --out data/cnn_small
+
+"park" trains networks of mixed architecture (``park``), "small" identical ones in many ways
+(``small``). Read them with ``l2o_graph.cnn.load_cnns``. Images are halved in size by default: the
+mean of each four pixels, rounded.
+
+All checkpoints of a run are in one split: of every twenty runs in a row twelve are for training,
+three for validation and five for the test. Every run draws from the seed, the kind, the dataset
+and its number alone, but for the dropout of small networks, which those of a file share. A shard
+appears whole or not at all, and the same command goes on with those that are missing.
+
+The defaults are for two cores: 300 runs of the park with 10 checkpoints each in 2 hours (45 s of a
+core a run, up to 500 s for five layers of 32 channels and kernels of 7x7), 1,000 small networks
+with 5 each in 40 minutes (4.8 s of a core each). On CIFAR-10 that reaches from guessing to about
+half of the images for the park, and to 42 % for small networks; ``--steps`` for more.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from l2o_graph.datasets.cnn.files import (
+    FORMAT,
+    SPLITS,
+    Run,
+    read_shard,
+    split_of,
+    write_manifest,
+    write_shard,
+)
+from l2o_graph.datasets.cnn.park import train_park
+from l2o_graph.datasets.cnn.recipe import Recipe
+from l2o_graph.datasets.cnn.small import train_small
+from l2o_graph.datasets.images import Images, load_images
+from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, Range, check_ranges
+from l2o_graph.storage.lock import held
+from l2o_graph.storage.shards import shard_name, unwritten
+
+DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+PREPARED = 1000  # images at once
+
+Train = Callable[[Sequence[int], Sequence[torch.Generator], Images, Recipe], list[Run]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of zoo.
+
+    Attributes:
+        train: Trains the runs of a shard.
+        grey: Whether colours are averaged.
+        recipe: For runs of the size that the module's docstring tells.
+        test_images: To take accuracies on.
+        shard: Runs in a file.
+    """
+
+    train: Train
+    grey: bool
+    recipe: Recipe
+    test_images: int
+    shard: int
+
+
+KINDS = {
+    "park": Kind(train_park, False, Recipe(2200, 32, 10), test_images=2500, shard=4),
+    "small": Kind(train_small, True, Recipe(3000, 64, 5), test_images=10_000, shard=16),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to train, and how.
+
+    Attributes:
+        kind: One of ``KINDS``.
+        dataset: One of ``DATASETS``.
+        runs: Networks to train.
+        out: Folder of the shards and manifest.json.
+        recipe: How each is trained.
+        size: Side of the images in pixels, a divisor of the dataset's; 0 for half of it.
+        train_images: How many are trained on; 0 for all.
+        test_images: How many accuracies are taken on; 0 for all.
+        shard: Runs in a file; small networks of a file are trained at once.
+        seed: Of all draws.
+        jobs: Processes, of one thread each.
+        data_root: Where datasets lie; see ``l2o_graph.datasets.images.data_root``.
+    """
+
+    kind: str
+    dataset: str
+    runs: int
+    out: Path
+    recipe: Recipe
+    size: int = 0
+    train_images: int = 0
+    test_images: int = 0
+    shard: int = 4
+    seed: int = 0
+    jobs: int = 1
+    data_root: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file to be.
+
+    Attributes:
+        path: Its place.
+        runs: Numbers of its runs.
+        record: What its header says.
+    """
+
+    path: Path
+    runs: tuple[int, ...]
+    record: dict[str, Any]
+
+
+def plan(settings: Settings) -> list[Shard]:
+    """Check everything that can be checked before any work, and list the shards.
+
+    Raises:
+        ValueError: For an unknown kind or dataset, numbers out of range, and a folder with
+            shards of another configuration.
+        DatasetNotFoundError: For data that are not there.
+        OSError: When ``out`` cannot be written.
+    """
+    for name, known in (("kind", tuple(KINDS)), ("dataset", DATASETS)):
+        if getattr(settings, name) not in known:
+            raise ValueError(
+                f"unknown {name} '{getattr(settings, name)}', expected one of {list(known)}"
+            )
+    check_ranges(
+        settings, runs=COUNT, size=COUNT_OR_NONE, train_images=COUNT_OR_NONE,
+        test_images=COUNT_OR_NONE, shard=COUNT, seed=SEED, jobs=COUNT,
+    )  # fmt: skip
+    settings.out.mkdir(parents=True, exist_ok=True)
+    images = _images(settings)
+    shards = []
+    for split in SPLITS:
+        runs = [run for run in range(settings.runs) if split_of(run) == split]
+        parts = [runs[i : i + settings.shard] for i in range(0, len(runs), settings.shard)]
+        record = {
+            "kind": settings.kind,
+            "dataset": settings.dataset,
+            "data": images.name,
+            "size": images.train_x.shape[-1],
+            "train_images": len(images.train_x),
+            "test_images": len(images.test_x),
+            "recipe": asdict(settings.recipe),
+            "seed": settings.seed,
+            "torch": torch.__version__,
+            "runs_in_all": settings.runs,
+            "runs_in_shard": settings.shard,
+            "split": split,
+            "shards": len(parts),
+        }
+        for number, part in enumerate(parts):
+            path = settings.out / shard_name(split, number)
+            shards.append(Shard(path, tuple(part), {**record, "shard": number}))
+    _missing(shards)
+    return shards
+
+
+def execute(settings: Settings, shards: Sequence[Shard]) -> int:
+    """Train what is missing, each shard written as it is done, and write the manifest.
+
+    Returns:
+        How many networks were trained.
+
+    Raises:
+        BlockingIOError: When another process is writing to the folder.
+    """
+    with held(settings.out):
+        missing = _missing(shards)
+        total, todo = (sum(len(shard.runs) for shard in group) for group in (shards, missing))
+        with tqdm(total=total, initial=total - todo, unit="run", smoothing=0) as progress:
+            for shard in in_parallel(partial(train_shard, settings), missing, settings.jobs):
+                progress.update(len(shard.runs))
+        write_manifest(settings.out, [shard.path for shard in shards])
+        return todo
+
+
+def train_shard(settings: Settings, shard: Shard) -> Shard:
+    """Train all networks of a shard, and write it."""
+    generators = [_generator(settings, run) for run in shard.runs]
+    images, train = _images(settings), KINDS[settings.kind].train
+    # Moments of networks whose gradients have died fall to where a CPU takes 100 times as long.
+    torch.set_flush_denormal(True)
+    try:
+        runs = train(shard.runs, generators, images, settings.recipe)
+    finally:
+        torch.set_flush_denormal(False)
+    write_shard(shard.path, runs, shard.record)
+    return shard
+
+
+def summary(shards: Sequence[Shard]) -> str:
+    """Accuracies of each split in a table, and what was trained."""
+    lines = ["accuracy, %  runs networks     min     5 %    25 %  median    75 %    95 %     max"]
+    depths: Counter[int] = Counter()
+    most, cut_short, checkpoints = shards[0].record["recipe"]["checkpoints"], 0, 0
+    for split in SPLITS:
+        runs = [r for s in shards if s.record["split"] == split for r in read_shard(s.path)[1]]
+        depths.update(len(run.architecture.kernels) for run in runs)
+        cut_short += sum(len(run.step) < most for run in runs)
+        values = torch.cat([torch.empty(0), *(run.accuracy for run in runs)])
+        checkpoints += len(values)
+        if not len(values):
+            continue
+        quantiles = 100 * values.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+        lines.append(
+            f"{split:11}{len(runs):6,}{len(values):9,}"
+            + "".join(f"{q:8.2f}" for q in quantiles.tolist())
+        )
+    counts = ", ".join(f"{depths[depth]} of {depth}" for depth in sorted(depths))
+    lines.append(f"convolutions: {counts}; {checkpoints:,} networks")
+    if cut_short:
+        lines.append(f"{cut_short} runs lack checkpoints, whose weights were not finite")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, print; 0 when all is done, 2 for a request that cannot be met."""
+    begin = time.perf_counter()
+    try:
+        settings = _parse(argv)
+        shards = plan(settings)
+        trained = execute(settings, shards)
+        table = summary(shards)
+    except (ValueError, OSError, BrokenProcessPool) as error:
+        print("zoo: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    minutes = (time.perf_counter() - begin) / 60
+    print(table)
+    print(f"trained {trained:,} networks in {minutes:.1f} minutes, {settings.jobs} jobs")
+    print(f"wrote {len(shards)} shards and manifest.json to {settings.out}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> Settings:
+    parser = argparse.ArgumentParser(
+        prog="python -m l2o_graph.datasets.zoo", description=(__doc__ or "").partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("--kind", choices=sorted(KINDS), default="park")
+    add("--dataset", choices=DATASETS, default="cifar10")
+    add("--runs", type=int, required=True, metavar="N", help="networks to train")
+    add("--out", type=Path, required=True, metavar="FOLDER")
+    add("--size", type=int, default=0, metavar="PIXELS", help="side of the images; 0: half")
+    add("--train-images", type=int, default=0, metavar="N", help="0: all")
+    add("--test-images", type=int, metavar="N", help="to take accuracies on; 0: all")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="of training")
+    length.add_argument("--epochs", type=float, help="of training, in place of steps")
+    add("--batch", type=int, metavar="N", help="images of a step")
+    add("--checkpoints", type=int, metavar="N", help="to keep of each run")
+    add("--shard", type=int, metavar="N", help="runs in a file")
+    add("--seed", type=int, default=0)
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    add("--data-root", metavar="FOLDER")
+    args = vars(parser.parse_args(argv))
+    kind = KINDS[args["kind"]]
+    for name in ("test_images", "shard"):
+        if args[name] is None:
+            args[name] = getattr(kind, name)
+    given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints")}
+    epochs = args.pop("epochs")
+    if epochs is not None:
+        Range(0, 1_000_000, above=True).check("epochs", epochs)
+        data = _load(args["dataset"], args["data_root"])
+        seen = args["train_images"] or len(data.train_x)
+        given["steps"] = round(epochs * seen / (given["batch"] or kind.recipe.batch))
+    recipe = replace(kind.recipe, **{k: v for k, v in given.items() if v is not None})
+    return Settings(**args, recipe=recipe)
+
+
+@cache
+def _load(dataset: str, data_root: str | None) -> Images:
+    """The dataset, once in a process."""
+    return load_images(dataset, data_root)
+
+
+def _images(settings: Settings) -> Images:
+    return _prepared(
+        settings.dataset,
+        settings.data_root,
+        settings.size,
+        settings.train_images,
+        settings.test_images,
+        KINDS[settings.kind].grey,
+    )
+
+
+@cache
+def _prepared(
+    dataset: str, data_root: str | None, size: int, train_images: int, test_images: int, grey: bool
+) -> Images:
+    """Images in a drawn order, as many and as large as they are to be."""
+    data = _load(dataset, data_root)
+    full = data.train_x.shape[-1]
+    size = size or full // 2
+    if full % size:
+        raise ValueError(f"size: expected a divisor of {full} pixels, found {size}")
+    # Files may hold one class after another; a part is to hold all.
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for name, x, y, count in (
+        ("train_images", data.train_x, data.train_y, train_images),
+        ("test_images", data.test_x, data.test_y, test_images),
+    ):
+        if count > len(x):
+            raise ValueError(f"{name}: expected at most the {len(x)} there are, found {count}")
+        order = torch.randperm(len(x), generator=generator)[: count or None]
+        parts += [torch.cat([_smaller(p, size, grey) for p in x[order].split(PREPARED)]), y[order]]
+    mean, std = ((0.5,), (0.5,)) if grey else (data.mean, data.std)
+    return Images(data.name, *parts, mean=mean, std=std)
+
+
+def _smaller(x: Tensor, size: int, grey: bool) -> Tensor:
+    """Averages over pixels, and over colours for grey, rounded."""
+    pixels = F.avg_pool2d(x.float(), x.shape[-1] // size)
+    return (pixels.mean(1, keepdim=True) if grey else pixels).round().to(torch.uint8)
+
+
+def _generator(settings: Settings, run: int) -> torch.Generator:
+    """Random numbers for a run, whatever else is trained."""
+    name = f"{settings.seed}/{settings.kind}/{settings.dataset}/{run}"
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return torch.Generator().manual_seed(seed)
+
+
+def _missing(shards: Sequence[Shard]) -> list[Shard]:
+    """Shards that are not there in full; ValueError for those of another configuration."""
+    of_path = {shard.path: shard for shard in shards}
+    missing = unwritten({path: shard.record for path, shard in of_path.items()}, FORMAT)
+    return [of_path[path] for path in missing]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""Zoos of CNNs that others published, read as they are."""
+
+from l2o_graph.datasets.cnn.published.small_zoo import read_small_zoo
+from l2o_graph.datasets.cnn.published.wild_park import read_wild_park
+
+__all__ = ["read_small_zoo", "read_wild_park"]

@@ -1,0 +1,1 @@
+"""Images as networks: SIRENs that each draw one image, fitted, stored, read and drawn again."""

@@ -1,0 +1,144 @@
+"""Random changes to INRs that leave their class what it was (Navon et al. 2023, appendix).
+
+Translation, rotation and scale move the image: with first weights s W_1 R and biases b_1 + W_1 t, a
+network draws at x what it drew at s R x + t. Noise and dropout disturb the parameters. Everything
+is drawn anew for each network, and nothing is written in place.
+
+Noise is what the release of AvivNavon/DWSNets meant; it adds a constant, because it forgets to
+draw. Weights that survive dropout keep their values; the release's grow by 1 / (1 - rate), so that
+it trains on other sizes than it is tested on.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from l2o_graph.datasets.inr.siren import layout_of
+
+TRANSLATION = 0.25  # at most, along each axis; an image is 2 wide
+ROTATION = math.radians(45)  # at most, either way
+SCALE = 0.2  # at most, up or down
+NOISE = 0.1  # deviations of a tensor's entries
+DROPOUT = 0.01
+
+Networks = tuple[tuple[Float[Tensor, "I _ _"], ...], tuple[Float[Tensor, "I _"], ...]]
+
+
+def augmented(
+    weights: Sequence[Float[Tensor, "I _ _"]],
+    biases: Sequence[Float[Tensor, "I _"]],
+    generator: torch.Generator,
+) -> Networks:
+    """All of them, of the sizes of the release.
+
+    Args:
+        weights: Of each layer (I, out, in), as they were fitted, not normalised.
+        biases: Of each layer (I, out).
+        generator: Where the random numbers come from, on any device; the same gives the same.
+
+    Raises:
+        ValueError: For tensors that do not make networks on two coordinates, with a hidden layer.
+    """
+    layout = layout_of(weights, biases)
+    if layout[0] != 2 or len(weights) < 2:
+        raise ValueError(
+            "augmentation: expected networks on 2 coordinates with a hidden layer, found layout "
+            f"{layout}"
+        )
+    like, count = weights[0], len(weights[0])
+    shift = TRANSLATION * _between_ones(generator, like, count, 2)
+    depth = torch.randint(
+        1, len(weights), (count,), generator=generator, device=generator.device
+    ).to(like.device)
+    angle = ROTATION * _between_ones(generator, like, count)
+    factor = 1 + SCALE * _between_ones(generator, like, count)
+    moved = translated(weights, biases, shift, depth)
+    first = scaled(rotated(weights[0], angle), factor)
+    networks = (first, *weights[1:]), moved
+    return _each(_each(networks, noisy, NOISE, generator), dropped, DROPOUT, generator)
+
+
+def translated(
+    weights: Sequence[Float[Tensor, "I _ _"]],
+    biases: Sequence[Float[Tensor, "I _"]],
+    shift: Float[Tensor, "I inputs"],
+    depth: Int64[Tensor, " I"],
+) -> tuple[Float[Tensor, "I _"], ...]:
+    """Biases of networks that see every point moved: b_k + W_k ... W_1 t.
+
+    Args:
+        weights: Of each layer.
+        biases: Of each layer.
+        shift: t of each network: it draws at x what it drew at x + t.
+        depth: k of each network, from 1. Only 1 is exact, as deeper layers are not linear in t.
+    """
+    answer = []
+    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
+        shift = (weight @ shift[..., None])[..., 0]
+        answer.append(torch.where((depth == k)[:, None], bias + shift, bias))
+    return tuple(answer)
+
+
+def rotated(weight: Float[Tensor, "I _ 2"], angle: Float[Tensor, " I"]) -> Float[Tensor, "I _ 2"]:
+    """First weights of networks that see every point turned: W_1 R.
+
+    Args:
+        weight: The first of each network.
+        angle: In radians, from the first axis towards the second.
+    """
+    cos, sin = angle.cos(), angle.sin()
+    rotation = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    return weight @ rotation
+
+
+def scaled(weight: Float[Tensor, "I _ _"], factor: Float[Tensor, " I"]) -> Float[Tensor, "I _ _"]:
+    """First weights of networks that see every point ``factor`` times as far from the centre."""
+    return factor[:, None, None] * weight
+
+
+def noisy(
+    x: Float[Tensor, "I ..."], share: float, generator: torch.Generator
+) -> Float[Tensor, "I ..."]:
+    """A tensor of each network with normal noise.
+
+    Args:
+        x: The tensor; a single scalar a network has no deviation and stays as it is.
+        share: Deviation of the noise, relative to that of the network's entries.
+        generator: Where it comes from.
+    """
+    if x[:1].numel() < 2:
+        return x
+    noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+    deviation = x.flatten(1).std(1).view(-1, *[1] * (x.dim() - 1))
+    return x + share * deviation * noise.to(x.device)
+
+
+def dropped(
+    x: Float[Tensor, "I ..."], rate: float, generator: torch.Generator
+) -> Float[Tensor, "I ..."]:
+    """A tensor with a share ``rate`` of its entries, drawn one by one, set to 0."""
+    kept = torch.rand(x.shape, generator=generator, device=generator.device) >= rate
+    return x * kept.to(x)
+
+
+Change = Callable[[Tensor, float, torch.Generator], Tensor]
+
+
+def _each(
+    networks: Networks, change: Change, amount: float, generator: torch.Generator
+) -> Networks:
+    """A change to every tensor."""
+    weights, biases = networks
+    return (
+        tuple(change(w, amount, generator) for w in weights),
+        tuple(change(b, amount, generator) for b in biases),
+    )
+
+
+def _between_ones(generator: torch.Generator, like: Tensor, *shape: int) -> Tensor:
+    """Uniform numbers from -1 to 1."""
+    draw = torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)
+    return (2 * draw - 1).to(like.device)

@@ -1,1 +1,0 @@
-"""States of nodes and edges -> answers."""

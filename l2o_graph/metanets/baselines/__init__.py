@@ -1,0 +1,1 @@
+"""What graph models are compared with."""

@@ -1,0 +1,105 @@
+"""NG-GNN and NG-T on CNNs of any architectures: embedding, rounds of messages, a head."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from l2o_graph.datasets.cnn.architecture import CNNArchitecture
+from l2o_graph.datasets.cnn.files import CNNs
+from l2o_graph.layout.spec import NetSpec
+from l2o_graph.layout.tables import Batch, Layouts, Room, layout_of
+from l2o_graph.metanets.cnn_config import CNNModelConfig
+from l2o_graph.metanets.cnn_embedding import EdgeEmbedding, NodeEmbedding
+from l2o_graph.metanets.heads import OutputNodes
+from l2o_graph.metanets.structure import structure_of
+from l2o_graph.models.mixed_ng_gnn import mixed_ng_gnn
+from l2o_graph.models.mixed_ng_t import mixed_ng_t
+from l2o_graph.models.ng_gnn import NGGNN, keep_nodes
+from l2o_graph.models.ng_t import NGT
+
+
+class GraphBody(nn.Module):
+    """A number for each network, read from its output nodes.
+
+    Args:
+        config: Of the model.
+    """
+
+    def __init__(self, config: CNNModelConfig):
+        super().__init__()
+        self.room = Room(config.max_kernel, config.inputs, config.depth, config.classes)
+        hidden, is_gnn = config.hidden, config.model == "ng_gnn"
+        self.scaled = config.scaled
+        self.edges = EdgeEmbedding(config, hidden if is_gnn else hidden // 2)
+        self.nodes = NodeEmbedding(config, self.room.positions)
+        self.backbone = backbone_of(config)
+        width = hidden if is_gnn else 2 * hidden
+        self.head = OutputNodes(config.classes, hidden, width, 2, 1)
+
+    def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
+        """Logits of the networks' accuracy."""
+        layouts = layouts_of(networks.architectures, self.room)
+        return self.read(self.batch(layouts, networks.which), networks.values)
+
+    def read_one(self, spec: NetSpec, values: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
+        """The same for a network that has no ``CNNArchitecture``."""
+        layouts = Layouts([layout_of(spec, self.room)], self.room)
+        return self.read(self.batch(layouts, torch.zeros(1, dtype=torch.long)), [values])
+
+    def batch(self, layouts: Layouts, which: Int64[Tensor, " I"]) -> Batch:
+        """Networks side by side, as the model walks them."""
+        return layouts.batch(which, self.edges.both_ways)
+
+    def read(self, batch: Batch, values: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " I"]:
+        """The same for a batch that is put together, from each network's parameters."""
+        like = self.nodes.table
+        batch, row = batch.to(like.device), torch.cat(list(values)).to(like)
+        edges = self.edges(batch, batch.kernels(row, self.scaled))
+        states = self._last(batch, self.nodes(batch, batch.offsets(row)), edges)
+        # Behind the states of all output nodes, zeros for those that a network has not.
+        absent = states.new_zeros(1, states.shape[1])
+        return self.head(torch.cat([states, absent])[batch.outputs]).squeeze(1)
+
+    def _last(
+        self, batch: Batch, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D C"]
+    ) -> Float[Tensor, "n H"]:
+        """Last states of output nodes."""
+        of_network = batch.walk, batch.network, batch.sizes
+        if isinstance(self.backbone, NGGNN):
+            return mixed_ng_gnn(self.backbone, *of_network, nodes, edges)
+        return mixed_ng_t(self.backbone, *of_network, nodes, edges)
+
+
+def backbone_of(config: CNNModelConfig) -> NGGNN | NGT:
+    """The rounds of messages."""
+    hidden = config.hidden
+    if config.model == "ng_gnn":
+        sizes = hidden, config.layers, config.delta, config.dropout
+        model = NGGNN(*sizes, last_edges=False, reverse=config.reverse)
+        keep_nodes(model)
+        return model
+    return NGT(
+        hidden,
+        config.layers,
+        config.heads,
+        edge_hidden=config.edge_hidden * hidden,
+        plain=True,
+        edge=hidden // 2,
+        attention=config.attention * hidden,
+        dropout=config.dropout,
+        last_edges=False,
+    )
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
+def layouts_of(architectures: tuple[CNNArchitecture, ...], room: Room) -> Layouts:
+    """Of networks that are read again and again.
+
+    Raises:
+        ValueError: For an architecture that there is no room for.
+    """
+    return Layouts([layout_of(structure_of(each), room) for each in architectures], room)

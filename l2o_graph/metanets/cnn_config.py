@@ -1,0 +1,161 @@
+"""CNNModelConfig: all that a predictor of accuracy is made of, with the published sizes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from l2o_graph.datasets.cnn.architecture import CNNArchitecture
+from l2o_graph.datasets.cnn.small import ARCHITECTURE
+from l2o_graph.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, check_ranges
+
+Model = Literal["ng_gnn", "ng_t", "stat_nn", "nfn"]
+Zoo = Literal["park", "small"]
+GRAPH_MODELS = ("ng_gnn", "ng_t")
+
+
+@dataclass(frozen=True, slots=True)
+class CNNModelConfig:
+    """What a predictor is made of; stored in the header of its checkpoint.
+
+    Attributes:
+        model: What reads the networks.
+        inputs: Input channels that have a position each.
+        depth: Hidden layers that have a position each; those behind share the last.
+        classes: Output neurons that have a position each, and that the head reads.
+        max_kernel: Side that kernels are padded to.
+        hidden: Channels of nodes, or of a baseline. NG-GNN's edges and head have as many, NG-T's
+            edges half and its head twice as many.
+        layers: Rounds of messages, or layers of NFN; of StatNN the layers of networks there is
+            room for.
+        dropout: Share of channels that training leaves out.
+        fourier: Deviation of the frequencies that kernels and biases are first turned into; 0
+            for kernels and biases as they are.
+        scaled: Whether weights, not biases, are read times the root of their fan-in, which makes
+            them about as large in every layer; see ``Batch.kernels``.
+        reverse: Whether edges against the flow read their kernels too. Without, NG-GNN has no such
+            edges and NG-T, which looks both ways, reads 0 there.
+        linear_as_conv: Whether a linear layer is read as kernels of one position, rather than
+            by maps of its own.
+        activations: Whether hidden neurons are told their activation.
+        heads: Of NG-T's attention.
+        attention: Channels of the attention, times ``hidden``.
+        edge_hidden: Hidden channels of NG-T's networks on edges, times ``hidden``.
+        delta: NG-GNN's mean of log(degree + 1), over nodes of the networks it is made for.
+        architecture: The only one that NFN reads.
+    """
+
+    model: Model
+    inputs: int = 3
+    depth: int = 5
+    classes: int = 10
+    max_kernel: int = 7
+    hidden: int = 64
+    layers: int = 4
+    dropout: float = 0.2
+    fourier: float = 0.0
+    scaled: bool = False
+    reverse: bool = False
+    linear_as_conv: bool = True
+    activations: bool = True
+    heads: int = 4
+    attention: int = 1
+    edge_hidden: int = 2
+    delta: float = 1.0
+    architecture: CNNArchitecture | None = None
+
+    def __post_init__(self):
+        if self.model not in get_args(Model):
+            expected = " or ".join(map(repr, get_args(Model)))
+            raise ValueError(f"model: expected {expected}, found {self.model!r}")
+        check_ranges(
+            self, inputs=COUNT, depth=COUNT, classes=COUNT, max_kernel=COUNT, hidden=COUNT,
+            layers=COUNT, dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
+            attention=COUNT, edge_hidden=COUNT, delta=POSITIVE,
+        )  # fmt: skip
+        if self.max_kernel % 2 == 0:
+            raise ValueError(
+                f"max_kernel: expected an odd number, which has a centre, found {self.max_kernel}"
+            )
+        if self.model == "ng_t" and (self.hidden % 2 or self.attention * self.hidden % self.heads):
+            raise ValueError(
+                f"hidden: expected an even number, and a multiple of {self.heads} heads in "
+                f"{self.attention * self.hidden} channels of attention, found {self.hidden}"
+            )
+        if self.model not in GRAPH_MODELS:
+            own = {"fourier": 0, "scaled": False, "reverse": False, "activations": True}
+            for name, nothing in own.items():
+                if getattr(self, name) != nothing:
+                    raise ValueError(
+                        f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "
+                        f"'{self.model}'"
+                    )
+        if (self.model == "nfn") != (self.architecture is not None):
+            raise ValueError(
+                "architecture: expected one for 'nfn' alone, which maps weights one by one and "
+                "reads no networks of mixed architecture, "
+                f"found {self.architecture} for '{self.model}'"
+            )
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether messages also go against the flow."""
+        return self.reverse or self.model == "ng_t"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        known = self.architecture
+        return {**asdict(self), "architecture": known and known.to_json()}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "CNNModelConfig":
+        """From what ``to_json`` gave."""
+        known = content.get("architecture")
+        return CNNModelConfig(
+            **{**content, "architecture": known and CNNArchitecture.from_json(known)}
+        )
+
+
+# Kofinas et al. 2024, section 4.2, and where it is silent the scripts of mkofinas/neural-graphs;
+# StatNN is that of Unterthiner et al. 2020 there. NFN's sizes are ours.
+SIZES: dict[tuple[Model, Zoo], dict[str, Any]] = {
+    ("ng_gnn", "park"): {"fourier": 3.0},
+    ("ng_gnn", "small"): {"fourier": 3.0, "hidden": 256, "linear_as_conv": False},
+    ("ng_t", "park"): {"fourier": 1.0, "hidden": 32, "layers": 3},
+    ("ng_t", "small"): {
+        "fourier": 1.0, "hidden": 128, "heads": 8, "attention": 2, "edge_hidden": 1,
+    },
+    ("stat_nn", "park"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
+    ("stat_nn", "small"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
+    ("nfn", "small"): {"hidden": 16, "layers": 3, "dropout": 0.1, "architecture": ARCHITECTURE},
+}  # fmt: skip
+OF_ZOO: dict[Zoo, dict[str, Any]] = {
+    "park": {},
+    "small": {"inputs": 1, "depth": 3, "max_kernel": 3},
+}
+
+# With edges along the flow, as in the released code, which leaves it at that with edges both ways;
+# and with these, over networks of the park that were drawn.
+DELTA: dict[tuple[Zoo, bool], float] = {
+    ("park", False): 2.1321,
+    ("small", False): 2.2048,
+    ("park", True): 3.02,
+    ("small", True): 3.154,
+}
+
+
+def cnn_config(model: Model, zoo: Zoo = "park", **changes: Any) -> CNNModelConfig:
+    """The published predictor for a zoo, or a baseline, with changes.
+
+    Args:
+        model: What reads the networks.
+        zoo: "park", networks of mixed architecture, or "small", of one.
+        changes: Other fields than its own.
+
+    Raises:
+        ValueError: For values out of range, naming the field.
+    """
+    if zoo not in OF_ZOO:
+        raise ValueError(f"zoo: expected one of {list(OF_ZOO)}, found '{zoo}'")
+    sizes = OF_ZOO[zoo] | SIZES.get((model, zoo), {}) | changes
+    delta = DELTA[zoo, sizes.get("reverse", False)]
+    return CNNModelConfig(**{"model": model, "delta": delta, **sizes})

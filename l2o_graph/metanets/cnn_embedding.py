@@ -1,0 +1,112 @@
+"""Kernels, biases and activations -> first states of edges and nodes.
+
+Kofinas et al. 2024, section 3: kernels zero-padded to one size, two linear maps of their Fourier
+features, a learned row for each position of a node and for each activation.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from l2o_graph.layout.tables import KNOWN_ACTIVATIONS, Batch
+from l2o_graph.metanets.cnn_config import CNNModelConfig
+from l2o_graph.models.fourier import FourierFeatures, chained
+
+# First weights on numbers that are not turned into cosines are so many times torch's. With those,
+# first states of 3x3 kernels as torch draws them have a deviation of 0.07 if weights are scaled, of
+# 0.01 if not: that does not show beside positions of deviation 1.
+GAIN = 5.0
+
+
+class Projection(nn.Module):
+    """W_second W_first gamma(x), with gamma the features of vectors x."""
+
+    def __init__(self, inputs: int, size: int, sigma: float):
+        super().__init__()
+        self.features = FourierFeatures(inputs, sigma)
+        self.first = nn.Linear(self.features.size, size)
+        self.second = nn.Linear(size, size)
+        if not sigma:
+            with torch.no_grad():
+                self.first.weight.mul_(GAIN)
+
+    def forward(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n size"]:
+        """Map them."""
+        return chained(self.first, self.second, self.features.of(x))
+
+
+class EdgeEmbedding(nn.Module):
+    """A projection of what an edge and its reverse read: a kernel w of K positions, or nothing.
+
+    Args:
+        config: Of the model. With ``reverse`` a forward edge reads [w, 0, w] and its reverse
+            [0, w, w]; without, the forward edge reads w and its reverse, if there is one, 0.
+            Without ``linear_as_conv`` linear layers have a projection of their own, of one weight.
+        size: Channels C.
+    """
+
+    def __init__(self, config: CNNModelConfig, size: int):
+        super().__init__()
+        self.reverse, self.both_ways = config.reverse, config.both_ways
+        self.centre = config.max_kernel**2 // 2
+        read = 3 if config.reverse else 1
+        self.kernel = Projection(read * config.max_kernel**2, size, config.fourier)
+        own = None if config.linear_as_conv else Projection(read, size, config.fourier)
+        self.linear = own
+
+    def forward(self, batch: Batch, kernels: Float[Tensor, "E K"]) -> Float[Tensor, "D C"]:
+        """First states in the order of ``batch.walk``."""
+        convolutions = len(kernels) - (0 if self.linear is None else batch.dense)
+        parts = [self._states(self.kernel, kernels[:convolutions])]
+        if self.linear is not None:
+            dense = kernels[convolutions:, self.centre : self.centre + 1]
+            parts.append(self._states(self.linear, dense))
+        of_reverse, of_forward = (torch.cat(states) for states in zip(*parts, strict=True))
+        if not self.both_ways:
+            return of_forward[batch.walk.edge]
+        backward, forward = batch.walk.edge.chunk(2)
+        if not self.reverse:  # a row for all convolutions, and one for all linear layers
+            dense = (backward >= convolutions).long()
+            backward = dense if len(of_reverse) > 1 else torch.zeros_like(dense)
+        return torch.cat([of_reverse[backward], of_forward[forward]])
+
+    def _states(
+        self, projection: Projection, x: Float[Tensor, "n K"]
+    ) -> tuple[Float[Tensor, "_ C"], Float[Tensor, "n C"]]:
+        """Of reverse edges and of forward edges."""
+        if not self.reverse:
+            return projection(x.new_zeros(1, x.shape[1])), projection(x)
+        zeros = torch.zeros_like(x)
+        backward, forward = torch.cat([zeros, x, x], dim=1), torch.cat([x, zeros, x], dim=1)
+        return projection(backward), projection(forward)
+
+
+class NodeEmbedding(nn.Module):
+    """A projection of biases, 0 where there are none, plus rows of two tables.
+
+    One has a row for each input, each hidden layer and each output, the other one for each
+    activation, which the neurons of hidden layers have, be it none.
+
+    Args:
+        config: Of the model.
+        positions: Rows of the first.
+    """
+
+    def __init__(self, config: CNNModelConfig, positions: int):
+        super().__init__()
+        self.bias = Projection(1, config.hidden, config.fourier)
+        self.table = nn.Parameter(torch.randn(positions, config.hidden))
+        known = nn.Embedding(len(KNOWN_ACTIVATIONS), config.hidden)
+        self.activation = known if config.activations else None
+
+    def forward(self, batch: Batch, biases: Float[Tensor, " N"]) -> Float[Tensor, "N H"]:
+        """First states."""
+        states = self.bias(biases[:, None]) + _rows(self.table, batch.positions)
+        if self.activation is None:
+            return states
+        nothing = self.table.new_zeros(1, self.table.shape[1])  # of inputs and outputs
+        return states + _rows(torch.cat([self.activation.weight, nothing]), batch.activations)
+
+
+def _rows(table: Float[Tensor, "rows H"], index: Int64[Tensor, " N"]) -> Float[Tensor, "N H"]:
+    return table.index_select(0, index)

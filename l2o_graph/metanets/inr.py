@@ -1,0 +1,269 @@
+"""INRClassifier and INREditor: networks in, logits or other networks out; and their files."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.datasets.inr.files import named
+from l2o_graph.datasets.inr.siren import layout_of, responses
+from l2o_graph.metanets.baselines.inr import CLASSIFIERS
+from l2o_graph.metanets.baselines.inr_body import BaselineBody
+from l2o_graph.metanets.inr_body import GraphBody
+from l2o_graph.metanets.inr_config import GRAPH_MODELS, INRModelConfig, Task
+from l2o_graph.metanets.statistics import Normalisation, Statistics
+from l2o_graph.storage.files import fill, find, packaged, parse, save_module
+
+M = TypeVar("M", bound="INRModel")
+
+# In version 1 an NG-GNN without reverse edges had them all the same.
+FORMAT = "l2o_graph INR model, version 2"
+FOLDER = "inr"  # of the zoo
+
+# At first an editor changes each number by a hundredth of what its head says, as the released code
+# of NG and that of NFN (Zhou et al. 2023) do.
+FIRST_SCALE = 0.01
+
+# What reads the networks, for each model of a config. Called with (weights, biases, responses),
+# of each layer (I, out, in) and (I, out) normalised, and (I, d, M) of the inputs and of each
+# layer, empty without probes. To "classify" it answers with logits (I, classes), to "edit" with a
+# number for each weight and each bias, in two lists of the shapes that came in.
+BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
+    **dict.fromkeys(GRAPH_MODELS, GraphBody),
+    **dict.fromkeys(CLASSIFIERS, BaselineBody),
+}
+
+
+class INRModel(nn.Module):
+    """What classifiers and editors share: checks, normalisation, probes and a body.
+
+    Args:
+        config: What the model is made of.
+        statistics: Of the networks it is trained on, where the config says to normalise.
+
+    Attributes:
+        task: What models of the class are for.
+        provenance: How a model from a checkpoint was made, else empty.
+
+    Raises:
+        ValueError: For a config of another task, or statistics that do not fit it.
+    """
+
+    task: Task
+    provenance: dict[str, Any]
+
+    def __init__(self, config: INRModelConfig, statistics: Statistics | None = None):
+        super().__init__()
+        if config.task != self.task:
+            raise ValueError(
+                f"{type(self).__name__}: expected task '{self.task}', found '{config.task}'"
+            )
+        layers = len(config.layout) - 1
+        found = None if statistics is None else len(statistics.weight_mean)
+        if found != (layers if config.normalise else None):
+            expected = f"statistics of {layers} layers" if config.normalise else "no statistics"
+            raise ValueError(
+                f"{type(self).__name__}: expected {expected} (normalise={config.normalise}), "
+                f"found {'none' if found is None else f'those of {found}'}"
+            )
+        self.config, self.provenance = config, {}
+        self.statistics = None if statistics is None else Normalisation(statistics)
+        inputs = torch.rand(config.layout[0], config.probes) * 2 - 1
+        self.probes = nn.Parameter(inputs) if config.probes else None
+        self.body = BODIES[config.model](config)
+
+    def answer(
+        self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
+    ) -> Any:
+        """What the body says of networks as they are."""
+        self._check(weights, biases)
+        said: list[Tensor] = []
+        if self.probes is not None:
+            said = responses(weights, biases, self.probes, self.config.omega0)
+        if self.statistics is not None:
+            weights, biases = self.statistics(weights, biases)
+        return self.body(weights, biases, said)
+
+    @classmethod
+    def from_checkpoint(cls: type[M], checkpoint: str | Path) -> M:
+        """A trained model, for use: see :func:`load_inr_model`.
+
+        Raises:
+            ValueError: Also for a model of another task.
+        """
+        model = load_inr_model(checkpoint)
+        if not isinstance(model, cls):
+            raise ValueError(
+                f"checkpoint '{checkpoint}': expected an {cls.__name__}, found an "
+                f"{type(model).__name__}"
+            )
+        return model
+
+    def _check(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        layout = layout_of(weights, biases)
+        if layout != tuple(self.config.layout):
+            raise ValueError(
+                f"INRs: expected layout {tuple(self.config.layout)}, which the model is made for, "
+                f"found {layout}"
+            )
+        tensors = (*weights, *biases)
+        like = next(self.parameters())
+        for tensor in tensors:
+            if (tensor.dtype, tensor.device) != (like.dtype, like.device):
+                raise ValueError(
+                    f"INRs: expected {like.dtype} on {like.device}, as the model is, found "
+                    f"{tensor.dtype} on {tensor.device}; convert one of them by to()"
+                )
+        # A sum is finite only where all are; which are not is worth working out once one is not.
+        if bool(torch.stack([t.sum() for t in tensors]).sum().isfinite()):
+            return
+        sound = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors]).all(0)
+        bad = (~sound).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"INRs: expected finite weights, found others in {len(bad)} of {len(sound)} "
+                f"networks: {named([str(i) for i in bad])}"
+            )
+
+
+class INRClassifier(INRModel):
+    """Networks -> logits: Kofinas et al. 2024, section 4.1, and the baselines there.
+
+    A prediction is that of a network alone, whatever it shares a batch with.
+
+    Args:
+        config: Of task "classify"; see :func:`l2o_graph.inr.inr_config`.
+        statistics: Of the training split, by :func:`l2o_graph.inr.statistics_of`.
+
+    Raises:
+        ValueError: As the base class says.
+    """
+
+    task = "classify"
+
+    def forward(
+        self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
+    ) -> Float[Tensor, "I classes"]:
+        """Classify networks.
+
+        Args:
+            weights: Of each layer (I, out, in), as they are in the networks.
+            biases: Of each layer (I, out).
+
+        Raises:
+            ValueError: For networks of another layout, and in another type or on another device
+                than the model; for weights that are not finite, with the numbers of the networks.
+        """
+        return self.answer(weights, biases)
+
+
+class INREditor(INRModel):
+    """Networks -> networks that draw a changed image: Kofinas et al. 2024, section 4.1.
+
+    What the body says is multiplied by a learned scale of each layer's weights and of each
+    layer's biases and added to the networks as they are.
+
+    Args:
+        config: Of task "edit"; see :func:`l2o_graph.inr.inr_config`.
+        statistics: Of the training split, where the config says to normalise.
+
+    Raises:
+        ValueError: As the base class says.
+    """
+
+    task = "edit"
+
+    def __init__(self, config: INRModelConfig, statistics: Statistics | None = None):
+        super().__init__(config, statistics)
+        layers = len(config.layout) - 1
+        self.weight_scale = nn.Parameter(torch.full((layers,), FIRST_SCALE))
+        self.bias_scale = nn.Parameter(torch.full((layers,), FIRST_SCALE))
+
+    def forward(
+        self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
+    ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
+        """Edit networks.
+
+        Args:
+            weights: Of each layer (I, out, in), as they are in the networks.
+            biases: Of each layer (I, out).
+
+        Returns:
+            Weights and biases of the same shapes, to be drawn by ``render``.
+
+        Raises:
+            ValueError: As of :class:`INRClassifier`.
+        """
+        of_weights, of_biases = self.answer(weights, biases)
+        of_weights = zip(weights, self.weight_scale, of_weights, strict=True)
+        of_biases = zip(biases, self.bias_scale, of_biases, strict=True)
+        return [w + s * d for w, s, d in of_weights], [b + s * d for b, s, d in of_biases]
+
+
+MODELS: dict[Task, type[INRClassifier] | type[INREditor]] = {
+    "classify": INRClassifier,
+    "edit": INREditor,
+}
+
+
+def list_inr_models() -> list[str]:
+    """Names of the trained models of INRs in the package."""
+    return sorted(packaged(FOLDER))
+
+
+def load_inr_model(checkpoint: str | Path) -> INRClassifier | INREditor:
+    """Load a trained model, frozen and without dropout, in float32 on the CPU.
+
+    Args:
+        checkpoint: A name of :func:`list_inr_models`, or a path to a .safetensors file.
+
+    Returns:
+        What it is for: an :class:`INRClassifier` or an :class:`INREditor`.
+
+    Raises:
+        ValueError: For an unknown name, and for a file that is damaged or something else.
+        FileNotFoundError: For a path to nothing.
+    """
+    content, _, origin = find(checkpoint, packaged(FOLDER))
+    tensors, metadata = parse(content, origin, FORMAT, "a model of INRs")
+    try:
+        record, provenance = (json.loads(metadata[key]) for key in ("config", "provenance"))
+        config = INRModelConfig(**{**record, "layout": tuple(record["layout"])})
+        with torch.device("meta"):
+            statistics = Statistics.neutral(len(config.layout) - 1) if config.normalise else None
+            model = MODELS[config.task](config, statistics)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint '{origin}': expected an INRModelConfig and a provenance as JSON in "
+            f"its header, found config {metadata.get('config')!r}: {error!r}"
+        ) from error
+    fill(model, tensors, origin, config)
+    model.provenance = provenance
+    return model.eval()
+
+
+def save_inr_model(
+    path: Path, model: INRClassifier | INREditor, provenance: dict[str, Any]
+) -> None:
+    """Store a model; the file appears whole or not at all.
+
+    Args:
+        path: Where to; what was there before stays if anything fails.
+        model: Its weights, and its statistics, are stored as float32.
+        provenance: How it was made; anything that JSON can hold.
+
+    Raises:
+        ValueError: For weights that are not finite.
+        OSError: For a place that cannot be written to.
+    """
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(asdict(model.config)),
+        "provenance": json.dumps(provenance),
+    }
+    save_module(path, model, metadata)

@@ -1,0 +1,134 @@
+"""GeneralizationPredictor: networks in, the accuracy that they will have out; and its files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2o_graph.datasets.cnn.files import CNNs
+from l2o_graph.metanets.baselines.cnn import NFNBody, StatNNBody
+from l2o_graph.metanets.cnn_body import GraphBody
+from l2o_graph.metanets.cnn_config import GRAPH_MODELS, CNNModelConfig
+from l2o_graph.storage.files import fill, find, packaged, parse, save_module
+from l2o_graph.storage.shards import named
+
+# In version 1 an NG-GNN without reverse edges had them all the same, in version 2 pairs without an
+# edge carried nothing in NG-T.
+FORMAT = "l2o_graph predictor of accuracy, version 3"
+FOLDER = "cnn"  # of the zoo
+
+# What reads the networks, for each model of a config: CNNs -> a logit for each.
+BODIES: dict[str, Callable[[CNNModelConfig], nn.Module]] = {
+    **dict.fromkeys(GRAPH_MODELS, GraphBody),
+    "stat_nn": StatNNBody,
+    "nfn": NFNBody,
+}
+
+
+class GeneralizationPredictor(nn.Module):
+    """Networks -> their accuracy on test images: Kofinas et al. 2024, section 4.2.
+
+    A graph model reads networks of any architectures in one batch; its prediction is that of a
+    network alone, whatever it shares a batch with.
+
+    Args:
+        config: What the model is made of; see :func:`l2o_graph.cnn.cnn_config`.
+
+    Attributes:
+        provenance: How a model from a checkpoint was made, else empty.
+    """
+
+    provenance: dict[str, Any]
+
+    def __init__(self, config: CNNModelConfig):
+        super().__init__()
+        self.config, self.provenance = config, {}
+        self.body = BODIES[config.model](config)
+
+    def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
+        """Predict the accuracy of networks, 0 to 1.
+
+        Args:
+            networks: Of any architectures that there is room for; their accuracy is not read.
+
+        Raises:
+            ValueError: For an architecture that there is no room for, naming the parameter where
+                there is one; for weights that are not finite, with the numbers of the networks.
+        """
+        return self.logits(networks).sigmoid()
+
+    def logits(self, networks: CNNs) -> Float[Tensor, " I"]:
+        """What :meth:`forward` takes the sigmoid of."""
+        _check_finite(networks)
+        return self.body(networks)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | Path) -> "GeneralizationPredictor":
+        """Load a trained model, frozen and without dropout, in float32 on the CPU.
+
+        Args:
+            checkpoint: A name of :func:`list_cnn_models`, or a path to a .safetensors file.
+
+        Raises:
+            ValueError: For an unknown name, and for a file that is damaged or something else.
+            FileNotFoundError: For a path to nothing.
+        """
+        content, _, origin = find(checkpoint, packaged(FOLDER))
+        tensors, metadata = parse(content, origin, FORMAT, "a predictor of accuracy")
+        try:
+            record, provenance = (json.loads(metadata[key]) for key in ("config", "provenance"))
+            config = CNNModelConfig.from_json(record)
+            with torch.device("meta"):
+                model = cls(config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint '{origin}': expected a CNNModelConfig and a provenance as JSON in "
+                f"its header, found config {metadata.get('config')!r}: {error!r}"
+            ) from error
+        fill(model, tensors, origin, config)
+        model.provenance = provenance
+        return model.eval()
+
+
+def list_cnn_models() -> list[str]:
+    """Names of the trained predictors in the package."""
+    return sorted(packaged(FOLDER))
+
+
+def save_cnn_model(path: Path, model: GeneralizationPredictor, provenance: dict[str, Any]) -> None:
+    """Store a model; the file appears whole or not at all.
+
+    Args:
+        path: Where to; what was there before stays if anything fails.
+        model: Its weights are stored as float32.
+        provenance: How it was made; anything that JSON can hold. Under "seen" what
+            :func:`l2o_graph.metanets.traits.span` says of the networks it was trained on.
+
+    Raises:
+        ValueError: For weights that are not finite.
+        OSError: For a place that cannot be written to.
+    """
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(model.config.to_json()),
+        "provenance": json.dumps(provenance),
+    }
+    save_module(path, model, metadata)
+
+
+def _check_finite(networks: CNNs) -> None:
+    if not len(networks):
+        raise ValueError("CNNs: expected one network or more, found none")
+    # A sum is finite only where all are; which are not is worth working out once one is not.
+    if bool(torch.stack([row.sum() for row in networks.values]).sum().isfinite()):
+        return
+    bad = [i for i, row in enumerate(networks.values) if not bool(row.isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"CNNs: expected finite weights, found others in {len(bad)} of {len(networks)} "
+            f"networks: {named([str(i) for i in bad])}"
+        )
