@@ -19,12 +19,13 @@ from l2o_graph.metanets.inr_config import Model as INRModel
 from l2o_graph.optim.controller import ControllerConfig
 from l2o_graph.paper.rule import Model
 from l2o_graph.ranges import THREADS
-from meta_train import cnn_training, inr_training
-from meta_train.cnn_training import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
 from meta_train.config import Estimator, MetaConfig, paper_recipe
 from meta_train.controller_training import CONTROLLER_TASKS, EvolutionConfig, train_controller
-from meta_train.inr_training import INR_TASKS, INRTrainingConfig, train_inr_model
 from meta_train.run import Result
+from meta_train.supervised import cnn as cnn_training
+from meta_train.supervised import inr as inr_training
+from meta_train.supervised.cnn import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
+from meta_train.supervised.inr import INR_TASKS, INRTrainingConfig, train_inr_model
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
 

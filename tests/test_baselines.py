@@ -6,7 +6,7 @@ from conftest import paper_cnn
 from helpers_optimizer import controller_file
 
 from l2o_graph import NGOptimizer
-from meta_train.baselines import (
+from meta_train.benchmarks.baselines import (
     QUINTIC,
     Muon,
     base_of,

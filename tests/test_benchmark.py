@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers_optimizer import controller_file
 
-from meta_train import benchmark
-from meta_train.baselines import contenders
-from meta_train.benchmark import (
+from meta_train.benchmarks import optimizers as benchmark
+from meta_train.benchmarks.baselines import contenders
+from meta_train.benchmarks.optimizers import (
     Record,
     Run,
     Settings,
@@ -21,8 +21,8 @@ from meta_train.benchmark import (
     plan,
     train,
 )
+from meta_train.benchmarks.training import Training
 from meta_train.tasks import get_task
-from meta_train.training import Training
 
 TASK = "fmnist_sample"
 RUN = Run(TASK, "adam", 1e-3, seed=101, steps=3, device="cpu", checkpoint="")

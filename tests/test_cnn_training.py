@@ -14,9 +14,9 @@ from l2o_graph import GeneralizationPredictor
 from l2o_graph.cnn import augmented, chosen, cnn_config, load_cnns
 from l2o_graph.datasets.cnn.generate import main as train_zoo
 from l2o_graph.datasets.cnn.small import ARCHITECTURE
-from meta_train import tables
 from meta_train.__main__ import main
-from meta_train.cnn_training import (
+from meta_train.benchmarks import tables
+from meta_train.supervised.cnn import (
     CNNTrainer,
     CNNTrainingConfig,
     default_recipe,

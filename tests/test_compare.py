@@ -4,7 +4,7 @@ import pytest
 from helpers_optimizer import controller_file
 from scipy import stats
 
-from meta_train.compare import Outcome, main, markdown
+from meta_train.benchmarks.compare import Outcome, main, markdown
 
 
 def test_prints_a_table_of_families_and_one_of_pairs(tmp_path, capsys):

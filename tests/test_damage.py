@@ -12,9 +12,10 @@ from safetensors.torch import save
 from l2o_graph.datasets.cnn.files import load_cnns
 from l2o_graph.inr import load_inrs
 from l2o_graph.storage.shards import Format, read_record
-from meta_train import benchmark, tables
-from meta_train.benchmark import Record as Measured
-from meta_train.benchmark import main as benchmark_main
+from meta_train.benchmarks import optimizers as benchmark
+from meta_train.benchmarks import tables
+from meta_train.benchmarks.optimizers import Record as Measured
+from meta_train.benchmarks.optimizers import main as benchmark_main
 from meta_train.parsing import parsed
 from meta_train.run import read_state, write_state
 from meta_train.strangers.__main__ import main as strangers_main

@@ -12,8 +12,9 @@ from test_plots import size
 from l2o_graph.datasets.inr.generate import main as fit_inrs
 from l2o_graph.inr import INRClassifier, inr_config, load_inr_model, load_inrs, render
 from meta_train.__main__ import main
-from meta_train.epochs import rate_at
-from meta_train.inr_training import (
+from meta_train.benchmarks.tables import edited_digits
+from meta_train.supervised.epochs import rate_at
+from meta_train.supervised.inr import (
     EDITED,
     INRTrainer,
     INRTrainingConfig,
@@ -22,7 +23,6 @@ from meta_train.inr_training import (
     paper_recipe,
     train_inr_model,
 )
-from meta_train.tables import edited_digits
 
 TINY = INRTrainingConfig(
     task="sample_inr", model=inr_config("ng_gnn", hidden=8, layers=2, probes=2),

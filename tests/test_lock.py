@@ -17,10 +17,10 @@ from l2o_graph.storage import lock
 from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import LOCK, held
 from meta_train.__main__ import main as meta_train
-from meta_train.benchmark import main as benchmark
+from meta_train.benchmarks.optimizers import main as benchmark
+from meta_train.benchmarks.tables import main as tables
+from meta_train.benchmarks.transfer import main as transfer
 from meta_train.strangers.__main__ import main as strangers
-from meta_train.tables import main as tables
-from meta_train.transfer import main as transfer
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -120,7 +120,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_that_writes_a_folder_refuses_one_in_use(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("meta_train.transfer.PLACES", [("nothing", "fmnist_sample", 1)])
+    monkeypatch.setattr("meta_train.benchmarks.transfer.PLACES", [("nothing", "fmnist_sample", 1)])
     command, options = COMMANDS[name]
     with another_process(tmp_path) as process:
         status = command([*options, "--out", str(tmp_path)])

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from meta_train.plots import Curve, Panel, plot_curves, plot_predictions
+from meta_train.benchmarks.plots import Curve, Panel, plot_curves, plot_predictions
 
 LOSSES = [[2.0, 1.0, 0.5], [2.2, 1.1, 0.6]]
 

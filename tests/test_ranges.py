@@ -13,10 +13,10 @@ from l2o_graph.optim.controller import ControllerConfig
 from l2o_graph.paper.rule import RuleConfig
 from l2o_graph.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, Range
 from meta_train.__main__ import main
-from meta_train.cnn_training import CNNTrainingConfig
 from meta_train.config import MetaConfig
 from meta_train.controller_training import EvolutionConfig
-from meta_train.inr_training import INRTrainingConfig
+from meta_train.supervised.cnn import CNNTrainingConfig
+from meta_train.supervised.inr import INRTrainingConfig
 
 CONFIGURATIONS = [
     ControllerConfig(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers_optimizer import controller_file
 
-from meta_train.scaling import CASES, GPT2, main, measure_all
+from meta_train.benchmarks.scaling import CASES, GPT2, main, measure_all
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

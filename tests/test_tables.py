@@ -7,8 +7,8 @@ import pytest
 from helpers_stop import stopped
 
 from l2o_graph.datasets.inr.generate import main as fit_inrs
+from meta_train.benchmarks.tables import TABLES, Settings, main, provenance
 from meta_train.run import read_state, write_state
-from meta_train.tables import TABLES, Settings, main, provenance
 
 
 @pytest.fixture(scope="module")

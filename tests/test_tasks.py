@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from meta_train import transfer
-from meta_train.baselines import BEST_RATES, contenders
+from meta_train.benchmarks import transfer
+from meta_train.benchmarks.baselines import BEST_RATES, contenders
 from meta_train.tasks import get_task
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from meta_train.baselines import Muon
+from meta_train.benchmarks.baselines import Muon
 from meta_train.strangers import learned
 
 LIBRARY = "pytorch_optimizer"  # of SOAP, Schedule-Free and Prodigy

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from meta_train.plots import OTHER
+from meta_train.benchmarks.plots import OTHER
 from meta_train.strangers.judge import Standing, gain
 from meta_train.strangers.records import Record
 from meta_train.strangers.task import Merit, Task

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from l2o_graph import NGOptimizer
-from meta_train.baselines import Contender
+from meta_train.benchmarks.baselines import Contender
 from meta_train.tasks import Problem
 
 

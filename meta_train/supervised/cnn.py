@@ -35,8 +35,8 @@ from l2o_graph.metanets.cnn_config import GRAPH_MODELS, Model, Zoo
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.metanets.traits import NAMES, RANGES, span, traits
 from l2o_graph.storage.files import write_atomically
-from meta_train.epochs import EpochConfig, EpochTrainer
 from meta_train.run import Result, begin, drive, prepared
+from meta_train.supervised.epochs import EpochConfig, EpochTrainer
 
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
 SPLITS = ("train", "val", "test")

@@ -33,8 +33,8 @@ from l2o_graph.inr import (
 )
 from l2o_graph.metanets.inr_config import Model, Task
 from l2o_graph.storage.files import write_atomically
-from meta_train.epochs import EpochConfig, EpochTrainer
 from meta_train.run import Result, begin, drive, prepared
+from meta_train.supervised.epochs import EpochConfig, EpochTrainer
 
 # Name -> (dataset of the images, what a model is to do).
 INR_TASKS: dict[str, tuple[str, Task]] = {

@@ -1,0 +1,1 @@
+"""What optimizers reach and cost, and tables of models that read networks."""

@@ -1,0 +1,203 @@
+"""Controllers side by side on networks of validation: is what was learned, is the graph, worth it?
+
+    python -m meta_train.compare messages=FILE none=FILE start --draws 6
+
+All train the same networks on the same batches. Reported is the mean logarithm of the loss at the
+end, of the weights and of the averaged weights, relative to the start; and of each pair of
+controllers the mean difference over draws of families, with a paired t-test.
+"""
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from scipy import stats
+from torch import Tensor
+from tqdm import tqdm
+
+from l2o_graph.datasets.images import DATA_VARIABLE
+from l2o_graph.optim.checkpoints import load_checkpoint
+from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
+from l2o_graph.ranges import COUNT, THREADS, check_ranges
+from meta_train.controller_training import HELD_OUT, VALIDATION_SEED
+from meta_train.course import LEAST_LOSS, start
+from meta_train.families.registry import FAMILIES
+
+START = "start"
+# Windows of the end of a course whose mean is its last loss: a tenth of them.
+LAST_PART = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a controller came to on a draw of a family.
+
+    Attributes:
+        last: Mean logarithm of the last losses, relative to the start.
+        averaged: The same of the averaged weights.
+    """
+
+    last: float
+    averaged: float
+
+
+def start_of(config: ControllerConfig) -> Controller:
+    """A controller before it has learned anything: its answers are 0."""
+    return Controller(config)
+
+
+def outcome(
+    controller: Controller,
+    family: str,
+    seed: int,
+    steps: int,
+    pairs: int = 4,
+    told: bool = False,
+    data_root: str | Path | None = None,
+) -> Outcome:
+    """Train networks of a draw from start to end.
+
+    Args:
+        controller: What sets their steps.
+        family: Name of a family.
+        seed: Of the draw.
+        steps: Number of steps.
+        pairs: Number of instances.
+        told: Whether the end is told.
+        data_root: Where images lie.
+    """
+    course = start(family, seed, pairs, steps, told, validation=True, data_root=data_root)
+    vectors = controller.vector().expand(2 * pairs, -1)
+    weights = weights_from(controller.config, vectors)
+    losses = course.span(controller.config, weights, steps)
+    raw, averaged = losses[:-1], losses[-1]
+    last = raw[-max(len(raw) // LAST_PART, 1) :].mean(0)
+    return Outcome(_mean_log(last), _mean_log(averaged))
+
+
+def _mean_log(losses: Tensor) -> float:
+    return float((losses + LEAST_LOSS).log().mean())
+
+
+def compare(
+    controllers: dict[str, Controller],
+    families: Sequence[str],
+    draws: int,
+    steps: int,
+    told: bool = False,
+    data_root: str | Path | None = None,
+) -> dict[str, dict[str, list[Outcome]]]:
+    """Outcomes by controller and family, one for each draw."""
+    found = {name: {family: [] for family in families} for name in controllers}
+    turns = list(itertools.product(families, range(draws)))
+    for family, draw in tqdm(turns, unit="draw"):
+        for name, controller in controllers.items():
+            seed = VALIDATION_SEED + draw
+            found[name][family].append(
+                outcome(controller, family, seed, steps, told=told, data_root=data_root)
+            )
+    return found
+
+
+def markdown(found: dict[str, dict[str, list[Outcome]]]) -> str:
+    """Tables of means by family, and of the pairs of controllers."""
+    names = list(found)
+    families = list(found[names[0]])
+    lines = ["| family | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for family in families:
+        cells = []
+        for name in names:
+            outcomes = found[name][family]
+            last = sum(o.last for o in outcomes) / len(outcomes)
+            averaged = sum(o.averaged for o in outcomes) / len(outcomes)
+            cells.append(f"{last:.3f}, {averaged:.3f}")
+        mark = " (held out)" if FAMILIES[family].held_out else ""
+        lines.append(f"| {family}{mark} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| pair | families | of the weights | p | of averaged weights | p |",
+        "|---" * 6 + "|",
+    ]
+    groups = {
+        "trained on": [f for f in families if not FAMILIES[f].held_out],
+        "held out": [f for f in families if FAMILIES[f].held_out],
+    }
+    for (a, b), (label, chosen) in itertools.product(
+        itertools.combinations(names, 2), groups.items()
+    ):
+        if not chosen:
+            continue
+        cells = []
+        for key in ("last", "averaged"):
+            differences = [
+                getattr(x, key) - getattr(y, key)
+                for family in chosen
+                for x, y in zip(found[a][family], found[b][family], strict=True)
+            ]
+            cells += [_with_spread(differences), f"{_p_value(differences):.2g}"]
+        lines.append(f"| {a} - {b} | {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{mean:+.3f}"
+    error = stats.sem(values)
+    return f"{mean:+.3f} ± {error:.3f}"
+
+
+def _p_value(differences: Sequence[float]) -> float:
+    """Of a paired t-test against 0; 1 where nothing differs."""
+    if len(differences) < 2 or all(d == 0 for d in differences):
+        return 1.0
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return 1.0 if math.isnan(p) else p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, train, print; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m meta_train.compare", description=(__doc__ or "").partition("\n")[0]
+    )
+    text = f"NAME=FILE, a packaged name, or '{START}' for the first one before training"
+    parser.add_argument("controllers", nargs="+", help=text)
+    parser.add_argument(
+        "--families", nargs="+", choices=sorted(FAMILIES), help="[the held-out ones]"
+    )
+    parser.add_argument("--draws", type=int, default=4, help="of each family [4]")
+    parser.add_argument("--steps", type=int, default=500, help="[500]")
+    parser.add_argument("--told", action="store_true", help="the end is told")
+    parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads [1]")
+    given = parser.parse_args(arguments)
+    try:
+        check_ranges(given, draws=COUNT, steps=COUNT, threads=THREADS)
+        torch.set_num_threads(given.threads)
+        loaded = {}
+        for text in given.controllers:
+            name, _, path = text.partition("=")
+            if name == START and not path:
+                config = next(iter(loaded.values())).config if loaded else ControllerConfig()
+                loaded[name] = start_of(config)
+            else:
+                loaded[name] = load_checkpoint(path or name).controller
+        families = given.families or list(HELD_OUT)
+        found = compare(loaded, families, given.draws, given.steps, given.told, given.data_root)
+    except (ValueError, OSError) as error:
+        print(f"meta_train.compare: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"mean log loss after {given.steps} steps, {given.draws} draws a family; weights, averaged"
+    )
+    print(markdown(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

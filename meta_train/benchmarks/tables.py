@@ -1,0 +1,425 @@
+"""Tables of models that read networks: each row trained over seeds, and what the paper says of it.
+
+    python -m meta_train.tables mnist_inr --seeds 2 --jobs 2 --hidden 32 -- --inrs DIR --epochs 10
+
+A row is a model that ``python -m meta_train`` trains; what follows ``--`` goes to each of these
+commands. Runs are kept in ``--out``: the same command goes on with those that are missing or were
+interrupted. Reported is the test split at the evaluation that was best on the validation split.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from l2o_graph.datasets.inr.picture import contact_sheet
+from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
+from l2o_graph.storage.files import expecting, write_atomically
+from l2o_graph.storage.lock import held
+from meta_train.__main__ import main as train
+from meta_train.benchmarks.optimizers import spread
+from meta_train.benchmarks.plots import plot_predictions
+from meta_train.parsing import parsed
+from meta_train.supervised.cnn import PREDICTIONS
+from meta_train.supervised.inr import EDITED
+
+PROBES = (0, 4, 16, 64)
+INTERRUPTED = 130  # what a command answers that was told to stop
+GRAPH_MODELS = ("ng_gnn", "ng_t")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model of a table.
+
+    Attributes:
+        label: For people.
+        arguments: Of ``python -m meta_train``, after the task; the first is the model.
+        published: What the paper says, in the units of the table; empty where it says nothing.
+    """
+
+    label: str
+    arguments: tuple[str, ...]
+    published: str = ""
+
+    @property
+    def name(self) -> str:
+        """As folders are called."""
+        return "-".join(argument.strip("-") for argument in self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What is compared.
+
+    Attributes:
+        rows: The models.
+        measure: Of a checkpoint's provenance.
+        unit: Of the figures, for people.
+        scale: Figures are the measure times this.
+        digits: Behind the point.
+        figure: Folders of runs by label -> PNG; None where there is nothing to see.
+        task: Of ``python -m meta_train``; that of the table's name, if none is said.
+    """
+
+    rows: tuple[Row, ...]
+    measure: str
+    unit: str
+    scale: float
+    digits: int
+    figure: Callable[[Mapping[str, Path]], bytes] | None = None
+    task: str = ""
+
+
+def edited_digits(folders: Mapping[str, Path]) -> bytes:
+    """What networks draw before and after each editor, and what they should draw."""
+    found: dict[str, Tensor] = {}
+    for label, folder in folders.items():
+        path = folder / EDITED
+        with expecting(f"'{path}': expected images of networks"):
+            images = load_file(path)
+            drawn, edited, target = (images[name] for name in ("drawn", "edited", "target"))
+            if not drawn.shape == edited.shape == target.shape or drawn.dim() != 3:
+                raise ValueError(f"images of shapes {[list(x.shape) for x in images.values()]}")
+        found |= {"network": drawn} if not found else {}
+        found[label] = edited
+    return contact_sheet({**found, "target": target})
+
+
+def predictions(folders: Mapping[str, Path]) -> bytes:
+    """What predictors say of the test split, against how it is."""
+    found = {}
+    for label, folder in folders.items():
+        path = folder / PREDICTIONS
+        with expecting(f"'{path}': expected accuracies and predictions, a line for each network"):
+            lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+            true, said = ([float(x[k]) for x in lines] for k in ("accuracy", "prediction"))
+            if not lines:
+                raise ValueError("an empty file")
+            found[label] = true, said
+    return plot_predictions(found)
+
+
+def _held_out(*traits: str) -> list[Row]:
+    """Models that are tested on what they have not seen the like of."""
+    return [
+        Row(f"{label}, {trait} held out", (model, "--hold-out", trait))
+        for trait in traits
+        for label, model in (("StatNN", "stat_nn"), ("NG-GNN", "ng_gnn"), ("NG-T", "ng_t"))
+    ]
+
+
+def _probed(label: str, *arguments: str, published: Sequence[str]) -> list[Row]:
+    """A graph model with each number of probes."""
+    return [
+        Row(f"{label}, {count} probes", (*arguments, "--probes", str(count)), figure)
+        for count, figure in zip(PROBES, published, strict=True)
+    ]
+
+
+# Kofinas et al. 2024, Tables 1 to 7; what is not in them stands here without a figure.
+TABLES = {
+    "mnist_inr": Table(
+        (
+            Row("MLP", ("mlp",), "17.6 ± 0.0"),
+            Row("Set NN", ("set_nn",), "23.7 ± 0.1"),
+            Row("StatNN", ("stat_nn",)),
+            Row("DWSNet", ("dwsnet",), "85.7 ± 0.6"),
+            Row("NFN", ("nfn",)),
+            *_probed("NG-GNN", "ng_gnn", published=(
+                "91.4 ± 0.6", "91.8 ± 0.5", "92.8 ± 0.3", "94.7 ± 0.3")),
+            *_probed("NG-T", "ng_t", published=(
+                "92.4 ± 0.3", "93.3 ± 0.2", "94.9 ± 0.3", "97.3 ± 0.2")),
+            Row("NG-GNN without positions", ("ng_gnn", "--no-positions"), "83.9 ± 0.3"),
+            Row("NG-T without positions", ("ng_t", "--no-positions"), "77.9 ± 0.7"),
+        ),
+        "test_accuracy", "accuracy, %", 100.0, 2,
+    ),
+    "fmnist_inr": Table(
+        (
+            Row("MLP", ("mlp",), "19.9 ± 0.5"),
+            Row("Set NN", ("set_nn",), "22.3 ± 0.4"),
+            Row("StatNN", ("stat_nn",)),
+            Row("DWSNet", ("dwsnet",), "67.1 ± 0.3"),
+            Row("NFN", ("nfn",)),
+            *_probed("NG-GNN", "ng_gnn", published=(
+                "68.0 ± 0.2", "71.9 ± 0.3", "73.1 ± 0.3", "74.2 ± 0.4")),
+            *_probed("NG-T", "ng_t", published=(
+                "72.7 ± 0.6", "73.8 ± 0.3", "74.1 ± 1.5", "74.8 ± 0.9")),
+        ),
+        "test_accuracy", "accuracy, %", 100.0, 2,
+    ),
+    "mnist_dilation": Table(
+        (
+            Row("DWSNet", ("dwsnet",), "2.58"),
+            Row("NFN", ("nfn",), "2.55"),
+            *_probed("NG-GNN", "ng_gnn", published=(
+                "2.38 ± 0.02", "2.26 ± 0.01", "2.17 ± 0.01", "2.06 ± 0.01")),
+            *_probed("NG-T", "ng_t", published=(
+                "1.96 ± 0.00", "1.88 ± 0.02", "1.82 ± 0.02", "1.75 ± 0.01")),
+        ),
+        "test_loss", "mean squared error of pixels, 1e-2", 100.0, 3, edited_digits,
+    ),
+    "cnn_park": Table(
+        (
+            Row("StatNN", ("stat_nn",), "0.719 ± 0.010"),
+            Row("NG-GNN", ("ng_gnn",), "0.804 ± 0.009"),
+            Row("NG-T", ("ng_t",), "0.817 ± 0.007"),
+            Row("NG-GNN without activations", ("ng_gnn", "--no-activations"), "0.778 ± 0.018"),
+            Row("NG-T without activations", ("ng_t", "--no-activations"), "0.728 ± 0.010"),
+        ),
+        "test_tau", "Kendall's tau-b", 1.0, 3, predictions,
+    ),
+    "cnn_held_out": Table(
+        tuple(_held_out("depth=5", "width=32", "activation=tanh")),
+        "test_tau", "Kendall's tau-b", 1.0, 3, predictions, "cnn_park",
+    ),
+    "cnn_small": Table(
+        (
+            Row("StatNN", ("stat_nn",), "0.915 ± 0.002"),
+            Row("NFN-HNP", ("nfn",), "0.934 ± 0.001"),
+            Row("NG-GNN", ("ng_gnn",), "0.930 ± 0.001"),
+            Row("NG-T", ("ng_t",), "0.935 ± 0.000"),
+        ),
+        "test_tau", "Kendall's tau-b", 1.0, 3, predictions,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to train.
+
+    Attributes:
+        table: A name of ``TABLES``.
+        only: Rows whose label has one of these words in it; () for all.
+        seeds: How many, from 0 on.
+        hidden: Channels of the graph models; 0 for the published ones. Baselines keep theirs.
+        extra: Further arguments of every run.
+        out: Folder of the runs and the table.
+        jobs: Runs at the same time, of one thread each.
+    """
+
+    table: str
+    only: tuple[str, ...] = ()
+    seeds: int = 2
+    hidden: int = 0
+    extra: tuple[str, ...] = ()
+    out: Path = Path("runs/tables")
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        check_ranges(self, seeds=COUNT, hidden=COUNT_OR_NONE, jobs=COUNT)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that are asked for.
+
+        Raises:
+            ValueError: When there are none.
+        """
+        every = TABLES[self.table].rows
+        asked = "|".join(re.escape(part) for part in self.only)
+        found = [r for r in every if not asked or re.search(rf"\b({asked})\b", r.label)]
+        if not found:
+            raise ValueError(
+                f"only: expected words of one of {[row.label for row in every]}, found "
+                f"{list(self.only)}"
+            )
+        return found
+
+    def folder(self, row: Row, seed: int) -> Path:
+        """Of a run."""
+        return self.out / self.table / f"{row.name}-{seed}"
+
+
+def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
+    """Train every row on every seed.
+
+    Returns:
+        The provenance of each run's best checkpoint; of runs that did not end, none.
+
+    Raises:
+        ValueError: For rows that are not there.
+        OSError: When ``out`` cannot be written, or another command is writing there.
+    """
+    rows = settings.rows
+    runs = [(row, seed) for seed in range(settings.seeds) for row in rows]
+    answers: dict[Row, list[dict[str, Any]]] = {row: [] for row in rows}
+    with (
+        held(settings.out / settings.table),
+        tqdm(total=len(runs), unit="run", smoothing=0) as progress,
+    ):
+        for row, seed, status in in_parallel(partial(_train, settings), runs, settings.jobs):
+            progress.update()
+            folder = settings.folder(row, seed)
+            if status:
+                place = folder / "output.txt"
+                progress.write(f"{row.label}, seed {seed}: see {place}", file=sys.stderr)
+                continue
+            try:
+                found = _outcome(settings, folder / "checkpoint.safetensors")
+            except (ValueError, OSError) as error:
+                progress.write(f"{row.label}, seed {seed}: {error}", file=sys.stderr)
+                continue
+            answers[row].append(found)
+            figure = _figure(TABLES[settings.table], [found])
+            text = f"{row.label}, seed {seed}: {figure}, {found['minutes']} minutes"
+            progress.write(text, file=sys.stderr)
+    return answers
+
+
+def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> str:
+    """The table, its last column what the paper has."""
+    table = TABLES[settings.table]
+    lines = [
+        f"| {settings.table} | parameters | {table.unit} | seeds | minutes to best | paper |",
+        "|---" * 6 + "|",
+    ]
+    for row, found in answers.items():
+        if not found:
+            continue
+        minutes = sum(each["minutes"] for each in found) / len(found)
+        lines.append(
+            f"| {row.label} | {found[0]['parameters']:,} | {_figure(table, found)} | {len(found)} "
+            f"| {minutes:.1f} | {row.published} |"
+        )
+    width = f"{settings.hidden} channels" if settings.hidden else "published sizes"
+    given = " ".join(settings.extra) or "no further arguments"
+    lines += ["", f"Graph models of {width}; {given}. The paper's figures are at its own scale."]
+    return "\n".join(lines) + "\n"
+
+
+def write(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> list[Path]:
+    """Write the table and, where there is something to see, its figure; returns their paths.
+
+    Raises:
+        ValueError: For what a run left for the figure, and is damaged.
+        OSError: For a place that cannot be written to.
+    """
+    # Some rows alone do not take the place of the whole table.
+    name = settings.table + ("-some" if settings.only else "")
+    paths = [settings.out / f"{name}.md"]
+    write_atomically(paths[0], markdown(settings, answers).encode())
+    draw, whole = TABLES[settings.table].figure, settings.seeds
+    ended = {row.label: settings.folder(row, 0) for row, f in answers.items() if len(f) == whole}
+    if draw is not None and ended:
+        paths.append(paths[0].with_suffix(".png"))
+        write_atomically(paths[1], draw(ended))
+    return paths
+
+
+def provenance(checkpoint: Path) -> dict[str, Any]:
+    """How a checkpoint was made, and how good it is.
+
+    Raises:
+        ValueError: For a file that is damaged or something else.
+        OSError: For one that is not there.
+    """
+    with (
+        expecting(f"checkpoint '{checkpoint}': expected how it was made"),
+        safe_open(checkpoint, framework="pt") as file,
+    ):
+        return dict(json.loads(file.metadata()["provenance"]))
+
+
+def _outcome(settings: Settings, checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's provenance, with the numbers that a table is made of."""
+    found = provenance(checkpoint)
+    for name in ("parameters", "minutes", TABLES[settings.table].measure):
+        with expecting(f"checkpoint '{checkpoint}': expected a number '{name}'"):
+            parsed(float, found[name], name)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, print; 0 when all rows are there, 1 when some are not, 2 for bad requests."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m meta_train.tables", description=(__doc__ or "").partition("\n")[0],
+        epilog="What follows -- goes to each python -m meta_train.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("table", choices=sorted(TABLES))
+    add(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="rows with these words in their label",
+    )
+    add("--seeds", type=int, default=2, help="how many, from 0 on")
+    add("--hidden", type=int, default=0, help="channels of the graph models; 0: the paper's")
+    add("--out", type=Path, default=Path("runs/tables"), metavar="FOLDER")
+    add("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
+    args = vars(parser.parse_args(argv[:cut]))
+    args["only"] = tuple(args["only"])
+    try:
+        settings = Settings(**args, extra=tuple(argv[cut + 1 :]))
+        answers = fill(settings)
+        if not any(answers.values()):
+            print("tables: no row ended, nothing written", file=sys.stderr)
+            return 1
+        paths = write(settings, answers)
+    except (ValueError, OSError, BrokenProcessPool) as error:
+        print("tables: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    print(paths[0].read_text())
+    print(f"wrote {' and '.join(map(str, paths))}")
+    return 0 if all(len(found) == settings.seeds for found in answers.values()) else 1
+
+
+def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, int]:
+    """One run; what it prints goes to a file in its folder."""
+    row, seed = run
+    folder = settings.folder(row, seed)
+    hidden = ()
+    if settings.hidden and row.arguments[0] in GRAPH_MODELS:
+        hidden = ("--hidden", str(settings.hidden))
+    arguments = (
+        "--task", TABLES[settings.table].task or settings.table,
+        "--model", *row.arguments, *hidden, *settings.extra,
+        "--seed", str(seed), "--out", str(folder), "--resume",
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / "output.txt").open("a") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        try:
+            status = train(list(arguments))
+        except SystemExit as error:  # arguments that no command takes
+            status = int(error.code or 0)
+        except Exception:  # whatever it is, the other rows have nothing to do with it
+            traceback.print_exc()
+            status = 1
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    return row, seed, status
+
+
+def _figure(table: Table, found: Sequence[dict[str, Any]]) -> str:
+    return spread([table.scale * each[table.measure] for each in found], table.digits)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
