@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2o_graph.datasets.inr import fit
-from l2o_graph.inr import RECIPES, Recipe, evaluate, initialise, psnr, render, stack_networks
+from l2o_graph.inr import RECIPES, Recipe, evaluate, fit, initialise, psnr, render, stack_networks
 
 
 class Siren(nn.Module):

@@ -11,10 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from l2o_graph.datasets.images import load_images
-from l2o_graph.datasets.inr import fit
 from l2o_graph.datasets.inr.files import write_shard
 from l2o_graph.datasets.inr.generate import Settings, main, plan
-from l2o_graph.inr import RECIPES, initialise, load_inrs, psnr, read_published, render
+from l2o_graph.inr import RECIPES, fit, initialise, load_inrs, psnr, read_published, render
 from l2o_graph.storage.shards import shard_name
 
 SAMPLE = load_images("fmnist_sample")
@@ -149,11 +148,11 @@ def test_the_command_says_what_came_of_it(small, tmp_path, capsys):
 HELD = """
 import sys
 import helpers_hold
-from l2o_graph.datasets import inr
+from l2o_graph.datasets.inr import generate
 
 if __name__ == "__main__":
-    helpers_hold.after_answer(inr, "in_parallel", 1)
-    sys.exit(inr.main())
+    helpers_hold.after_answer(generate, "in_parallel", 1)
+    sys.exit(generate.main())
 """
 
 

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys
 from pathlib import Path
-from l2o_graph.zoo.files import write_atomically
-from l2o_graph.zoo.lock import held
+from l2o_graph.storage.files import write_atomically
+from l2o_graph.storage.lock import held
 
 with held(Path(sys.argv[1])):
     print("held", flush=True)
@@ -163,7 +163,7 @@ def test_a_killed_run_is_resumed_and_a_running_one_is_not(tmp_path):
 WRITE = """
 import os, signal, sys
 from pathlib import Path
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.storage.files import write_atomically
 
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
 write_atomically(Path(sys.argv[1]), b"half")

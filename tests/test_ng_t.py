@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from l2o_graph.layout import edges as edges_module
 from l2o_graph.layout.blocks import Topology, topology_of
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
-from l2o_graph.models import ng_gnn
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import MOST_PAIRS, NGT, NGTLayer, joined_pairs
 from l2o_graph.paper.rule import RuleConfig
@@ -317,7 +317,7 @@ def test_no_tensor_is_larger_than_its_chunk_needs(options):
 def test_states_of_edges_are_kept_only_where_one_chunk_is_all_or_they_are_few(
     most, few, monkeypatch
 ):
-    monkeypatch.setattr(ng_gnn, "MOST_KEPT", 10**6 if few else 0)
+    monkeypatch.setattr(edges_module, "MOST_KEPT", 10**6 if few else 0)
     topology, layers = topology_of(SPECS["mlp"]), 2
     chunks = topology.chunks(most)
     nodes, edges = first_states(topology)

@@ -82,8 +82,8 @@ def test_an_error_of_any_kind_ends_one_row_alone(inrs, tmp_path, capsys):
 HELD = """
 import sys
 import helpers_hold
-from meta_train.inr_training import INRTrainer
-from meta_train.tables import main
+from meta_train.supervised.inr import INRTrainer
+from meta_train.benchmarks.tables import main
 
 helpers_hold.before(INRTrainer, "advance", 2)
 sys.exit(main())
