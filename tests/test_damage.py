@@ -16,10 +16,10 @@ from meta_train.benchmarks import optimizers as benchmark
 from meta_train.benchmarks import tables
 from meta_train.benchmarks.optimizers import Record as Measured
 from meta_train.benchmarks.optimizers import main as benchmark_main
+from meta_train.benchmarks.strangers.__main__ import main as strangers_main
+from meta_train.benchmarks.strangers.records import FILE
 from meta_train.parsing import parsed
 from meta_train.run import read_state, write_state
-from meta_train.strangers.__main__ import main as strangers_main
-from meta_train.strangers.records import FILE
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import LOCK, held
 from meta_train.__main__ import main as meta_train
 from meta_train.benchmarks.optimizers import main as benchmark
+from meta_train.benchmarks.strangers.__main__ import main as strangers
 from meta_train.benchmarks.tables import main as tables
 from meta_train.benchmarks.transfer import main as transfer
-from meta_train.strangers.__main__ import main as strangers
 
 ROOT = Path(__file__).parents[1]
 HOLD = """

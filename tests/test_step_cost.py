@@ -9,7 +9,7 @@ from helpers_optimizer import controller_file
 from torch import nn
 
 from meta_train.benchmarks.step_cost import NETS, NG, OPTIMIZERS, FlatMuon, main, step_costs
-from meta_train.strangers.contenders import LIBRARY
+from meta_train.benchmarks.strangers.contenders import LIBRARY
 
 HAS_MUON = hasattr(torch.optim, "Muon")
 

@@ -13,9 +13,23 @@ import torch
 from helpers_optimizer import controller_file
 from torch import nn
 
-from meta_train.strangers import contenders, learned, records, tasks, taught, training
-from meta_train.strangers.__main__ import Settings, compare, execute, main, plan, with_averages
-from meta_train.strangers.judge import (
+from meta_train.benchmarks.strangers import (
+    contenders,
+    learned,
+    records,
+    tasks,
+    taught,
+    training,
+)
+from meta_train.benchmarks.strangers.__main__ import (
+    Settings,
+    compare,
+    execute,
+    main,
+    plan,
+    with_averages,
+)
+from meta_train.benchmarks.strangers.judge import (
     Entry,
     at_best_rates,
     clearly_worse,
@@ -26,10 +40,10 @@ from meta_train.strangers.judge import (
     standings,
     summaries,
 )
-from meta_train.strangers.records import Record, Run
-from meta_train.strangers.report import Outcome, markdown, stopped_early, write
-from meta_train.strangers.task import ACCURACY, lower, measured
-from meta_train.strangers.tasks import TASKS
+from meta_train.benchmarks.strangers.records import Record, Run
+from meta_train.benchmarks.strangers.report import Outcome, markdown, stopped_early, write
+from meta_train.benchmarks.strangers.task import ACCURACY, lower, measured
+from meta_train.benchmarks.strangers.tasks import TASKS
 
 LOSS = lower("nats")
 needs_library = pytest.mark.skipif(
@@ -343,7 +357,7 @@ def test_only_what_is_missing_is_run(tmp_path, monkeypatch):
     done = []
     real = training.train
     monkeypatch.setattr(
-        "meta_train.strangers.__main__.train",
+        "meta_train.benchmarks.strangers.__main__.train",
         lambda run, **rest: (done.append(run), real(run, **rest))[1],
     )
     compare(settings)

@@ -29,8 +29,8 @@ from l2o_graph.datasets.workers import check_device
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, THREADS
 from meta_train.benchmarks.scaling import GPT2
-from meta_train.strangers import learned
-from meta_train.strangers.contenders import LIBRARY, split
+from meta_train.benchmarks.strangers import learned
+from meta_train.benchmarks.strangers.contenders import LIBRARY, split
 from meta_train.tasks.image_classification import cnn
 
 STEPS = 11  # in a row: one more than there are from one basis to the next

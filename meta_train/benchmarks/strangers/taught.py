@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meta_train.strangers.networks import mlp
-from meta_train.strangers.sources import images
-from meta_train.strangers.task import (
+from meta_train.benchmarks.strangers.networks import mlp
+from meta_train.benchmarks.strangers.sources import images
+from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
     Problem,
@@ -21,7 +21,7 @@ from meta_train.strangers.task import (
     pick,
     seeded,
 )
-from meta_train.strangers.vision import TESTED, classified, cross_entropy
+from meta_train.benchmarks.strangers.vision import TESTED, classified, cross_entropy
 from meta_train.tasks.image_classification import cnn
 
 FEW = 500  # images of the new kind

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meta_train.strangers.networks import mlp
-from meta_train.strangers.sources import table
-from meta_train.strangers.task import (
+from meta_train.benchmarks.strangers.networks import mlp
+from meta_train.benchmarks.strangers.sources import table
+from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
     Problem,
@@ -17,7 +17,7 @@ from meta_train.strangers.task import (
     pick,
     seeded,
 )
-from meta_train.strangers.vision import cross_entropy
+from meta_train.benchmarks.strangers.vision import cross_entropy
 
 SHOWN = 0.75  # share of the rows to train on
 USERS, ITEMS, RATINGS = 400, 300, 15_000

@@ -2,8 +2,15 @@
 
 from importlib.util import find_spec
 
-from meta_train.strangers import fields, generative, sequences, tables, taught, vision
-from meta_train.strangers.task import Task
+from meta_train.benchmarks.strangers import (
+    fields,
+    generative,
+    sequences,
+    tables,
+    taught,
+    vision,
+)
+from meta_train.benchmarks.strangers.task import Task
 
 TASKS: dict[str, Task] = {
     task.name: task

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from l2o_graph.storage.files import write_atomically
-from meta_train.strangers.contenders import Contender
-from meta_train.strangers.judge import (
+from meta_train.benchmarks.strangers.contenders import Contender
+from meta_train.benchmarks.strangers.judge import (
     RULE,
     Entry,
     Standing,
@@ -21,10 +21,10 @@ from meta_train.strangers.judge import (
     standings,
     summaries,
 )
-from meta_train.strangers.pictures import curves, dots
-from meta_train.strangers.records import Record
-from meta_train.strangers.task import Merit, Task
-from meta_train.strangers.training import FRACTIONS, stops
+from meta_train.benchmarks.strangers.pictures import curves, dots
+from meta_train.benchmarks.strangers.records import Record
+from meta_train.benchmarks.strangers.task import Merit, Task
+from meta_train.benchmarks.strangers.training import FRACTIONS, stops
 
 
 @dataclass(frozen=True, slots=True)

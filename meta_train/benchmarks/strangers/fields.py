@@ -6,9 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meta_train.strangers.networks import mlp
-from meta_train.strangers.sources import images
-from meta_train.strangers.task import Batch, Problem, Task, generator, lower, pick, seeded
+from meta_train.benchmarks.strangers.networks import mlp
+from meta_train.benchmarks.strangers.sources import images
+from meta_train.benchmarks.strangers.task import (
+    Batch,
+    Problem,
+    Task,
+    generator,
+    lower,
+    pick,
+    seeded,
+)
 
 OMEGA = 30.0  # of a SIREN
 CONDUCTIVITY = 0.05

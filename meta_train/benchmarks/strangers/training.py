@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from meta_train.strangers import learned
-from meta_train.strangers.contenders import averages_swapped, contenders
-from meta_train.strangers.records import Record, Run, number
-from meta_train.strangers.task import Problem, measured
-from meta_train.strangers.tasks import TASKS
+from meta_train.benchmarks.strangers import learned
+from meta_train.benchmarks.strangers.contenders import averages_swapped, contenders
+from meta_train.benchmarks.strangers.records import Record, Run, number
+from meta_train.benchmarks.strangers.task import Problem, measured
+from meta_train.benchmarks.strangers.tasks import TASKS
 
 POINTS = 100  # of a loss curve
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of a run, at which an anytime figure is taken

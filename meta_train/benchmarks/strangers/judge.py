@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from meta_train.strangers.records import Record
-from meta_train.strangers.task import Merit
+from meta_train.benchmarks.strangers.records import Record
+from meta_train.benchmarks.strangers.task import Merit
 
 LEVEL_POINTS, LEVEL_SHARE = 0.3, 0.02
 CLEAR_POINTS, CLEAR_SHARE = 2.0, 0.10

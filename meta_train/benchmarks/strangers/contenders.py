@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from meta_train.benchmarks.baselines import Muon
-from meta_train.strangers import learned
+from meta_train.benchmarks.strangers import learned
 
 LIBRARY = "pytorch_optimizer"  # of SOAP, Schedule-Free and Prodigy
 AUXILIARY = 0.15  # rate of AdamW beside Muon, over Muon's: 0.003 beside 0.02

@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from meta_train.benchmarks.plots import OTHER
-from meta_train.strangers.judge import Standing, gain
-from meta_train.strangers.records import Record
-from meta_train.strangers.task import Merit, Task
+from meta_train.benchmarks.strangers.judge import Standing, gain
+from meta_train.benchmarks.strangers.records import Record
+from meta_train.benchmarks.strangers.task import Merit, Task
 
 # Okabe and Ito's palette; learned ones in the warm colours, as elsewhere.
 COLOURS = {

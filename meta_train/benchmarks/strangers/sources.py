@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2o_graph.datasets.images import NORMALISATION, Images, load_images
-from meta_train.strangers.task import generator
+from meta_train.benchmarks.strangers.task import generator
 
 SAMPLE = "sample"  # as a data root: the packaged sample in place of all image datasets
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))

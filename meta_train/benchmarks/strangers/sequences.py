@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meta_train.strangers.networks import GPT
-from meta_train.strangers.sources import CHARACTERS, images, text
-from meta_train.strangers.task import (
+from meta_train.benchmarks.strangers.networks import GPT
+from meta_train.benchmarks.strangers.sources import CHARACTERS, images, text
+from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
     Problem,
@@ -19,7 +19,7 @@ from meta_train.strangers.task import (
     pick,
     seeded,
 )
-from meta_train.strangers.vision import TESTED, cross_entropy
+from meta_train.benchmarks.strangers.vision import TESTED, cross_entropy
 
 NUMBERS, LENGTH = 30, 12  # that there are, and that are to be sorted
 START = NUMBERS  # the word that a sorted sequence begins with

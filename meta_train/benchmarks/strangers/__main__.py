@@ -21,12 +21,12 @@ from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.ranges import COUNT, Range, check_ranges
 from l2o_graph.storage.lock import held
 from meta_train.benchmarks.optimizers import check_writable
-from meta_train.strangers import contenders, learned, records, tasks
-from meta_train.strangers.contenders import Contender
-from meta_train.strangers.records import Record, Run
-from meta_train.strangers.report import Outcome, stopped_early, text, write
-from meta_train.strangers.task import Task
-from meta_train.strangers.training import stops, train
+from meta_train.benchmarks.strangers import contenders, learned, records, tasks
+from meta_train.benchmarks.strangers.contenders import Contender
+from meta_train.benchmarks.strangers.records import Record, Run
+from meta_train.benchmarks.strangers.report import Outcome, stopped_early, text, write
+from meta_train.benchmarks.strangers.task import Task
+from meta_train.benchmarks.strangers.training import stops, train
 
 QUICK_OPTIMIZERS = ("adamw", "adamw-default", "muon", "ng")
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meta_train.strangers.networks import Mixer, ResNet8, UNet, ViT
-from meta_train.strangers.sources import images
-from meta_train.strangers.task import (
+from meta_train.benchmarks.strangers.networks import Mixer, ResNet8, UNet, ViT
+from meta_train.benchmarks.strangers.sources import images
+from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
     Problem,
