@@ -170,3 +170,20 @@ def _axis(
         answer.insert(0, Factor(steps, factors[i].set, factors[i].stride * step))
         size, stride = size // steps, stride * steps
     return answer
+
+
+def told_apart(label: Label, axes: Sequence[int]) -> Label:
+    """The same label where data that was alike along some axes is so no more."""
+    for axis in axes:
+        factors = tuple(Factor(f.size) if f.alike else f for f in label.axes[axis])
+        label = label.with_axis(axis % len(label.axes), factors)
+    return label
+
+
+def sole_factor(label: Label, axis: int) -> Factor | None:
+    """The neurons along an axis, where they are one run of a set that runs along no other."""
+    if len(label.axes[axis]) != 1 or label.axes[axis][0].set is None:
+        return None
+    (factor,) = label.axes[axis]
+    others = [f.set for i, a in enumerate(label.axes) if i != axis % len(label.axes) for f in a]
+    return None if factor.set in others else factor

@@ -1,0 +1,209 @@
+"""What is known of every tensor of a computation so far: what it stands for, or is made of."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from l2o_graph.layout.tensors import is_sharded
+from l2o_graph.tracing.beside import Beside, Geometry, storage_of
+from l2o_graph.tracing.builder import Builder, Weight
+from l2o_graph.tracing.labels import Label, alike, data
+from l2o_graph.tracing.strides import pairs_of, span_of, steps_of
+
+
+class Known:
+    """What is known of every tensor so far.
+
+    Args:
+        named: The parameters by name, as the network sees them.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, Tensor]]):
+        self.builder = Builder([name for name, _ in named], [tuple(p.shape) for _, p in named])
+        # Several may be parts of one storage: flattened ones, as cuDNN's LSTMs have them.
+        self._of_storage: dict[int | None, list[tuple[int, int, int]]] = {}
+        self._strides = [tuple(p.stride()) for _, p in named]
+        for i, (_, p) in enumerate(named):
+            self.place(i, p)
+        self._labels: Beside[Label] = Beside()
+        self._derived: Beside[list[Weight]] = Beside()
+        self._folded: Beside[tuple[Weight, tuple[tuple[int, ...], ...]]] = Beside()
+        self._even: Beside[bool] = Beside()
+        self._statistics: Beside[bool] = Beside()
+        self._knows: Beside[set[int]] = Beside()
+        self.used: set[int] = set()  # parameters that any operation has read
+        self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
+        self.is_blind = False  # whether anything was computed with tensors that are sharded
+
+    def place(self, index: int, tensor: Tensor) -> None:
+        """Say that a tensor is a parameter; one that is sharded is put together to be used."""
+        key = storage_of(tensor)
+        if key is not None and not is_sharded(tensor):
+            self._of_storage.setdefault(key, []).append((*span_of(tensor), index))
+
+    def label(self, tensor: Tensor) -> Label:
+        """Of a tensor; data where nothing is known."""
+        known = self._labels.get(tensor)
+        if known is not None and known.shape == tensor.shape:
+            return known
+        label = data(tensor.shape)
+        for i, (n, stride) in enumerate(zip(*pairs_of(tensor), strict=True)):
+            if stride == 0 and n > 1:
+                label = label.with_axis(i, (alike(n),))
+        return label
+
+    def set_label(self, tensor: Tensor, label: Label | None) -> None:
+        """Say what a tensor is."""
+        fits = label is not None and label.shape == tuple(tensor.shape)
+        self._labels.put(tensor, label if fits else None)
+
+    def labels_sharing(self, tensor: Tensor) -> list[tuple[Geometry, Label]]:
+        """Labels of other tensors that lie in the same storage, and where they lie."""
+        return self._labels.sharing(tensor)
+
+    def hidden_in(self, tensor: Tensor) -> list[int]:
+        """Sets that run through parts of a tensor of which nothing is known as a whole."""
+        if self.label(tensor).sets():
+            return []
+        return [s for _, label in self.labels_sharing(tensor) for s in label.sets()]
+
+    def relabel(self, tensor: Tensor, where: Geometry, label: Label | None) -> None:
+        """Say what another tensor in the same storage is."""
+        self._labels.rewrite(tensor, where, label)
+
+    def is_even(self, tensor: Tensor) -> bool:
+        """Whether all entries are one number, so that no order of them can be told."""
+        return tensor.numel() == 1 or bool(self._even.get(tensor))
+
+    def set_even(self, tensor: Tensor, even: bool) -> None:
+        """Say whether all entries of a tensor are one number."""
+        self._even.put(tensor, even or None)
+
+    def uneven(self, tensor: Tensor) -> None:
+        """Say that a tensor was written, so that whatever lies in its storage has an order."""
+        for where, _ in self._even.sharing(tensor):
+            self._even.rewrite(tensor, where, None)
+        self._even.drop(tensor)
+
+    def is_statistic(self, tensor: Tensor) -> bool:
+        """Whether entries are sums over parameters, which permute as those do."""
+        return bool(self._statistics.get(tensor))
+
+    def set_statistic(self, tensor: Tensor, statistic: bool) -> None:
+        """Say whether entries of a tensor are sums over parameters."""
+        self._statistics.put(tensor, statistic or None)
+
+    def knows(self, tensor: Tensor) -> set[int]:
+        """The sets whose order the numbers of a tensor tell, as those of an argmax do."""
+        return self._knows.get(tensor) or set()
+
+    def set_knows(self, tensor: Tensor, sets: set[int]) -> None:
+        """Say of which sets the numbers of a tensor tell the order."""
+        self._knows.put(tensor, sets or None)
+
+    def operand(self, tensor: Tensor) -> Label:
+        """Of a tensor that meets others: what has no order to tell is as broad as nothing."""
+        label = self.label(tensor)
+        if not label.sets() and (self.is_even(tensor) or self.weights(tensor)):
+            return data((1,) * tensor.dim())
+        return label
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made of parameters, and no neurons run through it."""
+        return not self.label(tensor).sets() and bool(self.weights(tensor))
+
+    def weights(self, tensor: Tensor | None) -> list[Weight]:
+        """The parameters that a tensor is a view of, or was made of entry by entry."""
+        if tensor is None:
+            return []
+        derived = self._derived.get(tensor)
+        if derived is not None:
+            return derived
+        key = storage_of(tensor)
+        if key not in self._of_storage:
+            return []
+        first, last = span_of(tensor)
+        for start, stop, index in self._of_storage[key]:
+            if start <= first and last <= stop:
+                self.used.add(index)
+                own = self._as_stored(index, first - start, tensor)
+                return [] if own is None else [own]
+        return []
+
+    def _as_stored(self, index: int, start: int, view: Tensor) -> Weight | None:
+        """A view of a parameter as one of the parameter laid out row by row.
+
+        None where the parameter itself is laid out otherwise, as channels_last kernels are, and
+        the view does not run along its axes.
+        """
+        shape, strides = self.builder.shapes[index], self._strides[index]
+        here = Weight(index, start, tuple(view.shape), tuple(view.stride()))
+        rows = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        if Weight(index, 0, shape, strides).dense:
+            return here
+        steps = {stride: row for n, stride, row in zip(shape, strides, rows, strict=True) if n > 1}
+        wide = [n for n in shape if n > 1]
+        if (
+            start
+            or sorted(wide) != sorted(n for n in view.shape if n > 1)
+            or len(steps) < len(wide)
+        ):
+            return None
+        if any(stride not in steps for n, stride in zip(*pairs_of(view), strict=True) if n > 1):
+            return None
+        along = tuple(
+            steps[stride] if n > 1 else 1 for n, stride in zip(*pairs_of(view), strict=True)
+        )
+        return Weight(index, 0, tuple(view.shape), along)
+
+    def keeps_axes(self, tensor: Tensor) -> bool:
+        """Whether no axis of the parameters that a tensor is made of is cut in several."""
+        for weight in self.weights(tensor):
+            shape = self.builder.shapes[weight.parameter]
+            ends = {math.prod(shape[i:]) for i in range(len(shape) + 1)}
+            for n, step in zip(*steps_of(weight), strict=True):
+                if n > 1 and step and not {step, step * n} <= ends:
+                    return False
+        return True
+
+    def derive(self, tensor: Tensor, weights: list[Weight]) -> None:
+        """Say that a tensor was made of parameters alone."""
+        self._derived.put(tensor, weights)
+
+    def folded(self, tensor: Tensor) -> tuple[Weight, tuple[tuple[int, ...], ...]] | None:
+        """A view of a parameter whose axes were joined to those of a tensor, in any order.
+
+        Returns:
+            The view, and which of its axes each axis of the tensor is; None where it is none.
+        """
+        return self._folded.get(tensor)
+
+    def fold(self, tensor: Tensor, weight: Weight) -> None:
+        """Say that a tensor is a view of a parameter, neighbouring axes of it joined."""
+        groups, rest = [], list(range(len(weight.shape)))
+        for n in tensor.shape:
+            group: list[int] = []
+            while rest and math.prod(weight.shape[i] for i in group) < n:
+                group.append(rest.pop(0))
+            if math.prod(weight.shape[i] for i in group) != n:
+                return
+            groups.append(tuple(group))
+        if all(weight.shape[i] == 1 for i in rest):
+            self._folded.put(tensor, (weight, tuple(groups)))
+
+    def forget(self, tensor: Tensor) -> None:
+        """Know nothing of a tensor any more, as of one that is written anew."""
+        self._labels.drop(tensor)
+        self._derived.drop(tensor)
+        self._folded.drop(tensor)
+        self._even.drop(tensor)
+        self._statistics.drop(tensor)
+        self._knows.drop(tensor)
+
+    def name(self, weights: Sequence[Weight]) -> str:
+        """Of the layer that a parameter belongs to."""
+        if not weights or weights[0].parameter >= len(self.builder.names):
+            return ""
+        name = self.builder.names[weights[0].parameter]
+        return name.rpartition(".")[0] or name

@@ -1,0 +1,311 @@
+"""What parameters do to neurons: maps, biases, factors and tables."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from l2o_graph.layout.spec import Bias, Kernel
+from l2o_graph.tracing.builder import Weight, numbered
+from l2o_graph.tracing.labels import (
+    Axis,
+    Factor,
+    Label,
+    data,
+    joined,
+    refined,
+    sole_factor,
+    told_apart,
+)
+from l2o_graph.tracing.meetings import Meetings
+from l2o_graph.tracing.strides import number_of, runs_of, steps_of
+
+# A layer that maps more parts of a set alike than this is not followed.
+MOST_PARTS = 64
+
+
+class Layers(Meetings):
+    """Parameters that join neurons, and those that sit on them."""
+
+    def dense(
+        self, x: Tensor, axis: int, weight: Tensor, transposed: bool = False, groups: int = 1,
+        kind: str = "dense",
+    ) -> Label | None:  # fmt: skip
+        """A parameter that maps the neurons along an axis to new ones.
+
+        Args:
+            x: What is mapped.
+            axis: Of its neurons.
+            weight: [out, in, *positions], or with ``transposed`` [in, out, *positions].
+            transposed: Whether the first axis of the weight is what is read.
+            groups: Of a convolution.
+            kind: Of the kernel.
+
+        Returns:
+            The label with the new neurons along that axis; None where it cannot be followed.
+        """
+        weights = self.weights(weight)
+        if not weights:
+            return None
+        first, *others = weights
+        shape = tuple(weight.shape)
+        out = shape[1] * groups if transposed else shape[0]
+        if not first.dense and len(shape) == 2:  # the transpose of what the parameter stores
+            first, transposed = first.turned(), not transposed
+            others = [other.turned() for other in others]
+        known = self.builder.read(self.label(x), axis, self.name(weights))
+        if known is None or not first.dense or (known[4] and (transposed or groups > 1)):
+            return None
+        if sole_factor(known[0], axis) is None and not known[4]:
+            alone = groups == 1 and not others and not first.fixed
+            return self._dense_in_parts(known[0], axis, first, transposed) if alone else None
+        label, source, start, count, inside = known
+        self.set_label(x, label)
+        target = self.builder.new_set(self.name(weights), out)
+        rows = first.shape[0] // groups
+        if inside:  # a flattened map: of each channel all pixels lie together
+            grid, positions = (1, rows, count), (*(f.size for f in inside), *first.shape[2:])
+        else:
+            grid, positions = (groups, rows, first.shape[1]), first.shape[2:]
+        kernel = Kernel(
+            first.parameter, source, target, grid, positions, first.start, start,
+            from_rows=transposed, kind=kind,
+        )  # fmt: skip
+        self.builder.join(kernel)
+        for other in others:
+            self._made_of_too(kernel, first, other)
+        if first.fixed:
+            self.builder.fix(source)
+            self.builder.fix(target)
+        return label.with_axis(axis, (Factor(out, target, 1),)).only()
+
+    def dense_folded(self, x: Tensor, tensor: Tensor) -> Label | None:
+        """A folded parameter, [..., in, out], that maps the last axis of a tensor to a new one.
+
+        As einsum has them: the entries of all heads, or the neurons of all experts, in one axis.
+        """
+        found = self.folded(tensor)
+        if found is None or found[0].fixed:
+            return None
+        weight, (*_, read, written) = found
+        steps, name = list(zip(*steps_of(weight), strict=True)), self.name([weight])
+        label, last = self.label(x), len(self.label(x).axes) - 1
+        both = refined(label.axes[last], tuple(Factor(steps[i][0]) for i in read))
+        if both is None or len(both[0]) != len(read):
+            return None
+        # As the parameter stores them, the outermost first.
+        order = sorted(range(len(read)), key=lambda i: -steps[read[i]][1])
+        label = label.with_axis(last, joined([both[0][i] for i in order]))
+        if not label.sets():
+            source, start, count = None, 0, x.shape[-1]
+        else:
+            known = self.builder.read(label, last, name)
+            if known is None or known[4] or sole_factor(known[0], last) is None:
+                return None
+            label, source, start, count, _ = known
+        *rows_outside, rows = runs_of([steps[read[i]] for i in order])
+        new = sorted(written, key=lambda i: -steps[i][1])
+        *columns_outside, columns = runs_of([steps[i] for i in new])
+        from_rows = columns[1] == 1 and rows[1] == columns[0]
+        outside = [*rows_outside, *columns_outside]
+        if not (from_rows or (rows[1] == 1 and columns[1] == rows[0])):
+            return None
+        if math.prod(n for n, _ in outside) > MOST_PARTS:
+            return None
+        if source is None:
+            own = self.builder.ordered(f"input of {name}", count)
+            source = own.set or 0
+            there = numbered([steps[read[i]][0] for i in order], source)
+            back = joined([there[order.index(i)] for i in range(len(order))])
+            self.set_label(x, self.label(x).with_axis(last, back))
+        target = self.builder.new_set(name, math.prod(steps[i][0] for i in written))
+        inner = (rows[0], columns[0]) if from_rows else (columns[0], rows[0])
+        for at in itertools.product(*(range(n) for n, _ in outside)):
+            first = sum(i * step for i, (_, step) in zip(at, outside, strict=True))
+            of_rows, of_columns = at[: len(rows_outside)], at[len(rows_outside) :]
+            self.builder.join(
+                Kernel(
+                    weight.parameter, source, target, (1, *inner), (), weight.start + first,
+                    start + rows[0] * number_of(of_rows, rows_outside),
+                    columns[0] * number_of(of_columns, columns_outside), from_rows=from_rows,
+                )
+            )  # fmt: skip
+        made = dict(zip(new, numbered([steps[i][0] for i in new], target), strict=True))
+        axis = joined([made[i] for i in written])
+        return label.with_axis(last, axis).only()
+
+    def _made_of_too(self, kernel: Kernel, weight: Weight, other: Weight) -> None:
+        """Another parameter that the weight of a kernel was made of, entry by entry.
+
+        One that has as many entries is a kernel beside it, the lengths of rows or columns, as in
+        weight normalisation, sit on the neurons; neurons that it tells apart otherwise keep their
+        order.
+
+        Args:
+            kernel: The kernel.
+            weight: Its own parameter.
+            other: The other one, of the same shape.
+        """
+        wide = [
+            i for i, (n, step) in enumerate(zip(*steps_of(other), strict=True)) if n > 1 and step
+        ]
+        read, written = (kernel.source, kernel.source_start), (kernel.target, kernel.target_start)
+        rows, columns = (read, written) if kernel.from_rows else (written, read)
+        sides = [(*rows, kernel.grid[0] * kernel.grid[1])]
+        if kernel.grid[0] == 1:
+            sides.append((*columns, kernel.grid[2]))
+        if not other.fixed and steps_of(other) == steps_of(weight):
+            self.builder.join(replace(kernel, parameter=other.parameter, start=other.start))
+        elif not other.fixed and len(wide) == 1 and wide[0] < len(sides):
+            s, at, n = sides[wide[0]]
+            if other.shape[wide[0]] == n and other.strides[wide[0]] == 1:
+                self.builder.sit(Bias(other.parameter, s, n, other.start, at))
+            else:
+                self.builder.fix(s)
+        elif any(i < 2 for i in wide):
+            self.builder.fix(kernel.source)
+            self.builder.fix(kernel.target)
+
+    def _dense_in_parts(
+        self, label: Label, axis: int, weight: Weight, transposed: bool
+    ) -> Label | None:
+        """A parameter that maps the neurons of each part of a set, as of each head, alike."""
+        axis %= len(label.axes)
+        (inner,) = label.axes[axis]
+        assert inner.set is not None
+        outer = [f for i, a in enumerate(label.axes) for f in a if i != axis and f.set == inner.set]
+        parts, name = math.prod(f.size for f in outer), self.name([weight])
+        if parts > MOST_PARTS or inner.stride != 1:
+            return None
+        rows, columns = weight.shape[0], weight.shape[1]
+        out = columns if transposed else rows
+        target = self.builder.new_set(name, parts * out)
+        start = label.start.get(inner.set, 0)
+        for i, steps in enumerate(itertools.product(*(range(f.size) for f in outer))):
+            at = start + sum(n * f.stride for n, f in zip(steps, outer, strict=True))
+            self.builder.join(
+                Kernel(
+                    weight.parameter, inner.set, target, (1, rows, columns), weight.shape[2:],
+                    weight.start, at, i * out, from_rows=transposed,
+                )
+            )  # fmt: skip
+        *numbers, last = numbered([*(f.size for f in outer), out], target)
+        there = iter(numbers)
+        axes = [
+            (last,) if i == axis else tuple(next(there) if f.set == inner.set else f for f in a)
+            for i, a in enumerate(label.axes)
+        ]
+        return Label(tuple(axes), label.start).only()
+
+    def bias(self, label: Label | None, axis: int, tensor: Tensor | None) -> Label | None:
+        """Something that is added to the neurons along an axis, a parameter most of the time."""
+        if label is None or tensor is None or (self.is_even(tensor) and not self.weights(tensor)):
+            return label
+        for weight in self.weights(tensor):
+            factor = sole_factor(label, axis)
+            if factor is None or not weight.dense or math.prod(weight.shape) != factor.size:
+                return self._own(label, weight, [axis], "sum")
+            assert factor.set is not None
+            at = label.start.get(factor.set, 0)
+            self.builder.sit(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
+            if weight.fixed:
+                self.builder.fix(factor.set)
+        if not self.weights(tensor):
+            self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
+        return label
+
+    def scale(
+        self, label: Label, axis: int, tensor: Tensor | None, kind: str = "norm"
+    ) -> Label | None:
+        """Something that multiplies the neurons along an axis; without it they stay."""
+        weights = self.weights(tensor)
+        if not weights:
+            if tensor is not None and not self.is_even(tensor):
+                self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
+            return label
+        neurons = any(f.set is not None for f in label.axes[axis])
+        if (neurons and sole_factor(label, axis) is None) or not weights[0].dense:
+            return self._all_own(label, weights, axis)
+        known = self.builder.read(label, axis, self.name(weights))
+        if known is None:
+            return None
+        label, source, start, count, inside = known
+        if inside or math.prod(weights[0].shape) != count:
+            return self._all_own(label, weights, axis)
+        target = self.builder.new_set(self.name(weights), count)
+        self.builder.join(
+            Kernel(
+                weights[0].parameter, source, target, (count, 1, 1), (), weights[0].start, start,
+                kind=kind,
+            )
+        )  # fmt: skip
+        for other in weights[1:]:
+            if other.dense and math.prod(other.shape) == count:
+                self.builder.join(
+                    Kernel(
+                        other.parameter, source, target, (count, 1, 1), (), other.start, start,
+                        kind=kind,
+                    )
+                )  # fmt: skip
+            elif any(step for n, step in zip(*steps_of(other), strict=True) if n > 1):
+                self.builder.fix(target)
+        if any(weight.fixed for weight in weights):
+            self.builder.fix(target)
+        return label.with_axis(axis, (Factor(count, target, 1),)).only()
+
+    def _all_own(self, label: Label, weights: Sequence[Weight], axis: int) -> Label | None:
+        """Parameters that multiply a tensor along an axis, as neurons of their own."""
+        answer: Label | None = label
+        for weight in weights:
+            answer = answer and self._own(answer, weight, [axis], "product")
+        return answer
+
+    def _own(self, label: Label, weight: Weight, axes: Sequence[int], kind: str) -> Label | None:
+        """A parameter that meets a tensor as neurons of its own, one for each of its scalars.
+
+        So it is where a scalar serves several neurons, as those of a norm that all heads share.
+
+        Args:
+            label: Of the tensor.
+            weight: The parameter.
+            axes: Of the label, one for each axis of the parameter longer than 1.
+            kind: What brings them together.
+        """
+        sizes = [n for n, step in zip(*steps_of(weight), strict=True) if n > 1 and step]
+        ends = [axis % len(label.axes) for axis in axes]
+        whole = all(label.shape[at] == n for at, n in zip(ends, sizes, strict=False))
+        of_neurons = [f.set is not None or f.alike for at in ends for f in label.axes[at]]
+        known = all(of_neurons) and any(f.set is not None for at in ends for f in label.axes[at])
+        if len(sizes) != len(ends) or not whole or not known or weight.fixed or not weight.solid:
+            self.builder.lose(f.set for at in ends for f in label.axes[at] if f.set is not None)
+            return told_apart(label, ends)
+        size = math.prod(sizes)
+        own = self.builder.new_set(self.builder.names[weight.parameter], size)
+        self.builder.sit(Bias(weight.parameter, own, size, weight.start))
+        mine: list[Axis] = [()] * len(label.axes)
+        for at, factor in zip(ends, numbered(sizes, own), strict=True):
+            mine[at] = (factor,)
+        return self.meet(label, Label(tuple(mine)), label.shape, kind, alike=kind == "sum")
+
+    def lookup(self, index: Tensor, table: Tensor) -> Label | None:
+        """Rows of a table, picked by an index: each row is an input of its own."""
+        weights = self.weights(table)
+        if not weights or not weights[0].dense:
+            return None
+        (first, *others), name = weights, self.name(weights)
+        rows, columns = first.shape
+        source = self.builder.ordered(f"rows of {name}", rows).set
+        target = self.builder.new_set(name, columns)
+        assert source is not None
+        kernel = Kernel(
+            first.parameter, source, target, (1, rows, columns), (), first.start, from_rows=True,
+            kind="lookup",
+        )  # fmt: skip
+        self.builder.join(kernel)
+        for other in others:
+            self._made_of_too(kernel, first, other)
+        if first.fixed:
+            self.builder.fix(target)
+        return Label((*data(index.shape).axes, (Factor(columns, target, 1),)))
