@@ -1,6 +1,7 @@
 """Following a network's computation: which parameter joins which neurons."""
 
-from l2o_graph.tracing import recurrent  # noqa: F401  its rules are registered on import
+# Their rules are registered on import.
+from l2o_graph.tracing import norms, products, recurrent, shapes  # noqa: F401
 from l2o_graph.tracing.network import register_layer, spec_of_computation
 
 __all__ = ["register_layer", "spec_of_computation"]

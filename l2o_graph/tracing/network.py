@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import is_sharded
-from l2o_graph.tracing.operations import Following, Slot
+from l2o_graph.tracing.following import Following, Slot
 from l2o_graph.tracing.replica import as_they_were, copied, copied_module
 from l2o_graph.tracing.trace import Trace
 

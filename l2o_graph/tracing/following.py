@@ -1,0 +1,403 @@
+"""What each of torch's own operations does to neurons.
+
+Names are those of the ATen operators, to which torch brings every module and function. An operator
+is followed if it has a rule, is a view, or works entry by entry; any other ends what is known
+of the tensors that it reads: their neurons keep their order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from l2o_graph.layout.spec import ACTIVATIONS
+from l2o_graph.layout.tensors import is_sharded_type
+from l2o_graph.tracing.builder import Weight
+from l2o_graph.tracing.labels import Label, data, viewed
+from l2o_graph.tracing.operations import ALONG_AXES, OPERATIONS, dims_of
+from l2o_graph.tracing.trace import Trace
+
+# Where a parameter is: its index, the module that holds it, its name there, and it itself.
+Slot = tuple[int, nn.Module, str, Tensor]
+SUMS = {"add", "sub", "rsub"}
+OTHER_NAMES = {"log_sigmoid_forward": "logsigmoid"}  # of functions
+# What works entry by entry, besides the operators that torch itself marks so.
+ENTRY_BY_ENTRY = {
+    "_prelu_kernel", "_to_copy", "alias_copy", "bernoulli", "celu", "clamp_max", "clamp_min",
+    "clone", "dropout", "elu", "elu_backward", "fake_quantize_per_tensor_affine", "floor_divide",
+    "hardsigmoid", "hardswish", "hardswish_backward", "hardtanh", "ldexp", "leaky_relu",
+    "leaky_relu_backward", "lift_fresh_copy", "log_sigmoid_backward", "log_sigmoid_forward",
+    "native_dropout", "native_dropout_backward", "relu6", "rrelu_with_noise", "rsub", "selu",
+    "sigmoid_backward", "softplus_backward", "threshold_backward", "where",
+}  # fmt: skip
+# Tensors of one number, and random ones: no order of their entries can be told.
+EVEN = {
+    "empty", "empty_like", "full", "full_like", "new_empty", "new_full", "new_ones",
+    "new_zeros", "ones", "ones_like", "rand", "rand_like", "randn", "randn_like", "scalar_tensor",
+    "zero", "zeros", "zeros_like", "fill", "uniform", "normal", "exponential",
+}  # fmt: skip
+# What makes a weight out of a parameter, besides what works entry by entry.
+OF_WEIGHTS = {
+    "_native_batch_norm_legit", "_softmax", "_weight_norm_interface", "cudnn_batch_norm",
+    "native_batch_norm", "native_group_norm", "native_layer_norm", "_fused_rms_norm",
+    "_batch_norm_with_update", "_native_batch_norm_legit_functional",
+}  # fmt: skip
+# What brings entries together, all alike.
+STATISTICS = {
+    "mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod",
+    "var_mean", "std_mean", "any", "all",
+}  # fmt: skip
+# What says where the numbers were that it gives, or gives several.
+WITH_PLACES = {
+    "max", "min", "median", "nanmedian", "argmax", "argmin", "aminmax", "var_mean", "std_mean",
+    "sort", "topk", "kthvalue", "mode", "cummax", "cummin",
+}  # fmt: skip
+# What moves pixels or tokens along the last axes, as many as the name says.
+SPATIAL = (
+    "avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_", "lp_pool",
+    "reflection_pad", "replication_pad", "grid_sampler_", "fractional_max_pool", "max_unpool",
+)  # fmt: skip
+
+
+class Following(TorchDispatchMode):
+    """Tells a trace of every operation, as it is computed; results are what they are without."""
+
+    def __init__(self, trace: Trace, slots: Sequence[Slot] = ()):
+        super().__init__()
+        self.trace, self.inside = trace, 0  # inside of so many layers that have a rule
+        self.slots = slots  # of sharded parameters that were not put together yet
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.trace.is_blind |= any(map(is_sharded_type, types))
+        # In inference mode autograd does not take composite operators apart.
+        if func._can_decompose() and not self.inside:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        self._find()
+        out = func(*args, **kwargs)
+        if not self.inside:
+            follow(self.trace, func, args, kwargs, out)
+        return out
+
+    def _find(self) -> None:
+        """Find whole tensors where sharded parameters were, as FSDP2 puts them for a call."""
+        missing = []
+        for slot in self.slots:
+            index, module, name, shard = slot
+            found = module._parameters.get(name)
+            if found is None or found is shard:
+                missing.append(slot)
+            else:
+                self.trace.place(index, found)
+        self.slots = missing
+
+
+def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> None:
+    """Say what the outputs of an operator are; raises nothing, whatever a rule does."""
+    outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    if not outs:
+        return
+    name = operator.overloadpacket.__name__.removesuffix("_")
+    if name.startswith("_scaled_dot_product"):
+        name = "_scaled_dot_product"
+    leaves = () if name in EVEN else tree_leaves((args, kwargs))
+    inputs = [t for t in leaves if isinstance(t, Tensor)]
+    before = {s for t in inputs for s in trace.label(t).sets()}
+    folded = [f[0].parameter for t in inputs if (f := trace.folded(t))]
+    for t in inputs:
+        trace.weights(t)  # notes that it is used
+        trace.builder.lose(trace.knows(t))
+        if not operator.is_view:
+            trace.builder.lose(trace.hidden_in(t))
+    # What a rule replays is followed in between.
+    around, trace.builder.touched = trace.builder.touched, set()
+    written = _is_written(operator, args, outs)
+    known = trace.label(outs[0])
+    try:
+        _follow(trace, name, operator, args, kwargs, inputs, outs)
+    except Exception:  # one operation never ends the reading, nor the call that is watched
+        for t in outs:
+            trace.forget(t)
+        trace.builder.lose(before)
+    if not any(_is_known(trace, t) for t in outs):
+        trace.builder.known |= {w.parameter for t in inputs for w in trace.weights(t)}
+        trace.builder.known |= set(folded)
+    function = OTHER_NAMES.get(name, name)
+    if function in ACTIVATIONS:
+        trace.activated(trace.label(outs[0]), function)
+    after = {s for t in outs for s in trace.label(t).sets()}
+    trace.builder.lose(before - after - trace.builder.touched)
+    trace.builder.touched |= around
+    if written and (trace.label(outs[0]).sets() or not trace.is_even(outs[0])):
+        trace.uneven(outs[0])
+    if written and trace.label(outs[0]) != known:
+        _rewritten(trace, outs[0])
+
+
+def _is_known(trace: Trace, t: Tensor) -> bool:
+    """Whether what parameters did to a tensor has a place, or tells no order of them."""
+    found = trace.label(t).sets() or trace.weights(t) or trace.folded(t)
+    return bool(found) or trace.is_statistic(t)
+
+
+def _is_written(operator: Any, args: tuple, outs: list[Tensor]) -> bool:
+    """Whether an operator writes its answer into its first argument."""
+    return operator._schema.is_mutable and bool(args) and any(args[0] is t for t in outs)
+
+
+def _follow(
+    trace: Trace, name: str, operator: Any, args: tuple, kwargs: dict, inputs: list, outs: list
+) -> None:
+    if name in EVEN:  # whatever it is given, it reads the shape alone
+        for t in outs:
+            trace.forget(t)
+            trace.set_label(t, data(t.shape))  # something may be written into it
+            trace.set_even(t, kwargs.get("generator") is None)
+        return None
+    labelled = [t for t in inputs if trace.label(t).sets()]
+    weights = [t for t in inputs if trace.weights(t)]
+    if operator.is_view or name in ("_unsafe_view", "as_strided", "detach"):
+        return _follow_view(trace, operator, args, kwargs, outs)
+    one_by_one = torch.Tag.pointwise in operator.tags or name in ENTRY_BY_ENTRY
+    if not labelled and not (name in OPERATIONS and name not in STATISTICS and weights):
+        told = [t for t in inputs if not trace.is_even(t)]
+        statistic = bool(told) and all(
+            trace.is_statistic(t)
+            or (
+                name in STATISTICS
+                and trace.weights(t)
+                and (_of_all(t, outs) or trace.keeps_axes(t))
+            )
+            for t in told
+        )
+        for t in outs:
+            if not any(t is x for x in inputs):
+                trace.forget(t)
+            trace.set_even(t, one_by_one and not told and bool(inputs))
+            trace.set_statistic(t, statistic and (one_by_one or name in STATISTICS))
+    if (one_by_one and name not in OPERATIONS) or (name in OF_WEIGHTS and not labelled):
+        return _follow_entries(trace, name, inputs, outs)
+    if name in STATISTICS and not labelled:
+        return None
+    if name in OPERATIONS:
+        if name in ALONG_AXES:
+            args, kwargs = (args[0], _axes(operator, args, kwargs)), {}
+        label = OPERATIONS[name](trace, outs[0], *args, **kwargs)
+        if label is None:
+            trace.builder.lose(s for t in labelled for s in trace.label(t).sets())
+        trace.set_label(outs[0], label)
+        return _follow_places(trace, name, args, outs) if name in WITH_PLACES else None
+    if labelled and labelled[0] is inputs[0] and name.startswith(SPATIAL):
+        return _follow_spatial(trace, name, inputs[0], outs)
+    trace.builder.lose(s for t in labelled for s in trace.label(t).sets())
+    for t in outs:
+        trace.set_label(t, None)
+    return None
+
+
+def _of_all(x: Tensor, outs: list[Tensor]) -> bool:
+    """Whether all entries of a tensor were brought together in one."""
+    return x.numel() > 1 and all(t.numel() == 1 for t in outs)
+
+
+def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: list) -> None:
+    x = args[0]
+    label, made_of = trace.label(x), trace.weights(x)
+    if label.sets():
+        name = operator.overloadpacket.__name__
+        if trace.label(outs[0]) == label and outs[0].shape == x.shape:
+            return  # another view of the same, or other steps along axes of one entry
+        unfit = ("view_as_real", "view_as_complex", "as_strided", "as_strided_")
+        if name in unfit or outs[0].dtype != x.dtype:
+            trace.builder.lose(label.sets())
+            return
+        views = tree_leaves(operator(_like(x), *args[1:], **kwargs))
+        for out, view in zip(outs, views, strict=True):
+            found = viewed(label, view)
+            if found is None:
+                trace.builder.lose(label.sets())
+            trace.set_label(out, found)
+    elif made_of and not trace.weights(outs[0]):  # a view of a computed weight
+        for i, out in enumerate(outs):
+            views = []
+            for w in made_of:
+                try:
+                    view = tree_leaves(operator(_stand_in(w), *args[1:], **kwargs))[i]
+                except RuntimeError:  # no view of this parameter lies like this
+                    break
+                at, shape, strides = view.storage_offset(), view.shape, view.stride()
+                views.append(replace(w, start=at, shape=tuple(shape), strides=tuple(strides)))
+            if len(views) < len(made_of):
+                views = [replace(w, fixed=True) for w in views]
+                if not views and len(made_of) == len(outs) == 1:
+                    trace.fold(out, made_of[0])
+            trace.derive(out, views)
+    else:
+        for out in outs:
+            trace.set_even(out, trace.is_even(x))
+            trace.set_statistic(out, trace.is_statistic(x))
+
+
+def _like(x: Tensor) -> Tensor:
+    """A tensor without numbers, of the same shape and type, laid out row by row."""
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
+
+
+def _stand_in(weight: Weight) -> Tensor:
+    """A tensor without numbers that lies in its storage as a weight lies in its parameter."""
+    steps = zip(weight.shape, weight.strides, strict=True)
+    last = weight.start + sum((n - 1) * stride for n, stride in steps)
+    storage = torch.empty(last + 1, device="meta")
+    return storage.as_strided(weight.shape, weight.strides, weight.start)
+
+
+def _rewritten(trace: Trace, written: Tensor) -> None:
+    """Say what the tensors are whose part was written: a slice of neurons makes all of them so."""
+    label = trace.label(written)
+    steps = {written.stride(i): i for i in range(written.dim()) if written.shape[i] > 1}
+    for where, known in trace.labels_sharing(written):
+        _, shape, strides, _ = where
+        axes: list | None = []
+        for i, (n, stride) in enumerate(zip(shape, strides, strict=True)):
+            at = steps.get(stride) if n > 1 else None
+            if at is not None and written.shape[at] == n:
+                axes.append(label.axes[at])
+            elif all(f.set is None for f in known.axes[i]):
+                axes.append(known.axes[i])  # the part is some of these entries
+            else:
+                axes = None
+                break
+        kept = [] if axes is None else [f.set for axis in axes for f in axis if f.set is not None]
+        whole = axes is not None and set(label.sets()) == set(kept)
+        trace.builder.lose(s for s in known.sets() if s not in kept)
+        trace.relabel(written, where, Label(tuple(axes), label.start) if whole else None)
+
+
+def _follow_spatial(trace: Trace, name: str, x: Tensor, outs: list[Tensor]) -> None:
+    """Along the last axes pixels are moved; the others stay as they are."""
+    moved = next(int(c) for c in name if c in "123")
+    label = trace.label(x)
+    stay, rest = label.axes[:-moved], label.axes[-moved:]
+    if any(f.set is not None for axis in rest for f in axis):
+        return trace.builder.lose(label.sets())
+    for out in outs:
+        axes = (*stay, *data(out.shape[len(stay) :]).axes)
+        trace.set_label(out, Label(axes, label.start).only())
+    return None
+
+
+def _follow_places(trace: Trace, name: str, args: tuple, outs: list[Tensor]) -> None:
+    """What else comes of an operator along some axes: more numbers, or where the first were.
+
+    Places along neurons tell their order, to whatever reads them.
+    """
+    label, places = trace.label(outs[0]), outs if name in ("argmax", "argmin") else outs[1:]
+    before = trace.label(args[0])
+    along = {f.set for i in args[1] for f in before.axes[i]} - {None}
+    for t in places:
+        if along and name not in ("aminmax", "var_mean", "std_mean"):
+            trace.set_label(t, None)
+            trace.set_knows(t, {s for s in along if s is not None})
+        elif t is not outs[0]:
+            trace.set_label(t, label if label.sets() else None)
+
+
+def _follow_entries(trace: Trace, name: str, inputs: list[Tensor], outs: list[Tensor]) -> None:
+    """Entry by entry, after broadcasting."""
+    labelled = [t for t in inputs if trace.label(t).sets()]
+    parameters = [t for t in inputs if trace.is_weight(t)]
+    numbers = [
+        t
+        for t in inputs
+        if not trace.label(t).sets() and not trace.weights(t) and not trace.is_even(t)
+    ]
+    for out in outs:
+        if labelled:
+            trace.set_label(out, _entries(trace, name, labelled, parameters, numbers, out))
+        elif parameters:
+            parameters = sorted(parameters, key=lambda t: t.shape != out.shape)
+            made_of = [_broadcast(w, name, out) for t in parameters for w in trace.weights(t)]
+            told = [t for t in numbers if not trace.is_statistic(t)]
+            fixed = bool(told) and name not in OF_WEIGHTS
+            fixed |= name in OF_WEIGHTS and not trace.keeps_axes(parameters[0])
+            fixed |= None in made_of
+            if parameters[0].shape == out.shape:
+                found = dict.fromkeys(w for w in made_of if w is not None)
+                trace.derive(out, [replace(w, fixed=w.fixed or fixed) for w in found])
+
+
+def _broadcast(weight: Weight, name: str, out: Tensor) -> Weight | None:
+    """A weight in the shape of what was made of it; one of a norm for channels lies along them."""
+    channels = ("batch_norm" in name or "group_norm" in name) and len(weight.shape) == 1
+    return weight.broadcast(tuple(out.shape), 1 if channels else None)
+
+
+def _entries(
+    trace: Trace, name: str, labelled: list[Tensor], parameters: list[Tensor],
+    numbers: list[Tensor], out: Tensor,
+) -> Label | None:  # fmt: skip
+    """Labels of several tensors, met, and what is added to them or multiplied with them."""
+    kind = "sum" if name in SUMS else "product"
+    first, *others = labelled
+    alone = data((1,) * out.dim())
+    answer: Label | None = trace.meet(trace.label(first), alone, out.shape, kind)
+    for t in (*others, *numbers):
+        if answer is not None:
+            answer = trace.meet(answer, trace.label(t), out.shape, kind)
+    for p in parameters:
+        if answer is None:
+            break
+        if kind == "sum":
+            answer = trace.added(answer, p)
+        else:
+            axis = _axis_of_neurons(answer, p)
+            if axis is not None:
+                answer = trace.scale(answer, axis, p, "scale")
+            elif p.numel() > 1:
+                answer = trace.added(answer, p, "product")
+    if answer is None:
+        trace.builder.lose(s for t in labelled for s in trace.label(t).sets())
+    return answer
+
+
+def _axis_of_neurons(label: Label, parameter: Tensor) -> int | None:
+    """The axis, from the last, of the only run of neurons that a vector is aligned with."""
+    wide = [axis - parameter.dim() for axis, n in enumerate(parameter.shape) if n > 1]
+    return wide[0] if len(wide) == 1 and label.axes[wide[0]] else None
+
+
+def _axes(operator: Any, args: tuple, kwargs: dict) -> list[int]:
+    """The axes that a call of an operator works along."""
+    schema = operator._schema.arguments
+    given = dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+    for a in schema:
+        if a.name in ("dim", "dims"):
+            return dims_of(args[0], given.get(a.name, a.default_value))
+    return dims_of(args[0], None)
+
+
+def replayed(trace: Trace, function: Callable[..., Tensor], *tensors: Tensor | None) -> Label:
+    """What comes of an operator that does the work of many: they are followed without numbers."""
+    stand_ins = []
+    for t in tensors:
+        stand_in = None
+        if t is not None:
+            stand_in = _like(t)
+            if trace.label(t).sets():
+                trace.set_label(stand_in, trace.label(t))
+            elif made_of := trace.weights(t):
+                trace.derive(stand_in, made_of)
+        stand_ins.append(stand_in)
+    with torch.no_grad(), Following(trace):
+        out = function(*stand_ins)
+    for t, stand_in in zip(tensors, stand_ins, strict=True):
+        if t is not None and stand_in is not None:
+            trace.set_label(t, trace.label(stand_in))
+    return trace.label(out)

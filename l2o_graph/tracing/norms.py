@@ -1,0 +1,60 @@
+"""What normalisations do to neurons."""
+
+from typing import Any
+
+from torch import Tensor
+
+from l2o_graph.tracing.labels import Factor, Label
+from l2o_graph.tracing.operations import operation
+from l2o_graph.tracing.trace import Trace
+
+
+@operation(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
+    "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "cudnn_batch_norm",
+    "miopen_batch_norm", "batch_norm", "_batch_norm_no_update",
+)  # fmt: skip
+def batch_norm(
+    trace: Trace, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any
+):
+    """A scale and a shift for each channel."""
+    return trace.bias(trace.scale(trace.label(x), 1, weight), 1, bias)
+
+
+@operation("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(
+    trace: Trace, out: Tensor, x: Tensor, shape: Any, weight: Tensor | None = None,
+    bias: Any = None, *_: Any,
+):  # fmt: skip
+    """A scale and a shift for each entry of the last axis."""
+    label = trace.mixed(trace.label(x), range(-len(shape), 0))
+    if label is None:
+        return None
+    if len(shape) > 1:
+        label = label if weight is None else trace.added(label, weight, "product")
+        return label if label is None or bias is None else trace.added(label, bias)
+    label = trace.scale(label, -1, weight)
+    return trace.bias(label, -1, bias if isinstance(bias, Tensor) else None)
+
+
+@operation("native_group_norm", "group_norm")
+def group_norm(
+    trace: Trace, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *sizes: Any
+):
+    """A scale and a shift for each channel, behind statistics that a group of channels shares."""
+    groups, before = sizes[3], trace.label(x)
+    label = trace.bias(trace.scale(before, 1, weight), 1, bias)
+    if label is None or len(before.axes[1]) != 1 or before.axes[1][0].set is None:
+        return label
+    if groups == 1:
+        return label if trace.mixed(before, [1]) is before else None
+    (channels,) = before.axes[1]
+    within = channels.size // groups
+    group, channel = channels.cut(within)
+    grouped = Label(((group,), (channel,)), before.start)
+    statistics = trace.reduce(grouped, [1], "statistics")
+    after = label.axes[1][0].cut(within)
+    met = statistics and trace.meet(
+        Label(((after[0],), (after[1],)), label.start), statistics, (groups, within), "sum"
+    )
+    return label.with_axis(1, (Factor(channels.size, met.sets()[0], 1),)).only() if met else None

@@ -1,0 +1,205 @@
+"""What products with parameters, and attention, do to neurons."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2o_graph.layout.spec import Kernel
+from l2o_graph.tracing.builder import numbered
+from l2o_graph.tracing.following import replayed
+from l2o_graph.tracing.labels import Factor, Label, data
+from l2o_graph.tracing.operations import only_data, operation
+from l2o_graph.tracing.trace import Trace
+
+
+@operation("mm", "bmm", "matmul", "_sparse_mm", "mv")
+def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label | None:
+    """A product of matrices, one of them perhaps a parameter."""
+    of_a, of_b = trace.is_weight(a), trace.is_weight(b)
+    if trace.folded(b) and not of_a and (b.dim() == 2 or len(b) == 1):
+        return trace.dense_folded(a, b)
+    if of_a and of_b:
+        return None
+    if b.dim() == 1:
+        return trace.dense(b, -1, a) if of_a and b.numel() > 1 else None
+    if of_b:
+        one = _one_of(trace, b)
+        if one.dim() == 2:
+            return trace.dense(a, -1, one, transposed=True)
+        return _experts(trace, a, b) if a.dim() == 3 else None
+    if of_a:
+        one = _one_of(trace, a)
+        if one.dim() == 2:
+            return trace.dense(b, -2, one)
+        label = _experts(trace, b.mT, a.mT) if b.dim() == 3 else None
+        return label and Label((label.axes[0], label.axes[2], label.axes[1]), label.start)
+    return trace.contract(trace.operand(a), trace.operand(b))
+
+
+def _one_of(trace: Trace, weights: Tensor) -> Tensor:
+    """The matrix that all of a batch are, where they are one; else the batch."""
+    if weights.dim() != 3 or (len(weights) > 1 and weights.stride(0) != 0):
+        return weights
+    one = weights[0]
+    if not trace.weights(one):
+        found = [
+            replace(w, shape=w.shape[1:], strides=w.strides[1:]) for w in trace.weights(weights)
+        ]
+        trace.derive(one, found)
+    return one
+
+
+def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
+    """(experts, examples, in) times a parameter [experts, in, out]: networks side by side."""
+    label, (first, *_) = trace.label(x), trace.weights(weight)
+    experts, rows, columns = weight.shape
+    from_rows = first.dense
+    if not from_rows:  # stored as [experts, out, in]
+        first = replace(
+            first,
+            shape=(experts, columns, rows),
+            strides=(first.strides[0], first.strides[2], first.strides[1]),
+        )
+    outer, inner = label.axes[0], label.axes[2]
+    alone = len(trace.weights(weight)) == 1 and not first.fixed
+    if not first.dense or not alone or not only_data(label, [1]):
+        return None
+    name = trace.name([first])
+    wanted = None
+    if len(outer) == len(inner) == 1 and outer[0].set is not None and not label.start:
+        wanted = numbered([experts, rows], outer[0].set)
+    if wanted is not None and [*outer, *inner] == wanted:
+        source = outer[0].set
+    elif not label.sets():
+        source = trace.builder.ordered(f"input of {name}", experts * rows).set
+        own = numbered([experts, rows], source or 0)
+        trace.set_label(x, Label(((own[0],), label.axes[1], (own[1],))))
+    elif all(f.set is None for f in outer) and inner[0].set is not None:  # each reads all of them
+        source = trace.builder.new_meeting("copy", experts * rows)
+        of_outer, of_inner = numbered([experts, rows], source)
+        if not trace.builder.relate(
+            [of_outer, of_inner], [Factor(experts), *inner], (0, label.start.get(inner[0].set, 0)),
+            True, "copy",
+        ):  # fmt: skip
+            return None
+    else:
+        return None
+    assert source is not None
+    trace.builder.touch(source)
+    target = trace.builder.new_set(name, experts * columns)
+    grid = (experts, rows, columns) if from_rows else (experts, columns, rows)
+    trace.builder.join(
+        Kernel(first.parameter, source, target, grid, (), first.start, from_rows=from_rows)
+    )
+    of_outer, of_inner = numbered([experts, columns], target)
+    return Label(((of_outer,), label.axes[1], (of_inner,)))
+
+
+@operation("addmm", "baddbmm", "addbmm", "addmv", "_sparse_addmm")
+def product_and_sum(trace: Trace, out: Tensor, c: Tensor, a: Tensor, b: Tensor, **_: Any):
+    """A product of matrices with something added, mostly a bias."""
+    label = product(trace, out, a, b)
+    if label is not None and trace.weights(c):
+        return trace.added(label, c)
+    if label is None or trace.is_even(c):
+        return label
+    return trace.meet(label, trace.label(c), out.shape, "sum")
+
+
+@operation("linear", "mkldnn_linear", "_addmm_activation")
+def linear(trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None):
+    """The last axis mapped."""
+    return trace.bias(trace.dense(x, -1, weight), -1, bias)
+
+
+@operation("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+def convolution(
+    trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+) -> Label | None:
+    """Channels mapped, the axes behind them moved."""
+    transposed, groups = rest[3], rest[5]
+    if not only_data(trace.label(x), range(2, x.dim())):
+        return None
+    label = trace.dense(x, 1, weight, transposed, groups, "convolution")
+    label = trace.bias(label, 1, bias)
+    return label and Label((*label.axes[:2], *data(out.shape[2:]).axes), label.start)
+
+
+@operation("embedding")
+def embedding(trace: Trace, out: Tensor, table: Tensor, index: Tensor, *_: Any) -> Label | None:
+    """Rows of a table."""
+    return trace.lookup(index, table)
+
+
+@operation("_embedding_bag", "_embedding_bag_forward_only")
+def bag(trace: Trace, out: Tensor, table: Tensor, index: Tensor, *_: Any) -> Label | None:
+    """Rows of a table, some of them brought together in each."""
+    label = trace.lookup(index, table)
+    return label and Label((*data(out.shape[:1]).axes, label.axes[-1]))
+
+
+@operation("_scaled_dot_product")
+def attention(trace: Trace, out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any):
+    """softmax(q k') v, head by head: products are summed within a head and weigh its values."""
+    query, key, value = (trace.operand(t) for t in (q, k, v))
+    key = Label((*key.axes[:-2], key.axes[-1], key.axes[-2]), key.start)
+    scores = trace.contract(query, key)
+    return None if scores is None else trace.contract(scores, value)
+
+
+@operation("_native_multi_head_attention")
+def heads(
+    trace: Trace, out: Tensor, q: Tensor, k: Tensor, v: Tensor, size: int, number: int,
+    *weights: Any, **__: Any,
+) -> Label | None:  # fmt: skip
+    """What ``nn.MultiheadAttention`` takes in evaluation, in one operator."""
+    is_own = all(q is t or q.is_same(t) for t in (k, v))
+
+    def attend(*tensors: Tensor) -> Tensor:
+        read = tensors[:1] * 3 if is_own else tensors[:3]
+        return _heads(size, number, *read, *tensors[-4:])
+
+    return replayed(trace, attend, *((q,) if is_own else (q, k, v)), *weights[:4])
+
+
+def _heads(
+    size: int, number: int, q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor, w_out: Tensor,
+    b_out: Tensor,
+) -> Tensor:  # fmt: skip
+    turned = q.transpose(0, 1)
+    others = (turned, turned) if q is k and k is v else (k.transpose(0, 1), v.transpose(0, 1))
+    out, _ = F.multi_head_attention_forward(
+        turned, *others, size, number, w, b, None, None, False, 0.0, w_out, b_out,
+        training=False, need_weights=False,
+    )  # fmt: skip
+    return out.transpose(0, 1)
+
+
+@operation("_transformer_encoder_layer_fwd")
+def encoder_layer(
+    trace: Trace, out: Tensor, x: Tensor, size: int, number: int, w: Tensor, b: Tensor,
+    w_out: Tensor, b_out: Tensor, gelu: bool, norm_first: bool, eps: float, *tensors: Any,
+    **__: Any,
+) -> Label | None:  # fmt: skip
+    """What ``nn.TransformerEncoderLayer`` takes in evaluation, in one operator."""
+
+    def layer(x, w, b, w_out, b_out, n1, c1, n2, c2, w1, b1, w2, b2):
+        def attend(x):
+            return _heads(size, number, x, x, x, w, b, w_out, b_out)
+
+        def feed(x):
+            y = F.linear(x, w1, b1)
+            return F.linear(F.gelu(y) if gelu else F.relu(y), w2, b2)
+
+        def norm(x, weight, bias):
+            return F.layer_norm(x, (size,), weight, bias, eps)
+
+        if norm_first:
+            x = x + attend(norm(x, n1, c1))
+            return x + feed(norm(x, n2, c2))
+        x = norm(x + attend(x), n1, c1)
+        return norm(x + feed(x), n2, c2)
+
+    return replayed(trace, layer, x, w, b, w_out, b_out, *tensors[:8])

@@ -1,0 +1,252 @@
+"""What reductions do to neurons, and whatever takes them to other shapes and places."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2o_graph.tracing.builder import numbered
+from l2o_graph.tracing.following import replayed
+from l2o_graph.tracing.labels import Factor, Label, data
+from l2o_graph.tracing.operations import dims_of, only_data, operation
+from l2o_graph.tracing.trace import Trace
+
+
+@operation("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax", axes=True)
+def softmax(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None:
+    """Each entry beside all of those along an axis."""
+    return trace.mixed(trace.label(x), axes)
+
+
+@operation(
+    "mean", "sum", "prod", "amax", "amin", "max", "min", "any", "all", "var", "std", "logsumexp",
+    "norm", "linalg_vector_norm", "count_nonzero", "nansum", "nanmean", "aminmax", "median",
+    "nanmedian", "var_mean", "std_mean", "argmax", "argmin", axes=True,
+)  # fmt: skip
+def reduction(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None:
+    """One number for all entries along some axes."""
+    label = trace.reduce(trace.label(x), axes)
+    if label is None or out.dim() == x.dim():
+        return label
+    return Label(tuple(a for i, a in enumerate(label.axes) if i not in axes), label.start)
+
+
+@operation(
+    "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "topk", "kthvalue",
+    "mode", "flip", "roll", "index_select", axes=True,
+)  # fmt: skip
+def along(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None:
+    """Entries in another order, some of them, or running sums, along axes of data."""
+    label = trace.label(x)
+    if not only_data(label, axes):
+        return None
+    if out.dim() < x.dim():
+        return Label(tuple(a for i, a in enumerate(label.axes) if i not in axes), label.start)
+    moved = (data(out.shape[i : i + 1]).axes[0] for i in range(out.dim()))
+    return Label(
+        tuple(
+            new if i in axes else a
+            for i, (new, a) in enumerate(zip(moved, label.axes, strict=True))
+        ),
+        label.start,
+    )
+
+
+@operation("gather")
+def gather(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) -> Label | None:
+    """Entries picked along one axis, for each place along the others."""
+    label = trace.label(x)
+    (dim,) = dims_of(x, dim)
+    for i, axis in enumerate(label.axes):
+        if i == dim or only_data(label, [i]):
+            continue
+        picked_alike = index.stride(i) == 0 or trace.label(index).axes[i] == axis
+        if index.shape[i] != x.shape[i] or not picked_alike:
+            return None
+    if not only_data(label, [dim]):
+        return None
+    axes = (
+        data((n,)).axes[0] if only_data(label, [i]) else label.axes[i]
+        for i, n in enumerate(out.shape)
+    )
+    return Label(tuple(axes), label.start)
+
+
+@operation("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
+def scatter(
+    trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, new: Any, *_: Any, **__: Any
+) -> Label | None:
+    """Entries brought to other places along one axis of data."""
+    if not isinstance(new, Tensor) or new.dim() != x.dim():
+        return None
+    (dim,) = dims_of(x, dim)
+    labels = [trace.operand(x), trace.operand(new)]
+    alike = index.dim() < 2 or all(
+        index.stride(i) == 0 or i == dim or only_data(labels[1], [i]) for i in range(x.dim())
+    )
+    if not alike or any(
+        n != m for i, (n, m) in enumerate(zip(x.shape, new.shape, strict=True)) if i != dim
+    ):
+        return None
+    if not all(len(label.axes) == x.dim() and only_data(label, [dim]) for label in labels):
+        return None
+    one, other = (label.with_axis(dim, ()) for label in labels)
+    shape = [1 if i == dim else n for i, n in enumerate(out.shape)]
+    met = trace.meet(one, other, shape, "sum")
+    return met and met.with_axis(dim, data(out.shape[dim : dim + 1]).axes[0])
+
+
+@operation("cat")
+def cat(trace: Trace, out: Tensor, tensors: list[Tensor], dim: int = 0) -> Label | None:
+    """Side by side."""
+    return trace.cat(tensors, dim, out)
+
+
+@operation("stack")
+def stack(trace: Trace, out: Tensor, tensors: list[Tensor], dim: int = 0) -> Label | None:
+    """Side by side along a new axis."""
+    dim %= out.dim()
+    pieces = []
+    for t in tensors:
+        piece = t.unsqueeze(dim)
+        label = trace.label(t)
+        trace.set_label(piece, Label((*label.axes[:dim], (), *label.axes[dim:]), label.start))
+        pieces.append(piece)
+    return trace.cat(pieces, dim, out)
+
+
+@operation("constant_pad_nd")
+def pad(trace: Trace, out: Tensor, x: Tensor, widths: list[int], *_: Any) -> Label | None:
+    """Neurons of value zero before and behind those along an axis."""
+    label = trace.label(x)
+    axes = list(label.axes)
+    for axis in range(x.dim()):
+        factors, size = label.axes[axis], out.shape[axis]
+        if size == x.shape[axis]:
+            continue
+        if all(f.set is None for f in factors):
+            axes[axis] = (Factor(size),)
+            continue
+        before = widths[2 * (x.dim() - 1 - axis)]
+        (source,) = {f.set for f in factors}
+        others = [f.set for i, a in enumerate(label.axes) if i != axis for f in a]
+        if source is None or source in others or before < 0 or size < x.shape[axis]:
+            return None
+        target = trace.builder.new_meeting("padding", size)
+        large = numbered([f.size for f in factors], target)
+        starts = (before, label.start.get(source, 0))
+        if not trace.builder.relate(large, factors, starts, True, "padding"):
+            return None
+        axes[axis] = (Factor(size, target, 1),)
+    return Label(tuple(axes), label.start).only()
+
+
+@operation("index", "index_put")
+def index(
+    trace: Trace, out: Tensor, x: Tensor, indices: list[Tensor | None], new: Any = None, *_: Any
+) -> Label | None:
+    """Entries picked, or written, along some axes by tensors of indices."""
+    label, at, picked = trace.label(x), 0, {}
+    for each in indices:
+        masked = each.dim() if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
+        if each is not None:
+            picked |= dict.fromkeys(range(at, at + masked))
+        at += masked
+    if new is None and trace.is_weight(x) and list(picked) == [0] and x.dim() == 2:
+        return trace.lookup(indices[0], x)
+    if not only_data(label, picked):
+        return None
+    first = min(picked, default=0)
+    behind = [i for i in range(x.dim()) if i >= first and i not in picked]
+    together = list(picked) == list(range(first, first + len(picked)))
+    before = list(range(first)) if together else []
+    behind = behind if together else [i for i in range(x.dim()) if i not in picked]
+    kept = (*(label.axes[i] for i in before), *(label.axes[i] for i in behind))
+    if isinstance(new, Tensor):
+        return _put(trace, out, label, trace.operand(new), before, behind)
+    count = out.dim() - len(kept)
+    middle = data(out.shape[len(before) : len(before) + count]).axes
+    return Label((*kept[: len(before)], *middle, *kept[len(before) :]), label.start).only()
+
+
+def _put(
+    trace: Trace, out: Tensor, label: Label, new: Label, before: list[int], behind: list[int]
+) -> Label | None:
+    """Neurons written into a tensor: along axes that all of them have they are the tensor's own."""
+    if (before and new.sets()) or len(new.axes) < len(behind):
+        return None
+    if new.sets() and not only_data(new, range(len(new.axes) - len(behind))):
+        return None
+    rest = len(new.axes) - len(behind)
+    inner = Label(tuple(new.axes[rest:]), new.start)
+    shape = [out.shape[i] for i in behind]
+    if inner.sets() and list(inner.shape) != shape:
+        return None
+    mine = Label(tuple(label.axes[i] for i in behind), label.start).only()
+    if not mine.sets():  # what is written over has no order that would matter
+        mine = data((1,) * len(behind))
+    met = trace.meet(mine, inner, shape, "sum") if behind else mine
+    if met is None:
+        return None
+    axes = list(label.axes)
+    for i, axis in zip(behind, met.axes, strict=True):
+        axes[i] = axis
+    return Label(tuple(axes), {**label.start, **met.start}).only()
+
+
+@operation("copy")
+def copy(trace: Trace, out: Tensor, x: Tensor, new: Tensor, *_: Any) -> Label | None:
+    """Written over as a whole."""
+    if trace.is_weight(new):
+        trace.derive(out, trace.weights(new))
+        return None
+    return trace.meet(trace.label(new), data((1,) * out.dim()), out.shape, "sum")
+
+
+@operation("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(trace: Trace, out: Tensor, x: Tensor, groups: int) -> Label | None:
+    """Channels of all groups by turns."""
+    return replayed(trace, lambda t: t.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2), x)
+
+
+@operation("pixel_unshuffle")
+def pixel_unshuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | None:
+    """The pixels of each square are channels, those of a channel together."""
+
+    def squares(t: Tensor) -> Tensor:
+        t = t.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))
+        return t.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
+
+    return replayed(trace, squares, x)
+
+
+@operation("pixel_shuffle")
+def pixel_shuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | None:
+    """The channels that lie together are the pixels of each square of one channel."""
+    label, builder = trace.label(x), trace.builder
+    (*_, channels), square = label.axes[:-2], factor**2
+    if not only_data(label, [-2, -1]) or len(channels) != 1 or channels[0].size < square:
+        return None
+    # Each of a square has its own place in it.
+    own, target = builder.ordered("places", square).set, builder.new_meeting("square", x.shape[-3])
+    large = numbered([x.shape[-3] // square, square], target)
+    if not builder.copy(label, channels[0].cut(square), large, 0, "square"):
+        return None
+    if not builder.relate(
+        large, [Factor(large[0].size), Factor(square, own, 1)], (0, 0), True, "square"
+    ):
+        return None
+    met = trace.reduce(Label(tuple((f,) for f in large)), [1], "square")
+    rest = data(out.shape[-2:]).axes
+    return met and Label((*label.axes[:-3], met.axes[0], *rest), label.start | met.start).only()
+
+
+@operation("glu")
+def glu(trace: Trace, out: Tensor, x: Tensor, dim: int = -1) -> Label | None:
+    """The first half along an axis, times a function of the second."""
+    return replayed(trace, lambda t: _glu(t, dim), x)
+
+
+def _glu(x: Tensor, axis: int) -> Tensor:
+    value, gate = x.chunk(2, axis)
+    return value * gate.sigmoid()
