@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_root
 from l2o_graph.ranges import COUNT
-from l2o_graph.storage.files import write_atomically
+from l2o_graph.storage.files import check_writable, write_atomically
 from meta_train.benchmarks.baselines import BEST_RATES, PACKAGED, contenders, label_of
-from meta_train.benchmarks.optimizers import check_writable
 from meta_train.benchmarks.plots import Curve, Panel, plot_curves
 from meta_train.benchmarks.training import Training
 from meta_train.tasks import Task, get_task

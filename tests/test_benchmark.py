@@ -9,18 +9,11 @@ import torch
 from helpers_optimizer import controller_file
 
 from meta_train.benchmarks import optimizers as benchmark
+from meta_train.benchmarks import report
 from meta_train.benchmarks.baselines import contenders
-from meta_train.benchmarks.optimizers import (
-    Record,
-    Run,
-    Settings,
-    compare,
-    execute,
-    main,
-    markdown,
-    plan,
-    train,
-)
+from meta_train.benchmarks.optimizers import compare, execute, main, plan, train
+from meta_train.benchmarks.report import markdown
+from meta_train.benchmarks.runs import Record, Run, Settings
 from meta_train.benchmarks.training import Training
 from meta_train.tasks import get_task
 
@@ -267,7 +260,7 @@ def test_a_run_without_a_single_loss_is_reported(tmp_path):
     lost = {"curve": [], "final_loss": None, "diverged": True}
     nothing = dataclasses.replace(made_up("adam", 1e30, 101, 0.1), **lost)
     for records in ([nothing], [nothing, made_up("sgd", 0.1, 101, 0.8)]):
-        table, curves = benchmark.report(settings, records)
+        table, curves = report.report(settings, records)
         assert "| Adam | 10.00, 1 of 1 diverged (1e+30) |" in table.read_text()
         assert curves.read_bytes().startswith(b"\x89PNG")
 

@@ -12,10 +12,10 @@ from safetensors.torch import save
 from l2o_graph.datasets.cnn.files import load_cnns
 from l2o_graph.inr import load_inrs
 from l2o_graph.storage.shards import Format, read_record
-from meta_train.benchmarks import optimizers as benchmark
 from meta_train.benchmarks import tables
-from meta_train.benchmarks.optimizers import Record as Measured
 from meta_train.benchmarks.optimizers import main as benchmark_main
+from meta_train.benchmarks.runs import Record as Measured
+from meta_train.benchmarks.runs import Run
 from meta_train.benchmarks.strangers.__main__ import main as strangers_main
 from meta_train.benchmarks.strangers.records import FILE
 from meta_train.parsing import parsed
@@ -213,7 +213,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line, capsys):
 
 def test_what_is_whole_is_read_as_it_was_written():
     record = parsed(Measured, MEASURED, "record")
-    assert record.accuracies == [(2, 0.5)] and record.run == benchmark.Run(**MEASURED["run"])
+    assert record.accuracies == [(2, 0.5)] and record.run == Run(**MEASURED["run"])
     assert json.loads(json.dumps(dataclasses.asdict(record))) == MEASURED
     nothing = parsed(Measured, {**MEASURED, "final_loss": None}, "record")
     assert nothing.final_loss is None

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -209,3 +210,17 @@ def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
     bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
     if bad:
         raise ValueError(f"checkpoint '{origin}': expected finite weights, found others in {bad}")
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, and see that files can be made in it.
+
+    Raises:
+        OSError: When they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"out: cannot write to folder '{folder}' ({error.strerror})") from error

@@ -15,13 +15,12 @@ import math
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 import torch
 from tqdm import tqdm
@@ -29,106 +28,14 @@ from tqdm import tqdm
 from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
-from l2o_graph.storage.files import expecting, write_atomically
+from l2o_graph.storage.files import check_writable, expecting, write_atomically
 from l2o_graph.storage.lock import held
-from meta_train.benchmarks.baselines import PUBLISHED, base_of, contenders, learned_checkpoints
-from meta_train.benchmarks.plots import Curve, Panel, plot_curves
+from meta_train.benchmarks.baselines import contenders, learned_checkpoints
+from meta_train.benchmarks.report import best_rates, line_of, report
+from meta_train.benchmarks.runs import FINAL, FIRST_SEED, THINNING, Record, Run, Settings
 from meta_train.benchmarks.training import Training
 from meta_train.parsing import parsed
 from meta_train.tasks import get_task
-
-FIRST_SEED = 101
-FINAL = 100  # the loss reported is the mean over this many last steps
-THINNING = 10  # the loss curve keeps the mean of every so many steps
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What to compare, and how.
-
-    Attributes:
-        tasks: Names of ``meta_train.tasks.TASKS``.
-        optimizers: Names of ``meta_train.benchmarks.baselines.contenders()``.
-        seeds: How many, from 101 on.
-        tune_seeds: How many of them choose the rate of a grid; 0 for all.
-        steps: Training steps of a run.
-        grid: Rates in place of an optimizer's own grid, by name.
-        checkpoints: Learned optimizers beside the packaged one; see ``contenders``.
-        evaluate_every: Steps between test accuracies; 0 for the end alone.
-        data_root: Where datasets lie; see ``l2o_graph.datasets.images.data_root``.
-        out: Folder of results.json, results.md and curves.png.
-        device: To train on.
-        jobs: Runs at the same time; with more than one, each has one thread.
-    """
-
-    tasks: tuple[str, ...]
-    optimizers: tuple[str, ...]
-    seeds: int = 5
-    tune_seeds: int = 0
-    steps: int = 1000
-    grid: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    checkpoints: dict[str, str] = field(default_factory=dict)
-    evaluate_every: int = 0
-    data_root: str | None = None
-    out: Path = Path("runs/benchmark")
-    device: str = "cpu"
-    jobs: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One training run; runs that are equal here give the same result.
-
-    Attributes:
-        task: Name.
-        optimizer: Name.
-        rate: Learning rate.
-        seed: Of initialisation and batches.
-        steps: Training steps.
-        device: Trained on.
-        checkpoint: Identity of a learned optimizer's weights, else empty.
-    """
-
-    task: str
-    optimizer: str
-    rate: float
-    seed: int
-    steps: int
-    device: str
-    checkpoint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What came of a run.
-
-    Attributes:
-        run: Which.
-        accuracy: Test accuracy at the end, in [0, 1].
-        final_loss: Mean training loss of the last 100 steps, in nats; None if it diverged.
-        curve: Training loss, the mean of every 10 steps.
-        accuracies: (steps done, test accuracy) on the way, where asked for.
-        diverged: Whether the loss became non-finite, which ends a run.
-        step_seconds: Median of a training step.
-        update_seconds: Median of its optimizer's part.
-        data: The dataset, in words.
-        torch: Version.
-        machine: CPU, cores, and threads used.
-        date: When it ended, UTC.
-    """
-
-    run: Run
-    accuracy: float
-    final_loss: float | None
-    curve: list[float]
-    accuracies: list[tuple[int, float]]
-    diverged: bool
-    step_seconds: float
-    update_seconds: float
-    data: str
-    torch: str
-    machine: str
-    date: str
 
 
 def compare(settings: Settings) -> list[Record]:
@@ -147,7 +54,8 @@ def compare(settings: Settings) -> list[Record]:
                 tuning = replace(here, seeds=min(settings.tune_seeds, settings.seeds))
                 tuned = execute(tuning, plan(tuning))
                 records |= {record.run: record for record in tuned}
-                here = replace(here, grid={n: (g[0].run.rate,) for n, g in _best(tuned).items()})
+                best = {name: (found[0].run.rate,) for name, found in best_rates(tuned).items()}
+                here = replace(here, grid=best)
             records |= {record.run: record for record in execute(here, plan(here))}
     return list(records.values())
 
@@ -220,7 +128,7 @@ def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
             lines = ",\n".join(json.dumps(asdict(r), allow_nan=False) for r in records.values())
             write_atomically(path, f"[\n{lines}\n]\n".encode())
             progress.update()
-            progress.write(_line(record), file=sys.stderr)
+            progress.write(line_of(record), file=sys.stderr)
     return [records[run] for run in runs]
 
 
@@ -263,62 +171,6 @@ def train(settings: Settings, run: Run) -> Record:
         machine=_machine(run.device),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def report(settings: Settings, records: Sequence[Record]) -> list[Path]:
-    """Write results.md and curves.png of these records; returns their paths."""
-    table, curves = settings.out / "results.md", settings.out / "curves.png"
-    write_atomically(table, markdown(records).encode())
-    write_atomically(curves, plot_curves([_panel(task, rs) for task, rs in _by_task(records)]))
-    return [table, curves]
-
-
-def markdown(records: Sequence[Record]) -> str:
-    """Summary at each optimizer's best rate beside the paper's, then every rate of every task."""
-    labels = _labels(records)
-    by_task = _by_task(records)
-    best = {task: _best(task_records) for task, task_records in by_task}
-    first = records[0]
-    seeds = sorted({r.run.seed for r in records})
-    columns = [h for task in best for h in (task, *(["paper"] if task in PUBLISHED else []))]
-    lines = [
-        f"Test accuracy in % after {first.run.steps:,} steps, mean ± standard deviation over "
-        f"seeds {seeds[0]} to {seeds[-1]}; in brackets the best rate of the grid.",
-        "",
-        "| optimizer | " + " | ".join(columns) + " |",
-        "|---|" + "---|" * len(columns),
-    ]
-    for name in dict.fromkeys(r.run.optimizer for r in records):
-        cells = []
-        for task in best:
-            cells.append(f"{_accuracy(best[task][name])} ({_rate(best[task][name])})")
-            if task in PUBLISHED:
-                known = PUBLISHED[task].get(base_of(name))
-                cells.append(f"{known[0]:.2f} ± {known[1]:.2f}" if known else "")
-        lines.append(f"| {labels[name]} | " + " | ".join(cells) + " |")
-    for task, task_records in by_task:
-        lines += [
-            "",
-            f"### {task} ({task_records[0].data})",
-            "",
-            f"| optimizer | rate | accuracy, % | loss, last {FINAL} steps | ms per training step "
-            "| of which update |",
-            "|---|---|---|---|---|---|",
-        ]
-        for (name, _), group in _by_rate(task_records).items():
-            star = " (best)" if len(_rates(task_records, name)) > 1 else ""
-            chosen = star if group == best[task][name] else ""
-            lines.append(
-                f"| {labels[name]} | {_rate(group)}{chosen} | {_accuracy(group)} | {_loss(group)} "
-                f"| {1e3 * median(r.step_seconds for r in group):.1f} "
-                f"| {1e3 * median(r.update_seconds for r in group):.1f} |"
-            )
-    checkpoints = sorted({r.run.checkpoint for r in records if r.run.checkpoint})
-    versions = sorted({f"torch {r.torch}; {r.machine}" for r in records})
-    if checkpoints:
-        lines += ["", f"Learned: {', '.join(checkpoints)}."]
-    lines += ["", f"Measured {first.date[:10]} with {' and '.join(versions)}.", ""]
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -379,20 +231,6 @@ def _grid(text: str) -> tuple[str, tuple[float, ...]]:
         raise argparse.ArgumentTypeError(f"expected e.g. adam=1e-3,3e-3, found '{text}'") from None
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder, and see that files can be made in it.
-
-    Raises:
-        OSError: When they cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"out: cannot write to folder '{folder}' ({error.strerror})") from error
-
-
 def _read(path: Path) -> dict[Run, Record]:
     """The records so far, by run."""
     if not path.exists():
@@ -414,83 +252,6 @@ def _machine(device: str) -> str:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     return f"{model}, {os.cpu_count()} cores, threads of a run: {torch.get_num_threads()}"
-
-
-def _by_task(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    tasks = dict.fromkeys(r.run.task for r in records)
-    return [(task, [r for r in records if r.run.task == task]) for task in tasks]
-
-
-def _by_rate(records: Sequence[Record]) -> dict[tuple[str, float], list[Record]]:
-    """Records by optimizer and rate; seeds together."""
-    groups: dict[tuple[str, float], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.run.optimizer, record.run.rate), []).append(record)
-    return groups
-
-
-def _rates(records: Sequence[Record], optimizer: str) -> set[float]:
-    return {r.run.rate for r in records if r.run.optimizer == optimizer}
-
-
-def _best(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """By optimizer, the records at its best rate."""
-    best: dict[str, list[Record]] = {}
-    for (name, _), group in _by_rate(records).items():
-        # A rate that only took part in the tuning has fewer seeds.
-        if name not in best or _standing(group) > _standing(best[name]):
-            best[name] = group
-    return best
-
-
-def _standing(records: Sequence[Record]) -> tuple[int, float]:
-    return len(records), fmean(r.accuracy for r in records)
-
-
-def _accuracy(records: Sequence[Record]) -> str:
-    text = spread([100 * r.accuracy for r in records], 2)
-    diverged = sum(r.diverged for r in records)
-    return text + (f", {diverged} of {len(records)} diverged" if diverged else "")
-
-
-def _loss(records: Sequence[Record]) -> str:
-    losses = [r.final_loss for r in records if r.final_loss is not None]
-    return spread(losses, 3) if losses else "diverged"
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and, of more than one value, standard deviation."""
-    text = f"{fmean(values):.{digits}f}"
-    return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
-def _rate(records: Sequence[Record]) -> str:
-    return f"{records[0].run.rate:g}"
-
-
-def _line(record: Record) -> str:
-    run = record.run
-    return (
-        f"{run.task} {run.optimizer} {run.rate:g} seed {run.seed}: {record.accuracy:.2%}, loss "
-        f"{_loss([record])}, {1e3 * record.step_seconds:.1f} ms a step"
-    )
-
-
-def _labels(records: Sequence[Record]) -> dict[str, str]:
-    learned = {base_of(r.run.optimizer): r.run.checkpoint for r in records if r.run.checkpoint}
-    return {name: contender.label for name, contender in contenders(learned).items()}
-
-
-def _panel(task: str, records: Sequence[Record]) -> Panel:
-    labels = _labels(records)
-    curves = []
-    for name, group in _best(records).items():
-        label = labels[name] if group[0].run.checkpoint else f"{labels[name]}, {_rate(group)}"
-        accuracies = [r.accuracies for r in group if r.accuracies]
-        losses = [r.curve for r in group if r.curve]  # of none, where the first was no number
-        if losses:
-            curves.append(Curve(name, label, losses, THINNING, accuracies))
-    return Panel(f"{task} ({records[0].data})", curves)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.lock import held
 from meta_train.__main__ import main as train
-from meta_train.benchmarks.optimizers import spread
 from meta_train.benchmarks.plots import plot_predictions
+from meta_train.benchmarks.report import spread
 from meta_train.parsing import parsed
 from meta_train.supervised.cnn import PREDICTIONS
 from meta_train.supervised.inr import EDITED

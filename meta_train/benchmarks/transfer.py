@@ -16,15 +16,9 @@ from pathlib import Path
 from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import held
 from meta_train.benchmarks.baselines import BEST_RATES, base_of, contenders, learned_checkpoints
-from meta_train.benchmarks.optimizers import (
-    Record,
-    Run,
-    Settings,
-    execute,
-    named_checkpoint,
-    plan,
-    spread,
-)
+from meta_train.benchmarks.optimizers import execute, named_checkpoint, plan
+from meta_train.benchmarks.report import spread
+from meta_train.benchmarks.runs import Record, Run, Settings
 
 # (what is different, task, steps); the first is where the rates come from.
 HOME = ("nothing", "fmnist_cnn", 1000)

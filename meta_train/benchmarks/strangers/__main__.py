@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.ranges import COUNT, Range, check_ranges
+from l2o_graph.storage.files import check_writable
 from l2o_graph.storage.lock import held
-from meta_train.benchmarks.optimizers import check_writable
 from meta_train.benchmarks.strangers import contenders, learned, records, tasks
 from meta_train.benchmarks.strangers.contenders import Contender
 from meta_train.benchmarks.strangers.records import Record, Run
