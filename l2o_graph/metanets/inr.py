@@ -1,6 +1,5 @@
 """INRClassifier and INREditor: networks in, logits or other networks out; and their files."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,8 @@ from l2o_graph.metanets.baselines.inr_body import BaselineBody
 from l2o_graph.metanets.inr_body import GraphBody
 from l2o_graph.metanets.inr_config import GRAPH_MODELS, INRModelConfig, Task
 from l2o_graph.metanets.statistics import Normalisation, Statistics
-from l2o_graph.storage.files import fill, find, packaged, parse, save_module
+from l2o_graph.storage.files import find, packaged, parse
+from l2o_graph.storage.models import model_of, save_model
 
 M = TypeVar("M", bound="INRModel")
 
@@ -231,18 +231,7 @@ def load_inr_model(checkpoint: str | Path) -> INRClassifier | INREditor:
     """
     content, _, origin = find(checkpoint, packaged(FOLDER))
     tensors, metadata = parse(content, origin, FORMAT, "a model of INRs")
-    try:
-        record, provenance = (json.loads(metadata[key]) for key in ("config", "provenance"))
-        config = INRModelConfig(**{**record, "layout": tuple(record["layout"])})
-        with torch.device("meta"):
-            statistics = Statistics.neutral(len(config.layout) - 1) if config.normalise else None
-            model = MODELS[config.task](config, statistics)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected an INRModelConfig and a provenance as JSON in "
-            f"its header, found config {metadata.get('config')!r}: {error!r}"
-        ) from error
-    fill(model, tensors, origin, config)
+    model, provenance = model_of(tensors, metadata, origin, "an INRModelConfig", _untrained)
     model.provenance = provenance
     return model.eval()
 
@@ -261,9 +250,11 @@ def save_inr_model(
         ValueError: For weights that are not finite.
         OSError: For a place that cannot be written to.
     """
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(asdict(model.config)),
-        "provenance": json.dumps(provenance),
-    }
-    save_module(path, model, metadata)
+    save_model(path, model, FORMAT, asdict(model.config), provenance)
+
+
+def _untrained(record: dict[str, Any]) -> INRClassifier | INREditor:
+    """A model of a configuration as JSON holds it."""
+    config = INRModelConfig(**{**record, "layout": tuple(record["layout"])})
+    statistics = Statistics.neutral(len(config.layout) - 1) if config.normalise else None
+    return MODELS[config.task](config, statistics)

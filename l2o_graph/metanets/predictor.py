@@ -1,6 +1,5 @@
 """GeneralizationPredictor: networks in, the accuracy that they will have out; and its files."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from l2o_graph.datasets.cnn.files import CNNs
 from l2o_graph.metanets.baselines.cnn import NFNBody, StatNNBody
 from l2o_graph.metanets.cnn_body import GraphBody
 from l2o_graph.metanets.cnn_config import GRAPH_MODELS, CNNModelConfig
-from l2o_graph.storage.files import fill, find, packaged, parse, save_module
+from l2o_graph.storage.files import find, packaged, parse
+from l2o_graph.storage.models import model_of, save_model
 from l2o_graph.storage.shards import named
 
 # In version 1 an NG-GNN without reverse edges had them all the same, in version 2 pairs without an
@@ -79,17 +79,10 @@ class GeneralizationPredictor(nn.Module):
         """
         content, _, origin = find(checkpoint, packaged(FOLDER))
         tensors, metadata = parse(content, origin, FORMAT, "a predictor of accuracy")
-        try:
-            record, provenance = (json.loads(metadata[key]) for key in ("config", "provenance"))
-            config = CNNModelConfig.from_json(record)
-            with torch.device("meta"):
-                model = cls(config)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"checkpoint '{origin}': expected a CNNModelConfig and a provenance as JSON in "
-                f"its header, found config {metadata.get('config')!r}: {error!r}"
-            ) from error
-        fill(model, tensors, origin, config)
+        model, provenance = model_of(
+            tensors, metadata, origin, "a CNNModelConfig",
+            lambda record: cls(CNNModelConfig.from_json(record)),
+        )  # fmt: skip
         model.provenance = provenance
         return model.eval()
 
@@ -112,12 +105,7 @@ def save_cnn_model(path: Path, model: GeneralizationPredictor, provenance: dict[
         ValueError: For weights that are not finite.
         OSError: For a place that cannot be written to.
     """
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(model.config.to_json()),
-        "provenance": json.dumps(provenance),
-    }
-    save_module(path, model, metadata)
+    save_model(path, model, FORMAT, model.config.to_json(), provenance)
 
 
 def _check_finite(networks: CNNs) -> None:

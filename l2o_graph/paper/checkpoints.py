@@ -1,16 +1,14 @@
 """The paper's rules as files: safetensors with configuration and provenance, no pickle."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from l2o_graph.paper.features import FEATURE_VERSION
 from l2o_graph.paper.rule import RuleConfig, UpdateRule
-from l2o_graph.storage.files import fill, parse, save_module
+from l2o_graph.storage.files import parse
+from l2o_graph.storage.models import model_of, save_model
 
 FORMAT = "l2o_graph learned optimizer"
 
@@ -51,18 +49,9 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             f"checkpoint '{origin}': expected feature version {FEATURE_VERSION}, which this "
             f"package makes, found {metadata.get('feature_version')}"
         )
-    try:
-        config = RuleConfig(**json.loads(metadata["config"]))
-        provenance = json.loads(metadata["provenance"])
-        # Weights come from the file: drawing them would disturb the user's random numbers.
-        with torch.device("meta"):
-            rule = UpdateRule(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected a RuleConfig and a provenance as JSON in its "
-            f"header, found config {metadata.get('config')!r}: {error!r}"
-        ) from error
-    fill(rule, tensors, origin, config)
+    rule, provenance = model_of(
+        tensors, metadata, origin, "a RuleConfig", lambda record: UpdateRule(RuleConfig(**record))
+    )
     return Checkpoint(f"{path.stem}@{_digest(rule)}", rule, provenance)
 
 
@@ -78,13 +67,8 @@ def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) ->
         ValueError: For weights that are not finite.
         OSError: For a place that cannot be written to.
     """
-    metadata = {
-        "format": FORMAT,
-        "feature_version": str(FEATURE_VERSION),
-        "config": json.dumps(asdict(rule.config)),
-        "provenance": json.dumps(provenance),
-    }
-    save_module(path, rule, metadata)
+    version = str(FEATURE_VERSION)
+    save_model(path, rule, FORMAT, asdict(rule.config), provenance, feature_version=version)
 
 
 def _digest(rule: UpdateRule) -> str:
