@@ -9,15 +9,14 @@ for a few thousand.
 import dataclasses
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Int64
+from torch import Tensor
 from torch.nn import functional as F
 
 from l2o_graph.cnn import (
@@ -35,7 +34,7 @@ from l2o_graph.metanets.cnn_config import GRAPH_MODELS, Model, Zoo
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.metanets.traits import NAMES, RANGES, span, traits
 from l2o_graph.storage.files import write_atomically
-from meta_train.run import Result, begin, drive, prepared
+from meta_train.run import Result
 from meta_train.supervised.epochs import EpochConfig, EpochTrainer
 
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
@@ -197,45 +196,38 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         record = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
         return {**record, "model": self.config.model.to_json(), "data": self.data}
 
-    def advance(self) -> dict[str, Any]:
-        """One step; returns what there is to log of it."""
-        config, started = self.config, time.perf_counter()
-        epoch, index = self.epoch_and_batch()
-        rate = self.set_rate()
+    def descend(self, index: Int64[Tensor, " batch"]) -> float:
+        """Add the gradients of the mean loss of some networks, by pieces; returns that loss."""
+        config = self.config
         networks = chosen(self.zoo["train"], index)
         if config.augment:
             networks = augmented(networks, self.generator(2, self.step))
         total = 0.0
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.generator(3, self.step).initial_seed())  # of the dropout
-            self.model.train()
-            self.optimizer.zero_grad()
-            for piece in torch.arange(len(networks)).split(config.piece):
-                own = chosen(networks, piece)
-                loss = self._loss(self.model.logits(own), own).sum() / len(networks)
-                loss.backward()
-                total += loss.item()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or torch.inf)
-        self.optimizer.step()
-        self.step += 1
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        return {
-            "step": self.step, "epoch": epoch, "loss": total, "gradient_norm": norm.item(),
-            "lr": rate, "seconds": seconds,
-        }  # fmt: skip
+        for piece in torch.arange(len(networks)).split(config.piece):
+            own = chosen(networks, piece)
+            loss = self._loss(self.model.logits(own), own).sum() / len(networks)
+            loss.backward()
+            total += loss.item()
+        return total
 
-    def evaluate(self) -> dict[str, Any]:
-        """Loss and tau on the validation and the test split."""
-        started = time.perf_counter()
-        point: dict[str, Any] = {"step": self.step}
-        for name in ("val", "test"):
-            loss, self._predicted = self._measure(self.zoo[name])
-            tau = kendall(self._predicted, self.zoo[name].accuracy)
-            point |= {f"{name}_loss": loss, f"{name}_tau": tau}
-        self.seconds += time.perf_counter() - started
-        self.evaluations.append(point)
-        return point
+    @torch.no_grad()
+    def measure(self, split: str) -> dict[str, float]:
+        """Mean loss and Kendall's tau of a split; keeps what is predicted of its networks."""
+        networks = self.zoo[split]
+        self.model.eval()
+        logits = torch.cat(
+            [
+                self.model.logits(chosen(networks, piece))
+                for piece in torch.arange(len(networks)).split(self.config.piece)
+            ]
+        )
+        self._predicted = logits.sigmoid().cpu()
+        loss = self._loss(logits, networks).mean().item()
+        return {"loss": loss, "tau": kendall(self._predicted, networks.accuracy)}
+
+    def describe(self, point: dict[str, Any]) -> str:
+        """Say in words what an evaluation found."""
+        return f"tau {point['val_tau']:.3f} (test {point['test_tau']:.3f})"
 
     def score(self, point: dict[str, Any]) -> float:
         """By the order of the validation split."""
@@ -261,18 +253,6 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         if self.config.loss == "mse":
             return (logits.sigmoid() - accuracy).square()
         return F.binary_cross_entropy_with_logits(logits, accuracy, reduction="none")
-
-    @torch.no_grad()
-    def _measure(self, networks: CNNs) -> tuple[float, Float[Tensor, " I"]]:
-        """The mean loss over a split, and what is predicted of each of its networks."""
-        self.model.eval()
-        logits = torch.cat(
-            [
-                self.model.logits(chosen(networks, piece))
-                for piece in torch.arange(len(networks)).split(self.config.piece)
-            ]
-        )
-        return self._loss(logits, networks).mean().item(), logits.sigmoid().cpu()
 
 
 def train_cnn_model(
@@ -308,10 +288,4 @@ def train_cnn_model(
         splits = held_out(splits, config.hold_out)
     counts = ", ".join(f"{len(networks)} {split}" for split, networks in splits.items())
     new = CNNTrainer(config, splits, torch.device(device), f"{Path(zoo).name}: {counts}")
-
-    def describe(point: dict[str, Any]) -> str:
-        return f"tau {point['val_tau']:.3f} (test {point['test_tau']:.3f})"
-
-    with prepared(out, new.settings, resume) as state:
-        trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)
-        return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    return new.run(out, resume)

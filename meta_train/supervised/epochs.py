@@ -1,5 +1,6 @@
 """What trainers of models that read networks share: epochs, random numbers, state, provenance."""
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, SHARE, check_ranges
 from meta_train.run import (
+    Result,
+    begin,
     commit,
+    drive,
     optimizer_tensors,
+    prepared,
     read_state,
     restore_optimizer,
     starting,
@@ -78,7 +83,7 @@ T = TypeVar("T", bound="EpochTrainer[Any, Any]")
 
 
 class EpochTrainer(ABC, Generic[C, M]):
-    """A run in progress, between two steps: most of a ``meta_train.run.Trainer``.
+    """A run in progress, between two steps: a ``meta_train.run.Trainer``.
 
     What a step draws follows from the seed and the number of the step alone, so that there is no
     state of random numbers to save.
@@ -116,9 +121,77 @@ class EpochTrainer(ABC, Generic[C, M]):
         ...
 
     @abstractmethod
+    def descend(self, index: Int64[Tensor, " batch"]) -> float:
+        """Add the gradients of the mean loss of some networks; returns that loss."""
+        ...
+
+    @abstractmethod
+    def measure(self, split: str) -> dict[str, float]:
+        """Judge the model on the split "val" or "test"."""
+        ...
+
+    @abstractmethod
+    def describe(self, point: dict[str, Any]) -> str:
+        """Say in words what an evaluation found."""
+        ...
+
+    @abstractmethod
+    def save_best(self, path: Path) -> None:
+        """Write the model as it is, for use."""
+        ...
+
+    @abstractmethod
     def score(self, point: dict[str, Any]) -> float:
         """How good an evaluation is, by the validation split; more is better."""
         ...
+
+    def advance(self) -> dict[str, Any]:
+        """Do a step; returns what there is to log of it."""
+        started = time.perf_counter()
+        epoch, index = self.epoch_and_batch()
+        rate = self.set_rate()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.generator(3, self.step).initial_seed())  # of the dropout
+            self.model.train()
+            self.optimizer.zero_grad()
+            loss = self.descend(index)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or torch.inf)
+        self.optimizer.step()
+        self.step += 1
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return {
+            "step": self.step, "epoch": epoch, "loss": loss, "gradient_norm": norm.item(),
+            "lr": rate, "seconds": seconds,
+        }  # fmt: skip
+
+    def evaluate(self) -> dict[str, Any]:
+        """Judge the model on the validation and the test split, and remember the outcome."""
+        started = time.perf_counter()
+        point: dict[str, Any] = {"step": self.step}
+        for split in ("val", "test"):
+            point |= {f"{split}_{key}": value for key, value in self.measure(split).items()}
+        self.seconds += time.perf_counter() - started
+        self.evaluations.append(point)
+        return point
+
+    def run(self, out: Path, resume: bool) -> Result:
+        """Train to the end, from the start or from the state in a folder.
+
+        Args:
+            out: Folder of the run.
+            resume: Whether to continue from the state there, if there is one.
+
+        Raises:
+            ValueError: For a state of another configuration.
+            FileExistsError: When the folder holds a run and ``resume`` is off.
+            BlockingIOError: When another process is writing to it.
+            OSError: When it cannot be written.
+        """
+        config = self.config
+        with prepared(out, self.settings, resume) as state:
+            trainer = begin(state, self.settings, resume=self.resume, new=lambda: self)
+            return drive(trainer, state, config.evaluate_every, config.save_every, self.describe)
 
     def is_best(self) -> bool:
         """Whether the last evaluation is better than all before."""

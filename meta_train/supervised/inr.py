@@ -6,7 +6,6 @@ epochs; the default one for a few.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from l2o_graph.inr import (
 )
 from l2o_graph.metanets.inr_config import Model, Task
 from l2o_graph.storage.files import write_atomically
-from meta_train.run import Result, begin, drive, prepared
+from meta_train.run import Result
 from meta_train.supervised.epochs import EpochConfig, EpochTrainer
 
 # Name -> (dataset of the images, what a model is to do).
@@ -186,39 +185,30 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         record["model"]["layout"] = list(self.config.model.layout)
         return {**record, "data": self.data}
 
-    def advance(self) -> dict[str, Any]:
-        """One step; returns what there is to log of it."""
-        config, started = self.config, time.perf_counter()
-        epoch, index = self.epoch_and_batch()
+    def descend(self, index: Int64[Tensor, " batch"]) -> float:
+        """Add the gradients of the mean loss of some networks; returns that loss."""
+        config = self.config
         weights, biases, targets = self.train.of(index)
         if config.augment and config.model.task == "classify":
             weights, biases = augmented(weights, biases, self.generator(2, self.step))
-        rate = self.set_rate()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.generator(3, self.step).initial_seed())  # of the dropout
-            self.model.train()
-            loss = self._score(weights, biases, targets)["loss"].mean()
-            self.optimizer.zero_grad()
-            loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or torch.inf)
-        self.optimizer.step()
-        self.step += 1
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        return {
-            "step": self.step, "epoch": epoch, "loss": loss.item(), "gradient_norm": norm.item(),
-            "lr": rate, "seconds": seconds,
-        }  # fmt: skip
+        loss = self._score(weights, biases, targets)["loss"].mean()
+        loss.backward()
+        return loss.item()
 
-    def evaluate(self) -> dict[str, Any]:
-        """Loss and, of a classifier, accuracy on the validation and the test split."""
-        started = time.perf_counter()
-        point: dict[str, Any] = {"step": self.step}
-        for name, examples in (("val", self.val), ("test", self.test)):
-            point |= {f"{name}_{key}": value for key, value in self._measure(examples).items()}
-        self.seconds += time.perf_counter() - started
-        self.evaluations.append(point)
-        return point
+    @torch.no_grad()
+    def measure(self, split: str) -> dict[str, float]:
+        """Mean loss and, of a classifier, accuracy on a split."""
+        examples = {"val": self.val, "test": self.test}[split]
+        self.model.eval()
+        batches = torch.arange(len(examples.networks)).split(EVALUATION_BATCH)
+        found = [self._score(*examples.of(index)) for index in batches]
+        return {key: float(torch.cat([f[key] for f in found]).mean()) for key in found[0]}
+
+    def describe(self, point: dict[str, Any]) -> str:
+        """Say in words what an evaluation found."""
+        if "val_accuracy" in point:
+            return f"accuracy {point['val_accuracy']:.2%} (test {point['test_accuracy']:.2%})"
+        return f"mean squared error {point['val_loss']:.5f} (test {point['test_loss']:.5f})"
 
     def score(self, point: dict[str, Any]) -> float:
         """By accuracy on the validation split, or without one by loss."""
@@ -257,14 +247,6 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         drawn = render(*answer, omega0=self.config.model.omega0)
         return {"loss": (drawn - targets).square().mean((1, 2))}
 
-    @torch.no_grad()
-    def _measure(self, examples: Examples) -> dict[str, float]:
-        """Means over a split."""
-        self.model.eval()
-        batches = torch.arange(len(examples.networks)).split(EVALUATION_BATCH)
-        found = [self._score(*examples.of(index)) for index in batches]
-        return {key: float(torch.cat([f[key] for f in found]).mean()) for key in found[0]}
-
 
 def train_inr_model(
     config: INRTrainingConfig,
@@ -302,12 +284,4 @@ def train_inr_model(
         if found != expected:
             raise ValueError(f"INRs '{inrs}': expected {name} {expected}, found {found}")
     new = INRTrainer(config, examples, torch.device(device), f"{Path(inrs).name}: {counts}")
-
-    def describe(point: dict[str, Any]) -> str:
-        if "val_accuracy" in point:
-            return f"accuracy {point['val_accuracy']:.2%} (test {point['test_accuracy']:.2%})"
-        return f"mean squared error {point['val_loss']:.5f} (test {point['test_loss']:.5f})"
-
-    with prepared(out, new.settings, resume) as state:
-        trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)
-        return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    return new.run(out, resume)
