@@ -182,10 +182,11 @@ def test_the_command_says_what_came_of_it(park, tmp_path, capsys):
 HELD = """
 import sys
 import helpers_hold
+from l2o_graph.datasets import shards
 from l2o_graph.datasets.cnn import generate
 
 if __name__ == "__main__":
-    helpers_hold.after_answer(generate, "in_parallel", 1)
+    helpers_hold.after_answer(shards, "in_parallel", 1)
     sys.exit(generate.main())
 """
 

@@ -19,13 +19,10 @@ half of the images for the park, and to 42 % for small networks; ``--steps`` for
 """
 
 import argparse
-import hashlib
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -34,7 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from l2o_graph.datasets.cnn.files import (
     FORMAT,
@@ -49,10 +45,10 @@ from l2o_graph.datasets.cnn.park import train_park
 from l2o_graph.datasets.cnn.recipe import Recipe
 from l2o_graph.datasets.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
-from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.datasets.shards import generator_of, make, missing, report
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, Range, check_ranges
 from l2o_graph.storage.lock import held
-from l2o_graph.storage.shards import shard_name, unwritten
+from l2o_graph.storage.shards import shard_name
 
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -133,6 +129,9 @@ class Shard:
     runs: tuple[int, ...]
     record: dict[str, Any]
 
+    def __len__(self) -> int:
+        return len(self.runs)
+
 
 def plan(settings: Settings) -> list[Shard]:
     """Check everything that can be checked before any work, and list the shards.
@@ -176,7 +175,7 @@ def plan(settings: Settings) -> list[Shard]:
         for number, part in enumerate(parts):
             path = settings.out / shard_name(split, number)
             shards.append(Shard(path, tuple(part), {**record, "shard": number}))
-    _missing(shards)
+    missing(shards, FORMAT)
     return shards
 
 
@@ -190,18 +189,17 @@ def execute(settings: Settings, shards: Sequence[Shard]) -> int:
         BlockingIOError: When another process is writing to the folder.
     """
     with held(settings.out):
-        missing = _missing(shards)
-        total, todo = (sum(len(shard.runs) for shard in group) for group in (shards, missing))
-        with tqdm(total=total, initial=total - todo, unit="run", smoothing=0) as progress:
-            for shard in in_parallel(partial(train_shard, settings), missing, settings.jobs):
-                progress.update(len(shard.runs))
+        todo = make(shards, FORMAT, partial(train_shard, settings), settings.jobs, "run")
         write_manifest(settings.out, [shard.path for shard in shards])
         return todo
 
 
 def train_shard(settings: Settings, shard: Shard) -> Shard:
     """Train all networks of a shard, and write it."""
-    generators = [_generator(settings, run) for run in shard.runs]
+    generators = [
+        generator_of(f"{settings.seed}/{settings.kind}/{settings.dataset}/{run}")
+        for run in shard.runs
+    ]
     images, train = _images(settings), KINDS[settings.kind].train
     # Moments of networks whose gradients have died fall to where a CPU takes 100 times as long.
     torch.set_flush_denormal(True)
@@ -240,23 +238,21 @@ def summary(shards: Sequence[Shard]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, print; 0 when all is done, 2 for a request that cannot be met."""
+    return report("zoo", lambda: _made(argv))
+
+
+def _made(argv: Sequence[str] | None) -> list[str]:
     begin = time.perf_counter()
-    try:
-        settings = _parse(argv)
-        shards = plan(settings)
-        trained = execute(settings, shards)
-        table = summary(shards)
-    except (ValueError, OSError, BrokenProcessPool) as error:
-        print("zoo: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    settings = _parse(argv)
+    shards = plan(settings)
+    trained = execute(settings, shards)
+    table = summary(shards)
     minutes = (time.perf_counter() - begin) / 60
-    print(table)
-    print(f"trained {trained:,} networks in {minutes:.1f} minutes, {settings.jobs} jobs")
-    print(f"wrote {len(shards)} shards and manifest.json to {settings.out}")
-    return 0
+    return [
+        table,
+        f"trained {trained:,} networks in {minutes:.1f} minutes, {settings.jobs} jobs",
+        f"wrote {len(shards)} shards and manifest.json to {settings.out}",
+    ]
 
 
 def _parse(argv: Sequence[str] | None) -> Settings:
@@ -342,21 +338,3 @@ def _smaller(x: Tensor, size: int, grey: bool) -> Tensor:
     """Averages over pixels, and over colours for grey, rounded."""
     pixels = F.avg_pool2d(x.float(), x.shape[-1] // size)
     return (pixels.mean(1, keepdim=True) if grey else pixels).round().to(torch.uint8)
-
-
-def _generator(settings: Settings, run: int) -> torch.Generator:
-    """Random numbers for a run, whatever else is trained."""
-    name = f"{settings.seed}/{settings.kind}/{settings.dataset}/{run}"
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return torch.Generator().manual_seed(seed)
-
-
-def _missing(shards: Sequence[Shard]) -> list[Shard]:
-    """Shards that are not there in full; ValueError for those of another configuration."""
-    of_path = {shard.path: shard for shard in shards}
-    missing = unwritten({path: shard.record for path, shard in of_path.items()}, FORMAT)
-    return [of_path[path] for path in missing]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

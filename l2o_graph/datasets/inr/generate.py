@@ -13,12 +13,9 @@ On two cores 10,000 images take about 20 minutes with the default recipe.
 """
 
 import argparse
-import hashlib
 import os
-import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,18 +23,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from l2o_graph.datasets.images import Images, load_images
 from l2o_graph.datasets.inr.files import FORMAT, checked, write_shard
 from l2o_graph.datasets.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.datasets.inr.picture import contact_sheet
 from l2o_graph.datasets.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
-from l2o_graph.datasets.workers import check_device, in_parallel
+from l2o_graph.datasets.shards import generator_of, make, missing, report
+from l2o_graph.datasets.workers import check_device
 from l2o_graph.ranges import COUNT, SEED, check_ranges
 from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import held
-from l2o_graph.storage.shards import read_tensor, shard_name, unwritten
+from l2o_graph.storage.shards import read_tensor, shard_name
 
 SOURCES = ("mnist", "fmnist", "fmnist_sample")
 SPLITS = ("train", "val", "test")
@@ -83,8 +80,8 @@ class Shard:
     """One file to be.
 
     Attributes:
+        path: Its place.
         split: Of its networks.
-        number: Of the file, from 0.
         start: Row of its first network in the split: all images in order, then all again for
             each further view.
         stop: Row after its last.
@@ -92,12 +89,15 @@ class Shard:
         record: What its header says.
     """
 
+    path: Path
     split: str
-    number: int
     start: int
     stop: int
     images: int
     record: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 def plan(settings: Settings) -> list[Shard]:
@@ -140,10 +140,11 @@ def plan(settings: Settings) -> list[Shard]:
         }
         for number, start in enumerate(starts):
             stop = min(start + settings.shard, images * views)
-            shards.append(Shard(split, number, start, stop, images, {**record, "shard": number}))
+            path = settings.out / shard_name(split, number)
+            shards.append(Shard(path, split, start, stop, images, {**record, "shard": number}))
     if not shards:
         raise ValueError(f"count: expected an image to fit, found {list(settings.count)}")
-    _missing(settings, shards)
+    missing(shards, FORMAT)
     return shards
 
 
@@ -158,12 +159,7 @@ def execute(settings: Settings, shards: Sequence[Shard]) -> int:
         BlockingIOError: When another process is writing to the folder.
     """
     with held(settings.out):
-        missing = _missing(settings, shards)
-        total, todo = (sum(s.stop - s.start for s in group) for group in (shards, missing))
-        with tqdm(total=total, initial=total - todo, unit="INR", smoothing=0) as progress:
-            for shard in in_parallel(partial(fit_shard, settings), missing, settings.jobs):
-                progress.update(shard.stop - shard.start)
-        return todo
+        return make(shards, FORMAT, partial(fit_shard, settings), settings.jobs, "INR")
 
 
 def fit_shard(settings: Settings, shard: Shard) -> Shard:
@@ -186,17 +182,17 @@ def fit_shard(settings: Settings, shard: Shard) -> Shard:
         view=view,
         psnr=psnr(render(weights, biases, (images.shape[1], images.shape[2])), images),
         omega0=OMEGA0,
-        origin=f"of {shard_name(shard.split, shard.number)}, just fitted",
+        origin=f"of {shard.path.name}, just fitted",
     )
-    write_shard(_path(settings, shard), inrs, shard.record)
+    write_shard(shard.path, inrs, shard.record)
     return shard
 
 
-def summary(settings: Settings, shards: Sequence[Shard]) -> str:
+def summary(shards: Sequence[Shard]) -> str:
     """PSNR of each split in a table."""
     lines = ["PSNR, dB    INRs      min     5 %    25 %  median    75 %    95 %"]
     for split in dict.fromkeys(shard.split for shard in shards):
-        paths = [_path(settings, shard) for shard in shards if shard.split == split]
+        paths = [shard.path for shard in shards if shard.split == split]
         values = torch.cat([read_tensor(path, "psnr") for path in paths])
         quantiles = values.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
         lines.append(
@@ -207,7 +203,7 @@ def summary(settings: Settings, shards: Sequence[Shard]) -> str:
 
 def figure(settings: Settings, shard: Shard) -> bytes:
     """A PNG of ten images of a shard over what their networks draw, from the worst to the best."""
-    path = _path(settings, shard)
+    path = shard.path
     order = read_tensor(path, "psnr").argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(SHOWN, len(order))).long()]
     layers = range(len(LAYOUT) - 1)
@@ -223,24 +219,22 @@ def figure(settings: Settings, shard: Shard) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, fit, print; 0 when all is done, 2 for a request that cannot be met."""
+    return report("inr", lambda: _made(argv))
+
+
+def _made(argv: Sequence[str] | None) -> list[str]:
     begin = time.perf_counter()
-    try:
-        settings = _parse(argv)
-        shards = plan(settings)
-        fitted = execute(settings, shards)
-        write_atomically(settings.out / "figure.png", figure(settings, shards[0]))
-        table = summary(settings, shards)
-    except (ValueError, OSError, BrokenProcessPool) as error:
-        print("inr: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    settings = _parse(argv)
+    shards = plan(settings)
+    fitted = execute(settings, shards)
+    write_atomically(settings.out / "figure.png", figure(settings, shards[0]))
+    table = summary(shards)
     minutes = (time.perf_counter() - begin) / 60
-    print(table)
-    print(f"fitted {fitted:,} INRs in {minutes:.1f} minutes, {settings.jobs} at a time")
-    print(f"wrote {len(shards)} shards and figure.png to {settings.out}")
-    return 0
+    return [
+        table,
+        f"fitted {fitted:,} INRs in {minutes:.1f} minutes, {settings.jobs} at a time",
+        f"wrote {len(shards)} shards and figure.png to {settings.out}",
+    ]
 
 
 def _parse(argv: Sequence[str] | None) -> Settings:
@@ -309,12 +303,9 @@ def _generators(
     settings: Settings, shard: Shard, index: Tensor, view: Tensor
 ) -> list[torch.Generator]:
     """Random numbers for each network of a shard, whatever else is fitted."""
-    answer = []
-    for image, which in zip(index.tolist(), view.tolist(), strict=True):
-        name = f"{settings.seed}/{settings.source}/{shard.split}/{image}/{which}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        answer.append(torch.Generator().manual_seed(seed))
-    return answer
+    prefix = f"{settings.seed}/{settings.source}/{shard.split}"
+    pairs = zip(index.tolist(), view.tolist(), strict=True)
+    return [generator_of(f"{prefix}/{image}/{which}") for image, which in pairs]
 
 
 def _fit_in_batches(
@@ -331,18 +322,3 @@ def _fit_in_batches(
         parts.append([t[: len(part)].cpu() for kind in fitted for t in kind])
     whole = [torch.cat(layer) for layer in zip(*parts, strict=True)]
     return whole[: len(LAYOUT) - 1], whole[len(LAYOUT) - 1 :]
-
-
-def _path(settings: Settings, shard: Shard) -> Path:
-    return settings.out / shard_name(shard.split, shard.number)
-
-
-def _missing(settings: Settings, shards: Sequence[Shard]) -> list[Shard]:
-    """Shards that are not there in full; ValueError for those of another configuration."""
-    of_path = {_path(settings, shard): shard for shard in shards}
-    missing = unwritten({path: shard.record for path, shard in of_path.items()}, FORMAT)
-    return [of_path[path] for path in missing]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
