@@ -8,10 +8,10 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-from helpers_meta_training import FAMILIES, TINY, little, train, trainer_of
-from helpers_ranks import Ranks
-from helpers_stop import check_resumes, same_state
 from safetensors.torch import load_file
+from support.meta_training import FAMILIES, TINY, little, train, trainer_of
+from support.ranks import Ranks
+from support.stop import check_resumes, same_state
 
 from l2o_graph import NGOptimizer
 from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
@@ -76,7 +76,7 @@ def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path, data):
 
 
 def test_killed_it_resumes_to_the_same_weights(tmp_path, data):
-    check_resumes(train, ControllerTrainer, "helpers_meta_training", data, tmp_path, records)
+    check_resumes(train, ControllerTrainer, "support.meta_training", data, tmp_path, records)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(data):

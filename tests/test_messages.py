@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from helpers_optimizer import READERS
-from networks import NETWORKS
+from support.networks import NETWORKS
+from support.optimizers import READERS
 from torch import Tensor, nn
 
 from l2o_graph.layout.spec import NetSpec

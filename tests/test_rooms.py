@@ -1,6 +1,7 @@
 """Imports between rooms lead downward, and rooms stand on nine levels at most."""
 
 import ast
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -87,9 +88,20 @@ def test_the_layout_imports_nothing_but_torch():
             assert not outside, f"{path.name} imports {outside}"
 
 
-def _is_standard(name: str) -> bool:
-    import sys
+def test_no_test_imports_another():
+    tests = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = {node.module}
+            elif isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            else:
+                continue
+            assert not names & tests, f"{path.name} imports {names & tests}"
 
+
+def _is_standard(name: str) -> bool:
     return name.partition(".")[0] in sys.stdlib_module_names
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers_optimizer import READERS
+from support.optimizers import READERS
 from torch import Tensor, nn
 
 from l2o_graph.optim import step

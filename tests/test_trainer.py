@@ -12,9 +12,9 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers_stop import stopped
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.stop import stopped
 
 from l2o_graph import PaperOptimizer
 from l2o_graph.optim.checkpoints import load_checkpoint as load_controller
@@ -108,11 +108,11 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "meta_train", *OPTIONS]
 # The same, which waits for a signal before its fourth step.
 HELD = """
 import sys
-import helpers_hold
+from support import hold
 from meta_train.__main__ import main
 from meta_train.trainer import MetaTrainer
 
-helpers_hold.before(MetaTrainer, "advance", 4)
+hold.before(MetaTrainer, "advance", 4)
 sys.exit(main())
 """
 

@@ -1,0 +1,1 @@
+"""What tests share: networks, slow twins, symmetries, programs that are stopped."""
