@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +79,19 @@ def check_ranges(options: object, **ranges: Range) -> None:
     """
     for name, allowed in ranges.items():
         allowed.check(name, getattr(options, name))
+
+
+def check_choices(options: object, **kinds: Any) -> None:
+    """Refuse options that are none of some words.
+
+    Args:
+        options: Object that has them as attributes.
+        kinds: Literal type of each option, by name.
+
+    Raises:
+        ValueError: For the first that is another word, naming it.
+    """
+    for name, kind in kinds.items():
+        if getattr(options, name) not in get_args(kind):
+            expected = " or ".join(map(repr, get_args(kind)))
+            raise ValueError(f"{name}: expected {expected}, found {getattr(options, name)!r}")

@@ -1,10 +1,10 @@
 """What a meta-training run of the paper's rule is, in one frozen record."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from l2o_graph.paper.rule import PAPER, Model, RuleConfig
-from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, check_ranges
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, check_choices, check_ranges
 
 Estimator = Literal["greedy", "through_time"]
 
@@ -60,9 +60,7 @@ class MetaConfig:
             weight_decay=NOT_NEGATIVE, clip=NOT_NEGATIVE, evaluate_every=COUNT,
             evaluate_steps=COUNT, evaluate_seeds=COUNT, save_every=COUNT,
         )  # fmt: skip
-        if self.estimator not in get_args(Estimator):
-            expected = " or ".join(map(repr, get_args(Estimator)))
-            raise ValueError(f"estimator: expected {expected}, found {self.estimator!r}")
+        check_choices(self, estimator=Estimator)
 
 
 def paper_recipe(task: str = "fmnist_cnn", model: Model = "ng_gnn") -> MetaConfig:

@@ -2,19 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from l2o_graph.datasets.cnn.architecture import CNNArchitecture
 from l2o_graph.datasets.cnn.small import ARCHITECTURE
-from l2o_graph.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, check_ranges
+from l2o_graph.metanets.config import ReaderConfig
+from l2o_graph.ranges import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE_BELOW_ONE,
+    check_choices,
+    check_ranges,
+)
 
 Model = Literal["ng_gnn", "ng_t", "stat_nn", "nfn"]
 Zoo = Literal["park", "small"]
-GRAPH_MODELS = ("ng_gnn", "ng_t")
 
 
 @dataclass(frozen=True, slots=True)
-class CNNModelConfig:
+class CNNModelConfig(ReaderConfig):
     """What a predictor is made of; stored in the header of its checkpoint.
 
     Attributes:
@@ -64,9 +71,7 @@ class CNNModelConfig:
     architecture: CNNArchitecture | None = None
 
     def __post_init__(self):
-        if self.model not in get_args(Model):
-            expected = " or ".join(map(repr, get_args(Model)))
-            raise ValueError(f"model: expected {expected}, found {self.model!r}")
+        check_choices(self, model=Model)
         check_ranges(
             self, inputs=COUNT, depth=COUNT, classes=COUNT, max_kernel=COUNT, hidden=COUNT,
             layers=COUNT, dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
@@ -81,25 +86,13 @@ class CNNModelConfig:
                 f"hidden: expected an even number, and a multiple of {self.heads} heads in "
                 f"{self.attention * self.hidden} channels of attention, found {self.hidden}"
             )
-        if self.model not in GRAPH_MODELS:
-            own = {"fourier": 0, "scaled": False, "reverse": False, "activations": True}
-            for name, nothing in own.items():
-                if getattr(self, name) != nothing:
-                    raise ValueError(
-                        f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "
-                        f"'{self.model}'"
-                    )
+        self.check_options_of_graphs(fourier=0, scaled=False, reverse=False, activations=True)
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
                 "architecture: expected one for 'nfn' alone, which maps weights one by one and "
                 "reads no networks of mixed architecture, "
                 f"found {self.architecture} for '{self.model}'"
             )
-
-    @property
-    def both_ways(self) -> bool:
-        """Whether messages also go against the flow."""
-        return self.reverse or self.model == "ng_t"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""

@@ -13,8 +13,9 @@ from l2o_graph.datasets.inr.files import named
 from l2o_graph.datasets.inr.siren import layout_of, responses
 from l2o_graph.metanets.baselines.inr import CLASSIFIERS
 from l2o_graph.metanets.baselines.inr_body import BaselineBody
+from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.metanets.inr_body import GraphBody
-from l2o_graph.metanets.inr_config import GRAPH_MODELS, INRModelConfig, Task
+from l2o_graph.metanets.inr_config import INRModelConfig, Task
 from l2o_graph.metanets.statistics import Normalisation, Statistics
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model

@@ -1,25 +1,26 @@
 """INRModelConfig: all that a model of INRs is made of, with the paper's sizes."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from l2o_graph.datasets.inr.siren import LAYOUT, OMEGA0
+from l2o_graph.metanets.config import ReaderConfig
 from l2o_graph.ranges import (
     COUNT,
     COUNT_OR_NONE,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE_BELOW_ONE,
+    check_choices,
     check_ranges,
 )
 
 Model = Literal["ng_gnn", "ng_t", "mlp", "set_nn", "dwsnet", "nfn", "stat_nn"]
 Task = Literal["classify", "edit"]
-GRAPH_MODELS = ("ng_gnn", "ng_t")
 
 
 @dataclass(frozen=True, slots=True)
-class INRModelConfig:
+class INRModelConfig(ReaderConfig):
     """What a model of INRs is made of; stored in the header of its checkpoint.
 
     Attributes:
@@ -60,30 +61,17 @@ class INRModelConfig:
     positions: bool = True
     normalise: bool = True
 
-    @property
-    def both_ways(self) -> bool:
-        """Whether messages also go against the flow."""
-        return self.reverse or self.model == "ng_t"
-
     def __post_init__(self):
-        for name, known in (("model", Model), ("task", Task)):
-            if getattr(self, name) not in get_args(known):
-                expected = " or ".join(map(repr, get_args(known)))
-                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
+        check_choices(self, model=Model, task=Task)
         if len(self.layout) < 2 or min(self.layout) < 1:
             raise ValueError(f"layout: expected two widths or more, found {self.layout}")
         check_ranges(
             self, omega0=POSITIVE, hidden=COUNT, layers=COUNT, classes=COUNT, probes=COUNT_OR_NONE,
             dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
         )  # fmt: skip
-        if self.model not in GRAPH_MODELS:
-            neutral = {"probes": 0, "fourier": 0, "axial": False, "reverse": False}
-            for name, nothing in {**neutral, "positions": True}.items():
-                if getattr(self, name) != nothing:
-                    raise ValueError(
-                        f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "
-                        f"'{self.model}'"
-                    )
+        self.check_options_of_graphs(
+            probes=0, fourier=0, axial=False, reverse=False, positions=True
+        )
         if (self.model, self.task) == ("stat_nn", "edit"):
             raise ValueError("model: 'stat_nn' reads no single parameter, and cannot edit any")
         if self.model == "ng_t" and (2 * self.hidden) % self.heads:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from l2o_graph.datasets.cnn.files import CNNs
 from l2o_graph.metanets.baselines.cnn import NFNBody, StatNNBody
 from l2o_graph.metanets.cnn_body import GraphBody
-from l2o_graph.metanets.cnn_config import GRAPH_MODELS, CNNModelConfig
+from l2o_graph.metanets.cnn_config import CNNModelConfig
+from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
 from l2o_graph.storage.shards import named

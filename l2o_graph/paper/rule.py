@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from l2o_graph.layout.spec import NetSpec
 from l2o_graph.paper.head import PaperHead
 from l2o_graph.paper.observation import Observation, scalars_of
 from l2o_graph.paper.readers import Group, reader_of
-from l2o_graph.ranges import COUNT, check_ranges
+from l2o_graph.ranges import COUNT, check_choices, check_ranges
 
 # Factor of a step, and of the logarithm of its magnitude.
 STEP, LOG_MAGNITUDE = 0.01, 0.01
@@ -40,9 +40,7 @@ class RuleConfig:
     inner: int = 64
 
     def __post_init__(self):
-        if self.model not in get_args(Model):
-            expected = " or ".join(map(repr, get_args(Model)))
-            raise ValueError(f"model: expected {expected}, found {self.model!r}")
+        check_choices(self, model=Model)
         check_ranges(self, hidden=COUNT, layers=COUNT, inner=COUNT)
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.inr.picture import contact_sheet
 from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.lock import held
@@ -39,7 +40,6 @@ from meta_train.supervised.inr import EDITED
 
 PROBES = (0, 4, 16, 64)
 INTERRUPTED = 130  # what a command answers that was told to stop
-GRAPH_MODELS = ("ng_gnn", "ng_t")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ from l2o_graph.cnn import (
     save_cnn_model,
 )
 from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
-from l2o_graph.metanets.cnn_config import GRAPH_MODELS, Model, Zoo
+from l2o_graph.metanets.cnn_config import Model, Zoo
+from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.metanets.traits import NAMES, RANGES, span, traits
 from l2o_graph.storage.files import write_atomically
