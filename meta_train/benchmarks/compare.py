@@ -197,7 +197,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(markdown(found))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

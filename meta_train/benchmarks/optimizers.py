@@ -252,7 +252,3 @@ def _machine(device: str) -> str:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     return f"{model}, {os.cpu_count()} cores, threads of a run: {torch.get_num_threads()}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

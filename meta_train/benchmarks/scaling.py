@@ -230,7 +230,3 @@ def _memory(field: str) -> int:
     if found is None:
         raise OSError(f"expected {field} in {MEMORY}, found none")
     return 1024 * int(found[1])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -309,7 +309,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\nMeans of at least {STEPS} steps in a row, medians over rounds; ", end="")
     print(f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

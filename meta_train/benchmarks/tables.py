@@ -419,7 +419,3 @@ def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, int]:
 
 def _figure(table: Table, found: Sequence[dict[str, Any]]) -> str:
     return spread([table.scale * each[table.measure] for each in found], table.digits)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -134,7 +134,3 @@ def _rate(text: str) -> tuple[str, tuple[float, ...]]:
         return name, (float(rate),)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected e.g. adam=1e-2, found '{text}'") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())
