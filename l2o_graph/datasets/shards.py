@@ -1,9 +1,7 @@
 """What commands that make sets of networks share: what is missing is made, shard by shard."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -75,26 +73,3 @@ def generator_of(name: str) -> torch.Generator:
     """Random numbers for what has a name, whatever else is made."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return torch.Generator().manual_seed(seed)
-
-
-def report(name: str, work: Callable[[], Sequence[str]]) -> int:
-    """Do the work of a command and print what comes of it.
-
-    Args:
-        name: Name of the command, in front of errors.
-        work: Function that does it and answers with lines.
-
-    Returns:
-        The exit status: 0 when all is done, 2 for a request that cannot be met, 130 after Ctrl-C.
-    """
-    try:
-        lines = work()
-    except (ValueError, OSError, BrokenProcessPool) as error:
-        print(f"{name}: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    for line in lines:
-        print(line)
-    return 0

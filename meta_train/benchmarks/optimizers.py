@@ -25,6 +25,7 @@ from statistics import fmean, median
 import torch
 from tqdm import tqdm
 
+from l2o_graph.commands import run_command
 from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
@@ -176,18 +177,14 @@ def train(settings: Settings, run: Run) -> Record:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, compare, print; 0 when all is done, 2 for a request that cannot be met."""
     settings = _parse(argv)
-    try:
-        records = compare(settings)
-        paths = report(settings, records)
-    except (ValueError, OSError) as error:
-        print("benchmark: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
-        return 130
-    print((settings.out / "results.md").read_text())
-    print("wrote " + ", ".join(str(p) for p in (settings.out / "results.json", *paths)))
-    return 0
+    goes_on = f"stopped; the same command goes on from {settings.out}"
+    return run_command("benchmark", lambda: _compared(settings), stopped=goes_on)
+
+
+def _compared(settings: Settings) -> list[str]:
+    paths = report(settings, compare(settings))
+    wrote = ", ".join(str(p) for p in (settings.out / "results.json", *paths))
+    return [(settings.out / "results.md").read_text(), f"wrote {wrote}"]
 
 
 def _parse(argv: Sequence[str] | None) -> Settings:

@@ -8,11 +8,11 @@ from it, one thing at a time. Runs are saved as the benchmark's are, and go on i
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from l2o_graph.commands import run_command
 from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import held
 from meta_train.benchmarks.baselines import BEST_RATES, base_of, contenders, learned_checkpoints
@@ -105,19 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         tasks=(), optimizers=tuple(dict.fromkeys(args.pop("optimizers"))),
         grid=dict(args.pop("rate")), checkpoints=dict(args.pop("checkpoint")), **args,
     )  # fmt: skip
-    try:
-        places = transfer(settings)
-    except (ValueError, OSError) as error:
-        print("transfer: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
-        return 130
+    goes_on = f"stopped; the same command goes on from {settings.out}"
+    return run_command("transfer", lambda: _table(settings), stopped=goes_on)
+
+
+def _table(settings: Settings) -> list[str]:
+    places = transfer(settings)
     table = markdown(places, settings.optimizers)
     write_atomically(settings.out / "transfer.md", table.encode())
-    print(table)
-    print(f"wrote {settings.out / 'transfer.md'}")
-    return 0
+    return [table, f"wrote {settings.out / 'transfer.md'}"]
 
 
 def _cell(records: Sequence[Record]) -> str:

@@ -23,6 +23,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from l2o_graph.commands import ERRORS, run_command
 from l2o_graph.datasets.cnn.files import (
     FORMAT,
     SPLITS,
@@ -45,7 +47,7 @@ from l2o_graph.datasets.cnn.park import train_park
 from l2o_graph.datasets.cnn.recipe import Recipe
 from l2o_graph.datasets.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
-from l2o_graph.datasets.shards import generator_of, make, missing, report
+from l2o_graph.datasets.shards import generator_of, make, missing
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, Range, check_ranges
 from l2o_graph.storage.lock import held
 from l2o_graph.storage.shards import shard_name
@@ -238,7 +240,7 @@ def summary(shards: Sequence[Shard]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, print; 0 when all is done, 2 for a request that cannot be met."""
-    return report("zoo", lambda: _made(argv))
+    return run_command("zoo", lambda: _made(argv), (*ERRORS, BrokenProcessPool))
 
 
 def _made(argv: Sequence[str] | None) -> list[str]:

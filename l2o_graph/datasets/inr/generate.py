@@ -16,6 +16,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2o_graph.commands import ERRORS, run_command
 from l2o_graph.datasets.images import Images, load_images
 from l2o_graph.datasets.inr.files import FORMAT, checked, write_shard
 from l2o_graph.datasets.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.datasets.inr.picture import contact_sheet
 from l2o_graph.datasets.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
-from l2o_graph.datasets.shards import generator_of, make, missing, report
+from l2o_graph.datasets.shards import generator_of, make, missing
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.ranges import COUNT, SEED, check_ranges
 from l2o_graph.storage.files import write_atomically
@@ -219,7 +221,7 @@ def figure(settings: Settings, shard: Shard) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, fit, print; 0 when all is done, 2 for a request that cannot be met."""
-    return report("inr", lambda: _made(argv))
+    return run_command("inr", lambda: _made(argv), (*ERRORS, BrokenProcessPool))
 
 
 def _made(argv: Sequence[str] | None) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from l2o_graph.commands import run_command
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.ranges import COUNT, Range, check_ranges
 from l2o_graph.storage.files import check_writable
@@ -150,17 +151,13 @@ def with_averages(done: Sequence[Record], known: dict[str, Contender]) -> list[R
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, compare, print; 0 when all is done, 2 for a request that cannot be met."""
     settings = _parse(argv)
-    try:
-        paths = write(compare(settings), settings.out)
-    except (ValueError, OSError) as error:
-        print("strangers: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
-        return 130
-    print(paths[0].read_text())
-    print("wrote " + ", ".join(map(str, paths)))
-    return 0
+    goes_on = f"stopped; the same command goes on from {settings.out}"
+    return run_command("strangers", lambda: _compared(settings), stopped=goes_on)
+
+
+def _compared(settings: Settings) -> list[str]:
+    paths = write(compare(settings), settings.out)
+    return [paths[0].read_text(), "wrote " + ", ".join(map(str, paths))]
 
 
 def _parse(argv: Sequence[str] | None) -> Settings:
