@@ -15,7 +15,7 @@ from l2o_graph.models.embedding import Part, Scalars
 from l2o_graph.models.ng_gnn import kept_if
 from l2o_graph.observation import Observation, scalars_of
 from l2o_graph.ranges import COUNT, check_ranges
-from l2o_graph.readers import Group, reader_of
+from l2o_graph.readers import REGISTERED, Group, reader_of
 
 # Factor of a step, and of the logarithm of its magnitude.
 STEP, LOG_MAGNITUDE = 0.01, 0.01
@@ -28,20 +28,21 @@ class RuleConfig:
     """What a rule is made of; stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the network: see ``readers``.
+        model: What reads the network, "ng_gnn", "ng_t", "nfn", "lstm", "ff" or the name of a
+            registered reader.
         hidden: Number of channels of what reads the network.
         layers: Number of rounds of messages, and of hidden layers of the head.
         inner: Number of channels of the head.
     """
 
-    model: Model = "ng_gnn"
+    model: str = "ng_gnn"
     hidden: int = 64
     layers: int = 8
     inner: int = 64
 
     def __post_init__(self):
-        if self.model not in get_args(Model):
-            expected = " or ".join(map(repr, get_args(Model)))
+        if self.model not in (known := (*get_args(Model), *REGISTERED)):
+            expected = " or ".join(map(repr, known))
             raise ValueError(f"model: expected {expected}, found {self.model!r}")
         check_ranges(self, hidden=COUNT, layers=COUNT, inner=COUNT)
 

@@ -7,7 +7,6 @@ from it, one thing at a time. Runs are saved as the benchmark's are, and go on i
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from meta_train.benchmark import (
     plan,
     spread,
 )
+from meta_train.tasks import get_task
 
 # (what is different, task, steps); the first is where the rates come from.
 HOME = ("nothing", "fmnist_cnn", 1000)
@@ -44,9 +44,9 @@ AWAY = (
 )
 PLACES = (HOME, *AWAY)
 
-# The loss of a guess, less what batches differ by: what ends there has diverged, or has collapsed
-# to a constant.
-LOST = 0.99 * math.log(10)
+# What batches differ by, of the loss of a guess: what ends there has diverged, or has collapsed to
+# a constant.
+LOST = 0.99
 
 
 def transfer(settings: Settings) -> dict[str, list[Record]]:
@@ -72,7 +72,8 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
 
 def failed(record: Record) -> bool:
     """Whether a run ended no better than guessing, or without a number."""
-    return record.final_loss is None or record.final_loss > LOST
+    guess = get_task(record.run.task).guess_loss
+    return record.final_loss is None or record.final_loss > LOST * guess
 
 
 def markdown(places: dict[str, list[Record]], optimizers: Sequence[str]) -> str:

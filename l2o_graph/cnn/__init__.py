@@ -8,7 +8,7 @@ edges, S segments of them.
 
 from l2o_graph.cnn.architecture import CNNArchitecture, cnn_module
 from l2o_graph.cnn.augment import augmented
-from l2o_graph.cnn.config import CNNModelConfig, cnn_config
+from l2o_graph.cnn.config import CNNModelConfig, cnn_config, register_cnn_model
 from l2o_graph.cnn.files import CNNs, chosen, load_cnns
 from l2o_graph.cnn.models import GeneralizationPredictor, list_cnn_models, save_cnn_model
 from l2o_graph.cnn.predict import predict_accuracy
@@ -28,5 +28,6 @@ __all__ = [
     "predict_accuracy",
     "read_small_zoo",
     "read_wild_park",
+    "register_cnn_model",
     "save_cnn_model",
 ]

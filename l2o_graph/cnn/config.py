@@ -1,8 +1,10 @@
 """CNNModelConfig: all that a predictor of accuracy is made of, with the published sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
+
+from torch import nn
 
 from l2o_graph.cnn.architecture import CNNArchitecture
 from l2o_graph.cnn.small import ARCHITECTURE
@@ -18,7 +20,8 @@ class CNNModelConfig:
     """What a predictor is made of; stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the networks.
+        model: What reads the networks: a name of the paper's models or baselines, or a registered
+            one.
         inputs: Input channels that have a position each.
         depth: Hidden layers that have a position each; those behind share the last.
         classes: Output neurons that have a position each, and that the head reads.
@@ -44,7 +47,7 @@ class CNNModelConfig:
         architecture: The only one that NFN reads.
     """
 
-    model: Model
+    model: str
     inputs: int = 3
     depth: int = 5
     classes: int = 10
@@ -64,8 +67,8 @@ class CNNModelConfig:
     architecture: CNNArchitecture | None = None
 
     def __post_init__(self):
-        if self.model not in get_args(Model):
-            expected = " or ".join(map(repr, get_args(Model)))
+        if self.model not in (known := (*get_args(Model), *REGISTERED)):
+            expected = " or ".join(map(repr, known))
             raise ValueError(f"model: expected {expected}, found {self.model!r}")
         check_ranges(
             self, inputs=COUNT, depth=COUNT, classes=COUNT, max_kernel=COUNT, hidden=COUNT,
@@ -81,7 +84,7 @@ class CNNModelConfig:
                 f"hidden: expected an even number, and a multiple of {self.heads} heads in "
                 f"{self.attention * self.hidden} channels of attention, found {self.hidden}"
             )
-        if self.model not in GRAPH_MODELS:
+        if self.model not in (*GRAPH_MODELS, *REGISTERED):
             own = {"fourier": 0, "scaled": False, "reverse": False, "activations": True}
             for name, nothing in own.items():
                 if getattr(self, name) != nothing:
@@ -89,6 +92,8 @@ class CNNModelConfig:
                         f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "
                         f"'{self.model}'"
                     )
+        if self.model in REGISTERED:
+            return
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
                 "architecture: expected one for 'nfn' alone, which maps weights one by one and "
@@ -115,9 +120,36 @@ class CNNModelConfig:
         )
 
 
+Build = TypeVar("Build", bound=Callable[[CNNModelConfig], nn.Module])
+REGISTERED: dict[str, Callable[[CNNModelConfig], nn.Module]] = {}
+
+
+def register_cnn_model(name: str) -> Callable[[Build], Build]:
+    """Add a predictor of accuracy: decorates a module, or a function that makes one, of a config.
+
+    Then ``cnn_config(name)`` is a configuration of ``GeneralizationPredictor``, which checks the
+    networks, loads and saves. The module is called with ``CNNs`` and answers with a logit of the
+    accuracy of each of the I networks, (I,).
+
+    Args:
+        name: What ``CNNModelConfig.model`` is to be.
+
+    Raises:
+        ValueError: For a name that another model has.
+    """
+
+    def add(build: Build) -> Build:
+        if name in (*get_args(Model), *REGISTERED):
+            raise ValueError(f"there is a model '{name}' already")
+        REGISTERED[name] = build
+        return build
+
+    return add
+
+
 # Kofinas et al. 2024, section 4.2, and where it is silent the scripts of mkofinas/neural-graphs;
 # StatNN is that of Unterthiner et al. 2020 there. NFN's sizes are ours.
-SIZES: dict[tuple[Model, Zoo], dict[str, Any]] = {
+SIZES: dict[tuple[str, Zoo], dict[str, Any]] = {
     ("ng_gnn", "park"): {"fourier": 3.0},
     ("ng_gnn", "small"): {"fourier": 3.0, "hidden": 256, "linear_as_conv": False},
     ("ng_t", "park"): {"fourier": 1.0, "hidden": 32, "layers": 3},
@@ -143,7 +175,7 @@ DELTA: dict[tuple[Zoo, bool], float] = {
 }
 
 
-def cnn_config(model: Model, zoo: Zoo = "park", **changes: Any) -> CNNModelConfig:
+def cnn_config(model: str, zoo: Zoo = "park", **changes: Any) -> CNNModelConfig:
     """The published predictor for a zoo, or a baseline, with changes.
 
     Args:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.cnn.baselines import NFNBody, StatNNBody
-from l2o_graph.cnn.config import GRAPH_MODELS, CNNModelConfig
+from l2o_graph.cnn.config import GRAPH_MODELS, REGISTERED, CNNModelConfig
 from l2o_graph.cnn.files import CNNs
 from l2o_graph.cnn.graph_body import GraphBody
 from l2o_graph.zoo.files import fill, find, packaged, parse, save_module
@@ -47,7 +47,7 @@ class GeneralizationPredictor(nn.Module):
     def __init__(self, config: CNNModelConfig):
         super().__init__()
         self.config, self.provenance = config, {}
-        self.body = BODIES[config.model](config)
+        self.body = (BODIES | REGISTERED)[config.model](config)
 
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
         """Predict the accuracy of networks, 0 to 1.

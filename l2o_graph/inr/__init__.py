@@ -6,7 +6,7 @@ Axes, beside those of ``l2o_graph``: I networks (INRs), Q points (pixels).
 """
 
 from l2o_graph.inr.augment import augmented
-from l2o_graph.inr.config import INRModelConfig, inr_config
+from l2o_graph.inr.config import INRModelConfig, inr_config, register_inr_model
 from l2o_graph.inr.dilation import dilation_targets
 from l2o_graph.inr.files import INRs, load_inrs
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
@@ -48,6 +48,7 @@ __all__ = [
     "load_inrs",
     "psnr",
     "read_published",
+    "register_inr_model",
     "render",
     "save_inr_model",
     "stack_networks",

@@ -1,7 +1,10 @@
 """INRModelConfig: all that a model of INRs is made of, with the paper's sizes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
+
+from torch import nn
 
 from l2o_graph.inr.siren import LAYOUT, OMEGA0
 from l2o_graph.ranges import (
@@ -23,7 +26,8 @@ class INRModelConfig:
     """What a model of INRs is made of; stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the networks.
+        model: What reads the networks: a name of the paper's models or baselines, or a registered
+            one.
         task: "classify" answers with logits, "edit" with other weights.
         layout: Widths of the networks, from input to output.
         omega0: Factor in every sine of the networks, which only probes evaluate.
@@ -44,7 +48,7 @@ class INRModelConfig:
         normalise: Whether weights and biases are first brought to mean 0 and deviation 1.
     """
 
-    model: Model
+    model: str
     task: Task = "classify"
     layout: tuple[int, ...] = LAYOUT
     omega0: float = OMEGA0
@@ -66,9 +70,10 @@ class INRModelConfig:
         return self.reverse or self.model == "ng_t"
 
     def __post_init__(self):
-        for name, known in (("model", Model), ("task", Task)):
-            if getattr(self, name) not in get_args(known):
-                expected = " or ".join(map(repr, get_args(known)))
+        models = (*get_args(Model), *REGISTERED)
+        for name, known in (("model", models), ("task", get_args(Task))):
+            if getattr(self, name) not in known:
+                expected = " or ".join(map(repr, known))
                 raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
         if len(self.layout) < 2 or min(self.layout) < 1:
             raise ValueError(f"layout: expected two widths or more, found {self.layout}")
@@ -76,7 +81,7 @@ class INRModelConfig:
             self, omega0=POSITIVE, hidden=COUNT, layers=COUNT, classes=COUNT, probes=COUNT_OR_NONE,
             dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
         )  # fmt: skip
-        if self.model not in GRAPH_MODELS:
+        if self.model not in (*GRAPH_MODELS, *REGISTERED):
             neutral = {"probes": 0, "fourier": 0, "axial": False, "reverse": False}
             for name, nothing in {**neutral, "positions": True}.items():
                 if getattr(self, name) != nothing:
@@ -93,13 +98,43 @@ class INRModelConfig:
             )
 
 
+Build = TypeVar("Build", bound=Callable[[INRModelConfig], nn.Module])
+REGISTERED: dict[str, Callable[[INRModelConfig], nn.Module]] = {}
+
+
+def register_inr_model(name: str) -> Callable[[Build], Build]:
+    """Add a model of INRs: decorates a module, or a function that makes one, of a configuration.
+
+    Then ``inr_config(name)`` is a configuration of ``INRClassifier`` and ``INREditor``, which check
+    and normalise the networks, evaluate probes, and load and save. The module is called as
+    ``module(weights, biases, responses)``: of each layer (I, out, in) and (I, out), normalised,
+    and (I, width, probes) of the inputs and of each layer, an empty list without probes. For the
+    task "classify" it answers with logits (I, classes), for "edit" with two lists of the shapes
+    of weights and biases.
+
+    Args:
+        name: What ``INRModelConfig.model`` is to be.
+
+    Raises:
+        ValueError: For a name that another model has.
+    """
+
+    def add(build: Build) -> Build:
+        if name in (*get_args(Model), *REGISTERED):
+            raise ValueError(f"there is a model '{name}' already")
+        REGISTERED[name] = build
+        return build
+
+    return add
+
+
 # Kofinas et al. 2024, section 4.1, and where it is silent the scripts of mkofinas/neural-graphs.
 # NG-T's 8 heads for classification are those of the scripts. NG-GNN has edges against the flow for
 # editing alone, as the paper says; the scripts have them always. Editing normalises nothing there,
 # and here everything: weights of deviation 0.02 do not show beside positions of deviation 1, and in
 # the time that two cores have, networks as they are were edited worse than by DWSNet.
 # Where the baselines' sizes come from stands with each.
-SIZES: dict[tuple[Model, Task], dict[str, Any]] = {
+SIZES: dict[tuple[str, Task], dict[str, Any]] = {
     ("ng_gnn", "classify"): {"dropout": 0.2, "fourier": 3.0},
     ("ng_gnn", "edit"): {"dropout": 0.2, "reverse": True},
     ("ng_t", "classify"): {"dropout": 0.2, "fourier": 1.0},
@@ -116,7 +151,7 @@ SIZES: dict[tuple[Model, Task], dict[str, Any]] = {
 }
 
 
-def inr_config(model: Model, task: Task = "classify", **changes: Any) -> INRModelConfig:
+def inr_config(model: str, task: Task = "classify", **changes: Any) -> INRModelConfig:
     """The paper's model for a task, or a baseline, with changes.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from l2o_graph.inr.baselines import CLASSIFIERS
 from l2o_graph.inr.baselines.body import BaselineBody
-from l2o_graph.inr.config import GRAPH_MODELS, INRModelConfig, Task
+from l2o_graph.inr.config import GRAPH_MODELS, REGISTERED, INRModelConfig, Task
 from l2o_graph.inr.files import named
 from l2o_graph.inr.graph_body import GraphBody
 from l2o_graph.inr.siren import layout_of, responses
@@ -75,7 +75,7 @@ class INRModel(nn.Module):
         self.statistics = None if statistics is None else Normalisation(statistics)
         inputs = torch.rand(config.layout[0], config.probes) * 2 - 1
         self.probes = nn.Parameter(inputs) if config.probes else None
-        self.body = BODIES[config.model](config)
+        self.body = (BODIES | REGISTERED)[config.model](config)
 
     def answer(
         self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]

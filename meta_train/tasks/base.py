@@ -37,7 +37,14 @@ class Problem(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """A family of problems."""
+    """A family of problems.
+
+    Attributes:
+        guess_loss: Loss of a guess, above 0, in the unit of its problems' losses: that of the best
+            constant answer. A run that ends there has failed.
+    """
+
+    guess_loss: float
 
     def load(self, root: str | Path | None) -> str:
         """Load the data once; returns what it is, in words."""
