@@ -24,9 +24,9 @@ Every command of the package, with all of its options. An option that is not giv
 of the table; "recipe" is what the recipe of the model says ([inr.md](inr.md#train-them),
 [generalization.md](generalization.md#train-them)). `--help` says the same in short.
 
-All commands end with status 0 when they are done and 2 for a request that cannot be met, in one
-sentence on standard error; after Ctrl-C they end with 130, and go on where they stopped if they
-are given again (`meta_train` with `--resume`).
+Commands end with status 0 when they are done and 2 for a request that cannot be met, which a
+sentence on standard error explains. Those that train can be stopped by Ctrl-C, and go on where they
+stopped if they are given again (`meta_train` with `--resume`).
 
 This page is written by `python docs/commands.py` from the commands themselves.
 """
@@ -44,8 +44,9 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "meta_train",
         ("--preset", "paper"),
-        "Meta-train the learned optimizer of Kofinas et al. 2024, for `PaperOptimizer`. Tasks are "
-        "those of `meta_train.tasks`.",
+        "Meta-train the learned optimizer of Kofinas et al. 2024, for `PaperOptimizer`. Tasks: "
+        "`fmnist_cnn`, `cifar10_cnn`, `mnist_cnn`, `fmnist_mlp` and `fmnist_sample`; the images of "
+        "the last are in the package.",
     ),
     (
         "meta_train",
@@ -65,7 +66,8 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         (),
         "Compare `NGOptimizer` with tuned and untuned rivals on tasks that people have "
         '([figures](results.md#tasks-of-strangers)). `pip install -e ".[strangers]"` has what '
-        "some of them need.",
+        "some of them need. `--tasks` also takes `all` or `quick`, `--optimizers` also `all` or "
+        "`rivals`; `--data-root sample` trains on stand-ins from the package.",
     ),
     (
         "meta_train.compare",
@@ -76,7 +78,9 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "meta_train.benchmark",
         (),
         "Compare optimizers on one or several tasks, over several seeds, each at the best rate of "
-        "its grid: a table and curves.",
+        "its grid: a table and curves. Tasks: those of `--preset paper` above, also with settings "
+        "(`fmnist_cnn:width=64,batch=32`). Optimizers: `adam`, `adamw`, `sgd`, `muon`, `ng`, "
+        "`ng_averaged`, `ng_told`.",
     ),
     (
         "meta_train.transfer",
@@ -93,8 +97,7 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "meta_train.tables",
         (),
-        "Train all rows of a table of the paper, over seeds. What follows `--` is given to each "
-        "`python -m meta_train`.",
+        "Train all rows of a table of the paper, over seeds.",
     ),
     (
         "l2o_graph.datasets.inr",
@@ -109,18 +112,44 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
 )
 
-# Options that have no help of their own, in all commands.
+# What options are, in place of a help that is missing or needs its neighbours to be understood.
 WORDS = {
-    "checkpoint": "a learned optimizer of your own, from a file",
+    "anytime": "stop every run at 1/8, 1/4 and 1/2 of its steps, too",
+    "augment": "change networks at random in training",
+    "batch": "number of images, or networks, of a step",
+    "checkpoints": "number of checkpoints to keep of each run",
+    "count": "number of images: of training, the others in proportion; or of training, validation "
+    "and test",
+    "draws": "number of draws of each family",
+    "epochs": "number of passes over the training images, in place of steps",
+    "evaluate_every": "number of steps between evaluations; 0: at the end alone",
+    "hold_out": "networks that have this trait are not trained on, and alone are tested: `depth=5`",
+    "inrs": "folder of the networks",
+    "jobs": "number of runs at the same time, of one thread each",
+    "only": "rows with these words in their label",
+    "resume": "go on with the run in `--out`",
+    "rounds": "number of rounds for the largest network; small ones get more",
+    "runs": "number of networks to train",
+    "seeds": "number of seeds",
+    "shard": "number of networks, or runs, in a file",
+    "shorter": "factor of the steps of every run, to try things out",
+    "size": "side of the images in pixels; 0: half of theirs",
+    "test_images": "number of images that accuracies are taken on; 0: all",
+    "threads": "number of CPU threads; torch's own choice if not given",
+    "told": "tell the optimizer how many steps there will be",
+    "train_images": "number of images to train on; 0: all",
+    "tune_seeds": "number of seeds that choose the rate of a grid; 0: all",
+    "views": "number of networks of a training image",
+    "zoo": "folder of the networks",
+    "checkpoint": "a learned optimizer: a name or a file",
     "dataset": "images that the networks are trained on",
     "data_root": "where datasets lie; by default `$L2O_GRAPH_DATA`, or `data`",
     "device": "where torch computes",
     "families": "kinds of problems to compare on",
     "grid": "learning rates to try in place of the optimizer's own",
-    "help": "",
-    "kind": "of mixed architecture (park), or one architecture (small)",
+    "kind": "networks of mixed architecture, or of one",
     "model": "what is trained",
-    "loss": "mse: squared error of the accuracy; bce: its cross-entropy",
+    "loss": "squared error of the accuracy, or its cross-entropy",
     "nets": "networks to measure on",
     "networks": "networks to measure on",
     "optimizers": "what to compare",
@@ -174,21 +203,21 @@ def fields_of(module: SimpleNamespace, name: str) -> dict[str, str]:
 
 def row(action: argparse.Action, configurations: SimpleNamespace) -> str:
     """Describe an option in a row of a table."""
-    names = " ".join(f"`{name}`" for name in action.option_strings) or f"`{action.dest}`"
-    text = (action.help or "").removesuffix(".")
-    text, _, own = text.partition("[")
-    default: object = own.rstrip("]") if own else action.default
-    if see := SEE.search(text):
-        fields = fields_of(configurations, see[1])
-        found = fields.get(action.dest, "").rstrip(".")
-        if not found:
+    value = "" if action.metavar is None else f" {action.metavar}"
+    names = " ".join(f"`{name}{value}`" for name in action.option_strings) or f"`{action.dest}`"
+    text, _, own = (action.help or "").removesuffix(".").partition("[")
+    if see := SEE.fullmatch(text.strip()):
+        text = fields_of(configurations, see[1]).get(action.dest, "")
+        if not text:
             raise RuntimeError(f"{see[1]}: expected a line on '{action.dest}', found none")
-        text = found if text.startswith("see") else f"{text[: see.start()].rstrip(', ')}: {found}"
-    if not text.strip():
+    if action.dest in WORDS and (not see or text.startswith("Of ")):
         text = WORDS[action.dest]
-    if action.choices:
-        text = f"{text.strip()}: {', '.join(f'`{choice}`' for choice in action.choices)}"
-    return f"| {names} | {_default(action, default)} | {text.strip().replace('|', '&#124;')} |"
+    text = text.strip().rstrip(".")
+    text = text[0].upper() + text[1:]
+    if action.choices and action.dest != "task":
+        text = f"{text}: {', '.join(f'`{choice}`' for choice in action.choices)}"
+    default = _default(action, own.rstrip("]") or action.default)
+    return f"| {names} | {default} | {text.replace('|', '&#124;')} |"
 
 
 def _default(action: argparse.Action, default: object) -> str:
@@ -196,13 +225,16 @@ def _default(action: argparse.Action, default: object) -> str:
         return "required"
     if default == CORES:
         return "one for each core"
-    if default is None or default is False or default == []:
-        return ""
     if isinstance(default, list | tuple):
         return " ".join(f"`{each}`" for each in default)
-    text = str(default).replace("the recipe's own", "recipe").replace("or the model's own", "")
-    text = text.replace("the recipe's", "recipe").strip()
-    return text if " " in text or text == "recipe" else f"`{text}`"
+    text = str(default)
+    if "recipe's" in text:
+        return "recipe"
+    if default is None or type(default) is bool or "$" in text:
+        return ""
+    if text.startswith("default:"):
+        return "`default`"
+    return text if " " in text else f"`{text}`"
 
 
 def page() -> str:
@@ -229,6 +261,9 @@ def page() -> str:
         ]
         table = "\n".join(("| option | default | what it is |", "|---|---|---|", *rows))
         parts.append(f"## {title}\n\n{purpose}\n\n{table}\n")
+        if parser.epilog:
+            text = parser.epilog.removesuffix(".")
+            parts.append(f"{text[0].upper()}{text[1:]}.\n")
     return "\n".join(parts)
 
 

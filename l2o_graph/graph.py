@@ -324,22 +324,22 @@ class NeuralGraph:
     """A network as a graph: F features for each of its P parameters, laid out as torch lays them.
 
     Attributes:
-        spec: The network's neurons and which parameter joins which.
-        values: (F, P), parameters in the order of ``spec``, each contiguous. A kernel's part is
-            edge features, a bias's part node features.
+        spec: Specification of the network: its neurons, and which parameter joins which.
+        values: Features (F, P), parameters in the order of ``spec``, each contiguous. A kernel's
+            part is edge features, a bias's part node features.
     """
 
     spec: NetSpec
     values: Float[Tensor, "F P"]
 
     def parameter(self, index: int) -> Tensor:
-        """Features of one parameter, (F, *shape), a view of ``values``."""
+        """Give the features of one parameter, (F, *shape), a view of ``values``."""
         shape = self.spec.shapes[index]
         start = topology_of(self.spec).parameter_start[index]
         return self.values[:, start : start + math.prod(shape)].view(-1, *shape)
 
     def parameters(self) -> list[Tensor]:
-        """The first feature of each parameter in its own shape: for a fresh graph, the weights."""
+        """Give the first feature of each parameter in its shape: of a fresh graph, the weights."""
         return [self.parameter(i)[0] for i in range(len(self.spec.shapes))]
 
     def _scalars(self, of: Kernel | Bias) -> Float[Tensor, "F n"]:
@@ -353,7 +353,7 @@ class NeuralGraph:
 
     @staticmethod
     def batch(graphs: "Sequence[NeuralGraph]") -> "NeuralGraph":
-        """Several networks, of any architectures, as one graph without edges between them.
+        """Join several networks, of any architectures, into one graph without edges between them.
 
         What a model answers for each is what it answers for that network alone.
 
@@ -486,7 +486,7 @@ def neural_graph(
     network: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
     inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> NeuralGraph:
-    """A network as a graph, its weights the only feature; print it to see what was understood.
+    """Read a network as a graph, its weights the only feature; print it to see what is known.
 
     Args:
         network: A module, or its ``parameters()`` or ``named_parameters()``.

@@ -5,7 +5,6 @@ import doctest
 import importlib
 import importlib.util
 import io
-import pkgutil
 import re
 from pathlib import Path
 
@@ -93,14 +92,6 @@ def test_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
             assert same, f"{name}.md, line {line}: expected\n{expected}\nfound\n{found}"
 
 
-def modules():
-    """Names of all modules of both packages."""
-    for package in ("l2o_graph", "meta_train"):
-        root = importlib.import_module(package)
-        yield package
-        yield from (m.name for m in pkgutil.walk_packages(root.__path__, f"{package}."))
-
-
 def with_examples():
     """Modules with examples in their source."""
     found = {}
@@ -143,6 +134,15 @@ def test_every_public_name_says_what_it_is():
             thing = getattr(importlib.import_module(module), name)
             if callable(thing):
                 assert thing.__doc__, f"{module}.{name}"
+
+
+def test_every_function_that_the_page_of_the_rule_names_is_there():
+    text = (DOCS / "how-it-works.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)\.(\w+)`", BLOCK.sub("", text))
+    functions = {(module, name) for module, name in named if name != "py"}
+    assert len(functions) > 15
+    for module, name in functions:
+        assert callable(getattr(importlib.import_module(f"l2o_graph.optim.{module}"), name)), name
 
 
 def test_the_page_of_commands_is_what_the_commands_say():

@@ -22,29 +22,29 @@ class CNNModelConfig:
     Attributes:
         model: What reads the networks: a name of the paper's models or baselines, or a registered
             one.
-        inputs: Input channels that have a position each.
-        depth: Hidden layers that have a position each; those behind share the last.
-        classes: Output neurons that have a position each, and that the head reads.
-        max_kernel: Side that kernels are padded to.
-        hidden: Channels of nodes, or of a baseline. NG-GNN's edges and head have as many, NG-T's
-            edges half and its head twice as many.
-        layers: Rounds of messages, or layers of NFN; of StatNN the layers of networks there is
-            room for.
-        dropout: Share of channels that training leaves out.
-        fourier: Deviation of the frequencies that kernels and biases are first turned into; 0
-            for kernels and biases as they are.
+        inputs: Number of input channels that have a position each.
+        depth: Number of hidden layers that have a position each; those behind share the last.
+        classes: Number of output neurons that have a position each, and that the head reads.
+        max_kernel: Side that kernels are padded to; larger ones are refused.
+        hidden: Number of channels of nodes, or of a baseline. NG-GNN's edges and head have as many,
+            NG-T's edges half and its head twice as many.
+        layers: Number of layers: rounds of messages, or layers of NFN; of StatNN the layers of
+            networks there is room for.
+        dropout: Fraction of channels that training leaves out.
+        fourier: Standard deviation of the frequencies of random Fourier features of kernels and
+            biases; 0 for kernels and biases as they are.
         scaled: Whether weights, not biases, are read times the root of their fan-in, which makes
-            them about as large in every layer; see ``Batch.kernels``.
+            them about as large in every layer.
         reverse: Whether edges against the flow read their kernels too. Without, NG-GNN has no such
             edges and NG-T, which looks both ways, reads 0 there.
         linear_as_conv: Whether a linear layer is read as kernels of one position, rather than
             by maps of its own.
         activations: Whether hidden neurons are told their activation.
-        heads: Of NG-T's attention.
-        attention: Channels of the attention, times ``hidden``.
-        edge_hidden: Hidden channels of NG-T's networks on edges, times ``hidden``.
-        delta: NG-GNN's mean of log(degree + 1), over nodes of the networks it is made for.
-        architecture: The only one that NFN reads.
+        heads: Number of heads of NG-T's attention.
+        attention: Number of channels of the attention, times ``hidden``.
+        edge_hidden: Number of hidden channels of NG-T's networks on edges, times ``hidden``.
+        delta: Mean of log(degree + 1), over nodes of the networks it is made for.
+        architecture: The only architecture that NFN reads; None for other models.
     """
 
     model: str
@@ -107,13 +107,13 @@ class CNNModelConfig:
         return self.reverse or self.model == "ng_t"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Convert to what JSON holds."""
         known = self.architecture
         return {**asdict(self), "architecture": known and known.to_json()}
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "CNNModelConfig":
-        """From what ``to_json`` gave."""
+        """Convert from what ``to_json`` gave."""
         known = content.get("architecture")
         return CNNModelConfig(
             **{**content, "architecture": known and CNNArchitecture.from_json(known)}
@@ -176,12 +176,12 @@ DELTA: dict[tuple[Zoo, bool], float] = {
 
 
 def cnn_config(model: str, zoo: Zoo = "park", **changes: Any) -> CNNModelConfig:
-    """The published predictor for a zoo, or a baseline, with changes.
+    """Configure the published predictor for a zoo, or a baseline, with changes.
 
     Args:
         model: What reads the networks.
         zoo: "park", networks of mixed architecture, or "small", of one.
-        changes: Other fields than its own.
+        changes: Fields of ``CNNModelConfig`` that are to be others.
 
     Raises:
         ValueError: For values out of range, naming the field.

@@ -31,21 +31,22 @@ class INRModelConfig:
         task: "classify" answers with logits, "edit" with other weights.
         layout: Widths of the networks, from input to output.
         omega0: Factor in every sine of the networks, which only probes evaluate.
-        hidden: Channels of nodes. Everything else follows: NG-GNN's edges and head have as many,
-            NG-T's edges half, its attention and its head twice as many. Of a baseline, its width.
-        layers: Rounds of messages, or layers of a baseline.
-        classes: Of the logits.
-        probes: Inputs that are learned, and that every network is evaluated at; 0 for none.
-        dropout: Share of channels that training leaves out.
-        fourier: Deviation of the frequencies that weights and biases are first turned into; 0
-            for weights and biases as they are.
+        hidden: Number of channels of nodes. Everything else follows: NG-GNN's edges and head have
+            as many, NG-T's edges half, its attention and its head twice as many. Of a baseline,
+            its width.
+        layers: Number of layers: rounds of messages, or layers of a baseline.
+        classes: Number of classes, and of logits.
+        probes: Number of learned inputs that every network is evaluated at; 0 for none.
+        dropout: Fraction of channels that training leaves out.
+        fourier: Standard deviation of the frequencies of random Fourier features of weights and
+            biases; 0 for weights and biases as they are.
         reverse: Whether edges against the flow read their weights too. Without, NG-GNN has no such
             edges and NG-T, which looks both ways, reads 0 there.
-        heads: Of NG-T's attention.
+        heads: Number of heads of NG-T's attention.
         axial: NG-T's layer with the size of the paper's model, not of the released code: see
             ``NGTLayer``.
         positions: Whether nodes are told which input, hidden layer or output they are.
-        normalise: Whether weights and biases are first brought to mean 0 and deviation 1.
+        normalise: Whether weights and biases are first brought to mean 0 and standard deviation 1.
     """
 
     model: str
@@ -152,12 +153,12 @@ SIZES: dict[tuple[str, Task], dict[str, Any]] = {
 
 
 def inr_config(model: str, task: Task = "classify", **changes: Any) -> INRModelConfig:
-    """The paper's model for a task, or a baseline, with changes.
+    """Configure the paper's model for a task, or a baseline, with changes.
 
     Args:
         model: What reads the networks.
         task: "classify" or "edit".
-        changes: Other fields than its own.
+        changes: Fields of ``INRModelConfig`` that are to be others.
 
     Raises:
         ValueError: For values out of range, naming the field.

@@ -47,13 +47,16 @@ def register_task(name: str) -> Callable[[Make], Make]:
 
 @cache
 def get_task(name: str) -> Task:
-    """The task of that name, or a variant of one: "fmnist_cnn:width=64,batch=32".
+    """Find the task of a name, or a variant of one: "fmnist_cnn:width=64,batch=32".
 
     Settings of a variant are ``batch``, ``width`` and what else its network takes: ``depth``
     and ``norm`` (0 or 1) of a CNN.
 
+    Args:
+        name: A name of ``TASKS``, and after a colon settings, if any.
+
     Raises:
-        ValueError: For a name or a setting that is not known.
+        ValueError: For a name or a setting that is not known, and settings of a task without any.
     """
     base, _, settings = name.partition(":")
     if base not in TASKS:
