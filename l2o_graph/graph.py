@@ -500,6 +500,15 @@ def neural_graph(
     Raises:
         ValueError: When there are no parameters, and for a lazy module that was not called yet.
         TypeError: For what is neither a module nor parameters, and for one of TorchScript.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> print(neural_graph(net, torch.zeros(1, 2)))
+        NeuralGraph of 6 neurons, 9 edges, 13 parameters
+          0.weight [3, 2]: input of 0 [2] -> 0 [3] relu
+          0.bias [3]: bias of 0
+          2.weight [1, 3]: 0 [3] relu -> 2 [1]
+          2.bias [1]: bias of 2
     """
     if isinstance(network, nn.Module):
         check_module(network, "network")

@@ -147,6 +147,13 @@ def cnn_module(architecture: CNNArchitecture) -> nn.Module:
 
     It maps images (B, channels, height, width) to logits (B, classes). Its parameters are in the
     order of ``architecture.shapes``, drawn as torch draws them.
+
+    Examples:
+        >>> architecture = CNNArchitecture((3, 8, 16), (3, 3), ("relu", "relu"), (-1, -1), (2, 1))
+        >>> print(architecture)
+        3-8-16-10, kernels 3 3, relu relu, strides 2 1
+        >>> cnn_module(architecture)(torch.zeros(4, 3, 16, 16)).shape
+        torch.Size([4, 10])
     """
     return _CNN(architecture)
 

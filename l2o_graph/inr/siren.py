@@ -43,6 +43,11 @@ def coordinates(
 
     Returns:
         x and y of each of the Q = height * width points, (2, Q), each from -1 to 1.
+
+    Examples:
+        >>> coordinates(2, 3)
+        tensor([[-1.,  0.,  1., -1.,  0.,  1.],
+                [-1., -1., -1.,  1.,  1.,  1.]])
     """
     # Rounded once, like those that the published networks were fitted on.
     x, y = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (width, height))
@@ -130,6 +135,12 @@ def stack_networks(
     Raises:
         ValueError: For networks of other parameters, with their number, and of several layouts.
         TypeError: For what is no module, and for one of TorchScript.
+
+    Examples:
+        >>> sirens = [nn.Sequential(nn.Linear(2, 32), nn.Linear(32, 1)) for _ in range(5)]
+        >>> weights, biases = stack_networks(sirens)
+        >>> [tuple(w.shape) for w in weights], [tuple(b.shape) for b in biases]
+        ([(5, 32, 2), (5, 1, 32)], [(5, 32), (5, 1)])
     """
     found = []
     for i, network in enumerate(networks):
