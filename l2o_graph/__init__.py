@@ -11,6 +11,7 @@ from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import list_checkpoints
 from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.paper.optimizer import PaperOptimizer
+from l2o_graph.paper.readers import register_reader
 from l2o_graph.tracing import register_layer
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "neural_graph",
     "predict_accuracy",
     "register_layer",
+    "register_reader",
 ]

@@ -10,7 +10,7 @@ from l2o_graph.datasets.cnn.architecture import CNNArchitecture, cnn_module
 from l2o_graph.datasets.cnn.augment import augmented
 from l2o_graph.datasets.cnn.files import CNNs, chosen, load_cnns
 from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
-from l2o_graph.metanets.cnn_config import CNNModelConfig, cnn_config
+from l2o_graph.metanets.cnn_config import CNNModelConfig, cnn_config, register_cnn_model
 from l2o_graph.metanets.predict import predict_accuracy
 from l2o_graph.metanets.predictor import (
     GeneralizationPredictor,
@@ -32,5 +32,6 @@ __all__ = [
     "predict_accuracy",
     "read_small_zoo",
     "read_wild_park",
+    "register_cnn_model",
     "save_cnn_model",
 ]

@@ -25,7 +25,7 @@ from l2o_graph.metanets.inr import (
     load_inr_model,
     save_inr_model,
 )
-from l2o_graph.metanets.inr_config import INRModelConfig, inr_config
+from l2o_graph.metanets.inr_config import INRModelConfig, inr_config, register_inr_model
 from l2o_graph.metanets.statistics import Statistics, statistics_of
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "load_inrs",
     "psnr",
     "read_published",
+    "register_inr_model",
     "render",
     "save_inr_model",
     "stack_networks",

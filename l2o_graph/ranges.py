@@ -86,12 +86,13 @@ def check_choices(options: object, **kinds: Any) -> None:
 
     Args:
         options: Object that has them as attributes.
-        kinds: Literal type of each option, by name.
+        kinds: Literal type of each option, or a tuple of its words, by name.
 
     Raises:
         ValueError: For the first that is another word, naming it.
     """
     for name, kind in kinds.items():
-        if getattr(options, name) not in get_args(kind):
-            expected = " or ".join(map(repr, get_args(kind)))
+        words = kind if isinstance(kind, tuple) else get_args(kind)
+        if getattr(options, name) not in words:
+            expected = " or ".join(map(repr, words))
             raise ValueError(f"{name}: expected {expected}, found {getattr(options, name)!r}")

@@ -20,14 +20,14 @@ class MetaConfig:
     Attributes:
         task: A name of ``meta_train.tasks.TASKS``.
         rule: The learned optimizer's network.
-        seed: Of its weights and of the problems.
+        seed: Seed of the rule's weights and of the problems.
         outer_steps: Number of steps of the meta-weights; with 0 the checkpoint is the untrained
             rule.
         estimator: "greedy" judges an update by its own batch, as the paper does, "through_time"
             all updates together by all losses, exactly; its memory grows with ``unroll``.
         unroll: Number of steps that a network is trained for.
         lr: Peak rate of the meta-optimizer; it falls to 0 as a cosine.
-        weight_decay: Of the meta-optimizer, as L2.
+        weight_decay: Weight decay of the meta-optimizer, as L2.
         clip: Norm that a meta-gradient is clipped to; 0 leaves it as it is.
         evaluate_every: Number of outer steps between evaluations on held-out rollouts.
         evaluate_steps: Number of training steps of such a rollout.

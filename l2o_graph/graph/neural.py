@@ -26,22 +26,22 @@ class NeuralGraph:
     """A network as a graph: F features for each of its P parameters, laid out as torch lays them.
 
     Attributes:
-        spec: The network's neurons and which parameter joins which.
-        values: (F, P), parameters in the order of ``spec``, each contiguous. A kernel's part is
-            edge features, a bias's part node features.
+        spec: Specification of the network: its neurons, and which parameter joins which.
+        values: Features (F, P), parameters in the order of ``spec``, each contiguous. A kernel's
+            part is edge features, a bias's part node features.
     """
 
     spec: NetSpec
     values: Float[Tensor, "F P"]
 
     def parameter(self, index: int) -> Tensor:
-        """Features of one parameter, (F, *shape), a view of ``values``."""
+        """Give the features of one parameter, (F, *shape), a view of ``values``."""
         shape = self.spec.shapes[index]
         start = topology_of(self.spec).parameter_start[index]
         return self.values[:, start : start + math.prod(shape)].view(-1, *shape)
 
     def parameters(self) -> list[Tensor]:
-        """The first feature of each parameter in its own shape: for a fresh graph, the weights."""
+        """Give the first feature of each parameter in its shape: of a fresh graph, the weights."""
         return [self.parameter(i)[0] for i in range(len(self.spec.shapes))]
 
     def scalars(self, of: Kernel | Bias) -> Float[Tensor, "F n"]:
@@ -55,7 +55,7 @@ class NeuralGraph:
 
     @staticmethod
     def batch(graphs: "Sequence[NeuralGraph]") -> "NeuralGraph":
-        """Several networks, of any architectures, as one graph without edges between them.
+        """Join several networks, of any architectures, into one graph without edges between them.
 
         What a model answers for each is what it answers for that network alone.
 
@@ -111,7 +111,7 @@ def neural_graph(
     network: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
     inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> NeuralGraph:
-    """A network as a graph, its weights the only feature; print it to see what was understood.
+    """Read a network as a graph, its weights the only feature; print it to see what is known.
 
     Args:
         network: A module, or its ``parameters()`` or ``named_parameters()``.
@@ -125,6 +125,15 @@ def neural_graph(
     Raises:
         ValueError: When there are no parameters, and for a lazy module that was not called yet.
         TypeError: For what is neither a module nor parameters, and for one of TorchScript.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> print(neural_graph(net, torch.zeros(1, 2)))
+        NeuralGraph of 6 neurons, 9 edges, 13 parameters
+          0.weight [3, 2]: input of 0 [2] -> 0 [3] relu
+          0.bias [3]: bias of 0
+          2.weight [1, 3]: 0 [3] relu -> 2 [1]
+          2.bias [1]: bias of 2
     """
     if isinstance(network, nn.Module):
         check_module(network, "network")

@@ -1,8 +1,10 @@
 """CNNModelConfig: all that a predictor of accuracy is made of, with the published sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
+
+from torch import nn
 
 from l2o_graph.datasets.cnn.architecture import CNNArchitecture
 from l2o_graph.datasets.cnn.small import ARCHITECTURE
@@ -25,33 +27,34 @@ class CNNModelConfig(ReaderConfig):
     """What a predictor is made of; stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the networks.
-        inputs: Input channels that have a position each.
-        depth: Hidden layers that have a position each; those behind share the last.
-        classes: Output neurons that have a position each, and that the head reads.
-        max_kernel: Side that kernels are padded to.
-        hidden: Channels of nodes, or of a baseline. NG-GNN's edges and head have as many, NG-T's
-            edges half and its head twice as many.
-        layers: Rounds of messages, or layers of NFN; of StatNN the layers of networks there is
-            room for.
-        dropout: Share of channels that training leaves out.
-        fourier: Deviation of the frequencies that kernels and biases are first turned into; 0
-            for kernels and biases as they are.
+        model: What reads the networks: a name of the paper's models or baselines, or a registered
+            one.
+        inputs: Number of input channels that have a position each.
+        depth: Number of hidden layers that have a position each; those behind share the last.
+        classes: Number of output neurons that have a position each, and that the head reads.
+        max_kernel: Side that kernels are padded to; larger ones are refused.
+        hidden: Number of channels of nodes, or of a baseline. NG-GNN's edges and head have as many,
+            NG-T's edges half and its head twice as many.
+        layers: Number of layers: rounds of messages, or layers of NFN; of StatNN the layers of
+            networks there is room for.
+        dropout: Fraction of channels that training leaves out.
+        fourier: Standard deviation of the frequencies of random Fourier features of kernels and
+            biases; 0 for kernels and biases as they are.
         scaled: Whether weights, not biases, are read times the root of their fan-in, which makes
-            them about as large in every layer; see ``Batch.kernels``.
+            them about as large in every layer.
         reverse: Whether edges against the flow read their kernels too. Without, NG-GNN has no such
             edges and NG-T, which looks both ways, reads 0 there.
         linear_as_conv: Whether a linear layer is read as kernels of one position, rather than
             by maps of its own.
         activations: Whether hidden neurons are told their activation.
-        heads: Of NG-T's attention.
-        attention: Channels of the attention, times ``hidden``.
-        edge_hidden: Hidden channels of NG-T's networks on edges, times ``hidden``.
-        delta: NG-GNN's mean of log(degree + 1), over nodes of the networks it is made for.
-        architecture: The only one that NFN reads.
+        heads: Number of heads of NG-T's attention.
+        attention: Number of channels of the attention, times ``hidden``.
+        edge_hidden: Number of hidden channels of NG-T's networks on edges, times ``hidden``.
+        delta: Mean of log(degree + 1), over nodes of the networks it is made for.
+        architecture: The only architecture that NFN reads; None for other models.
     """
 
-    model: Model
+    model: str
     inputs: int = 3
     depth: int = 5
     classes: int = 10
@@ -71,7 +74,7 @@ class CNNModelConfig(ReaderConfig):
     architecture: CNNArchitecture | None = None
 
     def __post_init__(self):
-        check_choices(self, model=Model)
+        check_choices(self, model=(*get_args(Model), *REGISTERED))
         check_ranges(
             self, inputs=COUNT, depth=COUNT, classes=COUNT, max_kernel=COUNT, hidden=COUNT,
             layers=COUNT, dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
@@ -86,6 +89,8 @@ class CNNModelConfig(ReaderConfig):
                 f"hidden: expected an even number, and a multiple of {self.heads} heads in "
                 f"{self.attention * self.hidden} channels of attention, found {self.hidden}"
             )
+        if self.model in REGISTERED:
+            return
         self.check_options_of_graphs(fourier=0, scaled=False, reverse=False, activations=True)
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
@@ -95,22 +100,49 @@ class CNNModelConfig(ReaderConfig):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Convert to what JSON holds."""
         known = self.architecture
         return {**asdict(self), "architecture": known and known.to_json()}
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "CNNModelConfig":
-        """From what ``to_json`` gave."""
+        """Convert from what ``to_json`` gave."""
         known = content.get("architecture")
         return CNNModelConfig(
             **{**content, "architecture": known and CNNArchitecture.from_json(known)}
         )
 
 
+Build = TypeVar("Build", bound=Callable[[CNNModelConfig], nn.Module])
+REGISTERED: dict[str, Callable[[CNNModelConfig], nn.Module]] = {}
+
+
+def register_cnn_model(name: str) -> Callable[[Build], Build]:
+    """Add a predictor of accuracy: decorates a module, or a function that makes one, of a config.
+
+    Then ``cnn_config(name)`` is a configuration of ``GeneralizationPredictor``, which checks the
+    networks, loads and saves. The module is called with ``CNNs`` and answers with a logit of the
+    accuracy of each of the I networks, (I,).
+
+    Args:
+        name: What ``CNNModelConfig.model`` is to be.
+
+    Raises:
+        ValueError: For a name that another model has.
+    """
+
+    def add(build: Build) -> Build:
+        if name in (*get_args(Model), *REGISTERED):
+            raise ValueError(f"there is a model '{name}' already")
+        REGISTERED[name] = build
+        return build
+
+    return add
+
+
 # Kofinas et al. 2024, section 4.2, and where it is silent the scripts of mkofinas/neural-graphs;
 # StatNN is that of Unterthiner et al. 2020 there. NFN's sizes are ours.
-SIZES: dict[tuple[Model, Zoo], dict[str, Any]] = {
+SIZES: dict[tuple[str, Zoo], dict[str, Any]] = {
     ("ng_gnn", "park"): {"fourier": 3.0},
     ("ng_gnn", "small"): {"fourier": 3.0, "hidden": 256, "linear_as_conv": False},
     ("ng_t", "park"): {"fourier": 1.0, "hidden": 32, "layers": 3},
@@ -136,13 +168,13 @@ DELTA: dict[tuple[Zoo, bool], float] = {
 }
 
 
-def cnn_config(model: Model, zoo: Zoo = "park", **changes: Any) -> CNNModelConfig:
-    """The published predictor for a zoo, or a baseline, with changes.
+def cnn_config(model: str, zoo: Zoo = "park", **changes: Any) -> CNNModelConfig:
+    """Configure the published predictor for a zoo, or a baseline, with changes.
 
     Args:
         model: What reads the networks.
         zoo: "park", networks of mixed architecture, or "small", of one.
-        changes: Other fields than its own.
+        changes: Fields of ``CNNModelConfig`` that are to be others.
 
     Raises:
         ValueError: For values out of range, naming the field.

@@ -15,7 +15,7 @@ from l2o_graph.metanets.baselines.inr import CLASSIFIERS
 from l2o_graph.metanets.baselines.inr_body import BaselineBody
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.metanets.inr_body import GraphBody
-from l2o_graph.metanets.inr_config import INRModelConfig, Task
+from l2o_graph.metanets.inr_config import REGISTERED, INRModelConfig, Task
 from l2o_graph.metanets.statistics import Normalisation, Statistics
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
@@ -76,12 +76,12 @@ class INRModel(nn.Module):
         self.statistics = None if statistics is None else Normalisation(statistics)
         inputs = torch.rand(config.layout[0], config.probes) * 2 - 1
         self.probes = nn.Parameter(inputs) if config.probes else None
-        self.body = BODIES[config.model](config)
+        self.body = (BODIES | REGISTERED)[config.model](config)
 
     def answer(
         self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
     ) -> Any:
-        """What the body says of networks as they are."""
+        """Ask the body about networks as they are."""
         self._check(weights, biases)
         said: list[Tensor] = []
         if self.probes is not None:
@@ -92,10 +92,15 @@ class INRModel(nn.Module):
 
     @classmethod
     def from_checkpoint(cls: type[M], checkpoint: str | Path) -> M:
-        """A trained model, for use: see :func:`load_inr_model`.
+        """Load a trained model, frozen and without dropout; see ``load_inr_model``.
+
+        Args:
+            checkpoint: A name of ``list_inr_models()``, or a path to a .safetensors file.
 
         Raises:
-            ValueError: Also for a model of another task.
+            ValueError: For a model of another task, an unknown name, and a file that is damaged or
+                something else.
+            FileNotFoundError: For a path to nothing.
         """
         model = load_inr_model(checkpoint)
         if not isinstance(model, cls):
@@ -133,16 +138,24 @@ class INRModel(nn.Module):
 
 
 class INRClassifier(INRModel):
-    """Networks -> logits: Kofinas et al. 2024, section 4.1, and the baselines there.
+    """A model that classifies networks by their weights.
 
     A prediction is that of a network alone, whatever it shares a batch with.
 
     Args:
-        config: Of task "classify"; see :func:`l2o_graph.inr.inr_config`.
-        statistics: Of the training split, by :func:`l2o_graph.inr.statistics_of`.
+        config: Configuration of task "classify"; see ``inr_config``.
+        statistics: Statistics of the training split, by ``statistics_of``; None where the
+            configuration says not to normalise.
+
+    Attributes:
+        config: The configuration.
+        provenance: How a model from a checkpoint was made, else empty.
 
     Raises:
-        ValueError: As the base class says.
+        ValueError: For a configuration of another task, or statistics that do not fit it.
+
+    Source:
+        Kofinas et al. 2024, section 4.1, and the baselines there.
     """
 
     task = "classify"
@@ -153,8 +166,11 @@ class INRClassifier(INRModel):
         """Classify networks.
 
         Args:
-            weights: Of each layer (I, out, in), as they are in the networks.
-            biases: Of each layer (I, out).
+            weights: Weights of each layer, (I, out, in), as they are in the networks.
+            biases: Biases of each layer, (I, out).
+
+        Returns:
+            Logits of each network, (I, classes).
 
         Raises:
             ValueError: For networks of another layout, and in another type or on another device
@@ -164,17 +180,25 @@ class INRClassifier(INRModel):
 
 
 class INREditor(INRModel):
-    """Networks -> networks that draw a changed image: Kofinas et al. 2024, section 4.1.
+    """A model that changes the weights of networks, so that they draw another image.
 
     What the body says is multiplied by a learned scale of each layer's weights and of each
     layer's biases and added to the networks as they are.
 
     Args:
-        config: Of task "edit"; see :func:`l2o_graph.inr.inr_config`.
-        statistics: Of the training split, where the config says to normalise.
+        config: Configuration of task "edit"; see ``inr_config``.
+        statistics: Statistics of the training split, by ``statistics_of``; None where the
+            configuration says not to normalise.
+
+    Attributes:
+        config: The configuration.
+        provenance: How a model from a checkpoint was made, else empty.
 
     Raises:
-        ValueError: As the base class says.
+        ValueError: For a configuration of another task, or statistics that do not fit it.
+
+    Source:
+        Kofinas et al. 2024, section 4.1.
     """
 
     task = "edit"
@@ -191,14 +215,14 @@ class INREditor(INRModel):
         """Edit networks.
 
         Args:
-            weights: Of each layer (I, out, in), as they are in the networks.
-            biases: Of each layer (I, out).
+            weights: Weights of each layer, (I, out, in), as they are in the networks.
+            biases: Biases of each layer, (I, out).
 
         Returns:
             Weights and biases of the same shapes, to be drawn by ``render``.
 
         Raises:
-            ValueError: As of :class:`INRClassifier`.
+            ValueError: As for ``INRClassifier``.
         """
         of_weights, of_biases = self.answer(weights, biases)
         of_weights = zip(weights, self.weight_scale, of_weights, strict=True)
@@ -213,7 +237,7 @@ MODELS: dict[Task, type[INRClassifier] | type[INREditor]] = {
 
 
 def list_inr_models() -> list[str]:
-    """Names of the trained models of INRs in the package."""
+    """List the names of the trained models of INRs in the package."""
     return sorted(packaged(FOLDER))
 
 
@@ -221,10 +245,10 @@ def load_inr_model(checkpoint: str | Path) -> INRClassifier | INREditor:
     """Load a trained model, frozen and without dropout, in float32 on the CPU.
 
     Args:
-        checkpoint: A name of :func:`list_inr_models`, or a path to a .safetensors file.
+        checkpoint: A name of ``list_inr_models()``, or a path to a .safetensors file.
 
     Returns:
-        What it is for: an :class:`INRClassifier` or an :class:`INREditor`.
+        An ``INRClassifier`` or an ``INREditor``, by what it was trained for.
 
     Raises:
         ValueError: For an unknown name, and for a file that is damaged or something else.

@@ -1,7 +1,10 @@
 """INRModelConfig: all that a model of INRs is made of, with the paper's sizes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
+
+from torch import nn
 
 from l2o_graph.datasets.inr.siren import LAYOUT, OMEGA0
 from l2o_graph.metanets.config import ReaderConfig
@@ -24,28 +27,30 @@ class INRModelConfig(ReaderConfig):
     """What a model of INRs is made of; stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the networks.
+        model: What reads the networks: a name of the paper's models or baselines, or a registered
+            one.
         task: "classify" answers with logits, "edit" with other weights.
         layout: Widths of the networks, from input to output.
         omega0: Factor in every sine of the networks, which only probes evaluate.
-        hidden: Channels of nodes. Everything else follows: NG-GNN's edges and head have as many,
-            NG-T's edges half, its attention and its head twice as many. Of a baseline, its width.
-        layers: Rounds of messages, or layers of a baseline.
-        classes: Of the logits.
-        probes: Inputs that are learned, and that every network is evaluated at; 0 for none.
-        dropout: Share of channels that training leaves out.
-        fourier: Deviation of the frequencies that weights and biases are first turned into; 0
-            for weights and biases as they are.
+        hidden: Number of channels of nodes. Everything else follows: NG-GNN's edges and head have
+            as many, NG-T's edges half, its attention and its head twice as many. Of a baseline,
+            its width.
+        layers: Number of layers: rounds of messages, or layers of a baseline.
+        classes: Number of classes, and of logits.
+        probes: Number of learned inputs that every network is evaluated at; 0 for none.
+        dropout: Fraction of channels that training leaves out.
+        fourier: Standard deviation of the frequencies of random Fourier features of weights and
+            biases; 0 for weights and biases as they are.
         reverse: Whether edges against the flow read their weights too. Without, NG-GNN has no such
             edges and NG-T, which looks both ways, reads 0 there.
-        heads: Of NG-T's attention.
+        heads: Number of heads of NG-T's attention.
         axial: NG-T's layer with the size of the paper's model, not of the released code: see
             ``NGTLayer``.
         positions: Whether nodes are told which input, hidden layer or output they are.
-        normalise: Whether weights and biases are first brought to mean 0 and deviation 1.
+        normalise: Whether weights and biases are first brought to mean 0 and standard deviation 1.
     """
 
-    model: Model
+    model: str
     task: Task = "classify"
     layout: tuple[int, ...] = LAYOUT
     omega0: float = OMEGA0
@@ -62,16 +67,17 @@ class INRModelConfig(ReaderConfig):
     normalise: bool = True
 
     def __post_init__(self):
-        check_choices(self, model=Model, task=Task)
+        check_choices(self, model=(*get_args(Model), *REGISTERED), task=Task)
         if len(self.layout) < 2 or min(self.layout) < 1:
             raise ValueError(f"layout: expected two widths or more, found {self.layout}")
         check_ranges(
             self, omega0=POSITIVE, hidden=COUNT, layers=COUNT, classes=COUNT, probes=COUNT_OR_NONE,
             dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
         )  # fmt: skip
-        self.check_options_of_graphs(
-            probes=0, fourier=0, axial=False, reverse=False, positions=True
-        )
+        if self.model not in REGISTERED:
+            self.check_options_of_graphs(
+                probes=0, fourier=0, axial=False, reverse=False, positions=True
+            )
         if (self.model, self.task) == ("stat_nn", "edit"):
             raise ValueError("model: 'stat_nn' reads no single parameter, and cannot edit any")
         if self.model == "ng_t" and (2 * self.hidden) % self.heads:
@@ -81,13 +87,43 @@ class INRModelConfig(ReaderConfig):
             )
 
 
+Build = TypeVar("Build", bound=Callable[[INRModelConfig], nn.Module])
+REGISTERED: dict[str, Callable[[INRModelConfig], nn.Module]] = {}
+
+
+def register_inr_model(name: str) -> Callable[[Build], Build]:
+    """Add a model of INRs: decorates a module, or a function that makes one, of a configuration.
+
+    Then ``inr_config(name)`` is a configuration of ``INRClassifier`` and ``INREditor``, which check
+    and normalise the networks, evaluate probes, and load and save. The module is called as
+    ``module(weights, biases, responses)``: of each layer (I, out, in) and (I, out), normalised,
+    and (I, width, probes) of the inputs and of each layer, an empty list without probes. For the
+    task "classify" it answers with logits (I, classes), for "edit" with two lists of the shapes
+    of weights and biases.
+
+    Args:
+        name: What ``INRModelConfig.model`` is to be.
+
+    Raises:
+        ValueError: For a name that another model has.
+    """
+
+    def add(build: Build) -> Build:
+        if name in (*get_args(Model), *REGISTERED):
+            raise ValueError(f"there is a model '{name}' already")
+        REGISTERED[name] = build
+        return build
+
+    return add
+
+
 # Kofinas et al. 2024, section 4.1, and where it is silent the scripts of mkofinas/neural-graphs.
 # NG-T's 8 heads for classification are those of the scripts. NG-GNN has edges against the flow for
 # editing alone, as the paper says; the scripts have them always. Editing normalises nothing there,
 # and here everything: weights of deviation 0.02 do not show beside positions of deviation 1, and in
 # the time that two cores have, networks as they are were edited worse than by DWSNet.
 # Where the baselines' sizes come from stands with each.
-SIZES: dict[tuple[Model, Task], dict[str, Any]] = {
+SIZES: dict[tuple[str, Task], dict[str, Any]] = {
     ("ng_gnn", "classify"): {"dropout": 0.2, "fourier": 3.0},
     ("ng_gnn", "edit"): {"dropout": 0.2, "reverse": True},
     ("ng_t", "classify"): {"dropout": 0.2, "fourier": 1.0},
@@ -104,13 +140,13 @@ SIZES: dict[tuple[Model, Task], dict[str, Any]] = {
 }
 
 
-def inr_config(model: Model, task: Task = "classify", **changes: Any) -> INRModelConfig:
-    """The paper's model for a task, or a baseline, with changes.
+def inr_config(model: str, task: Task = "classify", **changes: Any) -> INRModelConfig:
+    """Configure the paper's model for a task, or a baseline, with changes.
 
     Args:
         model: What reads the networks.
         task: "classify" or "edit".
-        changes: Other fields than its own.
+        changes: Fields of ``INRModelConfig`` that are to be others.
 
     Raises:
         ValueError: For values out of range, naming the field.

@@ -20,7 +20,7 @@ def predict_accuracy(
     batch: Tensor | Sequence[Any] | Mapping[str, Any],
     checkpoint: str | Path = "cnn-park",
 ) -> float:
-    """The expected test accuracy of a network, from its weights alone.
+    """Predict the test accuracy of a network from its weights alone.
 
     It is that on the dataset whose networks the checkpoint was trained on, and says nothing of
     networks trained on another. The network is followed through the batch, not evaluated on it,
@@ -29,12 +29,12 @@ def predict_accuracy(
     Args:
         module: The network: convolutions, linear layers and what ``neural_graph`` follows else.
         batch: An example input, of any numbers: a tensor, the arguments, or the named arguments.
-        checkpoint: A name of :func:`l2o_graph.cnn.list_cnn_models`, or a path to a .safetensors
+        checkpoint: A name of ``l2o_graph.cnn.list_cnn_models()``, or a path to a .safetensors
             file. "cnn-park" has seen small CNNs that were trained on CIFAR-10 of 16 x 16 pixels.
 
     Returns:
-        From 0 to 1. For a network of another kind than the checkpoint has seen, of another depth
-        or with another activation, a warning says in what.
+        The accuracy, from 0 to 1. For a network of another kind than the checkpoint has seen, of
+        another depth or with another activation, a warning says in what.
 
     Raises:
         ValueError: For a kernel larger than the checkpoint has room for, by its parameter, for

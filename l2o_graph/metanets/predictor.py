@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from l2o_graph.datasets.cnn.files import CNNs
 from l2o_graph.metanets.baselines.cnn import NFNBody, StatNNBody
 from l2o_graph.metanets.cnn_body import GraphBody
-from l2o_graph.metanets.cnn_config import CNNModelConfig
+from l2o_graph.metanets.cnn_config import REGISTERED, CNNModelConfig
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
@@ -31,16 +31,20 @@ BODIES: dict[str, Callable[[CNNModelConfig], nn.Module]] = {
 
 
 class GeneralizationPredictor(nn.Module):
-    """Networks -> their accuracy on test images: Kofinas et al. 2024, section 4.2.
+    """A model that predicts the accuracy of CNNs on test images from their weights.
 
     A graph model reads networks of any architectures in one batch; its prediction is that of a
     network alone, whatever it shares a batch with.
 
     Args:
-        config: What the model is made of; see :func:`l2o_graph.cnn.cnn_config`.
+        config: What the model is made of; see ``cnn_config``.
 
     Attributes:
+        config: The configuration.
         provenance: How a model from a checkpoint was made, else empty.
+
+    Source:
+        Kofinas et al. 2024, section 4.2, and the baselines there.
     """
 
     provenance: dict[str, Any]
@@ -48,13 +52,17 @@ class GeneralizationPredictor(nn.Module):
     def __init__(self, config: CNNModelConfig):
         super().__init__()
         self.config, self.provenance = config, {}
-        self.body = BODIES[config.model](config)
+        self.body = (BODIES | REGISTERED)[config.model](config)
 
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
-        """Predict the accuracy of networks, 0 to 1.
+        """Predict the accuracy of networks.
 
         Args:
-            networks: Of any architectures that there is room for; their accuracy is not read.
+            networks: Networks of any architectures that there is room for; their accuracy is not
+                read.
+
+        Returns:
+            Accuracy of each network, from 0 to 1, (I,).
 
         Raises:
             ValueError: For an architecture that there is no room for, naming the parameter where
@@ -63,7 +71,7 @@ class GeneralizationPredictor(nn.Module):
         return self.logits(networks).sigmoid()
 
     def logits(self, networks: CNNs) -> Float[Tensor, " I"]:
-        """What :meth:`forward` takes the sigmoid of."""
+        """Predict the logits of the accuracies, (I,); ``forward`` takes their sigmoid."""
         _check_finite(networks)
         return self.body(networks)
 
@@ -72,7 +80,7 @@ class GeneralizationPredictor(nn.Module):
         """Load a trained model, frozen and without dropout, in float32 on the CPU.
 
         Args:
-            checkpoint: A name of :func:`list_cnn_models`, or a path to a .safetensors file.
+            checkpoint: A name of ``list_cnn_models()``, or a path to a .safetensors file.
 
         Raises:
             ValueError: For an unknown name, and for a file that is damaged or something else.
@@ -89,7 +97,7 @@ class GeneralizationPredictor(nn.Module):
 
 
 def list_cnn_models() -> list[str]:
-    """Names of the trained predictors in the package."""
+    """List the names of the trained predictors in the package."""
     return sorted(packaged(FOLDER))
 
 
@@ -99,8 +107,8 @@ def save_cnn_model(path: Path, model: GeneralizationPredictor, provenance: dict[
     Args:
         path: Where to; what was there before stays if anything fails.
         model: Its weights are stored as float32.
-        provenance: How it was made; anything that JSON can hold. Under "seen" what
-            :func:`l2o_graph.metanets.traits.span` says of the networks it was trained on.
+        provenance: How it was made; anything that JSON can hold. Under "seen" the
+            ranges of traits of the networks it was trained on, which ``predict_accuracy`` warns by.
 
     Raises:
         ValueError: For weights that are not finite.

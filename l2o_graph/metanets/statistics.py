@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Mean and deviation over all weights of a layer of all networks, and over all its biases.
+    """Mean and standard deviation of weights and of biases, layer by layer.
 
     One number a layer, never one a neuron: hidden neurons have no order.
 
     Attributes:
-        weight_mean: Of the weights of each layer.
-        weight_std: Their deviation.
-        bias_mean: Of the biases of each layer.
-        bias_std: Their deviation.
+        weight_mean: Mean over all weights of a layer of all networks, for each of L layers.
+        weight_std: Standard deviation over the same.
+        bias_mean: Mean over all biases of a layer of all networks.
+        bias_std: Standard deviation over the same.
     """
 
     weight_mean: Float[Tensor, " L"]
@@ -28,7 +28,7 @@ class Statistics:
 
     @staticmethod
     def neutral(layers: int) -> "Statistics":
-        """Of numbers that are to stay as they are."""
+        """Make statistics that leave all numbers as they are: means 0, standard deviations 1."""
         zeros, ones = torch.zeros(layers), torch.ones(layers)
         return Statistics(zeros, ones, zeros.clone(), ones.clone())
 
@@ -39,12 +39,12 @@ def statistics_of(
     """Take the statistics of a set of networks: of the training split, before it is changed.
 
     Args:
-        weights: Of each layer (I, out, in).
-        biases: Of each layer (I, out).
+        weights: Weights of each layer, (I, out, in).
+        biases: Biases of each layer, (I, out).
 
     Returns:
-        In float32. Numbers that are all the same, as biases that were never trained, get a
-        deviation of 1.
+        Statistics in float32 on the CPU. Numbers that are all the same, as biases that were never
+        trained, get a standard deviation of 1.
     """
     of_weights, of_biases = (
         torch.stack([torch.stack(_mean_and_std(layer)) for layer in layers]).float().cpu()

@@ -46,7 +46,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """Load a packaged checkpoint by name, or a file by path.
 
     Args:
-        checkpoint: A name of :func:`list_checkpoints`, or a path to a .safetensors file.
+        checkpoint: A name of ``list_checkpoints()``, or a path to a .safetensors file.
 
     Raises:
         ValueError: For an unknown name, and for a file that is damaged, no controller, or of

@@ -7,6 +7,7 @@ A reader is what the paper's rule knows beyond a parameter's own features. "ng_g
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -163,11 +164,54 @@ class ForwardEdges(nn.Sequential):
         return super().forward(input[0])
 
 
-Reader = GraphReader | TensorReader | NoReader
+@runtime_checkable
+class Reader(Protocol):
+    """What a rule asks of a reader, which is a module.
+
+    Attributes:
+        size: Number of channels C of a state.
+    """
+
+    size: int
+
+    def __call__(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
+        """Read the network; as for ``GraphReader``."""
+        ...
+
+
+Build = TypeVar("Build", bound=Callable[[int, int], Reader])
+REGISTERED: dict[str, Callable[[int, int], Reader]] = {}
+
+
+def register_reader(name: str) -> Callable[[Build], Build]:
+    """Add what a rule of ``PaperOptimizer`` may know beyond a parameter's own features.
+
+    Decorates a module, or a function that makes one, called as ``build(hidden, layers)``; then
+    ``RuleConfig(name)`` is a rule with it. See ``GraphReader.forward`` for what it is called with.
+
+    Args:
+        name: What ``RuleConfig.model`` is to be.
+
+    Raises:
+        ValueError: For a name that another reader has.
+    """
+
+    def add(build: Build) -> Build:
+        if name in (*BUILT_IN, *REGISTERED):
+            raise ValueError(f"there is a reader '{name}' already")
+        REGISTERED[name] = build
+        return build
+
+    return add
+
+
+BUILT_IN = ("ng_gnn", "ng_t", "nfn", "lstm", "ff")
 
 
 def reader_of(model: str, hidden: int, layers: int) -> Reader:
     """What reads the network for a model of Kofinas et al. 2024, by their supplement."""
+    if model in REGISTERED:
+        return REGISTERED[model](hidden, layers)
     if model == "ff":
         return NoReader()
     if model == "lstm":

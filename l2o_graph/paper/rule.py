@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from l2o_graph.layout.spans import Part, Scalars
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.paper.head import PaperHead
 from l2o_graph.paper.observation import Observation, scalars_of
-from l2o_graph.paper.readers import Group, reader_of
+from l2o_graph.paper.readers import REGISTERED, Group, reader_of
 from l2o_graph.ranges import COUNT, check_choices, check_ranges
 
 # Factor of a step, and of the logarithm of its magnitude.
@@ -28,19 +28,20 @@ class RuleConfig:
     """What a rule is made of; stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the network: see ``readers``.
+        model: What reads the network, "ng_gnn", "ng_t", "nfn", "lstm", "ff" or the name of a
+            registered reader.
         hidden: Number of channels of what reads the network.
         layers: Number of rounds of messages, and of hidden layers of the head.
         inner: Number of channels of the head.
     """
 
-    model: Model = "ng_gnn"
+    model: str = "ng_gnn"
     hidden: int = 64
     layers: int = 8
     inner: int = 64
 
     def __post_init__(self):
-        check_choices(self, model=Model)
+        check_choices(self, model=(*get_args(Model), *REGISTERED))
         check_ranges(self, hidden=COUNT, layers=COUNT, inner=COUNT)
 
 

@@ -27,12 +27,16 @@ LAYERS: dict[type[nn.Module], LayerRule] = {}
 def register_layer(kind: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
     """Say what a kind of module does to neurons, in place of the operations inside it.
 
-    The rule is called as ``rule(trace, module, inputs, output)`` after each call of such a module,
-    or of a subclass. It joins neurons with the methods of ``trace`` and labels the output with
-    ``trace.set_label``; parameters that it leaves out are updated from their own features.
+    Decorates a rule, which is called as ``rule(trace, module, inputs, output)`` after each call of
+    such a module, or of a subclass. It joins neurons with the methods of ``trace`` (``dense``,
+    ``bias``, ``scale``) and labels the output with ``trace.set_label``; parameters that it leaves
+    out are updated from their own features.
 
     Args:
-        kind: The module's type.
+        kind: The module's type. A rule of before is replaced.
+
+    Returns:
+        What decorates the rule, which stays as it is.
     """
 
     def add(rule: LayerRule) -> LayerRule:
@@ -91,7 +95,7 @@ def spec_of_computation(
         The specification, parameters in the order of ``module.parameters()``.
 
     Raises:
-        Whatever the network itself raises for that batch.
+        Exception: Whatever the network itself raises for that batch.
     """
     reading = read(module, args, kwargs)
     if reading.unknown:

@@ -7,7 +7,6 @@ from it, one thing at a time. Runs are saved as the benchmark's are, and go on i
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from meta_train.benchmarks.baselines import BEST_RATES, base_of, contenders, lea
 from meta_train.benchmarks.optimizers import execute, named_checkpoint, plan
 from meta_train.benchmarks.report import spread
 from meta_train.benchmarks.runs import Record, Run, Settings
+from meta_train.tasks import get_task
 
 # (what is different, task, steps); the first is where the rates come from.
 HOME = ("nothing", "fmnist_cnn", 1000)
@@ -38,9 +38,9 @@ AWAY = (
 )
 PLACES = (HOME, *AWAY)
 
-# The loss of a guess, less what batches differ by: what ends there has diverged, or has collapsed
-# to a constant.
-LOST = 0.99 * math.log(10)
+# What batches differ by, of the loss of a guess: what ends there has diverged, or has collapsed to
+# a constant.
+LOST = 0.99
 
 
 def transfer(settings: Settings) -> dict[str, list[Record]]:
@@ -66,7 +66,8 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
 
 def failed(record: Record) -> bool:
     """Whether a run ended no better than guessing, or without a number."""
-    return record.final_loss is None or record.final_loss > LOST
+    guess = get_task(record.run.task).guess_loss
+    return record.final_loss is None or record.final_loss > LOST * guess
 
 
 def markdown(places: dict[str, list[Record]], optimizers: Sequence[str]) -> str:

@@ -20,6 +20,9 @@ from meta_train.families.base import Problems
 from meta_train.families.registry import FAMILIES, draw, register_family
 
 TRAINING = tuple(name for name, family in FAMILIES.items() if not family.held_out)
+"""Names of the packaged families that are trained on."""
+
 HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
+"""Names of the packaged families that are never trained on."""
 
 __all__ = ["FAMILIES", "HELD_OUT", "TRAINING", "Problems", "draw", "register_family"]

@@ -90,8 +90,8 @@ class Problems:
 
     Args:
         family: Name of the family.
-        plan: Its draw.
-        dice: For the units.
+        plan: What its instances have in common, and where each starts.
+        dice: Random numbers that the units are drawn with.
         augment: Whether to change units at all.
     """
 
@@ -110,20 +110,20 @@ class Problems:
         self.scale: Tensor = torch.stack(at_start).mean(0).clamp(min=1e-12)
 
     def start(self) -> list[Tensor]:
-        """Parameters at the start, [P, *shape] each; the caller's own."""
+        """Give parameters at the start, [P, *shape] each, as copies."""
         return [p.clone() for p in self._start]
 
     def batch(self, step: int) -> Batch:
-        """The data of a step, [P, ...] each, determined by the seed and the step."""
+        """Give the data of a step, [P, ...] each, determined by the seed and the step."""
         return self.plan.examples.batch(step)
 
     def loss(self, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Loss of each network.
+        """Compute the loss of each network.
 
         Args:
             parameters: [k P, *shape] each. Rows k p to k p + k - 1 are networks of instance p, as
                 the two members of an antithetic pair, and see the same data.
-            batch: As :meth:`batch` answers it.
+            batch: A batch of ``batch(step)``.
 
         Returns:
             (k P,) losses, differentiable.
@@ -137,11 +137,11 @@ class Problems:
 
     @torch.no_grad()
     def held_out(self, parameters: Sequence[Tensor], step: int = 0) -> Tensor | None:
-        """Loss on examples that are not trained on, where the family is judged by them.
+        """Compute the loss on examples that are not trained on, where the family is judged by them.
 
         Args:
-            parameters: As of :meth:`loss`.
-            step: Of training. The examples are the same at every step.
+            parameters: As for ``loss``.
+            step: Number of the training step. The examples are the same at every step.
 
         Returns:
             (k P,) losses, or None.

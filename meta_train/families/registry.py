@@ -33,17 +33,21 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+"""All families by name; ``register_family`` adds to them."""
 
 
 def register_family(
     name: str, held_out: bool = False, share: float = 1.0
 ) -> Callable[[Build], Build]:
-    """Add a family, given as ``build(dice, pictures) -> Plan``.
+    """Add a family: decorates a function ``build(dice, pictures) -> Plan``.
 
     Args:
-        name: To draw it by.
-        held_out: See :class:`Family`.
-        share: Likewise.
+        name: Name to draw it by.
+        held_out: Whether it is never trained on, and designs are compared on it.
+        share: Fraction of the usual number of instances that it is worked on with, being larger.
+
+    Raises:
+        ValueError: For a name that another family has.
     """
 
     def add(build: Build) -> Build:
@@ -67,13 +71,16 @@ def draw(
     """Draw instances of a family; all of it is determined by the arguments.
 
     Args:
-        family: One of ``FAMILIES``.
-        seed: Of everything that is random.
-        pairs: Instances in all processes together.
+        family: A name of ``FAMILIES``.
+        seed: Seed of everything that is random.
+        pairs: Number of instances P in all processes together.
         mine: Those of them that this process has; they are the same as if it had all.
         validation: Whether to show images that training does not.
-        data_root: Where FashionMNIST lies; see :class:`~meta_train.families.images.Pictures`.
+        data_root: Where FashionMNIST lies; without it the sample in the package is shown.
         augment: Whether some instances are stored in other units.
+
+    Returns:
+        The instances, with their start, their batches and their loss.
 
     Raises:
         ValueError: For a family that is not known, and where no pair is left.

@@ -30,7 +30,7 @@ from l2o_graph.cnn import (
     save_cnn_model,
 )
 from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
-from l2o_graph.metanets.cnn_config import Model, Zoo
+from l2o_graph.metanets.cnn_config import Zoo
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.metanets.traits import NAMES, RANGES, span, traits
@@ -85,7 +85,7 @@ class CNNTrainingConfig(EpochConfig):
 
 
 def default_recipe(
-    task: str = "cnn_park", model: Model = "ng_gnn", **sizes: Any
+    task: str = "cnn_park", model: str = "ng_gnn", **sizes: Any
 ) -> CNNTrainingConfig:
     """What learns most from a few thousand networks: see docs/generalization.md.
 
@@ -105,9 +105,7 @@ def default_recipe(
     return CNNTrainingConfig(task=task, model=reads, **own)
 
 
-def paper_recipe(
-    task: str = "cnn_park", model: Model = "ng_gnn", **sizes: Any
-) -> CNNTrainingConfig:
+def paper_recipe(task: str = "cnn_park", model: str = "ng_gnn", **sizes: Any) -> CNNTrainingConfig:
     """The recipe of Kofinas et al. 2024, section 4.2, and of their scripts: see above.
 
     NG-GNN's first weights (``keep_nodes``) and NG-T's pairs without an edge (``plain``) are ours

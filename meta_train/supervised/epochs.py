@@ -30,17 +30,17 @@ class EpochConfig:
     """What every run in epochs is configured by.
 
     Attributes:
-        seed: Of a model's weights, of the order of networks and of everything drawn.
-        epochs: Passes over the training split.
-        batch: Networks in a step.
-        lr: Rate of AdamW, once it is warm.
-        warmup: Steps until then.
-        cooldown: Share of all steps, the last ones, over which it falls to 0 again. The paper's
+        seed: Seed of a model's weights, of the order of networks and of everything drawn.
+        epochs: Number of passes over the training split.
+        batch: Number of networks in a step.
+        lr: Learning rate of AdamW after its warm-up.
+        warmup: Number of steps over which the learning rate grows to ``lr``.
+        cooldown: Fraction of all steps, the last ones, over which it falls to 0 again. The paper's
             recipe has none, and is for many more epochs.
-        weight_decay: Decoupled.
+        weight_decay: Weight decay of AdamW.
         clip: Norm that a gradient is clipped to; 0 leaves it as it is.
-        evaluate_every: Steps between evaluations.
-        save_every: Steps between saved states.
+        evaluate_every: Number of steps between evaluations.
+        save_every: Number of steps between saved states.
     """
 
     seed: int = 0

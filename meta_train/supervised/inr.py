@@ -30,7 +30,7 @@ from l2o_graph.inr import (
     save_inr_model,
     statistics_of,
 )
-from l2o_graph.metanets.inr_config import Model, Task
+from l2o_graph.metanets.inr_config import Task
 from l2o_graph.storage.files import write_atomically
 from meta_train.run import Result
 from meta_train.supervised.epochs import EpochConfig, EpochTrainer
@@ -87,7 +87,7 @@ class INRTrainingConfig(EpochConfig):
 
 
 def default_recipe(
-    task: str = "mnist_inr", model: Model = "ng_gnn", **sizes: Any
+    task: str = "mnist_inr", model: str = "ng_gnn", **sizes: Any
 ) -> INRTrainingConfig:
     """What learns most in five epochs of ten thousand INRs: see docs/inr.md.
 
@@ -103,9 +103,7 @@ def default_recipe(
     return INRTrainingConfig(task=task, model=inr_config(model, _kind(task), **changes))
 
 
-def paper_recipe(
-    task: str = "mnist_inr", model: Model = "ng_gnn", **sizes: Any
-) -> INRTrainingConfig:
+def paper_recipe(task: str = "mnist_inr", model: str = "ng_gnn", **sizes: Any) -> INRTrainingConfig:
     """The recipe of Kofinas et al. 2024, section 4.1, and of their scripts: see above."""
     kind = _kind(task)
     config = INRTrainingConfig(

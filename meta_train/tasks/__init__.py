@@ -1,11 +1,15 @@
 """The tasks: a name -> networks to train, batches to train them on and a loss."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 from meta_train.tasks.base import Problem, Task
 from meta_train.tasks.image_classification import ImageTask, cnn, mlp
 
-TASKS: dict[str, ImageTask] = {
+Make = TypeVar("Make", bound=Callable[[], Task])
+
+TASKS: dict[str, Task] = {
     "fmnist_cnn": ImageTask("fmnist", cnn, width=16),
     "cifar10_cnn": ImageTask("cifar10", cnn, width=32),
     "mnist_cnn": ImageTask("mnist", cnn, width=16),
@@ -13,16 +17,46 @@ TASKS: dict[str, ImageTask] = {
     "fmnist_sample": ImageTask("fmnist_sample", cnn, width=16),
 }
 
+"""All tasks by name; ``register_task`` adds to them."""
+
+
+def register_task(name: str) -> Callable[[Make], Make]:
+    """Add a task of one's own: decorates a class, or a function, that makes it without arguments.
+
+    It is known to this process alone: another one, as those of ``--jobs``, has to import the file
+    that registers it.
+
+    Args:
+        name: To ask for it by.
+
+    Raises:
+        ValueError: For a name that another task has, and one with a colon, behind which settings
+            of a variant stand.
+    """
+    if ":" in name:
+        raise ValueError(f"expected the name of a task without a colon, found '{name}'")
+
+    def add(make: Make) -> Make:
+        if name in TASKS:
+            raise ValueError(f"there is a task '{name}' already")
+        TASKS[name] = make()
+        return make
+
+    return add
+
 
 @cache
 def get_task(name: str) -> Task:
-    """The task of that name, or a variant of one: "fmnist_cnn:width=64,batch=32".
+    """Find the task of a name, or a variant of one: "fmnist_cnn:width=64,batch=32".
 
     Settings of a variant are ``batch``, ``width`` and what else its network takes: ``depth``
     and ``norm`` (0 or 1) of a CNN.
 
+    Args:
+        name: A name of ``TASKS``, and after a colon settings, if any.
+
     Raises:
-        ValueError: For a name or a setting that is not known.
+        ValueError: For a name or a setting that is not known, and settings of a task without any.
     """
     base, _, settings = name.partition(":")
     if base not in TASKS:
@@ -35,10 +69,13 @@ def get_task(name: str) -> Task:
         if not value.isdecimal():
             raise ValueError(f"task '{name}': expected e.g. width=64, found '{setting}'")
         chosen[key] = int(value)
+    variant = getattr(TASKS[base], "variant", None)
+    if variant is None:
+        raise ValueError(f"task '{name}': expected no settings, as '{base}' has no variants")
     try:
-        return TASKS[base].variant(**chosen)
+        return variant(**chosen)
     except ValueError as error:
         raise ValueError(f"task '{name}': {error}") from error
 
 
-__all__ = ["TASKS", "Problem", "Task", "get_task"]
+__all__ = ["TASKS", "Problem", "Task", "get_task", "register_task"]

@@ -16,33 +16,40 @@ class Problem(Protocol):
 
     Attributes:
         module: The network; its parameters are where training starts.
-        spec: Its neurons and parameters.
+        spec: Specification of its graph, as ``neural_graph(module).spec``.
     """
 
     module: nn.Module
     spec: NetSpec
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of one step, counted from 0; the same for the same problem."""
+        """Give the batch of one step, counted from 0; the same whenever it is asked for."""
         ...
 
     def loss(self, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Loss of the network with these parameters on a batch."""
+        """Compute the loss of the network with these parameters on a batch; differentiable."""
         ...
 
     def accuracy(self, parameters: Sequence[Tensor]) -> float:
-        """Share of held-out examples that these parameters get right."""
+        """Compute the fraction of held-out examples that these parameters get right."""
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A family of problems."""
+    """A family of problems.
+
+    Attributes:
+        guess_loss: Loss of a guess, above 0, in the unit of its problems' losses: that of the best
+            constant answer. A run that ends there has failed.
+    """
+
+    guess_loss: float
 
     def load(self, root: str | Path | None) -> str:
-        """Load the data once; returns what it is, in words."""
+        """Load the data once, from a folder or where it is otherwise; say what it is."""
         ...
 
     def problem(self, seed: int, device: torch.device) -> Problem:
-        """The task itself: its own network, freshly initialised, its own batch size."""
+        """Make a problem: the network, initialised by the seed, on a device, and its batches."""
         ...

@@ -1,6 +1,7 @@
 """Classify images with a small CNN or MLP (REFERENCE net: Kofinas et al. 2024, appendix)."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -110,7 +111,12 @@ class ImageTask:
         width: Of the task's own network.
         batch: Images in a batch.
         shape: What else the network is built with.
+
+    Attributes:
+        guess_loss: Cross-entropy of equal probabilities, in nats.
     """
+
+    guess_loss = math.log(CLASSES)
 
     def __init__(
         self,

@@ -36,15 +36,19 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class CNNArchitecture:
     """All of a CNN but its parameters; hashable.
 
+    Raises:
+        ValueError: For numbers out of range, naming the field and the convolution.
+
     Attributes:
-        channels: Of the image, then of what each convolution writes.
+        channels: Number of channels of the image, then of what each convolution writes.
         kernels: Side of each convolution's square kernel; odd.
-        activations: Behind each convolution, by the name of torch's function; "" for none.
+        activations: Activation behind each convolution, by the name of torch's function; ""
+            for none.
         skips: For each convolution the layer that is added to what it writes, in front of the
             activation: 0 the image, k what convolution k - 1 wrote and its activation gave, -1
             none. Between unequal widths the first channels are added, as many as both have.
-        strides: Of each convolution.
-        classes: Of the linear layer.
+        strides: Stride of each convolution.
+        classes: Number of classes, which the linear layer writes.
     """
 
     channels: tuple[int, ...]
@@ -96,7 +100,7 @@ class CNNArchitecture:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of weight and bias of each convolution, then of the linear layer."""
+        """Shapes of weight and bias of each convolution, then of the linear layer."""
         shapes: list[tuple[int, ...]] = []
         for (fan_in, fan_out), side in zip(pairwise(self.channels), self.kernels, strict=True):
             shapes += [(fan_out, fan_in, side, side), (fan_out,)]
@@ -119,12 +123,12 @@ class CNNArchitecture:
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Convert to what JSON holds."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "CNNArchitecture":
-        """From what ``to_json`` gave.
+        """Convert from what ``to_json`` gave.
 
         Raises:
             ValueError: For other fields, and values out of range.
@@ -139,9 +143,17 @@ class CNNArchitecture:
 
 
 def cnn_module(architecture: CNNArchitecture) -> nn.Module:
-    """A network of an architecture, images (B, channels, height, width) -> logits (B, classes).
+    """Make a network of an architecture.
 
-    Its parameters are in the order of ``architecture.shapes``, drawn as torch draws them.
+    It maps images (B, channels, height, width) to logits (B, classes). Its parameters are in the
+    order of ``architecture.shapes``, drawn as torch draws them.
+
+    Examples:
+        >>> architecture = CNNArchitecture((3, 8, 16), (3, 3), ("relu", "relu"), (-1, -1), (2, 1))
+        >>> print(architecture)
+        3-8-16-10, kernels 3 3, relu relu, strides 2 1
+        >>> cnn_module(architecture)(torch.zeros(4, 3, 16, 16)).shape
+        torch.Size([4, 10])
     """
     return _CNN(architecture)
 

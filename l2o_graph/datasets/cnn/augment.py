@@ -10,14 +10,20 @@ from l2o_graph.datasets.inr.augment import DROPOUT, NOISE, dropped, noisy
 
 
 def augmented(networks: CNNs, generator: torch.Generator) -> CNNs:
-    """Noise on every parameter of every network, then a hundredth of them set to 0.
+    """Put noise on every parameter of every network, then set a hundredth of them to 0.
 
-    Noise has a tenth of the deviation of the tensor. What survives keeps its value, where the
-    released code's grows by 1 / (1 - rate).
+    Noise has a tenth of the standard deviation of the tensor. What survives keeps its value, where
+    the released code's grows by 1 / (1 - rate).
 
     Args:
         networks: Left as they are.
         generator: Where the random numbers come from; the same gives the same.
+
+    Returns:
+        The networks with other parameters, in new tensors.
+
+    Source:
+        Zhou et al., "Permutation Equivariant Neural Functionals", 2023.
     """
     values: list[Tensor] = list(networks.values)
     for which in networks.which.unique().tolist():

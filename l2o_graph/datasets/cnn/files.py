@@ -58,12 +58,12 @@ class CNNs:
     """Networks, each with the share of test images that it gets right.
 
     Attributes:
-        architectures: The distinct ones.
-        which: Index of each network's architecture.
+        architectures: The distinct architectures.
+        which: Index of each network's architecture among these, (I,).
         values: Parameters of each network, one after another in a row, float32.
-        accuracy: On the test images, in [0, 1].
+        accuracy: Accuracy of each network on the test images, from 0 to 1.
         run: Number of the training run that each network is a checkpoint of.
-        step: Training steps done.
+        step: Number of training steps done.
     """
 
     architectures: tuple[CNNArchitecture, ...]
@@ -77,11 +77,11 @@ class CNNs:
         return len(self.values)
 
     def architecture(self, i: int) -> CNNArchitecture:
-        """Of network i."""
+        """Give the architecture of network i."""
         return self.architectures[int(self.which[i])]
 
     def parameters(self, i: int) -> list[Tensor]:
-        """Views of network i's parameters, in their shapes."""
+        """Give views of network i's parameters, in their shapes."""
         return unflattened(self.values[i], self.architecture(i))
 
 
@@ -113,6 +113,9 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
     Args:
         folder: Where the shards lie.
         split: "train", "val" or "test": no run has checkpoints in two of them.
+
+    Returns:
+        The networks of the split, on the CPU.
 
     Raises:
         ValueError: For an unknown split, one without a network to read, and shards of another
@@ -159,7 +162,15 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
 
 
 def chosen(networks: CNNs, index: Int64[Tensor, " n"]) -> CNNs:
-    """Some of the networks, in the order of their numbers' list."""
+    """Choose some of the networks.
+
+    Args:
+        networks: The networks to choose from.
+        index: Numbers of those to keep, (n,), from 0 on.
+
+    Returns:
+        n networks, in the order of their numbers.
+    """
     return replace(
         networks,
         which=networks.which[index],

@@ -32,12 +32,17 @@ def augmented(
     biases: Sequence[Float[Tensor, "I _"]],
     generator: torch.Generator,
 ) -> Networks:
-    """All of them, of the sizes of the release.
+    """Change networks at random: translation, rotation, scale, noise and dropout.
+
+    Their amounts are those of the release of Navon et al. 2023.
 
     Args:
-        weights: Of each layer (I, out, in), as they were fitted, not normalised.
-        biases: Of each layer (I, out).
+        weights: Weights of each layer, (I, out, in), as they were fitted, not normalised.
+        biases: Biases of each layer, (I, out).
         generator: Where the random numbers come from, on any device; the same gives the same.
+
+    Returns:
+        Weights and biases in new tensors of the same shapes.
 
     Raises:
         ValueError: For tensors that do not make networks on two coordinates, with a hidden layer.
@@ -70,8 +75,8 @@ def translated(
     """Biases of networks that see every point moved: b_k + W_k ... W_1 t.
 
     Args:
-        weights: Of each layer.
-        biases: Of each layer.
+        weights: Weights of each layer.
+        biases: Biases of each layer.
         shift: t of each network: it draws at x what it drew at x + t.
         depth: k of each network, from 1. Only 1 is exact, as deeper layers are not linear in t.
     """

@@ -45,5 +45,21 @@ def images_of(inrs: INRs, data: Images, split: str) -> UInt8[Tensor, "I height w
 
 
 def dilation_targets(inrs: INRs, data: Images, split: str) -> Float[Tensor, "I height width"]:
-    """What edited networks should draw, from 0 to 1, in their order; see ``images_of``."""
+    """Make the images that edited networks should draw: digits with thicker strokes.
+
+    Args:
+        inrs: The networks, I of them.
+        data: Their dataset, of one channel.
+        split: "train" and "val", which number the training images, or "test".
+
+    Returns:
+        Images (I, height, width) from 0 to 1, in the order of the networks.
+
+    Raises:
+        ValueError: For a split that is not known, and networks whose number or label is not that
+            of an image of the split.
+
+    Source:
+        Zhou et al., "Permutation Equivariant Neural Functionals", 2023.
+    """
     return dilated(images_of(inrs, data, split)).float() / 255

@@ -29,13 +29,13 @@ class INRs:
     """Networks that each hold one image.
 
     Attributes:
-        weights: Of each layer (I, out, in), float32.
-        biases: Of each layer (I, out).
-        labels: Class of each image.
+        weights: Weights of each layer, (I, out, in), float32.
+        biases: Biases of each layer, (I, out).
+        labels: Class of each of the I images.
         index: Number of each image in the file of its dataset; validation images are numbered
             in the training file.
         view: 0, and 1 and on for further networks of the same image.
-        psnr: Of each network on its image, in dB; None where it is not on record.
+        psnr: PSNR of each network on its image, in dB; None where it is not on record.
         layout: Widths, from the two coordinates to the grey value.
         omega0: Factor in every sine.
     """
@@ -59,6 +59,9 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
     Args:
         folder: Where the shards lie.
         split: "train", "val" or "test".
+
+    Returns:
+        The networks of the split, on the CPU.
 
     Raises:
         ValueError: For shards that are missing, damaged, or of another run, and for networks

@@ -20,10 +20,10 @@ class Recipe:
     """How a network is fitted: Adam on the mean squared error over all pixels.
 
     Attributes:
-        steps: Of Adam.
-        lr: Its rate.
-        betas: Its decay rates.
-        tail: Share of the steps, at the end, over which the rate falls to 0 on a straight line.
+        steps: Number of steps of Adam.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
+        tail: Fraction of the steps, at the end, over which the rate falls to 0 on a straight line.
         stop: PSNR in dB at which a network is finished early; None to never stop.
         output: How the last layer is drawn; see ``siren.initialise``.
     """
@@ -41,7 +41,7 @@ class Recipe:
             SHARE_BELOW_ONE.check("betas", beta)
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Give the learning rate of a step, counted from 0."""
         falling = self.tail * self.steps
         return self.lr * min(1.0, (self.steps - step) / falling) if falling else self.lr
 
@@ -54,6 +54,7 @@ RECIPES = {
     # What the authors of DWSNets say of theirs (issue 6 of AvivNavon/DWSNets).
     "published": Recipe(1000, lr=5e-4, betas=(0.9, 0.999), stop=40.0, output="linear"),
 }
+"""Recipes by name: the default one, and that of the published networks."""
 
 
 def fit(
@@ -70,10 +71,10 @@ def fit(
     the place in memory). Batches of 8 to 32 suit the cache of a CPU.
 
     Args:
-        images: In [0, 1], on the device and in the dtype to work in.
-        weights: First weights of each layer (I, out, in), on the same.
-        biases: First biases of each layer (I, out).
-        recipe: How.
+        images: Images (I, height, width) in [0, 1], on the device and in the dtype to work in.
+        weights: First weights of each layer, (I, out, in), on the same.
+        biases: First biases of each layer, (I, out).
+        recipe: How many steps of which size.
         omega0: Factor in every sine.
 
     Returns:

@@ -34,7 +34,21 @@ Output = Literal["sine", "linear"]
 def coordinates(
     height: int = 28, width: int = 28, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "2 Q"]:
-    """The points of all pixels, row by row: x and y, each from -1 to 1."""
+    """List the points of all pixels, row by row.
+
+    Args:
+        height: Number of rows.
+        width: Number of columns.
+        dtype: Type of the answer.
+
+    Returns:
+        x and y of each of the Q = height * width points, (2, Q), each from -1 to 1.
+
+    Examples:
+        >>> coordinates(2, 3)
+        tensor([[-1.,  0.,  1., -1.,  0.,  1.],
+                [-1., -1., -1.,  1.,  1.,  1.]])
+    """
     # Rounded once, like those that the published networks were fitted on.
     x, y = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (width, height))
     return torch.stack([x.repeat(height), y.repeat_interleave(width)]).to(dtype)
@@ -46,19 +60,26 @@ def initialise(
     omega0: float = OMEGA0,
     output: Output = "sine",
 ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
-    """First weights and biases, in float32 on the CPU.
+    """Draw first weights and biases, in float32 on the CPU.
 
     Weights of sine layers are uniform within ±sqrt(6 / fan-in) / omega0, those of the first
     layer too, and biases are 0.
 
     Args:
-        generators: One a network: where its random numbers come from.
+        generators: A generator for each of the I networks, from which its random numbers come.
         layout: Widths, from the two coordinates to the grey value.
         omega0: Factor in every sine.
         output: The last layer is drawn like the others ("sine"), or it and its bias as torch
             draws a linear layer ("linear"): uniform within ±1 / sqrt(fan-in). The latter is what
             DWSNets does, and shows in the deviations of its published networks: 0.118 for the
             last weights, 0.100 for the last bias, which "sine" starts at 0.008 and 0.
+
+    Returns:
+        Weights (I, out, in) and biases (I, out) of each layer.
+
+    Source:
+        Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions",
+        2020; the first layer as in Navon et al. 2023.
     """
     weights, biases = [], []
     for i, (fan_in, fan_out) in enumerate(pairwise(layout)):
@@ -74,8 +95,8 @@ def layout_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int,
     """Widths of a set of networks, from input to output.
 
     Args:
-        weights: Of each layer (I, out, in).
-        biases: Of each layer (I, out).
+        weights: Weights of each layer, (I, out, in).
+        biases: Biases of each layer, (I, out).
 
     Raises:
         ValueError: Where the tensors do not make networks, naming the layer.
@@ -100,17 +121,26 @@ def layout_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int,
 def stack_networks(
     networks: Sequence[nn.Module],
 ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
-    """Weights and biases of networks that are torch modules, for models and for ``render``.
+    """Stack weights and biases of networks that are torch modules, for models and ``render``.
 
     Whether they draw what these say depends on their formula: see the top of this module. A
     network whose output has no 0.5 added is told to take 0.5 off its last bias.
 
     Args:
-        networks: Of one layout, with a weight and a bias for each layer, in order.
+        networks: I networks of one layout, with a weight and a bias for each layer, in order.
+
+    Returns:
+        Weights (I, out, in) and biases (I, out) of each layer, detached copies.
 
     Raises:
         ValueError: For networks of other parameters, with their number, and of several layouts.
         TypeError: For what is no module, and for one of TorchScript.
+
+    Examples:
+        >>> sirens = [nn.Sequential(nn.Linear(2, 32), nn.Linear(32, 1)) for _ in range(5)]
+        >>> weights, biases = stack_networks(sirens)
+        >>> [tuple(w.shape) for w in weights], [tuple(b.shape) for b in biases]
+        ([(5, 32, 2), (5, 1, 32)], [(5, 32), (5, 1)])
     """
     found = []
     for i, network in enumerate(networks):
@@ -141,7 +171,7 @@ def evaluate(
     points: Float[Tensor, "2 Q"],
     omega0: float = OMEGA0,
 ) -> Float[Tensor, "I C Q"]:
-    """What networks say at points, which all of them see; differentiable.
+    """Evaluate networks at points, the same for all of them; differentiable.
 
     One network gives the same bits alone, in any company and at any place in it, for one
     device, dtype and version of torch: networks are worked on in blocks of one size, from
@@ -149,10 +179,13 @@ def evaluate(
     number of points is not a multiple of 16.
 
     Args:
-        weights: Of each layer (I, out, in).
-        biases: Of each layer (I, out).
-        points: One (x, y) a column.
+        weights: Weights of each layer, (I, out, in).
+        biases: Biases of each layer, (I, out).
+        points: Points (x, y), one a column, (2, Q).
         omega0: Factor in every sine.
+
+    Returns:
+        Values of the C outputs of each network at each point, (I, C, Q).
 
     Raises:
         ValueError: For tensors that do not make networks on two coordinates.
@@ -184,11 +217,11 @@ def responses(
 ) -> list[Float[Tensor, "I _ Q"]]:
     """What every neuron of networks says at points; differentiable, of the points too.
 
-    Without the blocks of :func:`evaluate`, and so the same only up to rounding.
+    Without the blocks of ``evaluate``, and so the same only up to rounding.
 
     Args:
-        weights: Of each layer (I, out, in).
-        biases: Of each layer (I, out).
+        weights: Weights of each layer, (I, out, in).
+        biases: Biases of each layer, (I, out).
         points: One a column.
         omega0: Factor in every sine.
 
@@ -208,13 +241,16 @@ def render(
     size: tuple[int, int] = (28, 28),
     omega0: float = OMEGA0,
 ) -> Float[Tensor, "I height width"]:
-    """The images that networks hold, not clipped: about 0 to 1. See :func:`evaluate`.
+    """Draw the images that networks hold.
 
     Args:
-        weights: Of each layer (I, out, in).
-        biases: Of each layer (I, out).
+        weights: Weights of each layer, (I, out, in).
+        biases: Biases of each layer, (I, out).
         size: Height and width in pixels; any, as a network has no resolution.
         omega0: Factor in every sine.
+
+    Returns:
+        Images (I, height, width), about 0 to 1, not clipped.
 
     Raises:
         ValueError: For tensors that do not make networks from two coordinates to one grey value.
@@ -229,7 +265,15 @@ def render(
 def psnr(
     pixels: Float[Tensor, "I height width"], images: Float[Tensor, "I height width"]
 ) -> Float[Tensor, " I"]:
-    """Peak signal-to-noise ratio in dB, for a peak of 1: -10 log10 of the mean squared error."""
+    """Compute peak signal-to-noise ratios, for a peak of 1.
+
+    Args:
+        pixels: What networks draw, (I, height, width).
+        images: What they should draw, likewise.
+
+    Returns:
+        -10 log10 of the mean squared error of each image, in dB, (I,).
+    """
     return -10 * (pixels - images).square().mean((1, 2)).log10()
 
 
