@@ -176,7 +176,8 @@ def parser_of(module: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
     def parse_args(self: argparse.ArgumentParser, *_: object) -> None:
         raise _Parsed(self)
 
-    name = f"{module}.__main__" if module in ("meta_train", "meta_train.strangers") else module
+    packages = ("meta_train", "l2o_graph.datasets.inr")
+    name = f"{module}.__main__" if module in packages else module
     command = importlib.import_module(name)
     try:
         with (
@@ -246,8 +247,8 @@ def page() -> str:
         "l2o_graph.cnn",
         "meta_train.config",
         "meta_train.controller_training",
-        "meta_train.inr_training",
-        "meta_train.cnn_training",
+        "meta_train.supervised.inr",
+        "meta_train.supervised.cnn",
     ):
         known |= vars(importlib.import_module(module))
     parts = [INTRO]

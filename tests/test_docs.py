@@ -47,9 +47,9 @@ def loaded(path):
 @pytest.fixture
 def _registries():
     """What a page registers is gone behind it."""
-    from l2o_graph import readers
-    from l2o_graph.cnn import config as cnn
-    from l2o_graph.inr import config as inr
+    from l2o_graph.metanets import cnn_config as cnn
+    from l2o_graph.metanets import inr_config as inr
+    from l2o_graph.paper import readers
     from l2o_graph.tracing import network
     from meta_train import controller_training, families, tasks
 
