@@ -45,7 +45,10 @@ class NeuralGraph:
         return [self.parameter(i)[0] for i in range(len(self.spec.shapes))]
 
     def scalars(self, of: Kernel | Bias) -> Float[Tensor, "F n"]:
-        """What a kernel or a bias holds; of a constant the first feature, the others are 0."""
+        """Give the features of a kernel or a bias of ``spec``, (F, n).
+
+        Of a constant the first feature is its value, the others are 0.
+        """
         if self.spec.is_constant(of.parameter):
             first = torch.arange(len(self.values), device=self.values.device) == 0
             value = CONSTANTS[of.parameter - len(self.spec.shapes)] * first.to(self.values)
