@@ -45,22 +45,29 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
     "general": (
         "image_cnn",
         "few_examples",
-        "attention",
+        "language",
         "autoencoder",
         "wide",
         "fine_tune",
-        "embedding",
+        "patches",
         "classifier",
+        "restore",
+        "embedding",
         "few_examples",
-        "recurrence",
+        "language",
         "image_cnn",
         "regression",
-        "cnn",
-        "few_examples",
         "wide",
         "fine_tune",
-        "ill_posed",
+        "patches",
         "siren",
+        "attention",
+        "ill_posed",
+        "restore",
+        "few_examples",
+        "recurrence",
+        "language",
+        "cnn",
     ),
 }
 HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
@@ -79,7 +86,8 @@ class EvolutionConfig:
         controller: What is trained.
         initial: Checkpoint whose weights it begins with; "" for none.
         seed: Of its weights, of the courses and of everything drawn.
-        outer_steps: Number of steps of the weights.
+        members: Number of controllers that are trained apart and joined, see ``members.py``.
+        outer_steps: Number of steps of the weights of each.
         pairs: Number of instances of a course, in all processes together.
         deviation: Standard deviation of the perturbations.
         span: Number of training steps between two steps of the weights.
@@ -101,15 +109,16 @@ class EvolutionConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     initial: str = ""
     seed: int = 0
-    outer_steps: int = 1200
+    members: int = 6
+    outer_steps: int = 400
     pairs: int = 32
-    deviation: float = 0.1
+    deviation: float = 0.05
     span: int = 100
     shortest: int = 400
     longest: int = 1600
     told: float = 0.5
     lr: float = 0.01
-    weight_decay: float = 0.2
+    weight_decay: float = 1.0
     warmup: int = 20
     average: int = 50
     evaluate_every: int = 400
@@ -123,8 +132,8 @@ class EvolutionConfig:
                 f"task: expected one of {sorted(CONTROLLER_TASKS)}, found '{self.task}'"
             )
         for name in (
-            "pairs", "span", "shortest", "evaluate_every", "evaluate_steps", "evaluate_pairs",
-            "save_every", "average",
+            "members", "pairs", "span", "shortest", "evaluate_every", "evaluate_steps",
+            "evaluate_pairs", "save_every", "average",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
@@ -233,7 +242,8 @@ class ControllerTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * share
         # A course counts for where it ends: its first spans say how to be fast, not how to be good.
-        self.leaf.grad = estimate * (course.age / course.length)
+        # That of fewer instances has more noise, and would drown the others.
+        self.leaf.grad = estimate * (course.age / course.length * (pairs / config.pairs) ** 0.5)
         self.optimizer.step()
         self.weights = self.leaf.detach().clone()
         self.step += 1
@@ -302,7 +312,9 @@ class ControllerTrainer:
         """Write the controller with its averaged weights, a checkpoint."""
         controller = Controller(self.config.controller)
         controller.set_vector(self.average)
-        save_controller(path, controller, _provenance(self))
+        minutes = self.seconds / 60
+        curve = {"curve": self.evaluations}
+        save_controller(path, controller, provenance(self.config, self.step, minutes) | curve)
 
     @staticmethod
     def resume(path: Path, data_root: str | Path | None = None) -> "ControllerTrainer":
@@ -448,13 +460,13 @@ def train_controller(
     return drive(trainer, state, config.evaluate_every, config.save_every, describe)
 
 
-def _provenance(trainer: ControllerTrainer) -> dict[str, Any]:
+def provenance(config: EvolutionConfig, outer_steps: int, minutes: float) -> dict[str, Any]:
+    """How a controller was made, as its checkpoint says."""
     return {
         "command": "python -m meta_train " + " ".join(sys.argv[1:]),
         "commit": commit(),
-        "config": asdict(trainer.config),
-        "outer_steps": trainer.step,
-        "minutes": round(trainer.seconds / 60, 1),
+        "config": asdict(config),
+        "outer_steps": outer_steps,
+        "minutes": round(minutes, 1),
         "torch": torch.__version__,
-        "curve": trainer.evaluations,
     }

@@ -68,7 +68,7 @@ class Twin:
         weight: At the start.
         unit: Of its lengths.
         first: Logarithm of its first length over its unit.
-        answer: The six answers of the controller.
+        answer: The five answers of the controller.
         horizon: Steps of the whole run, if told.
     """
 
@@ -83,7 +83,7 @@ class Twin:
         t, a = self.age, self.answer
         self.fast, self.slow = 0.9 * self.fast + 0.1 * g, 0.99 * self.slow + 0.01 * g
         fast, slow = self.fast / (1 - 0.9 ** (t + 1)), self.slow / (1 - 0.99 ** (t + 1))
-        shares = [0.1, 0.8 * math.exp(2 * a[2]), 0.1 * math.exp(2 * a[3])]
+        shares = [0.1, 0.8 * math.exp(2 * a[1]), 0.1 * math.exp(2 * a[2])]
         mixed = (shares[0] * g + shares[1] * fast + shares[2] * slow) / sum(shares)
         new = max(0.05, 1 / (t + 1))
         if self.weight.dim() == 2:
@@ -91,7 +91,7 @@ class Twin:
             self.right = (1 - new) * self.right + new * g.T @ g
             if t in ROOTS_AT:
                 steady = min(float(fast.square().sum() / g.square().sum()), 1.0)
-                p = 0.6 / (1 + math.exp(-2 * a[4]) / 3) * (1 - steady / 2)
+                p = 0.6 / (1 + math.exp(-2 * a[3]) / 3) * (1 - steady / 2)
                 self.roots = power_of(self.left, p), power_of(self.right, p)
             direction = self.roots[0] @ mixed @ self.roots[1]
         else:
@@ -99,13 +99,13 @@ class Twin:
             rms = self.square.sqrt()
             direction = mixed / (rms + rms.square().mean().sqrt())
         change = 0.2 * math.tanh(a[0])
-        self.log_length = max(-9.0, min(4.0, (1 - 1 / 300) * self.log_length + change))
+        self.log_length = max(-9.0, min(4.0, (1 - 1 / 100) * self.log_length + change))
         falling = 1 / (1 + t / 200) if self.horizon is None else 1 - t / self.horizon
         schedule = (t + 1) / (t + 10) * falling
-        length = self.unit * schedule * math.exp(self.log_length + 0.5 * math.tanh(a[1]))
+        length = self.unit * schedule * math.exp(self.log_length)
         update = -length * direction / direction.square().mean().sqrt()
         if self.weight.dim() == 2:
-            decay = 0.03 * math.exp(2.5 * math.tanh(a[5]))
+            decay = 0.03 * math.exp(2.5 * math.tanh(a[4]))
             update = update - min(decay * length / self.rms, 0.1) * self.weight
         self.weight, self.age = self.weight + update, t + 1
         return update
@@ -119,7 +119,7 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    answer, first = normal(6), 0.3 * normal(len(KINDS))
+    answer, first = normal(5), 0.3 * normal(len(KINDS))
     signal, noise = [normal(*p.shape) for p in network().parameters()], 0.5 * seed
     gradients = [[s + noise * normal(*s.shape) for s in signal] for _ in range(STEPS)]
     start, updates = run(gradients, constant(answer, first), horizon)
@@ -140,8 +140,8 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
 
 def test_weights_that_go_the_same_way_for_ever_stop_where_the_decay_says():
     """At 1 / c times their first RMS; biases, which do not decay, go on."""
-    answer = torch.zeros(6, dtype=torch.float64)
-    answer[5] = 10.0
+    answer = torch.zeros(5, dtype=torch.float64)
+    answer[4] = 10.0
     gradient = [torch.ones(p.shape).double() for p in network().parameters()]
     start, updates = run([gradient] * 1500, constant(answer, torch.zeros(6).double()))
     final = [sum(us, w) for w, *us in zip(start, *updates, strict=True)]
@@ -157,7 +157,7 @@ def test_a_matrix_without_a_gradient_stays_as_it_is():
     """Not even its weights decay."""
     gradients = [torch.randn(p.shape).double() for p in network().parameters()]
     gradients[0] = torch.zeros_like(gradients[0])
-    _, updates = run([gradients] * 3, constant(torch.zeros(6).double(), torch.zeros(6).double()))
+    _, updates = run([gradients] * 3, constant(torch.zeros(5).double(), torch.zeros(6).double()))
     for of_step in updates:
         assert not of_step[0].any()
         assert of_step[2].all()
@@ -170,7 +170,7 @@ def test_what_decays_does_so_wherever_it_lies_among_vectors(token_first):
     spec = NetSpec(("a", "b"), shapes, (), (), (), (0, 1))
     start = [torch.ones(shape).double() for shape in shapes]
     to_and_fro = [torch.tensor([1.0, -1.0, 1.0, -1.0]).double().view(shape) for shape in shapes]
-    still = constant(torch.zeros(6).double(), torch.zeros(6).double())
+    still = constant(torch.zeros(5).double(), torch.zeros(6).double())
     _, updates = run([to_and_fro], still, spec=spec, start=start)
     for shape, update in zip(shapes, updates[0], strict=True):
         decay = 0.03 * 0.05 / 10 if len(shape) == 2 else 0.0
@@ -199,7 +199,7 @@ def test_in_blocks_neurons_may_be_permuted_within_them_and_blocks_as_a_whole(
         first, bias, last, of_last = tensors
         return [first[order], bias[order], last[:, order], of_last]
 
-    still = constant(torch.zeros(6).double(), torch.zeros(6).double())
+    still = constant(torch.zeros(5).double(), torch.zeros(6).double())
     _, expected = run(gradients, still, spec=spec, start=start)
     _, found = run([permuted(g) for g in gradients], still, spec=spec, start=permuted(start))
     apart = max(

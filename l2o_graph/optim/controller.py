@@ -8,8 +8,8 @@ F signals, H hidden units, C channels of messages.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -27,9 +27,7 @@ Weights = Mapping[str, Tensor]
 MOST_CHANGE = 0.2
 SHORTEST, LONGEST = -9.0, 4.0
 # Lengths start at their unit and tend to it, when nothing speaks against it, over so many steps.
-FORGOTTEN_AFTER = 300
-# The most that a step's length departs from the remembered one.
-MOST_DEPARTURE = 0.5
+FORGOTTEN_AFTER = 100
 
 # What a direction is a mixture of: the gradient, and its averages of about 10 and 100 steps.
 NUM_SOURCES = 3
@@ -42,8 +40,8 @@ FIRST_POWER, MOST_POWER = 0.45, 0.6
 # anything is learned; and the logarithm of the most that this is changed by.
 FIRST_DECAY, MOST_DECAY_CHANGE = 0.03, 2.5
 
-# Change and departure of the length, two logits of the mixture, one of the power, one of the decay.
-NUM_OUTPUTS = 2 + NUM_SOURCES - 1 + 1 + 1
+# Change of the length, two logits of the mixture, one of the power, one of the decay.
+NUM_OUTPUTS = 1 + NUM_SOURCES - 1 + 1 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +149,51 @@ def weights_from(config: ControllerConfig, vectors: Tensor) -> dict[str, Tensor]
     }
 
 
+# Readers whose messages are the same function of what is said, however many channels there are.
+JOINED_READERS: tuple[Reader, ...] = ("none", "messages", "mean")
+
+
+def joined(controllers: Sequence[Controller]) -> Controller:
+    """Put controllers side by side: a larger one, whose answers are the mean of theirs.
+
+    Args:
+        controllers: Of one configuration, with one of ``JOINED_READERS``.
+
+    Raises:
+        ValueError: For several configurations, and another reader.
+    """
+    config, count = controllers[0].config, len(controllers)
+    if any(c.config != config for c in controllers) or config.reader not in JOINED_READERS:
+        found = list(dict.fromkeys(c.config for c in controllers))
+        raise ValueError(
+            f"joined: expected one configuration, of a reader {JOINED_READERS}, found {found}"
+        )
+    h, c = config.hidden, config.channels
+    answer = Controller(replace(config, hidden=count * h, channels=count * c))
+    of = {
+        name: torch.stack([own.weights()[name][0] for own in controllers]) for name in config.shapes
+    }  # [count, *shape]
+    found = {name: of[name].flatten(0, 1) for name in ("read.weight", "read.bias")}
+    found["answer.weight"] = of["answer.weight"].transpose(0, 1).flatten(1) / count
+    found |= {name: of[name].mean(0) for name in ("answer.bias", "first_length")}
+    if config.reader != "none":
+        found |= {name: of[name].flatten(0, 1) for name in ("say.weight", "say.bias")}
+        # Each hears its own words alone, those along the computation before those against it.
+        hear = of["hear.weight"].unflatten(-1, (2, c))
+        found["hear.weight"] = torch.stack(
+            [torch.block_diag(*hear[:, :, way]) for way in range(2)], 1
+        ).flatten(1)
+    answer.set_vector(torch.cat([found[name].detach().flatten() for name in answer.config.shapes]))
+    return answer
+
+
 def said(weights: Weights, signals: Tensor) -> Tensor:
     """What each row tells its neighbours: (N, R, F) -> (N, R, C), within (-1, 1)."""
     return torch.baddbmm(weights["say.bias"][:, None], signals, weights["say.weight"].mT).tanh()
 
 
 def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
-    """The network: what it sees of each row -> its answers (N, R, 6).
+    """The network: what it sees of each row -> its answers (N, R, 5).
 
     Args:
         weights: Of N controllers.
@@ -177,24 +213,19 @@ def next_log_length(log_length: Tensor, answer: Tensor) -> Tensor:
     return (log_length * (1 - 1 / FORGOTTEN_AFTER) + change).clamp(SHORTEST, LONGEST)
 
 
-def departure(answer: Tensor) -> Tensor:
-    """Logarithm of how far this step's length departs from the remembered one: (N, R)."""
-    return MOST_DEPARTURE * answer[..., 1].tanh()
-
-
 def shares(answer: Tensor) -> Tensor:
-    """Shares of gradient, fast and slow average in the direction: (N, T, 6) -> (N, T, 3)."""
-    logits = nn.functional.pad(answer[..., 2:4], (1, 0))
+    """Shares of gradient, fast and slow average in the direction: (N, T, 5) -> (N, T, 3)."""
+    logits = nn.functional.pad(answer[..., 1:3], (1, 0))
     first = torch.tensor(FIRST_SHARES, dtype=logits.dtype, device=logits.device).log()
     return (2 * logits + first).softmax(-1)
 
 
 def power(answer: Tensor) -> Tensor:
-    """Power that each matrix is whitened with: (N, T, 6) -> (N, T)."""
+    """Power that each matrix is whitened with: (N, T, 5) -> (N, T)."""
     first = math.log(FIRST_POWER / (MOST_POWER - FIRST_POWER))
-    return MOST_POWER * (2 * answer[..., 4] + first).sigmoid()
+    return MOST_POWER * (2 * answer[..., 3] + first).sigmoid()
 
 
 def decay(answer: Tensor) -> Tensor:
     """What each row shrinks by, relative to its length over its matrix' first RMS: (N, R)."""
-    return FIRST_DECAY * (MOST_DECAY_CHANGE * answer[..., 5].tanh()).exp()
+    return FIRST_DECAY * (MOST_DECAY_CHANGE * answer[..., 4].tanh()).exp()

@@ -107,7 +107,7 @@ def _answers(
     squares: dict[int, Tensor],
     alive: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What the controller answers, of each row (N, R, 6) and of each matrix (N, T, 6)."""
+    """What the controller answers, of each row (N, R, 5) and of each matrix (N, T, 5)."""
     of_row = memory.constants.tensor_of_row
     sums.against *= alive[:, of_row]
     sums.squares[GRADIENT_ROW] *= alive[:, of_row]
@@ -126,9 +126,8 @@ def _lengths(memory: Memory, answer: Tensor, horizon: Tensor | None) -> Tensor:
     """Length of each row's step, (N, R); what is remembered of it follows the answer."""
     history = memory.history
     history.rows[LOG_LENGTH] = controller.next_log_length(history.rows[LOG_LENGTH], answer)
-    log_length = history.rows[LOG_LENGTH] + controller.departure(answer)
     of_tensor = history.tensors[LOG_UNIT].exp() * _schedule(history.ages, horizon)
-    return log_length.exp() * of_tensor[:, memory.constants.tensor_of_row]
+    return history.rows[LOG_LENGTH].exp() * of_tensor[:, memory.constants.tensor_of_row]
 
 
 def _decays(memory: Memory, answer: Tensor, lengths: Tensor, going: Tensor) -> Tensor:
@@ -159,7 +158,7 @@ def _directions(
     Args:
         memory: Of the networks; its averages of gradients are of this step already.
         gradients: Of each stack.
-        answer: Of each matrix, (N, T, 6).
+        answer: Of each matrix, (N, T, 5).
         sums: Over each row.
     """
     ages = memory.history.ages
