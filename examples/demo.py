@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_root
+from l2o_graph.ranges import COUNT
 from l2o_graph.zoo.files import write_atomically
 from meta_train.baselines import BEST_RATES, PACKAGED, contenders, label_of
 from meta_train.benchmark import check_writable
@@ -40,8 +41,11 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
         out: The plot.
 
     Raises:
+        ValueError: For fewer than one step.
         OSError: When the plot cannot be written; before any work.
     """
+    if steps is not None:
+        COUNT.check("steps", steps)
     out = Path(out)
     check_writable(out.parent)
     task, data, full = choose_task(root)
@@ -123,5 +127,5 @@ if __name__ == "__main__":
     args = parse()
     try:
         main(args.steps, args.data_root, args.out)
-    except OSError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")

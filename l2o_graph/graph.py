@@ -27,7 +27,13 @@ from l2o_graph.architecture import (
     NetSpec,
     Neurons,
 )
-from l2o_graph.inference import spec_of_module, spec_of_parameters
+from l2o_graph.inference import (
+    check_module,
+    check_parameter,
+    shown,
+    spec_of_module,
+    spec_of_parameters,
+)
 
 if TYPE_CHECKING:  # a slow import, and only the exchange needs it
     import torch_geometric.data
@@ -492,13 +498,22 @@ def neural_graph(
         The graph, one feature for each parameter, detached copies in the widest type found.
 
     Raises:
-        ValueError: When there are no parameters.
+        ValueError: When there are no parameters, and for a lazy module that was not called yet.
+        TypeError: For what is neither a module nor parameters, and for one of TorchScript.
     """
     if isinstance(network, nn.Module):
+        check_module(network, "network")
         parameters, spec = list(network.parameters()), None
+        for name, p in network.named_parameters():
+            check_parameter(p, f"parameter '{name}'")
         if parameters:
             spec = spec_of_module(network) if inputs is None else _followed(network, inputs)
     else:
+        if not isinstance(network, Iterable) or isinstance(network, str | Mapping):
+            raise TypeError(
+                "network: expected a module, or its parameters() or named_parameters(), found "
+                + shown(network)
+            )
         parameters, names = [], []
         for item in network:
             name, parameter = item if isinstance(item, tuple) else (None, item)
@@ -513,6 +528,11 @@ def neural_graph(
 def _followed(module: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> NetSpec:
     from l2o_graph.tracing import spec_of_computation  # which needs this module
 
+    if not isinstance(inputs, Tensor | Mapping | Sequence) or isinstance(inputs, str):
+        raise TypeError(
+            "inputs: expected a tensor, the arguments or the named arguments of the module, found "
+            + shown(inputs)
+        )
     if isinstance(inputs, Mapping):
         return spec_of_computation(module, (), inputs)
     return spec_of_computation(module, (inputs,) if isinstance(inputs, Tensor) else inputs)

@@ -8,8 +8,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons
 
@@ -17,6 +19,7 @@ from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons
 # other module's parameters are loose.
 KERNEL_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+SHOWN = 40  # an error shows a thing of another kind in full up to so many characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,51 @@ class Layer:
     is_norm: bool
 
 
+def check_module(module: object, name: str) -> None:
+    """Refuse what is no network whose computation Python can follow.
+
+    Args:
+        module: What was given.
+        name: Of the argument, for the error.
+
+    Raises:
+        TypeError: For what is no module, and for one that is scripted or traced.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name}: expected a module, found {shown(module)}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{name}: expected a module that Python computes, found one of TorchScript "
+            f"({type(module).__name__}); give the module that it was made from"
+        )
+
+
+def check_parameter(parameter: object, name: str) -> None:
+    """Refuse what has no shape.
+
+    Args:
+        parameter: What was given.
+        name: Of it, for the error.
+
+    Raises:
+        TypeError: For what is no tensor.
+        ValueError: For a parameter of a lazy module that was not called yet.
+    """
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {shown(parameter)}")
+    if is_lazy(parameter):
+        raise ValueError(
+            f"{name}: expected a tensor with a shape, found one of a lazy module, which has none "
+            "before the network's first batch; call the network once before"
+        )
+
+
+def shown(value: object) -> str:
+    """What errors show of a thing of another kind than was expected."""
+    text = repr(value)
+    return type(value).__name__ + (f" {text}" if len(text) <= SHOWN else "")
+
+
 def spec_of_module(module: nn.Module) -> NetSpec:
     """Read a network whose layers are registered in computing order.
 
@@ -43,8 +91,13 @@ def spec_of_module(module: nn.Module) -> NetSpec:
 
     Returns:
         The specification, parameters in the order of ``module.parameters()``.
+
+    Raises:
+        ValueError: For a lazy module that was not called yet.
     """
     named = list(module.named_parameters())
+    for name, p in named:
+        check_parameter(p, f"parameter '{name}'")
     index = {id(p): i for i, (_, p) in enumerate(named)}
     names, shapes = [name for name, _ in named], [tuple(p.shape) for _, p in named]
     layers: dict[int, Layer] = {}
@@ -73,8 +126,13 @@ def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None
         The specification, parameters in the order given.
 
     Raises:
-        ValueError: When there are no parameters.
+        ValueError: When there are no parameters, and for one of a lazy module that was not called
+            yet.
+        TypeError: For what is no tensor.
     """
+    parameters = list(parameters)
+    for i, p in enumerate(parameters):
+        check_parameter(p, f"parameter {i}" if names is None else f"parameter '{names[i]}'")
     shapes = [tuple(p.shape) for p in parameters]
     if not shapes:
         raise ValueError("expected at least one parameter, found an empty list")

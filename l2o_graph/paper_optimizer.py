@@ -11,6 +11,8 @@ from torch.optim.optimizer import ParamsT
 
 from l2o_graph.features import MOMENTUM_DECAYS, decays_for, state_type
 from l2o_graph.optim.base import LearnedOptimizer
+from l2o_graph.optim.saved import check_numbers, with_step
+from l2o_graph.ranges import COUNT
 from l2o_graph.rule import UpdateRule
 from l2o_graph.step import CHUNK_SIZE, State, moved, updates
 from l2o_graph.zoo.registry import Checkpoint, load_checkpoint
@@ -54,7 +56,8 @@ class PaperOptimizer(LearnedOptimizer):
         ValueError: For an unreadable checkpoint or one of another kind, an empty list of
             parameters, a negative ``lr`` or ``weight_decay``, a ``chunk_size`` below 1, a complex
             parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor).
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
+            ``model`` that is no module or one of TorchScript.
         FileNotFoundError: For a checkpoint path to nothing.
 
     Source:
@@ -73,8 +76,7 @@ class PaperOptimizer(LearnedOptimizer):
         maximize: bool = False,
         chunk_size: int = CHUNK_SIZE,
     ):
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size: expected at least 1, found {chunk_size}")
+        COUNT.check("chunk_size", chunk_size)
         self._given = isinstance(checkpoint, UpdateRule)
         if isinstance(checkpoint, UpdateRule):
             # Named for its kind alone: its weights may change while the optimizer is in use.
@@ -156,13 +158,15 @@ class PaperOptimizer(LearnedOptimizer):
             self._placed[place] = copy.deepcopy(self._rule).to(*place)
         return self._placed[place]
 
-    def _copy_of(self, saved: dict[str, Any], key: Any, parameter: Tensor) -> dict[str, Tensor]:
+    def _copy_of(self, saved: Any, key: Any, parameter: Tensor) -> dict[str, Tensor]:
+        saved = with_step(saved, key)
         shapes = {"momenta": [len(MOMENTUM_DECAYS), *parameter.shape], "step": []}
         found = {k: list(v.shape) if isinstance(v, Tensor) else v for k, v in saved.items()}
         if found != shapes:
             raise ValueError(
                 f"state_dict: expected shapes {shapes} for parameter {key}, found {found}"
             )
+        check_numbers(saved, key, parameter)
         kind = state_type(parameter)
         return {k: v.to(parameter.device, kind, copy=True) for k, v in saved.items()}
 

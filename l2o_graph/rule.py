@@ -14,6 +14,7 @@ from l2o_graph.heads.per_parameter import PaperHead
 from l2o_graph.models.embedding import Part, Scalars
 from l2o_graph.models.ng_gnn import kept_if
 from l2o_graph.observation import Observation, scalars_of
+from l2o_graph.ranges import COUNT, check_ranges
 from l2o_graph.readers import Group, reader_of
 
 # Factor of a step, and of the logarithm of its magnitude.
@@ -42,9 +43,7 @@ class RuleConfig:
         if self.model not in get_args(Model):
             expected = " or ".join(map(repr, get_args(Model)))
             raise ValueError(f"model: expected {expected}, found {self.model!r}")
-        for name in ("hidden", "layers", "inner"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_ranges(self, hidden=COUNT, layers=COUNT, inner=COUNT)
 
 
 # Sizes of Kofinas et al. 2024 (their supplement; NFN's are not given there).

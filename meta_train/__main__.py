@@ -17,6 +17,7 @@ from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.inr.config import Model as INRModel
 from l2o_graph.optim.controller import ControllerConfig
+from l2o_graph.ranges import THREADS
 from l2o_graph.rule import Model
 from meta_train import cnn_training, inr_training
 from meta_train.cnn_training import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
@@ -228,8 +229,7 @@ def _sizes(parser: argparse.ArgumentParser, config: str) -> list[str]:
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.threads is not None:
-        if given.threads < 1:
-            raise ValueError(f"threads: expected at least 1, found {given.threads}")
+        THREADS.check("threads", given.threads)
         torch.set_num_threads(given.threads)
     if "device" in given:
         check_device(given.device)

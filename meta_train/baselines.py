@@ -23,6 +23,7 @@ VARIANTS = {
     "_told": ", told the end",
     "_averaged": ", averaged weights",
 }
+HAND_DESIGNED = ("adam", "adamw", "sgd", "muon")
 LABELS = {
     "ng": "NGOptimizer",
     "ng_gnn": "NG-GNN",
@@ -40,7 +41,22 @@ def learned_checkpoints(
 
     Args:
         checkpoints: Those beside the packaged one, which is "ng", or in its place.
+
+    Raises:
+        ValueError: For a name that is one of a variant, or of an optimizer that is not learned.
     """
+    for name in checkpoints or {}:
+        variant = next((v for v in VARIANTS if v and name.endswith(v)), None)
+        if variant is not None:
+            raise ValueError(
+                f"checkpoint: expected a name without '{variant}', found '{name}'; of each name "
+                f"there are also {' and '.join(f'NAME{v}' for v in VARIANTS if v)}"
+            )
+        if name in HAND_DESIGNED:
+            raise ValueError(
+                f"checkpoint: expected a name beside {', '.join(HAND_DESIGNED)}, which are "
+                f"optimizers of their own, found '{name}'"
+            )
     found: dict[str, str | Path] = {"ng": NGOptimizer.packaged, **(checkpoints or {})}
     return {name + variant: c for name, c in found.items() for variant in VARIANTS}
 
@@ -97,6 +113,9 @@ def contenders(checkpoints: Mapping[str, str | Path] | None = None) -> dict[str,
             name or path of a checkpoint. Their rate is a plain factor. Of each there is also one
             that is told the number of steps, "ng_told", and one whose averaged weights are
             evaluated, "ng_averaged".
+
+    Raises:
+        ValueError: As ``learned_checkpoints``.
     """
 
     def adam(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:

@@ -28,8 +28,11 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.workers import check_device, in_parallel
 from l2o_graph.optim.checkpoints import load_checkpoint
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
+from l2o_graph.zoo.files import expecting, write_atomically
+from l2o_graph.zoo.lock import held
 from meta_train.baselines import PUBLISHED, base_of, contenders, learned_checkpoints
+from meta_train.parsing import parsed
 from meta_train.plots import Curve, Panel, plot_curves
 from meta_train.tasks import get_task
 from meta_train.training import Training
@@ -132,18 +135,20 @@ def compare(settings: Settings) -> list[Record]:
     """Do all runs: the grids on the first ``tune_seeds``, their best rates on all seeds.
 
     Raises:
-        ValueError, OSError: As ``plan``, before any run.
+        ValueError, OSError: As ``plan``, before any run, and where another command is writing to
+            the folder.
     """
     plan(settings)
     records: dict[Run, Record] = {}
-    for task in settings.tasks:
-        here = replace(settings, tasks=(task,))
-        if settings.tune_seeds:
-            tuning = replace(here, seeds=min(settings.tune_seeds, settings.seeds))
-            tuned = execute(tuning, plan(tuning))
-            records |= {record.run: record for record in tuned}
-            here = replace(here, grid={n: (g[0].run.rate,) for n, g in _best(tuned).items()})
-        records |= {record.run: record for record in execute(here, plan(here))}
+    with held(settings.out):
+        for task in settings.tasks:
+            here = replace(settings, tasks=(task,))
+            if settings.tune_seeds:
+                tuning = replace(here, seeds=min(settings.tune_seeds, settings.seeds))
+                tuned = execute(tuning, plan(tuning))
+                records |= {record.run: record for record in tuned}
+                here = replace(here, grid={n: (g[0].run.rate,) for n, g in _best(tuned).items()})
+            records |= {record.run: record for record in execute(here, plan(here))}
     return list(records.values())
 
 
@@ -157,19 +162,18 @@ def plan(settings: Settings) -> list[Run]:
         DatasetNotFoundError: For data that are not there.
         OSError: When ``out`` cannot be written.
     """
-    for name in ("seeds", "steps", "jobs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
-    if settings.tune_seeds < 0:
-        raise ValueError(f"tune_seeds: expected at least 0, found {settings.tune_seeds}")
+    check_ranges(
+        settings, seeds=COUNT, tune_seeds=COUNT_OR_NONE, steps=COUNT, jobs=COUNT,
+        evaluate_every=COUNT_OR_NONE,
+    )  # fmt: skip
     check_device(settings.device)
     known = contenders(settings.checkpoints)
     for name in (*settings.optimizers, *settings.grid):
         if name not in known:
             raise ValueError(f"unknown optimizer '{name}', expected one of {sorted(known)}")
     for name, rates in settings.grid.items():
-        if not rates or not all(0 <= rate < math.inf for rate in rates):
-            raise ValueError(f"grid of {name}: expected rates of at least 0, found {list(rates)}")
+        for rate in rates:
+            NOT_NEGATIVE.check(f"rate of {name}", rate)
     tasks = [get_task(name) for name in settings.tasks]
     learned = learned_checkpoints(settings.checkpoints)
     identities = {
@@ -199,7 +203,7 @@ def plan(settings: Settings) -> list[Run]:
 
 
 def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
-    """Do those runs that results.json lacks, saving each as it ends.
+    """Do those runs that results.json lacks, saving each as it ends; the caller holds the folder.
 
     Returns:
         The records of ``runs``, in their order.
@@ -213,8 +217,6 @@ def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
             partial(train, settings), missing, settings.jobs, one_thread_alone=False
         ):
             records[record.run] = record
-            # The file is read anew: another command may be writing to the same folder.
-            records = {**_read(path), **records}
             lines = ",\n".join(json.dumps(asdict(r), allow_nan=False) for r in records.values())
             write_atomically(path, f"[\n{lines}\n]\n".encode())
             progress.update()
@@ -324,13 +326,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = _parse(argv)
     try:
         records = compare(settings)
+        paths = report(settings, records)
     except (ValueError, OSError) as error:
         print("benchmark: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
         return 130
-    paths = report(settings, records)
     print((settings.out / "results.md").read_text())
     print("wrote " + ", ".join(str(p) for p in (settings.out / "results.json", *paths)))
     return 0
@@ -395,25 +397,11 @@ def _read(path: Path) -> dict[Run, Record]:
     """The records so far, by run."""
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, list):
-            raise TypeError("expected a list")
-        records = [
-            Record(
-                **{
-                    **fields,
-                    "run": Run(**fields["run"]),
-                    "accuracies": [(step, share) for step, share in fields["accuracies"]],
-                }
-            )
-            for fields in found
-        ]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"'{path}' is not a results.json of this benchmark ({error}); move it away or give "
-            "another --out"
-        ) from error
+    with expecting(
+        f"'{path}' is not a results.json of this benchmark; move it away or give another --out: "
+        "expected a list of records"
+    ):
+        records = parsed(list[Record], json.loads(path.read_bytes()), "records")
     return {record.run: record for record in records}
 
 
@@ -499,7 +487,9 @@ def _panel(task: str, records: Sequence[Record]) -> Panel:
     for name, group in _best(records).items():
         label = labels[name] if group[0].run.checkpoint else f"{labels[name]}, {_rate(group)}"
         accuracies = [r.accuracies for r in group if r.accuracies]
-        curves.append(Curve(name, label, [r.curve for r in group], THINNING, accuracies))
+        losses = [r.curve for r in group if r.curve]  # of none, where the first was no number
+        if losses:
+            curves.append(Curve(name, label, losses, THINNING, accuracies))
     return Panel(f"{task} ({records[0].data})", curves)
 
 

@@ -36,7 +36,7 @@ from l2o_graph.cnn.structure import structure_of
 from l2o_graph.cnn.traits import NAMES, RANGES, span, traits
 from l2o_graph.zoo.files import write_atomically
 from meta_train.epochs import EpochConfig, EpochTrainer
-from meta_train.run import Result, begin, drive, prepare
+from meta_train.run import Result, begin, drive, prepared
 
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
 SPLITS = ("train", "val", "test")
@@ -300,6 +300,7 @@ def train_cnn_model(
         ValueError: For an empty split, for networks that there is no room for, or a state of
             another configuration.
         FileExistsError: When ``out`` holds a run and ``resume`` is off.
+        BlockingIOError: When another process is writing to ``out``.
         OSError: When ``out`` cannot be written.
     """
     splits = {split: load_zoo(zoo, split) for split in SPLITS}
@@ -307,10 +308,10 @@ def train_cnn_model(
         splits = held_out(splits, config.hold_out)
     counts = ", ".join(f"{len(networks)} {split}" for split, networks in splits.items())
     new = CNNTrainer(config, splits, torch.device(device), f"{Path(zoo).name}: {counts}")
-    state = prepare(out, new.settings, resume)
-    trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)
 
     def describe(point: dict[str, Any]) -> str:
         return f"tau {point['val_tau']:.3f} (test {point['test_tau']:.3f})"
 
-    return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    with prepared(out, new.settings, resume) as state:
+        trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)
+        return drive(trainer, state, config.evaluate_every, config.save_every, describe)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
+from l2o_graph.ranges import COUNT, THREADS, check_ranges
 from meta_train.controller_training import HELD_OUT, VALIDATION_SEED
 from meta_train.course import LEAST_LOSS, start
 from meta_train.families.registry import FAMILIES
@@ -175,11 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [1]")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
     try:
-        for name in ("draws", "steps", "threads"):
-            if getattr(given, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(given, name)}")
+        check_ranges(given, draws=COUNT, steps=COUNT, threads=THREADS)
+        torch.set_num_threads(given.threads)
         loaded = {}
         for text in given.controllers:
             name, _, path = text.partition("=")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, check_ranges
 from l2o_graph.rule import PAPER, Model, RuleConfig
 
 Estimator = Literal["greedy", "through_time"]
@@ -52,13 +53,13 @@ class MetaConfig:
         """Refuse what cannot run.
 
         Raises:
-            ValueError: For a size that is not positive, and for an unknown estimator.
+            ValueError: For a number out of its range, and for an unknown estimator.
         """
-        for name in ("unroll", "evaluate_every", "evaluate_steps", "evaluate_seeds", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if self.outer_steps < 0:
-            raise ValueError(f"outer_steps: expected at least 0, found {self.outer_steps}")
+        check_ranges(
+            self, seed=SEED, outer_steps=COUNT_OR_NONE, unroll=COUNT, lr=NOT_NEGATIVE,
+            weight_decay=NOT_NEGATIVE, clip=NOT_NEGATIVE, evaluate_every=COUNT,
+            evaluate_steps=COUNT, evaluate_seeds=COUNT, save_every=COUNT,
+        )  # fmt: skip
         if self.estimator not in get_args(Estimator):
             expected = " or ".join(map(repr, get_args(Estimator)))
             raise ValueError(f"estimator: expected {expected}, found {self.estimator!r}")

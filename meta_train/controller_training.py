@@ -19,15 +19,26 @@ from torch import Tensor
 
 from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
+from l2o_graph.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    check_ranges,
+)
 from meta_train import evolution
 from meta_train.course import LEAST_LOSS, MOST_LOSS, Course, score, start
 from meta_train.families.registry import FAMILIES
+from meta_train.parsing import parsed
 from meta_train.run import (
     Result,
     begin,
+    check_adam,
     commit,
     drive,
-    prepare,
+    prepared,
     read_state,
     starting,
     write_state,
@@ -131,23 +142,16 @@ class EvolutionConfig:
             raise ValueError(
                 f"task: expected one of {sorted(CONTROLLER_TASKS)}, found '{self.task}'"
             )
-        for name in (
-            "members", "pairs", "span", "shortest", "evaluate_every", "evaluate_steps",
-            "evaluate_pairs", "save_every", "average",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("deviation", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, found {getattr(self, name)}")
-        if self.outer_steps < 0:
-            raise ValueError(f"outer_steps: expected at least 0, found {self.outer_steps}")
+        check_ranges(
+            self, seed=SEED, members=COUNT, outer_steps=COUNT_OR_NONE, pairs=COUNT,
+            deviation=POSITIVE, span=COUNT, shortest=COUNT, longest=COUNT, told=SHARE, lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE, warmup=COUNT_OR_NONE, average=COUNT, evaluate_every=COUNT,
+            evaluate_steps=COUNT, evaluate_pairs=COUNT, save_every=COUNT,
+        )  # fmt: skip
         if self.longest < self.shortest:
             raise ValueError(
                 f"longest: expected at least shortest = {self.shortest}, found {self.longest}"
             )
-        if not 0 <= self.told <= 1:
-            raise ValueError(f"told: expected from 0 to 1, found {self.told}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,15 +327,21 @@ class ControllerTrainer:
         config = dict(record["config"])
         config["controller"] = ControllerConfig(**config["controller"])
         trainer = ControllerTrainer(EvolutionConfig(**config), data_root)
-        trainer.weights, trainer.average = tensors["weights"], tensors["average"]
+        for name in ("weights", "average"):
+            _take(getattr(trainer, name), tensors, name)
         trainer.leaf.data.copy_(trainer.weights)
         if adam := starting("adam.", tensors):
+            check_adam(adam, trainer.leaf, "adam")
             trainer.optimizer.state[trainer.leaf] = adam
         trainer.generator.set_state(tensors["generator"])
         trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
         trainer.started, trainer.seconds = record["started"], record["seconds"]
-        trainer.draws = [Draw(**draw) for draw in record["draws"]]
-        for i, (draw, age) in enumerate(zip(trainer.draws, record["ages"], strict=True)):
+        COUNT_OR_NONE.check("started", trainer.started)
+        trainer.draws = parsed(list[Draw], record["draws"], "draws")
+        if not trainer.draws:
+            raise ValueError("draws: expected a course or more, found none")
+        ages = parsed(list[int], record["ages"], "ages")
+        for i, (draw, age) in enumerate(zip(trainer.draws, ages, strict=True)):
             course = trainer._start(draw)
             restore(course, age, starting(f"course.{i}.", tensors))
             trainer.courses.append(course)
@@ -417,7 +427,16 @@ def restore(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
     for stack in course.memory.stacks:
         stack.age = age
     for name, tensor in tensors_of(course).items():
-        tensor.copy_(tensors[name])
+        _take(tensor, tensors, name)
+
+
+def _take(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
+    """Copy a tensor of a state into its place, which is of its shape."""
+    if tensors[name].shape != into.shape:
+        raise ValueError(
+            f"{name}: expected shape {list(into.shape)}, found {list(tensors[name].shape)}"
+        )
+    into.copy_(tensors[name])
 
 
 def train_controller(
@@ -441,23 +460,24 @@ def train_controller(
     Raises:
         ValueError: For a state of another configuration.
         FileExistsError: When ``out`` holds a run and ``resume`` is off.
+        BlockingIOError: When another process is writing to ``out``.
         OSError: When ``out`` cannot be written.
     """
     if dist.is_initialized() and dist.get_rank():
         out = out / f"process-{dist.get_rank()}"
     settings = asdict(config)
-    state = prepare(out, settings, resume)
-    trainer = begin(
-        state,
-        settings,
-        resume=lambda path: ControllerTrainer.resume(path, data_root),
-        new=lambda: ControllerTrainer(config, data_root).begin(),
-    )
 
     def describe(point: dict[str, Any]) -> str:
         return f"score {point['score']:.4f}, on held-out families {point['held_out_score']:.4f}"
 
-    return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    with prepared(out, settings, resume) as state:
+        trainer = begin(
+            state,
+            settings,
+            resume=lambda path: ControllerTrainer.resume(path, data_root),
+            new=lambda: ControllerTrainer(config, data_root).begin(),
+        )
+        return drive(trainer, state, config.evaluate_every, config.save_every, describe)
 
 
 def provenance(config: EvolutionConfig, outer_steps: int, minutes: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, SHARE, check_ranges
 from meta_train.run import (
     commit,
     optimizer_tensors,
@@ -49,21 +50,19 @@ class EpochConfig:
     save_every: int = 100
 
     def check_ranges(self, *sizes: str) -> None:
-        """Refuse sizes below 1, rates, decays and norms below 0, other seeds, shares that are none.
+        """Refuse numbers that are out of their range.
+
+        Args:
+            sizes: Further fields that count something.
 
         Raises:
             ValueError: Naming the field.
         """
-        sizes = ("epochs", "batch", "evaluate_every", "save_every", *sizes)
-        for least, names in ((1, sizes), (0, ("lr", "weight_decay", "clip"))):
-            for name in names:
-                if not getattr(self, name) >= least:
-                    found = getattr(self, name)
-                    raise ValueError(f"{name}: expected at least {least}, found {found}")
-        if not 0 <= self.seed < MOST_SEEDS:
-            raise ValueError(f"seed: expected 0 to {MOST_SEEDS - 1}, found {self.seed}")
-        if not 0 <= self.cooldown <= 1:
-            raise ValueError(f"cooldown: expected a share from 0 to 1, found {self.cooldown}")
+        check_ranges(
+            self, seed=SEED, epochs=COUNT, batch=COUNT, lr=NOT_NEGATIVE, warmup=COUNT_OR_NONE,
+            cooldown=SHARE, weight_decay=NOT_NEGATIVE, clip=NOT_NEGATIVE, evaluate_every=COUNT,
+            save_every=COUNT, **dict.fromkeys(sizes, COUNT),
+        )  # fmt: skip
 
 
 def rate_at(config: EpochConfig, step: int, steps: int) -> float:
@@ -72,8 +71,6 @@ def rate_at(config: EpochConfig, step: int, steps: int) -> float:
     cool = (steps - step) / (config.cooldown * steps) if config.cooldown else 1.0
     return config.lr * min(1.0, warm, cool)
 
-
-MOST_SEEDS = 1 << 28  # times 8 purposes and 2^32 numbers are all that a generator takes
 
 C = TypeVar("C", bound=EpochConfig)
 M = TypeVar("M", bound=nn.Module)

@@ -34,7 +34,7 @@ from l2o_graph.inr import (
 from l2o_graph.inr.config import Model, Task
 from l2o_graph.zoo.files import write_atomically
 from meta_train.epochs import EpochConfig, EpochTrainer
-from meta_train.run import Result, begin, drive, prepare
+from meta_train.run import Result, begin, drive, prepared
 
 # Name -> (dataset of the images, what a model is to do).
 INR_TASKS: dict[str, tuple[str, Task]] = {
@@ -291,6 +291,7 @@ def train_inr_model(
         ValueError: For networks that are absent, damaged or of another layout, or a state of
             another configuration.
         FileExistsError: When ``out`` holds a run and ``resume`` is off.
+        BlockingIOError: When another process is writing to ``out``.
         OSError: When ``out`` cannot be written.
         DatasetNotFoundError: When images are needed and absent.
     """
@@ -301,12 +302,12 @@ def train_inr_model(
         if found != expected:
             raise ValueError(f"INRs '{inrs}': expected {name} {expected}, found {found}")
     new = INRTrainer(config, examples, torch.device(device), f"{Path(inrs).name}: {counts}")
-    state = prepare(out, new.settings, resume)
-    trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)
 
     def describe(point: dict[str, Any]) -> str:
         if "val_accuracy" in point:
             return f"accuracy {point['val_accuracy']:.2%} (test {point['test_accuracy']:.2%})"
         return f"mean squared error {point['val_loss']:.5f} (test {point['test_loss']:.5f})"
 
-    return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    with prepared(out, new.settings, resume) as state:
+        trainer = begin(state, new.settings, resume=new.resume, new=lambda: new)
+        return drive(trainer, state, config.evaluate_every, config.save_every, describe)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
 from l2o_graph.optim.controller import JOINED_READERS, joined
+from l2o_graph.zoo.lock import held
 from meta_train.controller_training import EvolutionConfig, provenance, train_controller
 from meta_train.run import Result
 
@@ -44,6 +45,15 @@ def train_members(
             f"members: expected 1 with the reader '{config.controller.reader}', whose controllers "
             f"cannot be joined, found {config.members}"
         )
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    with held(out / f"process-{rank}" if rank else out):
+        return _all_members(config, out, rank, data_root, resume)
+
+
+def _all_members(
+    config: EvolutionConfig, out: Path, rank: int, data_root: str | Path | None, resume: bool
+) -> Result:
+    """``train_members`` in a folder that is this process's own; the first writes the checkpoint."""
     found: list[Result] = []
     for number in range(config.members):
         # No two members, and none of two runs, share a course.
@@ -54,7 +64,7 @@ def train_members(
             return dataclasses.replace(found[-1], checkpoint=None)
     steps = sum(result.steps for result in found)
     checkpoint = out / "checkpoint.safetensors"
-    if not dist.is_initialized() or not dist.get_rank():
+    if not rank:
         loaded = [load_checkpoint(r.checkpoint) for r in found if r.checkpoint]
         curves = [member.provenance["curve"] for member in loaded]
         minutes = sum(member.provenance["minutes"] for member in loaded)

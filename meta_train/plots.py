@@ -79,7 +79,8 @@ def plot_curves(panels: Sequence[Panel]) -> bytes:
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.yaxis.minorticks_off()
         axis.set_ylim(*_limits(panel.curves))
-        axis.legend(frameon=False, fontsize=9)
+        if panel.curves:
+            axis.legend(frameon=False, fontsize=9)
     axes[0, 0].set_ylabel("training loss, nats (smoothed)")
     if tested:
         for axis, panel in zip(axes[1], panels, strict=True):
@@ -161,5 +162,5 @@ def _smoothed(losses: Sequence[float]) -> list[float]:
 
 def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
     """The range of the values, but no higher than 5: a diverging run is cut off."""
-    values = sorted(chain.from_iterable(_smoothed(s) for c in curves for s in c.losses))
+    values = sorted(chain.from_iterable(_smoothed(s) for c in curves for s in c.losses)) or [1.0]
     return 0.9 * values[0], min(5.0, 1.1 * values[-1])

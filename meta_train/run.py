@@ -3,19 +3,23 @@
 import json
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.ranges import NOT_NEGATIVE, Range
+from l2o_graph.zoo.files import expecting, write_atomically
+from l2o_graph.zoo.lock import held
 
 T = TypeVar("T", bound="Trainer")
 
@@ -31,12 +35,14 @@ class Trainer(Protocol):
         count: What the log calls the number of a step.
         step: How many were done.
         steps: How many there are to do.
+        seconds: How long it took so far.
         evaluations: What the evaluations so far said.
     """
 
     count: str
     step: int
     steps: int
+    seconds: float
     evaluations: list[dict[str, Any]]
 
     @property
@@ -84,20 +90,22 @@ class Result:
     finished: bool
 
 
-def prepare(out: Path, settings: Mapping[str, Any], resume: bool) -> Path:
-    """Make the folder of a run; returns where its state lies or will lie.
+@contextmanager
+def prepared(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
+    """Make and hold the folder of a run; gives where its state lies or will lie.
 
     Raises:
         FileExistsError: When it holds a run and ``resume`` is off.
+        BlockingIOError: When another process is writing to it.
         OSError: When it cannot be written.
     """
-    state = out / "state.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
-    if state.exists() and not resume:
-        raise FileExistsError(f"{out} holds a run already; resume it or choose another folder")
-    if not state.exists():
-        write_atomically(out / "config.json", json.dumps(settings, indent=2).encode())
-    return state
+    with held(out):
+        state = out / "state.safetensors"
+        if state.exists() and not resume:
+            raise FileExistsError(f"{out} holds a run already; resume it or choose another folder")
+        if not state.exists():
+            write_atomically(out / "config.json", json.dumps(settings, indent=2).encode())
+        yield state
 
 
 def begin(
@@ -112,16 +120,14 @@ def begin(
         new: Starts afresh.
 
     Raises:
-        ValueError: For a state of other settings, and a file that is none.
+        ValueError: For a state of other settings, and a state or a log that is damaged.
     """
     if not state.exists():
         trainer, known = new(), -1
     else:
-        try:
-            with safe_open(state, framework="pt") as file:
-                found = json.loads(file.metadata()["record"])["config"]
-        except (SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"'{state}': expected the state of a run, found: {error!r}") from error
+        expected = f"'{state}': expected the state of a run"
+        with expecting(expected), safe_open(state, framework="pt") as file:
+            found = dict(json.loads(file.metadata()["record"])["config"])
         if found != settings:
             difference = ", ".join(
                 f"{key} is {found.get(key)}, not {settings.get(key)}"
@@ -129,7 +135,9 @@ def begin(
                 if found.get(key) != settings.get(key)
             )
             raise ValueError(f"{state} is of another configuration: {difference}")
-        trainer = resume(state)
+        with expecting(expected):
+            trainer = resume(state)
+            _check_progress(trainer)
         known = trainer.step
     _forget_after(state.with_name("log.jsonl"), trainer.count, known)
     return trainer
@@ -166,14 +174,31 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the state that ``optimizer_tensors`` took of it."""
+    """Give an optimizer, one like Adam, the state that ``optimizer_tensors`` took of it.
+
+    Raises:
+        ValueError: For a state that is not that of its parameters.
+    """
     parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     for i, (p, group) in enumerate(parameters):
         found = starting(f"optimizer.{i}.", tensors)
         if found:
+            check_adam(found, p, f"optimizer.{i}")
             # A fused step reads its number on the parameter's device, any other on the CPU.
             stays = () if group.get("fused") else ("step",)
             optimizer.state[p] = {k: t if k in stays else t.to(p.device) for k, t in found.items()}
+
+
+def check_adam(state: Mapping[str, Tensor], parameter: Tensor, name: str) -> None:
+    """Raise a ValueError for what is not a state of Adam's for a parameter; ``name`` is its own."""
+    if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+        raise ValueError(f"{name}: expected the state of Adam, found {sorted(state)}")
+    for key, tensor in state.items():
+        expected = torch.Size() if key == "step" else parameter.shape
+        if tensor.shape != expected:
+            raise ValueError(
+                f"{name}.{key}: expected shape {list(expected)}, found {list(tensor.shape)}"
+            )
 
 
 def starting(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -293,10 +318,30 @@ class _Board:
                     self._writer.add_scalar(key, value, step)
 
 
+def _check_progress(trainer: Trainer) -> None:
+    """Raise for what no run can have come to."""
+    Range(0, trainer.steps, whole=True).check(trainer.count, trainer.step)
+    NOT_NEGATIVE.check("seconds", trainer.seconds)
+    if trainer.evaluations:
+        trainer.is_best()  # which reads them all
+
+
 def _forget_after(log: Path, count: str, step: int) -> None:
-    """Drop what was logged after the saved state; a resumed run logs it again."""
+    """Drop what was logged after the saved state; a resumed run logs it again.
+
+    Raises:
+        ValueError: For lines that no run has written.
+    """
     if not log.exists():
         return
-    records = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-    kept = [json.dumps(r) + "\n" for r in records if r[count] <= step]
-    write_atomically(log, "".join(kept).encode())
+    kept = []
+    for number, line in enumerate(log.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):  # a run was killed while it wrote
+            break
+        with expecting(
+            f"'{log}', line {number}: expected what a run has logged, JSON with '{count}' (move "
+            "the file away to go on without)"
+        ):
+            if json.loads(line)[count] <= step:
+                kept.append(line)
+    write_atomically(log, b"".join(kept))

@@ -25,6 +25,8 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from l2o_graph import NGOptimizer
+from l2o_graph.optim.checkpoints import load_checkpoint
+from l2o_graph.ranges import COUNT, THREADS
 from meta_train.tasks.image_classification import cnn
 
 MEMORY, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -166,14 +168,19 @@ def measure_all(
     """Measure networks, each in a new process.
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: For an unknown name, fewer than one step or thread, and a checkpoint that does
+            not load.
         OSError: Where the system is not Linux.
     """
+    COUNT.check("steps", steps)
+    if threads is not None:
+        THREADS.check("threads", threads)
     for name in names:
         if name not in CASES:
             raise ValueError(f"unknown network '{name}', expected one of {sorted(CASES)}")
     if not RESET.exists():
         raise OSError(f"expected Linux, whose {RESET} forgets a process's highest memory")
+    load_checkpoint(checkpoint)  # that it can be is seen before any work
     scales = []
     for name in tqdm(names, unit="network"):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:

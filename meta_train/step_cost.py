@@ -25,6 +25,9 @@ from torch.optim import AdamW, Optimizer
 from torchvision.models import resnet18
 from tqdm import tqdm
 
+from l2o_graph.datasets.workers import check_device
+from l2o_graph.optim.checkpoints import load_checkpoint
+from l2o_graph.ranges import COUNT, THREADS
 from meta_train.scaling import GPT2
 from meta_train.strangers import learned
 from meta_train.strangers.contenders import LIBRARY, split
@@ -156,14 +159,16 @@ def step_costs(
         device: To measure on.
 
     Raises:
-        ValueError: For names that are not known, and for fewer than one round.
+        ValueError: For names that are not known, fewer than one round, a device that torch cannot
+            use, and a checkpoint that does not load.
     """
     for names, known in ((nets, NETS), (optimizers, OPTIMIZERS)):
         for name in names:
             if name not in known:
                 raise ValueError(f"unknown '{name}', expected one of {', '.join(known)}")
-    if rounds < 1:
-        raise ValueError(f"rounds: expected at least 1, found {rounds}")
+    COUNT.check("rounds", rounds)
+    check_device(device)
+    load_checkpoint(checkpoint)  # that it can be is seen before any work
     if "SOAP" in optimizers and find_spec(LIBRARY) is None:
         print(f"SOAP left out: needs {LIBRARY}", file=sys.stderr)
         optimizers = [name for name in optimizers if name != "SOAP"]
@@ -272,8 +277,8 @@ def markdown(costs: Sequence[Cost]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> list[Cost]:
-    """Parse, measure, print."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, measure, print; 0 when all is done, 2 for a request that cannot be met."""
     parser = argparse.ArgumentParser(
         prog="python -m meta_train.step_cost", description=(__doc__ or "").partition("\n")[0]
     )
@@ -286,14 +291,19 @@ def main(argv: Sequence[str] | None = None) -> list[Cost]:
     add("--device", default="cpu")
     args = vars(parser.parse_args(argv))
     threads = args.pop("threads")
-    if threads:
-        torch.set_num_threads(threads)
-    costs = step_costs(**args)
+    try:
+        if threads is not None:
+            THREADS.check("threads", threads)
+            torch.set_num_threads(threads)
+        costs = step_costs(**args)
+    except (ValueError, OSError) as error:
+        print(f"step_cost: {error}", file=sys.stderr)
+        return 2
     print(markdown(costs))
     print(f"\nMeans of at least {STEPS} steps in a row, medians over rounds; ", end="")
     print(f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}")
-    return costs
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,15 +22,19 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 from tqdm import tqdm
 
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.inr.picture import contact_sheet
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
+from l2o_graph.zoo.files import expecting, write_atomically
+from l2o_graph.zoo.lock import held
 from meta_train.__main__ import main as train
-from meta_train.benchmark import check_writable, spread
+from meta_train.benchmark import spread
 from meta_train.cnn_training import PREDICTIONS
 from meta_train.inr_training import EDITED
+from meta_train.parsing import parsed
 from meta_train.plots import plot_predictions
 
 PROBES = (0, 4, 16, 64)
@@ -83,18 +87,30 @@ class Table:
 
 def edited_digits(folders: Mapping[str, Path]) -> bytes:
     """What networks draw before and after each editor, and what they should draw."""
-    found = {label: load_file(folder / EDITED) for label, folder in folders.items()}
-    first = next(iter(found.values()))
-    edited = {label: each["edited"] for label, each in found.items()}
-    return contact_sheet({"network": first["drawn"], **edited, "target": first["target"]})
+    found: dict[str, Tensor] = {}
+    for label, folder in folders.items():
+        path = folder / EDITED
+        with expecting(f"'{path}': expected images of networks"):
+            images = load_file(path)
+            drawn, edited, target = (images[name] for name in ("drawn", "edited", "target"))
+            if not drawn.shape == edited.shape == target.shape or drawn.dim() != 3:
+                raise ValueError(f"images of shapes {[list(x.shape) for x in images.values()]}")
+        found |= {"network": drawn} if not found else {}
+        found[label] = edited
+    return contact_sheet({**found, "target": target})
 
 
 def predictions(folders: Mapping[str, Path]) -> bytes:
     """What predictors say of the test split, against how it is."""
     found = {}
     for label, folder in folders.items():
-        lines = [json.loads(line) for line in (folder / PREDICTIONS).read_text().splitlines()]
-        found[label] = [x["accuracy"] for x in lines], [x["prediction"] for x in lines]
+        path = folder / PREDICTIONS
+        with expecting(f"'{path}': expected accuracies and predictions, a line for each network"):
+            lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+            true, said = ([float(x[k]) for x in lines] for k in ("accuracy", "prediction"))
+            if not lines:
+                raise ValueError("an empty file")
+            found[label] = true, said
     return plot_predictions(found)
 
 
@@ -207,9 +223,7 @@ class Settings:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_ranges(self, seeds=COUNT, hidden=COUNT_OR_NONE, jobs=COUNT)
 
     @property
     def rows(self) -> list[Row]:
@@ -241,13 +255,15 @@ def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
 
     Raises:
         ValueError: For rows that are not there.
-        OSError: When ``out`` cannot be written.
+        OSError: When ``out`` cannot be written, or another command is writing there.
     """
     rows = settings.rows
-    check_writable(settings.out / settings.table)
     runs = [(row, seed) for seed in range(settings.seeds) for row in rows]
     answers: dict[Row, list[dict[str, Any]]] = {row: [] for row in rows}
-    with tqdm(total=len(runs), unit="run", smoothing=0) as progress:
+    with (
+        held(settings.out / settings.table),
+        tqdm(total=len(runs), unit="run", smoothing=0) as progress,
+    ):
         for row, seed, status in in_parallel(partial(_train, settings), runs, settings.jobs):
             progress.update()
             folder = settings.folder(row, seed)
@@ -255,7 +271,11 @@ def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
                 place = folder / "output.txt"
                 progress.write(f"{row.label}, seed {seed}: see {place}", file=sys.stderr)
                 continue
-            found = provenance(folder / "checkpoint.safetensors")
+            try:
+                found = _outcome(settings, folder / "checkpoint.safetensors")
+            except (ValueError, OSError) as error:
+                progress.write(f"{row.label}, seed {seed}: {error}", file=sys.stderr)
+                continue
             answers[row].append(found)
             figure = _figure(TABLES[settings.table], [found])
             text = f"{row.label}, seed {seed}: {figure}, {found['minutes']} minutes"
@@ -284,10 +304,46 @@ def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> st
     return "\n".join(lines) + "\n"
 
 
+def write(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> list[Path]:
+    """Write the table and, where there is something to see, its figure; returns their paths.
+
+    Raises:
+        ValueError: For what a run left for the figure, and is damaged.
+        OSError: For a place that cannot be written to.
+    """
+    # Some rows alone do not take the place of the whole table.
+    name = settings.table + ("-some" if settings.only else "")
+    paths = [settings.out / f"{name}.md"]
+    write_atomically(paths[0], markdown(settings, answers).encode())
+    draw, whole = TABLES[settings.table].figure, settings.seeds
+    ended = {row.label: settings.folder(row, 0) for row, f in answers.items() if len(f) == whole}
+    if draw is not None and ended:
+        paths.append(paths[0].with_suffix(".png"))
+        write_atomically(paths[1], draw(ended))
+    return paths
+
+
 def provenance(checkpoint: Path) -> dict[str, Any]:
-    """How a checkpoint was made, and how good it is."""
-    with safe_open(checkpoint, framework="pt") as file:
-        return json.loads(file.metadata()["provenance"])
+    """How a checkpoint was made, and how good it is.
+
+    Raises:
+        ValueError: For a file that is damaged or something else.
+        OSError: For one that is not there.
+    """
+    with (
+        expecting(f"checkpoint '{checkpoint}': expected how it was made"),
+        safe_open(checkpoint, framework="pt") as file,
+    ):
+        return dict(json.loads(file.metadata()["provenance"]))
+
+
+def _outcome(settings: Settings, checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's provenance, with the numbers that a table is made of."""
+    found = provenance(checkpoint)
+    for name in ("parameters", "minutes", TABLES[settings.table].measure):
+        with expecting(f"checkpoint '{checkpoint}': expected a number '{name}'"):
+            parsed(float, found[name], name)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -316,26 +372,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings(**args, extra=tuple(argv[cut + 1 :]))
         answers = fill(settings)
+        if not any(answers.values()):
+            print("tables: no row ended, nothing written", file=sys.stderr)
+            return 1
+        paths = write(settings, answers)
     except (ValueError, OSError, BrokenProcessPool) as error:
         print("tables: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    if not any(answers.values()):
-        print("tables: no row ended, nothing written", file=sys.stderr)
-        return 1
-    text = markdown(settings, answers)
-    # Some rows alone do not take the place of the whole table.
-    name = settings.table + ("-some" if settings.only else "")
-    paths = [settings.out / f"{name}.md"]
-    write_atomically(paths[0], text.encode())
-    draw, whole = TABLES[settings.table].figure, settings.seeds
-    ended = {row.label: settings.folder(row, 0) for row, f in answers.items() if len(f) == whole}
-    if draw is not None and ended:
-        paths.append(paths[0].with_suffix(".png"))
-        write_atomically(paths[1], draw(ended))
-    print(text)
+    print(paths[0].read_text())
     print(f"wrote {' and '.join(map(str, paths))}")
     return 0 if all(len(found) == settings.seeds for found in answers.values()) else 1
 

@@ -18,7 +18,7 @@ from meta_train.run import (
     commit,
     drive,
     optimizer_tensors,
-    prepare,
+    prepared,
     read_state,
     restore_optimizer,
     starting,
@@ -171,25 +171,26 @@ def meta_train(
     Raises:
         ValueError: For an unknown task, or a state of another configuration.
         FileExistsError: When ``out`` holds a run and ``resume`` is off.
+        BlockingIOError: When another process is writing to ``out``.
         OSError: When ``out`` cannot be written.
         DatasetNotFoundError: When the data is absent.
     """
     task = get_task(config.task)
     settings = asdict(config)
-    state = prepare(out, settings, resume)
-    data, place = task.load(data_root), torch.device(device)
-    trainer = begin(
-        state,
-        settings,
-        resume=lambda path: MetaTrainer.resume(path, place, data),
-        new=lambda: MetaTrainer(config, place, data),
-    )
 
     def describe(point: dict[str, Any]) -> str:
         accuracy = 100 * point["held_out_accuracy"]
         return f"held-out loss {point['held_out_loss']:.4f}, accuracy {accuracy:.2f} %"
 
-    return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    with prepared(out, settings, resume) as state:
+        data, place = task.load(data_root), torch.device(device)
+        trainer = begin(
+            state,
+            settings,
+            resume=lambda path: MetaTrainer.resume(path, place, data),
+            new=lambda: MetaTrainer(config, place, data),
+        )
+        return drive(trainer, state, config.evaluate_every, config.save_every, describe)
 
 
 def _provenance(trainer: MetaTrainer) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.lock import held
 from meta_train.baselines import BEST_RATES, base_of, contenders, learned_checkpoints
 from meta_train.benchmark import (
     Record,
@@ -55,7 +56,7 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
         For each place, the records of all optimizers and seeds.
 
     Raises:
-        ValueError, OSError: As ``benchmark.plan``.
+        ValueError, OSError: As ``benchmark.compare``.
     """
     rates = {**BEST_RATES, **dict.fromkeys(learned_checkpoints(settings.checkpoints), 1.0)}
     grid = {name: (rate,) for name, rate in rates.items() if name in settings.optimizers}
@@ -63,7 +64,8 @@ def transfer(settings: Settings) -> dict[str, list[Record]]:
     runs = {
         label: plan(replace(settings, tasks=(task,), steps=steps)) for label, task, steps in PLACES
     }
-    records = execute(settings, [run for each in runs.values() for run in each])
+    with held(settings.out):
+        records = execute(settings, [run for each in runs.values() for run in each])
     of_run: dict[Run, Record] = {record.run: record for record in records}
     return {label: [of_run[run] for run in each] for label, each in runs.items()}
 

@@ -1,4 +1,4 @@
-"""Commands that are stopped in the middle, together with what they started."""
+"""Programs that are stopped in the middle, together with what they started."""
 
 import os
 import signal
@@ -8,48 +8,68 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers_hold import READY
 from safetensors.torch import load_file
 
+TESTS = Path(__file__).parent
 
-def stopped(command, ready, number=signal.SIGKILL):
-    """Start a command, wait until ``ready()``, send it a signal; its status and what it printed."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not ready() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.003)
-    workers = _children(process.pid)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    while any(map(_alive, workers)) and time.monotonic() < deadline:
+
+def stopped(code, arguments, number=signal.SIGKILL):
+    """Start a program, and send it a signal where it waits for that.
+
+    Args:
+        code: Python, which makes the program wait by ``helpers_hold``.
+        arguments: Of the program.
+        number: Of the signal.
+
+    Returns:
+        Its status and what it printed. All processes that it had started have ended.
+    """
+    places = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+    pipe, said = subprocess.PIPE, []
+    with subprocess.Popen(
+        command, env=env, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.strip() == READY:
+                break
+            said.append(line)
+        else:
+            pytest.fail(f"ended by {process.wait()} before it could be stopped: {''.join(said)}")
+        workers = _children(process.pid)
+        process.send_signal(number)
+        said.append(process.communicate()[0])  # it goes on, if it does, where its input ends
+    while any(map(_alive, workers)):
         time.sleep(0.01)
-    assert not any(map(_alive, workers))
-    return process.returncode, out
+    return process.returncode, "".join(said)
 
 
-def check_resumes(train, module, data, folder, records):
+def check_resumes(train, trainer, module, data, folder, records):
     """A training run, killed after its first saved state, goes on to the same weights and log.
 
     Args:
         train: Called with (TINY, data, out), TINY of the module; resumes with ``resume=True``.
+        trainer: The class of what it trains.
         module: The test module that TINY is in.
         data: Folder of the networks.
         folder: Empty.
         records: Path of a log -> its records.
     """
+    config = sys.modules[module].TINY
+    # Where not every state is saved, a step is in the log that is in none.
+    before = config.save_every + 2
     code = (
         "import sys, torch; from pathlib import Path; torch.set_num_threads(1);"
-        "sys.path.insert(0, sys.argv[3]);"
+        f"import helpers_hold; from {trainer.__module__} import {trainer.__name__} as trainer;"
         f"from {module} import TINY; from {train.__module__} import {train.__name__} as train;"
+        f"helpers_hold.before(trainer, 'advance', {before});"
         "train(TINY, sys.argv[1], Path(sys.argv[2]))"
     )
-    config = sys.modules[module].TINY
     whole, broken = train(config, data, folder / "whole"), folder / "broken"
-    command = [sys.executable, "-c", code, str(data), str(broken), str(Path(__file__).parent)]
-    status, _ = stopped(command, (broken / "state.safetensors").exists)
-    assert status == -signal.SIGKILL, "killed before it was done"
+    status, _ = stopped(code, [data, broken])
+    assert status == -signal.SIGKILL
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(config, data, broken)
     resumed = train(config, data, broken, resume=True)

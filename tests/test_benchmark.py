@@ -261,15 +261,35 @@ def test_reports_the_rate_with_the_best_mean_over_seeds():
     assert "| Adam | 0.01 | 75.00 ± 21.21 |" in table
 
 
+def test_a_run_without_a_single_loss_is_reported(tmp_path):
+    """Its first loss was no number."""
+    settings = Settings((TASK,), ("adam", "sgd"), out=tmp_path)
+    lost = {"curve": [], "final_loss": None, "diverged": True}
+    nothing = dataclasses.replace(made_up("adam", 1e30, 101, 0.1), **lost)
+    for records in ([nothing], [nothing, made_up("sgd", 0.1, 101, 0.8)]):
+        table, curves = benchmark.report(settings, records)
+        assert "| Adam | 10.00, 1 of 1 diverged (1e+30) |" in table.read_text()
+        assert curves.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["--tasks", "nonsense"], "unknown task 'nonsense', expected one of ['cifar10_cnn', "),
         (["--optimizers", "nonsense"], "unknown optimizer 'nonsense', expected one of ['adam', "),
         (["--grid", "nonsense=1"], "unknown optimizer 'nonsense'"),
-        (["--grid", "adam=-1"], "grid of adam: expected rates of at least 0, found [-1.0]"),
+        (["--grid", "adam=-1"], "rate of adam: expected at least 0, found -1.0"),
         (["--checkpoint", "ng=nonsense"], "unknown checkpoint 'nonsense', expected one of ["),
         (["--seeds", "0"], "seeds: expected at least 1, found 0"),
+        (["--checkpoint", "ng_averaged=a"], "expected a name without '_averaged', found 'ng_ave"),
+        (
+            ["--checkpoint", "mine_told=a"],
+            "of each name there are also NAME_told and NAME_averaged",
+        ),
+        (["--checkpoint", "_told=a"], "expected a name without '_told', found '_told'"),
+        (["--checkpoint", "adam=a"], "expected a name beside adam, adamw, sgd, muon, which are op"),
+        (["--evaluate-every", "-1"], "evaluate_every: expected at least 0, found -1"),
+        (["--grid", "adam=nan"], "rate of adam: expected a finite number, at least 0, found nan"),
         (["--tune-seeds", "-1"], "tune_seeds: expected at least 0, found -1"),
         (["--steps", "0"], "steps: expected at least 1, found 0"),
         (["--device", "nonsense"], "device: cannot use 'nonsense'"),

@@ -450,7 +450,7 @@ def test_weights_that_are_not_finite_are_refused_with_the_numbers_of_the_network
     ("changes", "message"),
     [
         ({"depth": 0}, "depth: expected at least 1, found 0"),
-        ({"dropout": 1.0}, "dropout: expected 0 or more, less than 1, found 1.0"),
+        ({"dropout": 1.0}, "dropout: expected at least 0, less than 1, found 1.0"),
         ({"fourier": -1.0}, "fourier: expected at least 0, found -1.0"),
         ({"model": "ng_t", "heads": 3}, "multiple of 3 heads in 64 channels .*, found 64"),
     ],

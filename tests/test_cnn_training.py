@@ -176,7 +176,7 @@ def test_chosen_networks_come_in_their_order():
 
 
 def test_a_killed_run_comes_to_the_same_weights(zoo, tmp_path):
-    check_resumes(train_cnn_model, __name__, zoo, tmp_path, records)
+    check_resumes(train_cnn_model, CNNTrainer, __name__, zoo, tmp_path, records)
 
 
 def test_requests_that_cannot_be_met(zoo, tmp_path, capsys, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -171,14 +170,26 @@ def test_the_command_says_what_came_of_it(park, tmp_path, capsys):
     assert "trained 0 networks" in capsys.readouterr().out
 
 
+# The command, which waits for a signal once a file is there. Its two workers go on meanwhile, with
+# no more than what they have been given.
+HELD = """
+import sys
+import helpers_hold
+from l2o_graph.datasets import zoo
+
+if __name__ == "__main__":
+    helpers_hold.after_answer(zoo, "in_parallel", 1)
+    sys.exit(zoo.main())
+"""
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     options = ["--kind", "small", "--runs", "12", "--steps", "80"]
     run(tmp_path / "whole", *options)
     broken = tmp_path / "broken"
-    command = [sys.executable, "-m", "l2o_graph.datasets.zoo", "--dataset", "fmnist_sample",
-               "--batch", "8", "--checkpoints", "2", "--test-images", "50", "--size", "7",
-               "--shard", "2", "--jobs", "2", "--out", broken, *options]  # fmt: skip
-    status, _ = stopped(command, lambda: list(broken.glob("*.safetensors")))
+    given = ["--dataset", "fmnist_sample", "--batch", "8", "--checkpoints", "2", "--test-images",
+             "50", "--size", "7", "--shard", "2", "--jobs", "2"]  # fmt: skip
+    status, _ = stopped(HELD, [*given, "--out", broken, *options])
     assert status == -signal.SIGKILL
     left = sorted(broken.glob("*.safetensors"))
     names = sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors"))

@@ -3,15 +3,13 @@
 import dataclasses
 import json
 import math
-import multiprocessing
 import signal
-from concurrent.futures import ProcessPoolExecutor
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 from helpers_meta_training import FAMILIES, TINY, little, train, trainer_of
+from helpers_ranks import Ranks
 from helpers_stop import check_resumes, same_state
 from safetensors.torch import load_file
 
@@ -78,7 +76,7 @@ def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path, data):
 
 
 def test_killed_it_resumes_to_the_same_weights(tmp_path, data):
-    check_resumes(train, "helpers_meta_training", data, tmp_path, records)
+    check_resumes(train, ControllerTrainer, "helpers_meta_training", data, tmp_path, records)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(data):
@@ -124,27 +122,15 @@ def test_the_state_holds_everything(tmp_path, data):
 # Several processes ------------------------------------------------------------------------------
 
 
-def _join(rank, store):
-    limit = timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{store}", limit, 2, rank)
-    torch.set_num_threads(1)
-
-
 @pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
 )
 def test_two_processes_come_to_what_one_does(tmp_path, data):
     config = with_(TINY, pairs=4, outer_steps=6, evaluate_every=6)
     alone = train(config, data, tmp_path / "alone")
-    context, store = multiprocessing.get_context("spawn"), tmp_path / "store"
-    ranks = [
-        ProcessPoolExecutor(1, context, initializer=_join, initargs=(rank, store))
-        for rank in range(2)
-    ]
-    running = [rank.submit(train, config, data, tmp_path / "both") for rank in ranks]
-    first, second = (run.result(timeout=120) for run in running)
-    for rank in ranks:
-        rank.shutdown()
+    ranks = Ranks(tmp_path)
+    first, second = ranks.call(train, config, data, tmp_path / "both")
+    ranks.end()
     assert first.finished and second.state.parent == tmp_path / "both" / "process-1"
     one, other, expected = (load_file(run.state) for run in (first, second, alone))
     assert torch.equal(one["weights"], other["weights"])
@@ -271,7 +257,7 @@ def test_a_course_that_is_over_or_lost_makes_room_for_another(data, monkeypatch)
         ({"average": 0}, "average: expected at least 1, found 0"),
         ({"deviation": 0.0}, "deviation: expected more than 0, found 0.0"),
         ({"lr": -1.0}, "lr: expected more than 0, found -1.0"),
-        ({"lr": math.nan}, "lr: expected more than 0, found nan"),
+        ({"lr": math.nan}, "lr: expected a finite number, more than 0, found nan"),
         ({"outer_steps": -1}, "outer_steps: expected at least 0, found -1"),
         ({"longest": 3}, "longest: expected at least shortest = 5, found 3"),
         ({"told": 1.5}, "told: expected from 0 to 1, found 1.5"),

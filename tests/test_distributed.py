@@ -1,9 +1,6 @@
 """Two processes on gloo: replicas that stay equal, checkpoints of both, and shards, refused."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 import torch.distributed as dist
 from helpers_checkpoint import load_folder, save_folder
 from helpers_optimizer import cnn, controller_file, copies, equal, mlp, state_tensors
+from helpers_ranks import RANKS, Ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -22,31 +20,15 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
 )
 
-RANKS = range(2)
 STEPS = 20
 
 
 @pytest.fixture(scope="module")
 def on_both(tmp_path_factory):
     """Call a function in two processes of one group; what each of them answered."""
-    store = tmp_path_factory.mktemp("group") / "store"
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        ProcessPoolExecutor(1, context, initializer=_join, initargs=(rank, store)) for rank in RANKS
-    ]
-
-    def call(work, *args, **options):
-        answers = [rank.submit(work, *args, **options) for rank in ranks]
-        return [answer.result(timeout=120) for answer in answers]
-
-    yield call
-    for rank in ranks:
-        rank.shutdown()
-
-
-def _join(rank: int, store: Path) -> None:
-    limit = timedelta(seconds=60)  # a process that waits for one that failed gives up
-    dist.init_process_group("gloo", f"file://{store}", limit, len(RANKS), rank)
+    ranks = Ranks(tmp_path_factory.mktemp("group"))
+    yield ranks.call
+    ranks.end()
 
 
 @pytest.fixture(scope="module", params=["messages", "attention"])

@@ -116,6 +116,11 @@ def test_the_demo_takes_the_whole_dataset_where_there_is_one(
     assert f"data: all of FashionMNIST, in {folder}" in capsys.readouterr().out
 
 
+def test_a_demo_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="steps: expected at least 1, found 0"):
+        demo.main(steps=0)
+
+
 def test_a_plot_that_cannot_be_written_stops_the_demo_before_any_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write to folder '.*file'"):

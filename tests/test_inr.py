@@ -240,7 +240,7 @@ def test_errors_name_the_layer():
         render(weights[:2], biases[:2])
     with pytest.raises(ValueError, match="expected 4 networks from 2 coordinates to 1 grey value"):
         fit(torch.rand(4, 28, 28), weights, biases)
-    with pytest.raises(ValueError, match="tail: expected a share, 0 to 1, found 2"):
+    with pytest.raises(ValueError, match="tail: expected from 0 to 1, found 2"):
         Recipe(steps=1, lr=1.0, betas=(0.9, 0.9), tail=2.0)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from dataclasses import replace
 
 import pytest
@@ -144,14 +143,25 @@ def test_the_command_says_what_came_of_it(small, tmp_path, capsys):
     assert "fitted 0 INRs" in capsys.readouterr().out
 
 
+# The command, which waits for a signal once a file is there. Its two workers go on meanwhile, with
+# no more than what they have been given.
+HELD = """
+import sys
+import helpers_hold
+from l2o_graph.datasets import inr
+
+if __name__ == "__main__":
+    helpers_hold.after_answer(inr, "in_parallel", 1)
+    sys.exit(inr.main())
+"""
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     options = ["--count", "96", "0", "0", "--steps", "80"]
     run(tmp_path / "whole", *options)
     broken = tmp_path / "broken"
-    command = [sys.executable, "-m", "l2o_graph.datasets.inr", "--source", "fmnist_sample",
-               "--jobs", "2", "--shard", "8", "--batch", "4", "--out", broken,
-               *options]  # fmt: skip
-    status, _ = stopped(command, lambda: list(broken.glob("train-*")))
+    given = ["--source", "fmnist_sample", "--jobs", "2", "--shard", "8", "--batch", "4"]
+    status, _ = stopped(HELD, [*given, "--out", broken, *options])
     assert status == -signal.SIGKILL
     left = sorted(broken.glob("train-*"))
     assert 1 <= len(left) < 12
@@ -248,7 +258,7 @@ def test_bad_requests_get_one_line(small, options, expected, capsys):
 
 
 def test_a_fit_that_diverges_is_reported_and_not_written(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], lr=float("inf")))
+    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], lr=1e30))
     run(tmp_path, "--count", "9", "0", "0", expect=2)
     error = capsys.readouterr().err.splitlines()[-1]
     assert "train-00000.safetensors, just fitted: expected finite weights" in error

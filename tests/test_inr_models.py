@@ -485,7 +485,7 @@ def test_statistics_that_do_not_fit_are_refused():
         ({"layout": (2,)}, r"layout: expected two widths or more, found \(2,\)"),
         ({"layers": 0}, "layers: expected at least 1, found 0"),
         ({"probes": -1}, "probes: expected at least 0, found -1"),
-        ({"dropout": 1.0}, "dropout: expected 0 or more, less than 1, found 1.0"),
+        ({"dropout": 1.0}, "dropout: expected at least 0, less than 1, found 1.0"),
         ({"model": "ng_t", "heads": 3}, "heads: expected a divisor of 128 channels .*, found 3"),
     ],
 )

@@ -1,10 +1,11 @@
 """What the optimizer refuses says what was expected and what was found, and leaves no trace."""
 
 import json
+import math
 import struct
-import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from helpers_optimizer import (
@@ -35,9 +36,9 @@ def test_no_parameters(checkpoint):
 
 
 @pytest.mark.parametrize("key", ["lr", "weight_decay"])
-@pytest.mark.parametrize("value", [-0.5, float("nan"), torch.tensor(-0.5)], ids=str)
+@pytest.mark.parametrize("value", [-0.5, math.nan, math.inf, torch.tensor(-0.5)], ids=str)
 def test_negative_options(key, value, checkpoint):
-    match = rf"{key}: expected a number of at least 0, found .*(-0\.5|nan)"
+    match = rf"{key}: expected a number of at least 0, found .*(-0\.5|nan|inf)"
     with pytest.raises(ValueError, match=match):
         NGOptimizer([{"params": mlp().parameters(), key: value}], checkpoint=checkpoint)
 
@@ -87,6 +88,18 @@ def test_parameters_left_on_meta(materialised, with_model, checkpoint):
         optimizer.step()
 
 
+def test_a_lazy_network_may_be_called_after_the_optimizer_was_made(checkpoint):
+    torch.manual_seed(0)
+    lazy = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(3))
+    optimizer = NGOptimizer(lazy.parameters(), checkpoint=checkpoint)
+    lazy(torch.ones(1, 4))
+    model = mlp()
+    model.load_state_dict(lazy.state_dict())
+    run(optimizer, range(2))
+    run(NGOptimizer(model.parameters(), checkpoint=checkpoint), range(2))
+    assert equal(lazy.parameters(), model.parameters())
+
+
 def test_parameter_that_the_model_lacks_by_now(checkpoint):
     model = mlp()
     optimizer = NGOptimizer(model.parameters(), model=model, checkpoint=checkpoint)
@@ -128,6 +141,13 @@ def test_a_refused_group_leaves_no_trace(group, error, checkpoint):
     assert equal(model.parameters(), twin.parameters())
 
 
+# All that is remembered of a matrix or a vector, but how old it is.
+NAMES = (
+    "average", "momenta", "square", "left_gram", "left_root", "right_gram", "right_root", "rows",
+    "tensors",
+)  # fmt: skip
+
+
 def state_of(model: nn.Module, checkpoint, groups: int = 1) -> dict:
     parameters = list(model.parameters())
     of_each = [{"params": parameters[i::groups]} for i in range(groups)]
@@ -166,14 +186,37 @@ def missing_average(checkpoint):
 
 def numbers_for_tensors(checkpoint):
     content = state_of(mlp(), checkpoint)
-    content["state"][1]["step"] = 7.0
-    return content, "for parameter 1, expected tensors, found 'step': 7.0"
+    content["state"][1]["momenta"] = 7.0
+    return content, "for parameter 1, expected tensors, found 'momenta': 7.0"
 
 
-def steps_that_were_never_taken(checkpoint):
+def no_state(checkpoint):
     content = state_of(mlp(), checkpoint)
-    content["state"][1]["step"] = torch.tensor(-1.0)
-    return content, "expected a number of steps for parameter 1, found -1.0"
+    content["state"][1] = 7.0
+    return content, "expected the state of parameter 1, found 7.0"
+
+
+def with_steps(value, found):
+    def steps_that_were_never_taken(checkpoint):
+        content = state_of(mlp(), checkpoint)
+        content["state"][1]["step"] = value
+        return content, f"expected a number of steps for parameter 1, found {found}"
+
+    return steps_that_were_never_taken
+
+
+def with_bad_number(name, value):
+    """In the second parameter, a vector, or in the third, a matrix."""
+
+    def bad_number(checkpoint):
+        content = state_of(mlp(), checkpoint)
+        at = next(i for i in (1, 2) if name in content["state"][i])
+        tensor = content["state"][at][name]
+        tensor[(0,) * tensor.dim()] = value
+        found = f"1 others of {tensor.numel()} in '{name}'"
+        return content, f"for parameter {at}, expected finite numbers, found {found}"
+
+    return bad_number
 
 
 def a_horizon_that_is_none(checkpoint):
@@ -192,7 +235,20 @@ def a_horizon_that_is_none(checkpoint):
         other_optimizer,
         missing_average,
         numbers_for_tensors,
-        steps_that_were_never_taken,
+        no_state,
+        with_steps(torch.tensor(-1.0), "-1.0"),
+        with_steps(-1, "-1"),
+        with_steps(2.5, "2.5"),
+        with_steps(math.nan, "nan"),
+        with_steps(10**400, "1000"),
+        with_steps("3", "'3'"),
+        with_steps(True, "True"),
+        with_steps(torch.ones(2), r"\[1.0, 1.0\]"),
+        *(
+            with_bad_number(name, value)
+            for name in NAMES
+            for value in (math.nan, math.inf, -math.inf)
+        ),
         a_horizon_that_is_none,
     ],
 )
@@ -209,6 +265,25 @@ def test_a_refused_state_leaves_no_trace(make, checkpoint):
     run(NGOptimizer(twin.parameters(), checkpoint=checkpoint), range(3))
     assert equal(model.parameters(), twin.parameters())
     optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("as_number", [int, float, np.float64, np.int64])
+def test_a_number_of_steps_may_be_a_plain_number(as_number, checkpoint):
+    model, twin = mlp(), mlp()
+    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    run(optimizer, range(3))
+    content = optimizer.state_dict()
+    for state in content["state"].values():
+        state["step"] = as_number(state["step"])
+    twin.load_state_dict(model.state_dict())
+    other = NGOptimizer(twin.parameters(), checkpoint=checkpoint)
+    other.load_state_dict(content)
+    assert all(state["step"].dtype == torch.float32 for state in other.state.values())
+    optimizer.load_state_dict(content)  # whose own state it was
+    run(optimizer, [3])
+    run(other, [3])
+    assert equal(model.parameters(), twin.parameters())
+    assert equal(state_tensors(optimizer), state_tensors(other))
 
 
 # The number of steps ---------------------------------------------------------------------------
@@ -317,13 +392,13 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused_at_once(name, tmp_path):
     path = HOSTILE[name](tmp_path / "hostile.safetensors")
-    begin = time.process_time()
     with pytest.raises(
         ValueError, match=r"^checkpoint '.*hostile.safetensors': expected"
     ) as caught:
         NGOptimizer(mlp().parameters(), checkpoint=path)
-    assert time.process_time() - begin < 1
     assert len(str(caught.value)) < 5000
+    if name == "hundreds of megabytes":  # by its length, without a look at it
+        assert "150000010 bytes whose header is to have 150000002" in str(caught.value)
 
 
 def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):

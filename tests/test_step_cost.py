@@ -12,10 +12,9 @@ from meta_train.step_cost import NETS, NG, FlatMuon, main, step_costs
 from meta_train.strangers.contenders import LIBRARY
 
 
-def test_measures_all_optimizers_and_prints_the_bar(capsys, monkeypatch, tmp_path):
+def test_measures_all_optimizers(monkeypatch, tmp_path):
     monkeypatch.setitem(NETS, "small", replace(NETS["small"], repeats=1))
-    checkpoint = ["--checkpoint", str(controller_file(tmp_path))]
-    costs = main(["--nets", "small", "--rounds", "1", "--threads", "1", *checkpoint])
+    costs = step_costs(nets=["small"], checkpoint=str(controller_file(tmp_path)))
     names = ["AdamW", "Muon", *(["SOAP"] if find_spec(LIBRARY) else []), NG]
     assert [cost.optimizer for cost in costs] == names
     for cost in costs:
@@ -23,10 +22,32 @@ def test_measures_all_optimizers_and_prints_the_bar(capsys, monkeypatch, tmp_pat
         assert cost.passes == pytest.approx(cost.seconds / cost.pass_seconds)
         assert cost.slowest_passes >= cost.passes
     assert len({cost.pass_seconds for cost in costs}) == 1
+
+
+def test_the_command_prints_the_bar(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(NETS, "small", replace(NETS["small"], repeats=1))
+    checkpoint = ["--checkpoint", str(controller_file(tmp_path))]
+    given = ["--nets", "small", "--optimizers", NG, "--rounds", "1", "--threads", "1"]
+    assert main([*given, *checkpoint]) == 0
     printed = capsys.readouterr().out
     assert f"| {NETS['small'].label} |" in printed
     assert printed.count("≤ 4") == 1
     assert "CPU threads: 1" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--rounds", "0"], "rounds: expected at least 1, found 0"),
+        (["--threads", "0"], "threads: expected from 1 to 4096, found 0"),
+        (["--device", "nonsense"], "device: cannot use 'nonsense'"),
+        (["--checkpoint", "nonsense"], "unknown checkpoint 'nonsense'"),
+    ],
+)
+def test_what_cannot_be_measured_gets_one_line(options, expected, capsys):
+    assert main(["--nets", "small", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("step_cost: ") and expected in line
 
 
 def test_the_networks_are_those_that_the_bars_are_for():

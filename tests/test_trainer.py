@@ -24,7 +24,7 @@ from l2o_graph.zoo.registry import load_checkpoint
 from meta_train.__main__ import main
 from meta_train.config import MetaConfig, paper_recipe
 from meta_train.controller_training import EvolutionConfig
-from meta_train.run import Result, write_state
+from meta_train.run import Result, read_state, write_state
 from meta_train.tasks import get_task
 from meta_train.trainer import ESTIMATORS, MetaTrainer, meta_train
 
@@ -99,20 +99,27 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
     assert logs[0] != logs[2]
 
 
-COMMAND = [
-    sys.executable, "-W", "ignore", "-m", "meta_train", "--preset", "paper", "--task",
-    "fmnist_sample", "--model", "ff", "--threads", "1", "--unroll", "4", "--evaluate-every", "100",
-    "--evaluate-steps", "2", "--evaluate-seeds", "1", "--save-every", "1", "--outer-steps", "30",
+OPTIONS = [
+    "--preset", "paper", "--task", "fmnist_sample", "--model", "ff", "--threads", "1", "--unroll",
+    "4", "--evaluate-every", "100", "--evaluate-steps", "2", "--evaluate-seeds", "1",
+    "--save-every", "1", "--outer-steps", "30",
 ]  # fmt: skip
+COMMAND = [sys.executable, "-W", "ignore", "-m", "meta_train", *OPTIONS]
+# The same, which waits for a signal before its fourth step.
+HELD = """
+import sys
+import helpers_hold
+from meta_train.__main__ import main
+from meta_train.trainer import MetaTrainer
+
+helpers_hold.before(MetaTrainer, "advance", 4)
+sys.exit(main())
+"""
 
 
 def outer_step(state):
-    """How far a saved state is; -1 before the first."""
-    if not state.exists():
-        return -1
-    content = state.read_bytes()  # opened once: the run may put a new file there at any time
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return json.loads(header["__metadata__"]["record"])["outer_step"]
+    """How far a saved state is."""
+    return read_state(state)[0]["outer_step"]
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +133,13 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, number, whole):
     env, broken = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "broken"
-
-    def ready():
-        return outer_step(broken / "state.safetensors") >= 2
-
-    status, out = stopped([*COMMAND, "--out", broken], ready, number)
+    status, out = stopped(HELD, [*OPTIONS, "--out", broken], number)
     reached = outer_step(broken / "state.safetensors")
-    assert 2 <= reached < 30
-    assert status == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    if number == signal.SIGINT:
+    if number == signal.SIGINT:  # the step that it was in is done
+        assert (status, reached) == (130, 4)
         assert "--resume" in out
+    else:
+        assert (status, reached) == (-signal.SIGKILL, 3)
 
     resumed = [*COMMAND, "--out", broken, "--resume"]
     subprocess.run(resumed, check=True, env=env, capture_output=True)
@@ -222,7 +226,7 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
     with pytest.raises(ValueError, match="expected the state of a run, found: Safetensor"):
         meta_train(TINY, tmp_path / "run", resume=True)
     assert main(["--preset", "paper", "--threads", "0"]) == 2
-    assert "threads: expected at least 1, found 0" in capsys.readouterr().err
+    assert "threads: expected from 1 to 4096, found 0" in capsys.readouterr().err
 
     (tmp_path / "file").write_text("in the way")
     status = main(
@@ -315,7 +319,7 @@ def test_several_processes_are_for_controllers_alone(monkeypatch, capsys):
 def test_two_processes_train_one_controller_and_the_first_prints(tmp_path):
     command = [
         sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--master-port", "29577", "-m", "meta_train", "--task", "general", "--threads", "1",
+        "--standalone", "-m", "meta_train", "--task", "general", "--threads", "1",
         "--outer-steps", "2", "--pairs", "16", "--span", "2", "--shortest", "2", "--longest", "4",
         "--evaluate-steps", "2", "--evaluate-pairs", "1", "--out", str(tmp_path),
     ]  # fmt: skip

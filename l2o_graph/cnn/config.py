@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from l2o_graph.cnn.architecture import CNNArchitecture
 from l2o_graph.cnn.small import ARCHITECTURE
+from l2o_graph.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, check_ranges
 
 Model = Literal["ng_gnn", "ng_t", "stat_nn", "nfn"]
 Zoo = Literal["park", "small"]
@@ -66,20 +67,15 @@ class CNNModelConfig:
         if self.model not in get_args(Model):
             expected = " or ".join(map(repr, get_args(Model)))
             raise ValueError(f"model: expected {expected}, found {self.model!r}")
-        for name in (
-            "inputs", "depth", "classes", "max_kernel", "hidden", "layers", "heads", "attention",
-            "edge_hidden",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_ranges(
+            self, inputs=COUNT, depth=COUNT, classes=COUNT, max_kernel=COUNT, hidden=COUNT,
+            layers=COUNT, dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
+            attention=COUNT, edge_hidden=COUNT, delta=POSITIVE,
+        )  # fmt: skip
         if self.max_kernel % 2 == 0:
             raise ValueError(
                 f"max_kernel: expected an odd number, which has a centre, found {self.max_kernel}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected 0 or more, less than 1, found {self.dropout}")
-        if self.fourier < 0:
-            raise ValueError(f"fourier: expected at least 0, found {self.fourier}")
         if self.model == "ng_t" and (self.hidden % 2 or self.attention * self.hidden % self.heads):
             raise ValueError(
                 f"hidden: expected an even number, and a multiple of {self.heads} heads in "

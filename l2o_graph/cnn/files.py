@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from l2o_graph.cnn.architecture import CNNArchitecture
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.files import expecting, write_atomically
 from l2o_graph.zoo.shards import (
     Format,
     differences,
@@ -221,20 +221,24 @@ def read_shard(path: Path) -> tuple[dict[str, Any], list[Run]]:
             networks of its record, and networks that are not finite.
     """
     record, tensors = read_record(path, FORMAT), read_tensors(path)
+    with expecting(f"CNNs '{path}': expected shards and runs as they are written in its header"):
+        record |= {"split": str(record["split"])} | {k: int(record[k]) for k in ("shard", "shards")}
+        described = [
+            (int(run["run"]), CNNArchitecture.from_json(run["architecture"]),
+             dict(run["hyperparameters"]))
+            for run in record["runs"]
+        ]  # fmt: skip
     runs = []
-    for described in record["runs"]:
-        number, architecture = (
-            described["run"],
-            CNNArchitecture.from_json(described["architecture"]),
-        )
+    for number, architecture, hyperparameters in described:
         names = [f"{name}.{number}" for name in ("step", "accuracy", "values")]
         if absent := [name for name in names if name not in tensors]:
             raise ValueError(f"CNNs '{path}', run {number}: expected tensors {names}, no {absent}")
         step, accuracy, values = (tensors[name] for name in names)
-        if accuracy.shape != step.shape or bool(((accuracy < 0) | (accuracy > 1)).any()):
+        shares = step.dim() == 1 and accuracy.shape == step.shape
+        if not (shares and bool(((accuracy >= 0) & (accuracy <= 1)).all())):
             raise ValueError(
-                f"CNNs '{path}', run {number}: expected {len(step)} accuracies from 0 to 1, found "
-                f"{accuracy.tolist()}"
+                f"CNNs '{path}', run {number}: expected {step.numel()} accuracies from 0 to 1, "
+                f"found {accuracy.tolist()}"
             )
         if values.shape != (len(step), architecture.num_parameters):
             raise ValueError(
@@ -243,7 +247,7 @@ def read_shard(path: Path) -> tuple[dict[str, Any], list[Run]]:
             )
         if not bool(values.isfinite().all()):
             raise ValueError(f"CNNs '{path}', run {number}: expected finite weights, found others")
-        runs.append(Run(number, architecture, described["hyperparameters"], step, accuracy, values))
+        runs.append(Run(number, architecture, hyperparameters, step, accuracy, values))
     return record, runs
 
 

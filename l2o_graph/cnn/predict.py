@@ -12,6 +12,7 @@ from l2o_graph.cnn.graph_body import GraphBody
 from l2o_graph.cnn.models import GeneralizationPredictor
 from l2o_graph.cnn.structure import structure_of_module
 from l2o_graph.cnn.traits import unfamiliar
+from l2o_graph.inference import check_module, check_parameter
 
 
 def predict_accuracy(
@@ -37,16 +38,22 @@ def predict_accuracy(
 
     Raises:
         ValueError: For a kernel larger than the checkpoint has room for, by its parameter, for
-            more inputs or outputs; for weights that are not finite; for an unknown checkpoint,
-            and one of a model that reads no graphs.
+            more inputs or outputs; for parameters that are complex, empty, without data, or not
+            finite; for an unknown checkpoint, and one of a model that reads no graphs.
+        TypeError: For what is no module, for one of TorchScript, and for no batch.
         FileNotFoundError: For a path to nothing.
     """
+    check_module(module, "module")
+    if batch is None:
+        raise TypeError("batch: expected an example input, found None")
     model = GeneralizationPredictor.from_checkpoint(checkpoint)
     if not isinstance(model.body, GraphBody):
         raise ValueError(
             f"checkpoint '{checkpoint}': expected a model that reads any graph, found "
             f"'{model.config.model}'"
         )
+    for name, p in module.named_parameters():
+        _check_weights(name, p)
     training = {part: part.training for part in module.modules()}
     try:
         spec = structure_of_module(module.eval(), batch)  # a BatchNorm refuses batches of one else
@@ -70,3 +77,15 @@ def predict_accuracy(
             stacklevel=2,
         )
     return accuracy
+
+
+def _check_weights(name: str, parameter: Tensor) -> None:
+    """Raise for what a predictor cannot read."""
+    check_parameter(parameter, f"parameter '{name}'")
+    for wrong, expected, found in (
+        (parameter.is_meta, "a tensor with data", "one on the meta device"),
+        (parameter.is_complex(), "real numbers", parameter.dtype),
+        (not parameter.numel(), "a neuron or more on each side", list(parameter.shape)),
+    ):
+        if wrong:
+            raise ValueError(f"parameter '{name}': expected {expected}, found {found}")

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from l2o_graph.ranges import COUNT, check_ranges
+
 T = TypeVar("T")
 
 
@@ -25,9 +27,7 @@ class Recipe:
     checkpoints: int
 
     def __post_init__(self):
-        for name in ("batch", "checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_ranges(self, steps=COUNT, batch=COUNT, checkpoints=COUNT)
         if self.steps < self.checkpoints:
             raise ValueError(
                 f"steps: expected at least one for each of {self.checkpoints} checkpoints, found "

@@ -1,7 +1,9 @@
 """FashionMNIST, MNIST and CIFAR-10 as tensors, from wherever they are; and the packaged sample."""
 
 import os
+import pickle
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from l2o_graph.zoo.files import WRONG_CONTENT, expecting, write_atomically
 
 DATA_VARIABLE = "L2O_GRAPH_DATA"
 
@@ -81,7 +85,8 @@ def load_images(name: str, root: str | Path | None = None) -> Images:
         read = _fashion_mnist if name == "fmnist" else _mnist
     try:
         label, tensors = read(folder)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+    except (*WRONG_CONTENT, OSError, EOFError, zipfile.BadZipFile, zlib.error,
+            pickle.PickleError) as error:  # fmt: skip
         raise DatasetNotFoundError(
             f"dataset '{name}' is not in {folder.resolve()} and could not be downloaded "
             f"({type(error).__name__}: {error}). Give its folder with --data-root or "
@@ -149,19 +154,17 @@ def _cifar10(folder: Path) -> tuple[str, list[Tensor]]:
 
 def _cached_cifar10(archive: Path) -> list[Tensor]:
     """Decode an archive of cifar10/{train,test}/<class>/*.jpg once, and keep the tensors."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     status = archive.stat()
     cache = Path.home() / ".cache" / "l2o_graph" / f"cifar10_{status.st_size}.safetensors"
-    cache.parent.mkdir(parents=True, exist_ok=True)
     keys = ("train_x", "train_y", "test_x", "test_y")
     if not cache.exists():
         decoded = [*_decode(archive, "train"), *_decode(archive, "test")]
-        partial = cache.with_suffix(f".{os.getpid()}")
-        save_file(dict(zip(keys, decoded, strict=True)), partial)
-        partial.replace(cache)
-    tensors = load_file(cache)
-    return [tensors[k] for k in keys]
+        write_atomically(cache, save(dict(zip(keys, decoded, strict=True))))
+    with expecting(f"'{cache}': expected decoded images (remove it to have them decoded anew)"):
+        tensors = load_file(cache)
+        return [tensors[k] for k in keys]
 
 
 def _decode(archive: Path, split: str) -> tuple[Tensor, Tensor]:

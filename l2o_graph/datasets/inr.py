@@ -34,7 +34,9 @@ from l2o_graph.inr.files import FORMAT, checked, write_shard
 from l2o_graph.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.inr.picture import contact_sheet
 from l2o_graph.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
+from l2o_graph.ranges import COUNT, SEED, check_ranges
 from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.lock import held
 from l2o_graph.zoo.shards import read_tensor, shard_name, unwritten
 
 SOURCES = ("mnist", "fmnist", "fmnist_sample")
@@ -109,9 +111,7 @@ def plan(settings: Settings) -> list[Shard]:
     """
     if settings.source not in SOURCES:
         raise ValueError(f"unknown source '{settings.source}', expected one of {list(SOURCES)}")
-    for name in ("views", "shard", "batch", "jobs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
+    check_ranges(settings, views=COUNT, seed=SEED, shard=COUNT, batch=COUNT, jobs=COUNT)
     if settings.batch > settings.shard:
         raise ValueError(
             f"batch: expected at most a shard, {settings.shard}, found {settings.batch}"
@@ -155,13 +155,15 @@ def execute(settings: Settings, shards: Sequence[Shard]) -> int:
 
     Raises:
         ValueError: For a fit that ends in weights that are not finite.
+        BlockingIOError: When another process is writing to the folder.
     """
-    missing = _missing(settings, shards)
-    total, todo = (sum(s.stop - s.start for s in group) for group in (shards, missing))
-    with tqdm(total=total, initial=total - todo, unit="INR", smoothing=0) as progress:
-        for shard in in_parallel(partial(fit_shard, settings), missing, settings.jobs):
-            progress.update(shard.stop - shard.start)
-    return todo
+    with held(settings.out):
+        missing = _missing(settings, shards)
+        total, todo = (sum(s.stop - s.start for s in group) for group in (shards, missing))
+        with tqdm(total=total, initial=total - todo, unit="INR", smoothing=0) as progress:
+            for shard in in_parallel(partial(fit_shard, settings), missing, settings.jobs):
+                progress.update(shard.stop - shard.start)
+        return todo
 
 
 def fit_shard(settings: Settings, shard: Shard) -> Shard:
@@ -221,19 +223,21 @@ def figure(settings: Settings, shard: Shard) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, fit, print; 0 when all is done, 2 for a request that cannot be met."""
-    settings, begin = _parse(argv), time.perf_counter()
+    begin = time.perf_counter()
     try:
+        settings = _parse(argv)
         shards = plan(settings)
         fitted = execute(settings, shards)
         write_atomically(settings.out / "figure.png", figure(settings, shards[0]))
+        table = summary(settings, shards)
     except (ValueError, OSError, BrokenProcessPool) as error:
         print("inr: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
+        print("stopped; the same command goes on", file=sys.stderr)
         return 130
     minutes = (time.perf_counter() - begin) / 60
-    print(summary(settings, shards))
+    print(table)
     print(f"fitted {fitted:,} INRs in {minutes:.1f} minutes, {settings.jobs} at a time")
     print(f"wrote {len(shards)} shards and figure.png to {settings.out}")
     return 0
@@ -261,9 +265,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--data-root", metavar="FOLDER")
     args = vars(parser.parse_args(argv))
     recipe, steps = RECIPES[args["recipe"]], args.pop("steps")
-    if steps is not None and steps < 1:
-        parser.error(f"steps: expected at least 1, found {steps}")
-    args["recipe"] = replace(recipe, steps=steps or recipe.steps)
+    args["recipe"] = recipe if steps is None else replace(recipe, steps=steps)
     args["count"] = tuple(args["count"])
     return Settings(**args)
 

@@ -50,6 +50,8 @@ from l2o_graph.cnn.recipe import Recipe
 from l2o_graph.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
 from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, Range, check_ranges
+from l2o_graph.zoo.lock import held
 from l2o_graph.zoo.shards import shard_name, unwritten
 
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
@@ -146,9 +148,10 @@ def plan(settings: Settings) -> list[Shard]:
             raise ValueError(
                 f"unknown {name} '{getattr(settings, name)}', expected one of {list(known)}"
             )
-    for name in ("runs", "shard", "jobs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
+    check_ranges(
+        settings, runs=COUNT, size=COUNT_OR_NONE, train_images=COUNT_OR_NONE,
+        test_images=COUNT_OR_NONE, shard=COUNT, seed=SEED, jobs=COUNT,
+    )  # fmt: skip
     settings.out.mkdir(parents=True, exist_ok=True)
     images = _images(settings)
     shards = []
@@ -182,14 +185,18 @@ def execute(settings: Settings, shards: Sequence[Shard]) -> int:
 
     Returns:
         How many networks were trained.
+
+    Raises:
+        BlockingIOError: When another process is writing to the folder.
     """
-    missing = _missing(shards)
-    total, todo = (sum(len(shard.runs) for shard in group) for group in (shards, missing))
-    with tqdm(total=total, initial=total - todo, unit="run", smoothing=0) as progress:
-        for shard in in_parallel(partial(train_shard, settings), missing, settings.jobs):
-            progress.update(len(shard.runs))
-    write_manifest(settings.out, [shard.path for shard in shards])
-    return todo
+    with held(settings.out):
+        missing = _missing(shards)
+        total, todo = (sum(len(shard.runs) for shard in group) for group in (shards, missing))
+        with tqdm(total=total, initial=total - todo, unit="run", smoothing=0) as progress:
+            for shard in in_parallel(partial(train_shard, settings), missing, settings.jobs):
+                progress.update(len(shard.runs))
+        write_manifest(settings.out, [shard.path for shard in shards])
+        return todo
 
 
 def train_shard(settings: Settings, shard: Shard) -> Shard:
@@ -238,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = _parse(argv)
         shards = plan(settings)
         trained = execute(settings, shards)
+        table = summary(shards)
     except (ValueError, OSError, BrokenProcessPool) as error:
         print("zoo: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -245,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     minutes = (time.perf_counter() - begin) / 60
-    print(summary(shards))
+    print(table)
     print(f"trained {trained:,} networks in {minutes:.1f} minutes, {settings.jobs} jobs")
     print(f"wrote {len(shards)} shards and manifest.json to {settings.out}")
     return 0
@@ -280,6 +288,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints")}
     epochs = args.pop("epochs")
     if epochs is not None:
+        Range(0, 1_000_000, above=True).check("epochs", epochs)
         data = _load(args["dataset"], args["data_root"])
         seen = args["train_images"] or len(data.train_x)
         given["steps"] = round(epochs * seen / (given["batch"] or kind.recipe.batch))
@@ -312,7 +321,7 @@ def _prepared(
     data = _load(dataset, data_root)
     full = data.train_x.shape[-1]
     size = size or full // 2
-    if size < 1 or full % size:
+    if full % size:
         raise ValueError(f"size: expected a divisor of {full} pixels, found {size}")
     # Files may hold one class after another; a part is to hold all.
     generator = torch.Generator().manual_seed(0)
@@ -321,8 +330,6 @@ def _prepared(
         ("train_images", data.train_x, data.train_y, train_images),
         ("test_images", data.test_x, data.test_y, test_images),
     ):
-        if count < 0:
-            raise ValueError(f"{name}: expected at least 0, found {count}")
         if count > len(x):
             raise ValueError(f"{name}: expected at most the {len(x)} there are, found {count}")
         order = torch.randperm(len(x), generator=generator)[: count or None]

@@ -4,6 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from l2o_graph.inr.siren import LAYOUT, OMEGA0
+from l2o_graph.ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE_BELOW_ONE,
+    check_ranges,
+)
 
 Model = Literal["ng_gnn", "ng_t", "mlp", "set_nn", "dwsnet", "nfn", "stat_nn"]
 Task = Literal["classify", "edit"]
@@ -64,14 +72,10 @@ class INRModelConfig:
                 raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
         if len(self.layout) < 2 or min(self.layout) < 1:
             raise ValueError(f"layout: expected two widths or more, found {self.layout}")
-        for name, least in (("hidden", 1), ("layers", 1), ("classes", 1), ("heads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
-        for name in ("probes", "fourier"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected 0 or more, less than 1, found {self.dropout}")
+        check_ranges(
+            self, omega0=POSITIVE, hidden=COUNT, layers=COUNT, classes=COUNT, probes=COUNT_OR_NONE,
+            dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
+        )  # fmt: skip
         if self.model not in GRAPH_MODELS:
             neutral = {"probes": 0, "fourier": 0, "axial": False, "reverse": False}
             for name, nothing in {**neutral, "positions": True}.items():

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from l2o_graph.inr.siren import layout_of
+from l2o_graph.zoo.files import expecting
 from l2o_graph.zoo.shards import (
     Format,
     differences,
@@ -71,7 +72,9 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
             "found none; python -m l2o_graph.datasets.inr makes them"
         )
     first = read_record(found[0], FORMAT)
-    names = [shard_name(split, i) for i in range(first["shards"])]
+    with expecting(f"INRs '{found[0]}': expected a number of shards and omega0 in its header"):
+        names = [shard_name(split, i) for i in range(first["shards"])]
+        omega0 = float(first["omega0"])
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise ValueError(
@@ -86,15 +89,18 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
         if difference:
             raise ValueError(f"INRs '{folder / name}': of another run than the rest: {difference}")
         shards.append(read_tensors(folder / name))
-    tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
+    with expecting(f"INRs '{folder}', split '{split}': expected the same tensors in all shards"):
+        tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
+        weights, biases = _of(tensors, "weight"), _of(tensors, "bias")
+        labels, index, view = (tensors[name] for name in ("label", "index", "view"))
     return checked(
-        _of(tensors, "weight"),
-        _of(tensors, "bias"),
-        labels=tensors["label"],
-        index=tensors["index"],
-        view=tensors["view"],
+        weights,
+        biases,
+        labels=labels,
+        index=index,
+        view=view,
         psnr=tensors.get("psnr"),
-        omega0=first["omega0"],
+        omega0=omega0,
         origin=f"'{folder}', split '{split}'",
     )
 
@@ -136,6 +142,13 @@ def checked(
             which it names; ``origin`` is where it says that they lie.
     """
     layout = layout_of(weights, biases)
+    count = len(weights[0])
+    for name, numbers in {"label": labels, "index": index, "view": view, "psnr": psnr}.items():
+        if numbers is not None and numbers.shape != (count,):
+            raise ValueError(
+                f"INRs {origin}: expected a {name} for each of {count} networks, found "
+                f"{list(numbers.shape)}"
+            )
     sound = torch.ones(len(labels), dtype=torch.bool)
     for tensor in (*weights, *biases):
         sound &= tensor.flatten(1).isfinite().all(1)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2o_graph.inr.siren import OFFSET, OMEGA0, Output, coordinates, layout_of
+from l2o_graph.ranges import COUNT, POSITIVE, SHARE, SHARE_BELOW_ONE, check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,9 @@ class Recipe:
     output: Output = "sine"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps: expected at least 1, found {self.steps}")
-        if not self.lr > 0:
-            raise ValueError(f"lr: expected more than 0, found {self.lr}")
-        if not 0 <= self.tail <= 1:
-            raise ValueError(f"tail: expected a share, 0 to 1, found {self.tail}")
+        check_ranges(self, steps=COUNT, lr=POSITIVE, tail=SHARE)
+        for beta in self.betas:
+            SHARE_BELOW_ONE.check("betas", beta)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

@@ -111,8 +111,15 @@ class INRModel(nn.Module):
                 f"INRs: expected layout {tuple(self.config.layout)}, which the model is made for, "
                 f"found {layout}"
             )
-        # A sum is finite only where all are; which are not is worth working out once one is not.
         tensors = (*weights, *biases)
+        like = next(self.parameters())
+        for tensor in tensors:
+            if (tensor.dtype, tensor.device) != (like.dtype, like.device):
+                raise ValueError(
+                    f"INRs: expected {like.dtype} on {like.device}, as the model is, found "
+                    f"{tensor.dtype} on {tensor.device}; convert one of them by to()"
+                )
+        # A sum is finite only where all are; which are not is worth working out once one is not.
         if bool(torch.stack([t.sum() for t in tensors]).sum().isfinite()):
             return
         sound = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors]).all(0)
@@ -149,8 +156,8 @@ class INRClassifier(INRModel):
             biases: Of each layer (I, out).
 
         Raises:
-            ValueError: For networks of another layout, and for weights that are not finite, with
-                the numbers of the networks.
+            ValueError: For networks of another layout, and in another type or on another device
+                than the model; for weights that are not finite, with the numbers of the networks.
         """
         return self.answer(weights, biases)
 

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from l2o_graph.inference import check_module, check_parameter
+
 LAYOUT = (2, 32, 32, 1)
 OMEGA0 = 30.0
 OFFSET = 0.5
@@ -108,9 +110,13 @@ def stack_networks(
 
     Raises:
         ValueError: For networks of other parameters, with their number, and of several layouts.
+        TypeError: For what is no module, and for one of TorchScript.
     """
     found = []
     for i, network in enumerate(networks):
+        check_module(network, f"INR {i}")
+        for name, p in network.named_parameters():
+            check_parameter(p, f"INR {i}, parameter '{name}'")
         parameters = [(name, p.detach()) for name, p in network.named_parameters()]
         if (
             not parameters

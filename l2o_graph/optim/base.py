@@ -1,5 +1,6 @@
 """What every learned optimizer owes its users: groups, closures, refusals, states, structure."""
 
+import math
 import sys
 import warnings
 import weakref
@@ -13,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from l2o_graph.architecture import NetSpec
-from l2o_graph.inference import spec_of_module, spec_of_parameters
+from l2o_graph.inference import check_module, spec_of_module, spec_of_parameters
 
 # Gradients above this are taken for an overflow; float32 has to hold their squares.
 LONGEST_GRADIENT = 1e17
@@ -36,15 +37,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
             batch; None to infer it from order, shape and, where given, name.
 
     Raises:
-        ValueError: For an empty list of parameters, a negative ``lr`` or ``weight_decay``, a
-            complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor).
+        ValueError: For an empty list of parameters, an ``lr`` or ``weight_decay`` that is no finite
+            number of at least 0, a complex parameter, or one that ``model`` lacks.
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
+            ``model`` that is no module or one of TorchScript.
     """
 
     # What waits for the model's first batch; a copy or a pickle begins without.
     _hook: "FirstForward | None" = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], model: nn.Module | None):
+        if model is not None:
+            check_module(model, "model")
         # Before the base class, which adds the groups.
         self._model = model
         self._traced: NetSpec | None = None
@@ -89,8 +93,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add a group; the graph is built anew at the next step.
 
         Raises:
-            ValueError: For a negative ``lr`` or ``weight_decay``, a complex parameter, or a
-                parameter that ``model`` lacks.
+            ValueError: For an ``lr`` or ``weight_decay`` that is no finite number of at least 0, a
+                complex parameter, or a parameter that ``model`` lacks.
             TypeError: For a parameter that is sharded over processes.
         """
         super().add_param_group(param_group)
@@ -106,7 +110,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             value = group[key]
             if isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(f"Tensor {key} must be 1-element, found shape {list(value.shape)}")
-            if not value >= 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{key}: expected a number of at least 0, found {value}")
         if group["checkpoint"] != self.defaults["checkpoint"]:
             raise ValueError(
@@ -140,9 +144,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # Compiled, it would be other code at almost every step, as ages and shapes of stacks are
+    # numbers of Python; this is the decorator that torch's own optimizers have, whose public form
+    # makes an import of this package take a second more.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
+
+        Under ``torch.compile`` it runs as it is, to the same bits; what surrounds it is compiled.
 
         Args:
             closure: Evaluates the model and returns the loss; called once, with gradients on.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from l2o_graph.optim.blocks import KINDS
 from l2o_graph.optim.signals import NUM_SIGNALS
+from l2o_graph.ranges import Range, check_ranges
 
 Reader = Literal["none", "messages", "attention", "mean", "sequence"]
 Grain = Literal["neuron", "tensor"]
@@ -69,10 +70,7 @@ class ControllerConfig:
             if getattr(self, name) not in get_args(known):
                 expected = " or ".join(map(repr, get_args(known)))
                 raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
-        for name in ("hidden", "channels"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= 256:
-                raise ValueError(f"{name}: expected an integer from 1 to 256, found {value!r}")
+        check_ranges(self, hidden=Range(1, 256, whole=True), channels=Range(1, 256, whole=True))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from l2o_graph.optim.blocks import Block, blocks_of
 from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
 from l2o_graph.optim.controller import Controller
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
+from l2o_graph.optim.saved import check_numbers, with_step
 from l2o_graph.optim.step import advance
 
 
@@ -56,7 +57,8 @@ class NGOptimizer(LearnedOptimizer):
         ValueError: For an unknown or unreadable checkpoint or one of another kind, an empty list
             of parameters, a negative ``lr`` or ``weight_decay``, a ``total_steps`` below 1, a
             complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor).
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
+            ``model`` that is no module or one of TorchScript.
         FileNotFoundError: For a checkpoint path to nothing.
 
     Source:
@@ -229,8 +231,8 @@ class NGOptimizer(LearnedOptimizer):
         """Load a state; it stays float32 for parameters of lower precision.
 
         Raises:
-            ValueError: For the state of another checkpoint or of another model. The optimizer
-                is then as it was.
+            ValueError: For the state of another checkpoint or of another model, and for numbers
+                that are not finite. The optimizer is then as it was.
             RuntimeError: Inside of ``averaged()``.
         """
         self._refuse_inside_of_averaged("load_state_dict()")
@@ -262,7 +264,8 @@ class NGOptimizer(LearnedOptimizer):
         super()._check_saved_group(mine, theirs)
         _check_total(theirs.get("total_steps"), "state_dict: ")
 
-    def _copy_of(self, saved: dict[str, Any], key: Any, parameter: Tensor) -> dict[str, Tensor]:
+    def _copy_of(self, saved: Any, key: Any, parameter: Tensor) -> dict[str, Tensor]:
+        saved = with_step(saved, key)
         _check_state(saved, key, parameter)
         kind = state_type(parameter)
         return {
@@ -517,16 +520,13 @@ def _check_state(saved: Mapping[str, Any], key: Any, parameter: Tensor) -> None:
             raise ValueError(
                 f"state_dict: for parameter {key}, expected tensors, found '{name}': {value!r}"
             )
-    shape, step = saved["average"].shape, saved["step"]
+    shape = saved["average"].shape
     if shape != parameter.shape:
         raise ValueError(
             f"state_dict: expected an average of shape {list(parameter.shape)} for parameter "
             f"{key}, found {list(shape)}"
         )
-    if step.dim() or not 0 <= float(step) < 1e9 or float(step) % 1:
-        raise ValueError(
-            f"state_dict: expected a number of steps for parameter {key}, found {step.tolist()}"
-        )
+    check_numbers(saved, key, parameter)
 
 
 def _check_total(total_steps: Any, where: str = "") -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -14,12 +16,46 @@ from torch import Tensor, nn
 SUFFIX = ".safetensors"
 # Headers are some kilobytes; one of hundreds of megabytes would be read for seconds.
 LONGEST_HEADER = 10_000_000
+# What comes of content that is not what it should be; not OSError, of a file that is not there.
+WRONG_CONTENT = (
+    SafetensorError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+)
+LONGEST_REASON = 300
+# What write_atomically calls a file until it is whole.
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
+
+
+@contextmanager
+def expecting(what: str) -> Iterator[None]:
+    """Name the file, and what it was expected to hold, where its content is something else.
+
+    Args:
+        what: As "'runs/one/state.safetensors': expected the state of a run".
+
+    Raises:
+        ValueError: For whatever goes wrong with content inside of the block.
+    """
+    try:
+        yield
+    except WRONG_CONTENT as error:
+        found = " ".join(repr(error).split())[:LONGEST_REASON]
+        raise ValueError(f"{what}, found: {found}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the file, then rename: a reader never sees half of it."""
+    """Write beside the file, then rename: a reader never sees half of it.
+
+    What a process that was killed had half written of it is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    clear_partial(path.parent, path.name)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -28,6 +64,34 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def clear_partial(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that have ended had half written.
+
+    Args:
+        folder: Where it lies.
+        name: Of the one file that it was to become; None for any.
+    """
+    for path in folder.iterdir():
+        match = PARTIAL.fullmatch(path.name)
+        if match and name in (None, match["name"]) and not _is_running(int(match["process"])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process of this number runs; taken for granted where that is not told."""
+    if process == os.getpid():
+        return False
+    if os.name != "posix":  # where os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def save_module(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:

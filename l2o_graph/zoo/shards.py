@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from l2o_graph.zoo.files import write_atomically
+from l2o_graph.zoo.files import expecting, write_atomically
 
 NAMED = 10  # of many faults, an error names this many
 
@@ -62,14 +62,10 @@ def read_record(path: Path, kind: Format) -> dict[str, Any]:
         ValueError: For a file that is damaged or something else.
         OSError: For one that cannot be opened.
     """
-    try:
+    with expecting(f"{kind.networks} '{path}': expected a whole safetensors file"):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        record = json.loads(metadata.get("record", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{kind.networks} '{path}': expected a whole safetensors file, found: {error}"
-        ) from error
+        record = dict(json.loads(metadata.get("record", "{}")))
     if (record.get("format"), record.get("version")) != (kind.name, kind.version):
         raise ValueError(
             f"{kind.networks} '{path}': expected format '{kind.name}', version {kind.version}, in "
@@ -79,15 +75,31 @@ def read_record(path: Path, kind: Format) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a shard."""
-    with safe_open(path, framework="pt") as file:
+    """All tensors of a shard.
+
+    Raises:
+        ValueError: For a file that is damaged.
+        OSError: For one that cannot be opened.
+    """
+    with (
+        expecting(f"'{path}': expected a whole safetensors file"),
+        safe_open(path, framework="pt") as file,
+    ):
         # safe_open has keys() but is not iterable, which the linter cannot know.
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a shard, without the others."""
-    with safe_open(path, framework="pt") as file:
+    """One tensor of a shard, without the others.
+
+    Raises:
+        ValueError: For a file that is damaged or lacks the tensor.
+        OSError: For one that cannot be opened.
+    """
+    with (
+        expecting(f"'{path}': expected a tensor '{name}'"),
+        safe_open(path, framework="pt") as file,
+    ):
         return file.get_tensor(name)
 
 

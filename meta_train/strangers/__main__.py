@@ -10,6 +10,7 @@ line of runs.jsonl, and the same command goes on with those that are missing.
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from l2o_graph.datasets.workers import in_parallel
+from l2o_graph.ranges import COUNT, Range, check_ranges
+from l2o_graph.zoo.lock import held
 from meta_train.benchmark import check_writable
 from meta_train.strangers import contenders, learned, records, tasks
 from meta_train.strangers.contenders import Contender
@@ -79,7 +82,7 @@ def plan(settings: Settings, wanted: Sequence[Task], known: dict[str, Contender]
 
 
 def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
-    """Do those runs that the folder lacks, keeping each as it ends.
+    """Do those runs that the folder lacks, keeping each as it ends; the caller holds it.
 
     Returns:
         The records of ``runs``, in their order; with ``finished``, of those that there are.
@@ -102,13 +105,10 @@ def compare(settings: Settings) -> Outcome:
     """Check, do all runs, gather.
 
     Raises:
-        ValueError, OSError: For a request that cannot be met, before any run.
+        ValueError, OSError: For a request that cannot be met, before any run; where another
+            command is at work in the folder, too.
     """
-    for name in ("seeds", "jobs"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
-    if not 0 < settings.shorter <= 1:
-        raise ValueError(f"shorter: expected more than 0, at most 1, found {settings.shorter:g}")
+    check_ranges(settings, seeds=COUNT, jobs=COUNT, shorter=Range(0, 1, above=True))
     wanted, notes = tasks.chosen(settings.tasks)
     known, more = contenders.chosen(settings.optimizers, settings.checkpoint)
     if not wanted or not known:
@@ -118,7 +118,9 @@ def compare(settings: Settings) -> Outcome:
     runs = plan(settings, wanted, known)
     for line in (*notes, *more):
         print(f"strangers: {line}", file=sys.stderr)
-    done = with_averages(execute(settings, runs), known)
+    # A look at what there is leaves the folder to whoever is at work in it.
+    with nullcontext() if settings.finished else held(settings.out):
+        done = with_averages(execute(settings, runs), known)
     whole = {task.name: task.steps for task in wanted}
     done_tasks = {r.run.task for r in done if r.run.steps == whole[r.run.task]}
     if not done_tasks:
@@ -149,14 +151,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, compare, print; 0 when all is done, 2 for a request that cannot be met."""
     settings = _parse(argv)
     try:
-        outcome = compare(settings)
+        paths = write(compare(settings), settings.out)
     except (ValueError, OSError) as error:
         print("strangers: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {settings.out}", file=sys.stderr)
         return 130
-    paths = write(outcome, settings.out)
     print(paths[0].read_text())
     print("wrote " + ", ".join(map(str, paths)))
     return 0

@@ -5,10 +5,12 @@ import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from l2o_graph.zoo.files import expecting
+from meta_train.parsing import parsed
 
 FILE = "runs.jsonl"
-BEGINNING = '{"run": {'  # of every line
+BEGINNING = b'{"run": {'  # of every line
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Record:
 
 
 def add(folder: Path, record: Record) -> None:
-    """Append a record; several commands may write to one folder."""
+    """Append a record to a folder that this process holds."""
     path = folder / FILE
     line = json.dumps(asdict(record), allow_nan=False)
     before = path.read_bytes() if path.exists() else b""
@@ -98,21 +100,15 @@ def read(folder: Path) -> dict[Run, Record]:
     if not path.exists():
         return {}
     found: dict[Run, Record] = {}
-    for at, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            fields = json.loads(line)
-        except ValueError:
-            if line.startswith(BEGINNING[: len(line)]):
-                continue
-            fields = None
-        try:
-            record = _record(fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"'{path}', line {at}: not a run of this benchmark ({error}); move the file away "
-                "or give another --out"
-            ) from error
-        found[record.run] = record
+    for at, line in enumerate(path.read_bytes().splitlines(), 1):
+        if _is_cut_off(line):
+            continue
+        with expecting(
+            f"'{path}', line {at}: not a run of this benchmark; move the file away or give "
+            "another --out: expected a record"
+        ):
+            record = parsed(Record, json.loads(line), "record")
+            found[record.run] = record
     return found
 
 
@@ -121,9 +117,12 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _record(fields: Any) -> Record:
-    fields = dict(fields)
-    for name in ("merits", "averaged"):
-        fields[name] = {int(step): value for step, value in fields[name].items()}
-    fields["run"] = Run(**fields["run"])
-    return Record(**fields)
+def _is_cut_off(line: bytes) -> bool:
+    """Whether a line is the beginning of one: a run was killed while it wrote."""
+    if not line.startswith(BEGINNING[: len(line)]):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False

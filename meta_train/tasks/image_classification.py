@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from l2o_graph.datasets.images import Images, load_images
 from l2o_graph.inference import spec_of_module
+from l2o_graph.ranges import COUNT
 
 CLASSES = 10
 BATCH = 128
@@ -135,8 +136,8 @@ class ImageTask:
         for key, value in settings.items():
             if key not in ("batch", *takes):
                 raise ValueError(f"expected one of {['batch', *takes]}, found '{key}'")
-            if key != "norm" and value < 1:
-                raise ValueError(f"{key}: expected at least 1, found {value}")
+            if key != "norm":
+                COUNT.check(key, value)
         changed = {"width": self.width, "batch": self.batch, **self.shape, **settings}
         other = ImageTask(self.dataset, self.build, **changed)
         other._same_images = self

@@ -1,0 +1,58 @@
+"""JSON -> the records that it was written from, every value of the type that its field has."""
+
+import dataclasses
+import math
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+LONGEST_VALUE = 80  # that an error shows
+
+
+def parsed(kind: Any, value: Any, name: str) -> Any:
+    """A value as its type has it, dataclasses and what is in lists and so on as well.
+
+    Args:
+        kind: A dataclass, str, bool, int, float, None, or a union, list, tuple or dict of these.
+            Numbers are finite. Keys of a dict that are to be integers are written as strings.
+        value: What JSON gave.
+        name: Of it, for errors.
+
+    Raises:
+        ValueError: Where it is of another type, naming the field.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _record(kind, value, name)
+    if origin in (Union, UnionType):
+        chosen = NoneType if value is None else next(k for k in inner if k is not NoneType)
+        if chosen in inner:
+            return None if value is None else parsed(chosen, value, name)
+    elif origin is list and isinstance(value, list):
+        return [parsed(inner[0], each, name) for each in value]
+    elif origin is tuple and isinstance(value, list) and len(value) == len(inner):
+        return tuple(parsed(k, each, name) for k, each in zip(inner, value, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {_key(inner[0], k, name): parsed(inner[1], v, name) for k, v in value.items()}
+    elif kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    elif kind in (str, bool, int) and type(value) is kind:
+        return value
+    expected = kind.__name__ if isinstance(kind, type) else str(kind)
+    raise ValueError(f"{name}: expected {expected}, found {repr(value)[:LONGEST_VALUE]}")
+
+
+def _record(kind: Any, value: Any, name: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+    if not isinstance(value, dict) or not required <= value.keys() <= fields.keys():
+        found = sorted(value) if isinstance(value, dict) else repr(value)[:LONGEST_VALUE]
+        raise ValueError(f"{name}: expected the fields {list(fields)}, found {found}")
+    hints = get_type_hints(kind)
+    return kind(**{n: parsed(hints[n], each, n) for n, each in value.items()})
+
+
+def _key(kind: type, key: str, name: str) -> Any:
+    try:
+        return kind(key)
+    except ValueError:
+        raise ValueError(f"{name}: expected keys of type {kind.__name__}, found '{key}'") from None
