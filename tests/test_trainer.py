@@ -296,7 +296,7 @@ def test_every_number_of_the_configuration_is_an_option(monkeypatch):
     config, *rest = configuration(
         monkeypatch, *options, *sizes, "--resume", "--data-root", "a", "--out", "b"
     )
-    expected = ControllerConfig(hidden=5, channels=2)
+    expected = ControllerConfig("none", hidden=5, channels=2)
     assert config == EvolutionConfig("fmnist_cnn", expected, **other)
     assert rest == [Path("b"), "a", True]
 
