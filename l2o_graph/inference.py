@@ -4,9 +4,10 @@ What can be told without a computation is a chain: every layer reads what the on
 Residual additions, branches, transposed and grouped kernels take ``tracing``.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,10 @@ def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None
     norm's. With names, parameters that share a prefix belong together: a kernel with its bias
     wherever it stands, or the factors of a norm, its "weight", with its bias.
 
+    Parameters that are stacks of one length, with biases [members, out] behind kernels [members,
+    out, in, *positions], are networks side by side, as ``torch.func.stack_module_state`` makes
+    them.
+
     Args:
         parameters: Tensors in the order in which the network uses them.
         names: Their names, as ``named_parameters()`` gives them.
@@ -136,8 +141,37 @@ def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None
     shapes = [tuple(p.shape) for p in parameters]
     if not shapes:
         raise ValueError("expected at least one parameter, found an empty list")
-    layers = _by_order(shapes) if names is None else _by_name(shapes, names)
-    return _chain(names or [f"parameter {i}" for i in range(len(shapes))], shapes, layers)
+    called = names or [f"parameter {i}" for i in range(len(shapes))]
+    members = _members(shapes)
+    own = [shape[1:] for shape in shapes] if members > 1 else shapes
+    layers = _by_order(own) if names is None else _by_name(own, names)
+    spec = _chain(called, own, layers)
+    return _side_by_side(spec, members) if members > 1 else spec
+
+
+def _members(shapes: Sequence[tuple[int, ...]]) -> int:
+    """How many networks of one architecture parameters are stacks of; 1 where they are none."""
+    if min(map(len, shapes)) < 2 or len({shape[0] for shape in shapes}) > 1:
+        return 1
+    behind = itertools.pairwise(shapes)
+    has_biases = any(len(a) > 2 and b == a[:2] for a, b in behind)
+    return shapes[0][0] if has_biases else 1
+
+
+def _side_by_side(spec: NetSpec, members: int) -> NetSpec:
+    """Networks of one architecture, whose parameters are stacked along a first axis."""
+    return NetSpec(
+        names=spec.names,
+        shapes=tuple((members, *shape) for shape in spec.shapes),
+        neurons=tuple(replace(n, size=members * n.size) for n in spec.neurons),
+        kernels=tuple(replace(k, grid=(members * k.grid[0], *k.grid[1:])) for k in spec.kernels),
+        biases=tuple(
+            replace(b, start=member * b.size, neurons_start=member * b.size)
+            for b in spec.biases
+            for member in range(members)
+        ),
+        loose=spec.loose,
+    )
 
 
 def _by_order(shapes: Sequence[tuple[int, ...]]) -> list[Layer]:

@@ -56,8 +56,8 @@ class PaperOptimizer(LearnedOptimizer):
         ValueError: For an unreadable checkpoint or one of another kind, an empty list of
             parameters, a negative ``lr`` or ``weight_decay``, a ``chunk_size`` below 1, a complex
             parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
-            ``model`` that is no module or one of TorchScript.
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
+            ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
         FileNotFoundError: For a checkpoint path to nothing.
 
     Source:

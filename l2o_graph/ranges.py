@@ -33,7 +33,7 @@ class Range:
             return f"at least {self.least}"
         return f"from {self.least} to {self.most}"
 
-    def check(self, name: str, value: object) -> None:
+    def check(self, name: str, value: Any) -> None:
         """Refuse what is not in it.
 
         Args:
@@ -47,8 +47,8 @@ class Range:
         if not right or not _is_finite(value):
             kind = "an integer" if self.whole else "a finite number"
             raise ValueError(f"{name}: expected {kind}, {self}, found {value!r}")
-        low = value > self.least if self.above else value >= self.least  # type: ignore[operator]
-        high = value < self.most if self.below else value <= self.most  # type: ignore[operator]
+        low = value > self.least if self.above else value >= self.least
+        high = value < self.most if self.below else value <= self.most
         if not (low and high):
             raise ValueError(f"{name}: expected {self}, found {value!r}")
 

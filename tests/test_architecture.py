@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import paper_cnn
 from torch import nn
+from torch.func import stack_module_state
 
 from l2o_graph.architecture import NetSpec
 from l2o_graph.inference import spec_of_module, spec_of_parameters
@@ -203,3 +204,20 @@ def test_named_biases_find_their_kernels_in_groups_of_another_order():
     found = {spec.names[b.parameter]: spec.neurons[b.neurons].name for b in spec.biases}
     assert found == {"0.bias": "0", "2.bias": "2", "4.bias": "output"}
     assert spec.loose == ()
+
+
+def test_stacked_members_are_networks_side_by_side():
+    members = [nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)) for _ in range(5)]
+    stacked, _ = stack_module_state(members)
+    one, spec = spec_of_parameters(members[0].parameters()), spec_of_parameters(stacked.values())
+    assert [n.size for n in spec.neurons] == [5 * n.size for n in one.neurons]
+    assert [k.grid for k in spec.kernels] == [(5, 6, 4), (5, 3, 6)]
+    assert spec.loose == () and [n.role for n in spec.neurons] == ["input", "hidden", "output"]
+    on_first = [(b.start, b.neurons_start, b.size) for b in spec.biases if b.parameter == 1]
+    assert on_first == [(6 * i, 6 * i, 6) for i in range(5)]
+
+
+def test_a_convolution_before_a_matrix_is_no_ensemble():
+    shapes = [(5, 8, 4), (5,), (3, 5), (3,)]
+    spec = spec_of_parameters([torch.zeros(shape) for shape in shapes])
+    assert spec.kernels[0].grid == (1, 5, 8) and spec.kernels[0].positions == (4,)

@@ -722,11 +722,13 @@ def test_a_model_may_be_converted_between_two_steps(name, checkpoint):
     assert all(t.dtype == expected for t in state_tensors(optimizer))
 
 
-def test_layers_that_learn_their_width_at_the_first_batch(checkpoint):
+@pytest.mark.parametrize("steps_before", [False, True])
+def test_layers_that_learn_their_width_at_the_first_batch(steps_before, checkpoint):
     """Lazy layers have no shapes when they are handed over, and keep their identity."""
     lazy = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(3))
     optimizer = NGOptimizer(lazy.parameters(), checkpoint=checkpoint)
-    optimizer.step()
+    if steps_before:
+        optimizer.step()
     lazy(torch.ones(2, 4))
     plain = mlp()
     lazy.load_state_dict(plain.state_dict())

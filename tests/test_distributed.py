@@ -12,6 +12,7 @@ from helpers_ranks import RANKS, Ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from l2o_graph.optim.optimizer import NGOptimizer
@@ -122,6 +123,44 @@ def test_options_of_ddp_change_nothing(option, graph_checkpoint, on_both):
     one, other = on_both(_train, graph_checkpoint, **{option: True})
     assert equal(one, other)
     assert equal(one, alone(graph_checkpoint))
+
+
+class _Skipping(nn.Module):
+    """Leaves layers of a residual stream out, other ones in each process and step."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.head, self.aux, self.calls = nn.Linear(4, 3), nn.Linear(4, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.head(x)
+        self.calls += 1
+        for i in (self.calls + dist.get_rank(), self.calls // 2):
+            x = x + self.layers[i % 4](x).tanh()
+        return self.head(x) + self.aux(x)
+
+
+def _skip(checkpoint: Path, validates: bool) -> list[Tensor]:
+    model = _Skipping()
+    used = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = new(model, checkpoint, "model")
+    if validates and dist.get_rank() == 0:
+        with torch.no_grad():
+            model.eval()(batch(0, 0)[0])
+        model.train()
+    ends = train(used, optimizer, range(6))
+    assert optimizer._traced is not None and optimizer._traced.loose == ()
+    return ends
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_replicas_that_see_other_parts_of_the_network_stay_equal(
+    validates, graph_checkpoint, on_both
+):
+    assert equal(*on_both(_skip, graph_checkpoint, validates))
 
 
 class _Branches(nn.Module):
@@ -261,3 +300,21 @@ def test_flattened_parameters_are_refused(original, graph_checkpoint, on_both):
     """The first FSDP: its parameters look like whole vectors."""
     for answer in on_both(_flatten, graph_checkpoint, original):
         assert "TypeError: parameter 0: expected a whole tensor, found a shard" in answer
+
+
+def _share_out(checkpoint: Path, with_model: bool) -> str:
+    model = mlp()
+    told = {"model": model} if with_model else {}
+    return _refusal(
+        lambda: ZeroRedundancyOptimizer(
+            model.parameters(), NGOptimizer, lr=1.0, checkpoint=checkpoint, **told
+        )
+    )
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_shares_of_parameters_are_refused(with_model, graph_checkpoint, on_both):
+    """ZeroRedundancyOptimizer makes an optimizer of each process for some of them."""
+    for answer in on_both(_share_out, graph_checkpoint, with_model):
+        assert "TypeError: NGOptimizer: expected all parameters of a network" in answer
+        assert "as ZeroRedundancyOptimizer gives them out" in answer

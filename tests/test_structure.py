@@ -10,6 +10,7 @@ from automorphisms import moved, random_symmetry
 from helpers_optimizer import controller_file, copies, equal
 from networks import GPT, NETWORKS, text
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 import l2o_graph.tracing.network as network
 from l2o_graph import neural_graph, register_layer
@@ -61,10 +62,8 @@ def test_the_first_call_of_the_model_tells_its_structure(checkpoint):
 
 def test_structure_is_read_once(checkpoint, monkeypatch):
     calls = []
-    real = network.spec_of_computation
-    monkeypatch.setattr(
-        "l2o_graph.tracing.spec_of_computation", lambda *a: calls.append(a) or real(*a)
-    )
+    real = network.Watch
+    monkeypatch.setattr(network, "Watch", lambda module: calls.append(module) or real(module))
     net, x = Skip(), torch.randn(3, 4)
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     for _ in range(3):
@@ -134,7 +133,7 @@ def test_nothing_of_the_model_is_disturbed(checkpoint):
 
 
 class Asking(nn.Module):
-    """Goes another way by the numbers on its way, which no stand-in has."""
+    """Goes another way by the numbers on its way."""
 
     def __init__(self):
         super().__init__()
@@ -144,10 +143,10 @@ class Asking(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         x = self.first(x)
-        return self.last(x.relu() if float(x.sum()) > 0 else x.tanh())
+        return self.last(x.relu() if x.sum().item() > 0 else x.tanh())
 
 
-def test_a_network_that_asks_for_numbers_is_run_for_real(checkpoint):
+def test_a_network_may_ask_for_numbers_on_its_way(checkpoint):
     net, x = Asking(), torch.randn(3, 4)
     expected = spec_of_computation(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)), (x,))
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
@@ -157,31 +156,41 @@ def test_a_network_that_asks_for_numbers_is_run_for_real(checkpoint):
 
 
 class Failing(nn.Module):
-    """Works in training, but not when it is run for its structure."""
+    """Fails at its first calls, as a loop that catches what does not fit into memory sees it."""
 
     def __init__(self):
         super().__init__()
-        self.layer, self.other, self.calls = nn.Linear(4, 5), nn.Bilinear(5, 5, 2), 0
+        self.first, self.branch, self.last = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 2)
+        self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        hidden = self.first(x)
         if self.calls < 3:
-            raise RuntimeError("not now")
-        return self.other(self.layer(x), self.layer(x))
+            raise MemoryError("not now")
+        return self.last(hidden + self.branch(x))
 
 
-def test_what_cannot_be_followed_falls_back_with_one_warning(checkpoint):
+def test_a_call_that_fails_fails_as_before_and_the_next_one_is_read(checkpoint):
     net, x = Failing(), torch.randn(3, 4)
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
-    before = copies(net.parameters())
-    with pytest.warns(UserWarning, match=r"could not follow the model \(RuntimeError\('not now'\)"):
-        loss = net(x).square().mean()
-    loss.backward()
-    with pytest.warns(UserWarning, match="leaves 2 of 4 parameters to their own features"):
-        optimizer.step()
     for _ in range(2):
-        step(optimizer, net, x)
-    assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+        with pytest.raises(MemoryError, match="not now"):
+            net(x)
+        assert not is_in_torch_dispatch_mode()
+    assert optimizer._traced is None
+    step(optimizer, net, x)
+    assert optimizer._traced == spec_of_computation(net, (x,))
+
+
+def test_a_batch_that_cannot_be_read_is_told_of_once(checkpoint):
+    net, x = Failing(), torch.randn(3, 4)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    with pytest.warns(UserWarning, match=r"could not follow the model \(MemoryError\('not now'\)"):
+        optimizer.read_structure((x,))
+    net.calls = 3
+    step(optimizer, net, x)
+    assert optimizer._traced is not None
 
 
 class Strange(nn.Module):

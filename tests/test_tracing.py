@@ -148,6 +148,7 @@ def test_five_steps_commute_with_a_symmetry(name):
     assert apart(end_there, moved(spec, end, symmetry)) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_five_steps_lower_the_loss(name):
     case = NETWORKS[name]
@@ -179,5 +180,62 @@ def test_a_network_with_a_layer_under_two_names_stays_as_it_is():
     assert {key: id(p) for key, p in module.named_parameters(remove_duplicate=False)} == held
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
     assert not spec.loose
-    of_linear = [k for k in spec.kernels if spec.names[k.parameter] == "linear.weight"]
+    of_linear = [k for k in spec.kernels if k.parameter == spec.names.index("linear.weight")]
     assert [k.again for k in of_linear] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["resnet", "gated", "unet"])
+def test_channels_last_kernels_are_kernels(name):
+    net, x, _ = prepared(NETWORKS[name])
+    expected = spec_of_computation(net, (x,))
+    last = net.to(memory_format=torch.channels_last)
+    assert any(not p.is_contiguous() for p in last.parameters())
+    assert spec_of_computation(last, (x.to(memory_format=torch.channels_last),)) == expected
+
+
+class States(nn.Module):
+    """Recurrent layers that begin where others ended, or where another layer says."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.head = kind, nn.Linear(4, 2)
+        self.encoder, self.decoder = (nn.LSTM(3, 4, 2, batch_first=True) for _ in range(2))
+        self.start, self.cell = nn.Linear(3, 4), nn.GRUCell(3, 4)
+        self.both = nn.GRU(3, 2, bidirectional=True, batch_first=True)
+        self.begin = nn.Parameter(torch.randn(1, 1, 4))
+        self.plain = nn.RNN(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "all states to a decoder":
+            return self.head(self.decoder(x, self.encoder(x)[1])[0])
+        if self.kind == "a lower layer's state":
+            return self.head(self.encoder(x)[1][0][0])
+        if self.kind == "a cell's state":
+            return self.head(self.encoder(x)[1][1][-1])
+        if self.kind == "a layer before a cell":
+            return self.head(self.cell(x[:, 1], self.start(x[:, 0])))
+        if self.kind == "both directions":
+            last = self.both(x)[1]
+            return self.head(torch.cat([last[0], last[1]], -1))
+        if self.kind == "fixed numbers":
+            first = torch.arange(4.0, dtype=x.dtype).expand(1, len(x), 4)
+            return self.head(self.plain(x, first)[1][0])
+        return self.head(self.plain(x, self.begin.expand(1, len(x), 4).contiguous())[1][0])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "all states to a decoder", "a lower layer's state", "a cell's state",
+        "a layer before a cell", "both directions", "fixed numbers", "a parameter",
+    ],
+)  # fmt: skip
+def test_states_of_recurrent_layers(kind):
+    torch.manual_seed(0)
+    net, x = States(kind).double(), torch.randn(5, 6, 3).double()
+    spec = spec_of_computation(net, (x,))
+    before = values(net)
+    after = moved(spec, before, random_symmetry(spec, 0))
+    torch.testing.assert_close(output(net, after, x), output(net, before, x), rtol=0, atol=1e-9)
+    (head,) = [k for k in spec.kernels if k.parameter == spec.names.index("head.weight")]
+    assert spec.neurons[head.source].role != "input"

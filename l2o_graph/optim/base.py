@@ -3,21 +3,25 @@
 import math
 import sys
 import warnings
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
-from torch.utils.hooks import RemovableHandle
 
 from l2o_graph.architecture import NetSpec
 from l2o_graph.inference import check_module, spec_of_module, spec_of_parameters
+from l2o_graph.optim.watching import Watching, of_all_ranks
+
+if TYPE_CHECKING:  # whoever gives no model does not need it
+    from l2o_graph.tracing.network import Reading
 
 # Gradients above this are taken for an overflow; float32 has to hold their squares.
 LONGEST_GRADIENT = 1e17
+# Where ZeroRedundancyOptimizer makes the optimizers of each process.
+ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 # Packages that calls come by way of, and whose lines no warning is about.
 ON_THE_WAY = ("l2o_graph", "torch", "higher", "jaxtyping", "beartype")
 
@@ -39,19 +43,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Raises:
         ValueError: For an empty list of parameters, an ``lr`` or ``weight_decay`` that is no finite
             number of at least 0, a complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
-            ``model`` that is no module or one of TorchScript.
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
+            ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
     """
 
-    # What waits for the model's first batch; a copy or a pickle begins without.
-    _hook: "FirstForward | None" = None
+    # What watches calls of the model; a copy or a pickle begins without.
+    _watching: "Watching | None" = None
+    # The ranks that train replicas of the model, once a call by way of them was seen.
+    _group: Any = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], model: nn.Module | None):
+        _refuse_shares(type(self).__name__)
         if model is not None:
             check_module(model, "model")
         # Before the base class, which adds the groups.
         self._model = model
-        self._traced: NetSpec | None = None
+        self._known: Reading | None = None
+        self._news: list[Reading] = []
+        self._told: set[str] = set()  # names of parameters that a warning was about
+        self._asked: set[int] = set()  # parameters that calls were watched for once more
         self._forget()
         super().__init__(params, defaults)
         # Whoever has not imported it does not need it, and it is not a dependency.
@@ -61,33 +71,119 @@ class LearnedOptimizer(torch.optim.Optimizer):
             register(type(self))
         self._watch()
 
+    @property
+    def _traced(self) -> NetSpec | None:
+        """The structure as far as calls of the model told it."""
+        return None if self._known is None else self._known.spec
+
     def _watch(self) -> None:
-        """Wait for the first batch of the model, once."""
-        waiting = self._hook is not None and self._hook.handle is not None
-        if self._model is not None and self._traced is None and not waiting:
-            self._hook = FirstForward(self)
-            handle = self._model.register_forward_pre_hook(self._hook, with_kwargs=True)
-            self._hook.handle = handle
+        """Watch calls of the model, until all of its parameters were seen at work."""
+        if self._model is not None and self._watching is None and not self._is_complete():
+            self._watching = Watching(self._model, self)
+
+    def _is_complete(self) -> bool:
+        """Whether calls have shown what all parameters of the model do."""
+        return self._known is not None and self._known.is_complete
 
     def read_structure(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
-        """Follow the model through a batch; called by itself at the model's first call.
+        """Follow the model through a batch of its own, of which nothing remains.
+
+        Calls of the model are followed by themselves; this is for whoever makes none before the
+        first step.
 
         Args:
             args: A batch, as the model's call takes it.
             kwargs: Named arguments of that call.
         """
-        from l2o_graph.tracing import spec_of_computation
+        from l2o_graph.tracing.network import read
 
         assert self._model is not None
         try:
-            self._traced = spec_of_computation(self._model, args, kwargs)
+            self._news.append(read(self._model, args, kwargs))
         except Exception as error:  # training can go on without, and the model may say more
             warn(
                 f"{type(self).__name__}: could not follow the model ({error!r}); its structure is "
                 "inferred from the order of its layers"
             )
             return
-        self._spec = None
+        self._learn(self._news)
+
+    def _hear(self, reading: "Reading") -> None:
+        """Hear what a call of the model told."""
+        self._news.append(reading)
+        replicas = self._group or (self._watching and self._watching.group)
+        if not replicas:  # else all of them learn it together
+            self._learn(self._news)
+
+    def _learn(self, readings: Sequence["Reading"]) -> None:
+        """Learn what calls of the model told, here or in other processes."""
+        self._news = []
+        if not readings:
+            return
+        from l2o_graph.tracing.joining import all_of
+
+        before = [] if self._known is None else [self._known]
+        after = all_of([*before, *readings])
+        if after is not None and (self._known is None or after.spec != self._known.spec):
+            self._spec = None
+        self._known = after
+
+    def _settle(self, gradient_of: Mapping[Tensor, Tensor]) -> None:
+        """Before a step: learn what was seen since the last one, and see to what was not.
+
+        Replicas of DistributedDataParallel learn what any of them saw, at their first step and
+        whenever a gradient comes of a parameter that none has seen at work. They have the same
+        gradients, and so ask each other at the same steps.
+        """
+        watching = self._watching
+        if self._model is None or (watching is None and self._is_complete()):
+            return
+        group = None
+        if watching is not None:
+            watching.stop()
+            group = watching.group
+        self._group = group or self._group
+        if self._group is None:
+            self._learn(self._news)
+        unseen = self._unseen(gradient_of)
+        if self._group is not None and (not self._agreed or unseen):
+            if not self._agreed and self._known is not None:  # seen by this rank alone
+                self._news.insert(0, self._known)
+                self._known = None
+            self._learn(of_all_ranks(self._news, self._group))
+            self._agreed = True
+            unseen = self._unseen(gradient_of)
+        done = self._is_complete()
+        tired = watching is not None and watching.is_tired() and not unseen
+        # Of other inputs or another mode than what was watched.
+        again = set() if done else unseen - self._asked
+        if done or tired or again:
+            if watching is not None:
+                watching.leave()
+            self._watching = None
+        if again:
+            self._asked |= again
+            self._watching = Watching(self._model, self)
+            self._watching.was_compiled = watching is not None and watching.was_compiled
+        self._tell()
+
+    def _unseen(self, gradient_of: Mapping[Tensor, Tensor]) -> set[int]:
+        """Parameters of the model that have a gradient, though no call has shown them at work."""
+        assert self._model is not None
+        used = frozenset() if self._known is None else self._known.used
+        return {
+            i for i, p in enumerate(self._model.parameters()) if i not in used and p in gradient_of
+        }
+
+    def _tell(self) -> None:
+        """Warn of parameters whose work is not understood, once each."""
+        names = [] if self._known is None else self._known.unknown
+        new = [name for name in names if name not in self._told]
+        if new:
+            from l2o_graph.tracing.network import unknown_message
+
+            self._told.update(new)
+            warn(unknown_message(new))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the graph is built anew at the next step.
@@ -184,6 +280,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         }
         if not self._accepts(gradient_of):
             return loss
+        self._settle(gradient_of)
         # Autocast is meant for the user's model; the rule needs all its digits.
         with torch.autocast(next(iter(gradient_of)).device.type, enabled=False):
             self._apply(group_of, gradient_of)
@@ -213,13 +310,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _network(self, trained: Sequence[Tensor]) -> tuple[Sequence[Tensor], NetSpec]:
         """The parameters of the graph and how they join, inferred where that is not yet known."""
+        if self._group is None:
+            self._learn(self._news)
         parameters = trained if self._model is None else [*self._model.parameters()]
         if self._spec is None or self._spec.shapes != shapes_of(parameters):
             if self._model is None:
                 self._spec = spec_of_parameters(parameters, self._names())
             else:
                 if self._traced is not None and self._traced.shapes != shapes_of(parameters):
-                    self._traced = None  # the model has changed: its next batch tells how
+                    self._known = None  # the model has changed: its next batch tells how
+                    self._agreed = False
+                    self._asked.clear()
                     self._watch()
                 self._spec = self._traced or self._spec_by_order(self._model)
         return parameters, self._spec
@@ -227,7 +328,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _spec_by_order(self, model: nn.Module) -> NetSpec:
         """The structure of a model that was not seen computing anything."""
         spec = spec_of_module(model)
-        if spec.loose:
+        if self._watching is not None and self._watching.was_compiled:
+            warn(
+                f"{type(self).__name__}: the model was called compiled, and what is compiled "
+                f"cannot be followed; its structure is inferred from the order of its layers. Give "
+                f"the compiled module itself as model="
+            )
+        elif spec.loose:
             warn(
                 f"{type(self).__name__}: the model was not called before this step, so its "
                 f"structure is inferred from the order of its layers, which leaves "
@@ -300,41 +407,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drop what was inferred; the next step infers it anew."""
         self._spec: NetSpec | None = None
+        self._agreed = False  # with the other ranks
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_model": self._model, "_traced": self._traced}
+        own = {"_model": self._model, "_known": self._known, "_told": set(self._told)}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._news, self._asked = [], set()
         self._forget()
         self._watch()
-
-
-class FirstForward:
-    """A hook that shows an optimizer the first batch of its model, and is gone.
-
-    A copy or a pickle of the model holds a hook that does nothing.
-    """
-
-    def __init__(self, optimizer: LearnedOptimizer | None = None):
-        self._optimizer = weakref.ref(optimizer) if optimizer is not None else None
-        self.handle: RemovableHandle | None = None
-
-    def __call__(
-        self, module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Before the model computes."""
-        if torch.compiler.is_compiling() or self.handle is None:
-            return
-        self.handle.remove()
-        self.handle = None
-        optimizer = self._optimizer and self._optimizer()
-        if optimizer is not None:
-            optimizer.read_structure(args, kwargs)
-
-    def __reduce__(self) -> tuple[type["FirstForward"], tuple[()]]:
-        return FirstForward, ()
 
 
 def warn(message: str) -> None:
@@ -343,6 +426,22 @@ def warn(message: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ON_THE_WAY:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def _refuse_shares(name: str) -> None:
+    """Raise where an optimizer is made for those parameters alone that fall to one process.
+
+    They come as whole tensors, and nothing but who is calling tells that they are not all.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("l2o_graph", "torch")):
+        if frame.f_globals["__name__"] == ZERO:
+            raise TypeError(
+                f"{name}: expected all parameters of a network, found the share of one process, as "
+                "ZeroRedundancyOptimizer gives them out; its neurons lie on several processes, and "
+                "the graph needs them together, as DistributedDataParallel has them"
+            )
+        frame = frame.f_back
 
 
 def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:

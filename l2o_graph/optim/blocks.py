@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from l2o_graph.architecture import Kernel, NetSpec
+from l2o_graph.architecture import Bias, Kernel, NetSpec
 
 # Kinds of blocks, in the order of their indicator among the inputs of the controller. A kernel is
 # first where it reads inputs of the network and last where it writes outputs.
@@ -93,12 +93,20 @@ class Block:
 def blocks_of(spec: NetSpec) -> tuple[Block, ...]:
     """Divide all parameters of a network into blocks; every scalar is in exactly one."""
     kernels: dict[int, list[Kernel]] = {}
+    biases: dict[int, list[Bias]] = {}
+    for bias in spec.biases:
+        if not bias.again:
+            biases.setdefault(bias.parameter, []).append(bias)
     for kernel in spec.kernels:
         if not kernel.again and not spec.is_constant(kernel.parameter):
             kernels.setdefault(kernel.parameter, []).append(kernel)
     answer: list[Block] = []
     for i, shape in enumerate(spec.shapes):
         if math.prod(shape) == 0:
+            continue
+        on = biases.get(i, [])
+        if len(on) > 1 and sum(b.size for b in on) == math.prod(shape):  # of members side by side
+            answer += [Block(i, "vector", b.start, (1, 1, 1, b.size)) for b in on]
             continue
         found = sorted(kernels.get(i, []), key=lambda k: k.start)
         answer += _of_parameter(spec, i, shape, found)

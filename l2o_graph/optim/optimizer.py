@@ -57,8 +57,8 @@ class NGOptimizer(LearnedOptimizer):
         ValueError: For an unknown or unreadable checkpoint or one of another kind, an empty list
             of parameters, a negative ``lr`` or ``weight_decay``, a ``total_steps`` below 1, a
             complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), and for a
-            ``model`` that is no module or one of TorchScript.
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
+            ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
         FileNotFoundError: For a checkpoint path to nothing.
 
     Source:

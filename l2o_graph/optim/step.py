@@ -271,7 +271,8 @@ def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Powers) -
         powers: What sides are whitened with.
     """
     of_gradient, of_fast, of_slow = shares.reshape(-1, 3, 1, 1).unbind(1)
-    mixture = gradient * of_gradient
+    # Where the coming update will lie: on large networks new memory costs as much as a product.
+    mixture = torch.mul(gradient, of_gradient, out=stack.last)
     mixture.addcmul_(stack.fast, of_fast).addcmul_(stack.slow, of_slow)
     if stack.square is not None:
         stack.square.lerp_(gradient.square(), whitening.weight_of(stack.age))

@@ -1,10 +1,8 @@
 """Sets of neurons and what joins them, put together while a network computes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-
-from torch import Tensor
 
 from l2o_graph.architecture import Bias, Kernel, NetSpec, Neurons, Role
 from l2o_graph.tracing.labels import Axis, Factor, Label
@@ -34,12 +32,14 @@ class Weight:
         start: First scalar of the flattened parameter.
         shape: Of the view.
         strides: Of the view, in scalars.
+        fixed: Whether fixed numbers, as those of a mask, tell the neurons on both sides apart.
     """
 
     parameter: int
     start: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    fixed: bool = False
 
     @property
     def dense(self) -> bool:
@@ -53,11 +53,10 @@ class Weight:
 
     def turned(self) -> "Weight":
         """With the first two axes exchanged."""
-        return Weight(
-            self.parameter,
-            self.start,
-            (self.shape[1], self.shape[0], *self.shape[2:]),
-            (self.strides[1], self.strides[0], *self.strides[2:]),
+        return replace(
+            self,
+            shape=(self.shape[1], self.shape[0], *self.shape[2:]),
+            strides=(self.strides[1], self.strides[0], *self.strides[2:]),
         )
 
 
@@ -65,12 +64,12 @@ class Builder:
     """Collects neurons, kernels and biases.
 
     Args:
-        named: The parameters, in order.
+        names: Of the parameters, in order.
+        shapes: Of the parameters.
     """
 
-    def __init__(self, named: Sequence[tuple[str, Tensor]]):
-        self.names = [name for name, _ in named]
-        self.shapes = [tuple(p.shape) for _, p in named]
+    def __init__(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]):
+        self.names, self.shapes = list(names), list(shapes)
         self.sets: list[Found] = []
         self.kernels: list[Kernel] = []
         self.biases: list[Bias] = []
@@ -202,6 +201,71 @@ class Builder:
         self.sets[target].fresh = True
         return True
 
+    def lose(self, sets: Iterable[int]) -> None:
+        """Note that something that cannot be followed reads sets, and may know their order."""
+        for s in sets:
+            self.sets[s].lost = True
+
+    def fix(self, s: int) -> None:
+        """Join each neuron of a set to a place of its own: fixed numbers tell their order."""
+        size = self.sets[s].size
+        own = self.ordered("places", size).set
+        assert own is not None
+        self.join(Kernel(len(self.shapes), own, s, (size, 1, 1), kind="places"))
+
+    # One parameter in several places -----------------------------------------------------------
+
+    def _tie(self) -> None:
+        """Join the neurons of all uses of a parameter: they can only be permuted together."""
+        held: dict[int, list[Kernel | Bias]] = {}
+        for one in (*self.kernels, *self.biases):
+            if one.parameter >= len(self.shapes):
+                continue
+            if one.again:
+                for first in held.get(one.parameter, []):
+                    if first.start < one.start + one.size and one.start < first.start + first.size:
+                        self._tie_two(first, one)
+                        break
+            else:
+                held.setdefault(one.parameter, []).append(one)
+
+    def _tie_two(self, first: Kernel | Bias, again: Kernel | Bias) -> None:
+        ours, theirs = _sides(first), _sides(again)
+        alike = (first.start, [n for *_, n in ours]) == (again.start, [n for *_, n in theirs])
+        if not alike:  # scalars that lie otherwise in each use: no permutation is known to fit
+            for s, *_ in (*ours, *theirs):
+                if self.sets[s].role == "hidden":
+                    self.sets[s].role = "output"
+            return
+        for (s, at, n), (t, there, _) in zip(ours, theirs, strict=True):
+            ordered = self.sets[s].role != "hidden" and self.sets[t].role != "hidden"
+            if not ordered and not self._move_together(s, at, t, there, n):
+                self.join(
+                    Kernel(
+                        len(self.shapes), s, t, (n, 1, 1), source_start=at, target_start=there,
+                        kind="tied",
+                    )
+                )  # fmt: skip
+
+    def _move_together(self, s: int, at: int, t: int, there: int, n: int) -> bool:
+        """Whether edges from one neuron to one lead from a run of a set to a run of another."""
+        links: dict[int, list[tuple[int, int, int, int]]] = {}
+        for k in self.kernels:
+            if k.grid[1:] == (1, 1):
+                a, b = (k.source, k.source_start), (k.target, k.target_start)
+                links.setdefault(a[0], []).append((a[1], b[0], b[1], k.grid[0]))
+                links.setdefault(b[0], []).append((b[1], a[0], a[1], k.grid[0]))
+        seen, waiting = {(s, at)}, [(s, at)]
+        while waiting:
+            here, first = waiting.pop()
+            for begin, other, begins, count in links.get(here, []):
+                if begin <= first and first + n <= begin + count:
+                    found = other, begins + first - begin
+                    if found not in seen:
+                        seen.add(found)
+                        waiting.append(found)
+        return (t, there) in seen
+
     # The end -----------------------------------------------------------------------------------
 
     def spec(self, outputs: Sequence[int]) -> NetSpec:
@@ -215,6 +279,7 @@ class Builder:
         for n in last | {n for n, found in enumerate(self.sets) if found.lost}:
             if self.sets[n].role == "hidden":
                 self.sets[n].role = "output"
+        self._tie()
         kernels, biases, loose = self._answered()
         depths = self._depths()
         return NetSpec(
@@ -252,6 +317,16 @@ class Builder:
         return [
             max(d, 0) if f.role == "hidden" else 0 for d, f in zip(depth, self.sets, strict=True)
         ]
+
+
+def _sides(use: Kernel | Bias) -> list[tuple[int, int, int]]:
+    """What the rows and the columns of a kernel are, or the entries of a bias: (set, first, n)."""
+    if isinstance(use, Bias):
+        return [(use.neurons, use.neurons_start, use.size)]
+    groups, rows, columns = use.grid
+    read, written = (use.source, use.source_start), (use.target, use.target_start)
+    of_rows, of_columns = (read, written) if use.from_rows else (written, read)
+    return [(*of_rows, groups * rows), (*of_columns, groups * columns)]
 
 
 def _is_run(factors: Axis) -> bool:

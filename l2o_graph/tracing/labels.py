@@ -19,12 +19,18 @@ class Factor:
     Attributes:
         size: How many.
         set: Index of the set of neurons that they run through; None for data.
-        stride: Neurons from one step to the next.
+        stride: Neurons from one step to the next; for data 0, or below 0 where all are alike, as
+            those of an expanded axis.
     """
 
     size: int
     set: int | None = None
     stride: int = 0
+
+    @property
+    def alike(self) -> bool:
+        """Whether it is data that is the same at each step."""
+        return self.set is None and self.stride < 0
 
     def cut(self, inner: int) -> tuple["Factor", "Factor"]:
         """An outer and an inner factor, the inner of a given size."""
@@ -71,6 +77,11 @@ class Label:
 def data(shape: Sequence[int]) -> Label:
     """A tensor without neurons."""
     return Label(tuple(joined((Factor(size),)) for size in shape))
+
+
+def alike(size: int) -> Factor:
+    """Data that is the same at each step."""
+    return Factor(size, None, -1)
 
 
 def joined(factors: Sequence[Factor]) -> Axis:
@@ -141,7 +152,7 @@ def _axis(
 ) -> list[Factor] | None:
     """The factors that an axis of a view runs through."""
     if size == 1 or stride == 0:
-        return [Factor(size)]
+        return [alike(size)]
     answer: list[Factor] = []
     while size > 1:
         i = next((i for i, w in enumerate(weights) if w <= stride and factors[i].size > 1), None)

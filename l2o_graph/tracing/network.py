@@ -1,20 +1,22 @@
-"""A module and one batch -> NetSpec: the network is run once, on stand-ins for its tensors."""
+"""Calls of a module -> NetSpec: what is computed is watched, on the tensors themselves."""
 
+import inspect
 import math
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from l2o_graph.architecture import NetSpec
-from l2o_graph.tracing.operations import follow
+from l2o_graph.tracing.operations import Following
+from l2o_graph.tracing.replica import as_they_were, copied, copied_module
 from l2o_graph.tracing.trace import Trace
 
 LayerRule = Callable[[Trace, Any, tuple, Any], None]
@@ -39,13 +41,45 @@ def register_layer(kind: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
     return add
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What calls of a network told of its structure.
+
+    Attributes:
+        spec: The specification.
+        used: Indices of the parameters that any operation read.
+    """
+
+    spec: NetSpec
+    used: frozenset[int]
+
+    @cached_property  # every step asks
+    def is_complete(self) -> bool:
+        """Whether all parameters that have any scalars were read."""
+        return len(self.used) == sum(math.prod(shape) > 0 for shape in self.spec.shapes)
+
+    @property
+    def placed(self) -> frozenset[int]:
+        """The parameters that were read and have a place in the graph."""
+        return self.used - set(self.spec.loose)
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of the parameters that were read in a way that is not known."""
+        spec = self.spec
+        # A single number has no place in any graph, and what was not used needs none.
+        return [
+            spec.names[i] for i in spec.loose if math.prod(spec.shapes[i]) > 1 and i in self.used
+        ]
+
+
 def spec_of_computation(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
 ) -> NetSpec:
     """Follow a network through one batch.
 
-    The batch passes on stand-ins that have shapes and no numbers. Where the network asks for
-    numbers on its way, it is run for real, without a trace in its buffers or the random state.
+    The network is run on copies of its buffers, its objects and the batch, and all random
+    generators are put back: nothing of it remains.
 
     Args:
         module: The network.
@@ -58,11 +92,37 @@ def spec_of_computation(
     Raises:
         Whatever the network itself raises for that batch.
     """
-    module, kwargs = unwrapped(module), dict(kwargs or {})
-    try:
-        return _run(module, args, kwargs, stand_ins=True)
-    except Exception:  # whatever it was, the real run shows whether the network is at fault
-        return _run(module, args, kwargs, stand_ins=False)
+    reading = read(module, args, kwargs)
+    if reading.unknown:
+        warnings.warn(unknown_message(reading.unknown), stacklevel=3)
+    return reading.spec
+
+
+def unknown_message(names: Sequence[str]) -> str:
+    """Say of which parameters it is not known what the network does with them."""
+    first = ", ".join(f"'{name}'" for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"what the network does with {first}{more} is not known: outside the graph, and "
+        "updated from their own features (see l2o_graph.register_layer)"
+    )
+
+
+def read(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> Reading:
+    """Run a copy of a network on copies of a batch, and tell what was seen."""
+    module = unwrapped(module)
+    memo: dict[int, Any] = {id(p): p for p in module.parameters()}
+    copy = copied_module(module, memo)
+    args, kwargs = copied((tuple(args), dict(kwargs or {})), memo)
+    devices = [p.device for p in module.parameters()]
+    with as_they_were(devices), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the network says it again when it is called
+        watch = Watch(copy)
+        with watch:
+            output = copy(*args, **kwargs)
+        return watch.reading(output)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -76,109 +136,93 @@ def unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
-def _run(module: nn.Module, args: Sequence[Any], kwargs: dict, stand_ins: bool) -> NetSpec:
-    fake = FakeTensorMode(allow_non_fake_inputs=True) if stand_ins else None
+class Watch:
+    """Follows whatever is computed while it is entered, on the tensors themselves.
 
-    def held(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        return fake.from_tensor(t) if fake else t
-
-    # Parameters go by identity: a tensor that two modules share is one.
-    parameters = {name: held(p) for name, p in module.named_parameters()}
-    buffers = {name: held(b if fake else b.clone()) for name, b in module.named_buffers()}
-    trace = Trace(list(parameters.items()))
-    args, kwargs = tree_map(held, (tuple(args), kwargs))
-    state = _in_every_place(module, parameters, buffers)
-    devices = {p.device for p in module.parameters() if p.is_cuda}
-    with (
-        torch.random.fork_rng(devices=list(devices)),
-        torch.enable_grad(),
-        fake or _nothing(),
-        _Following(trace) as following,
-        _layers_of(following),
-    ):
-        output = functional_call(module, state, args, kwargs, tie_weights=False)
-    outputs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
-    spec = trace.builder.spec([s for t in outputs for s in trace.label(t).sets()])
-    # A single number has no place in any graph, and what was not used needs none.
-    unread = [i for i in spec.loose if math.prod(spec.shapes[i]) > 1 and i in trace.used]
-    if unread:
-        names = ", ".join(f"'{spec.names[i]}'" for i in unread[:3])
-        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-        warnings.warn(
-            f"what the network does with {names}{more} is not known: outside the graph, and "
-            "updated from their own features (see l2o_graph.register_layer)",
-            stacklevel=4,
-        )
-    return spec
-
-
-def _in_every_place(
-    module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """What is to take the place of each parameter and buffer, by one name for each place.
-
-    Several names lead to the places of a module that is registered twice, and what is put there
-    twice is not taken out again.
+    Args:
+        module: The network.
     """
-    known = dict(module.named_parameters()) | dict(module.named_buffers())
-    instead = {id(t): {**parameters, **buffers}[name] for name, t in known.items()}
-    return {
-        f"{prefix}.{name}" if prefix else name: instead[id(t)]
-        for prefix, part in module.named_modules()
-        for own in (part.named_parameters, part.named_buffers)
-        for name, t in own(recurse=False, remove_duplicate=False)
-    }
 
+    def __init__(self, module: nn.Module):
+        self.trace = Trace(list(module.named_parameters()))
+        self._module = module
+        self._open: ExitStack | None = None
 
-class _Following(TorchDispatchMode):
-    """Tells a trace of every operation, but for those inside layers that have a rule."""
+    def __enter__(self) -> "Watch":
+        with ExitStack() as stack:
+            if "torch._dynamo" in sys.modules:  # what is compiled cannot be seen inside
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            following = stack.enter_context(Following(self.trace))
+            stack.enter_context(_layers_of(self._module, following))
+            self._open = stack.pop_all()
+        return self
 
-    def __init__(self, trace: Trace):
-        super().__init__()
-        self.trace, self.inside = trace, 0
+    def __exit__(self, *error: Any) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if not self.inside:
-            follow(self.trace, func, args, kwargs or {}, out)
-        return out
+    def reading(self, output: Any) -> Reading:
+        """What was seen, of a network that gave this answer."""
+        outputs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
+        known = [s for t in outputs for s in self.trace.label(t).sets()]
+        known += [s for t in outputs for s in self.trace.hidden_in(t)]
+        spec = self.trace.builder.spec(known)
+        return Reading(spec, frozenset(self.trace.used))
 
 
 @contextmanager
-def _layers_of(following: _Following):
+def _layers_of(network: nn.Module, following: Following) -> Iterator[None]:
     """Rules of layers in the place of what happens inside them."""
 
     def before(module: nn.Module, _: tuple) -> None:
-        following.inside += _rule_of(module) is not None
+        following.inside += 1
 
-    def after(module: nn.Module, inputs: tuple, output: Any) -> None:
-        rule = _rule_of(module)
-        if rule is not None:
+    # Behind an error torch leaves out the named arguments, and there is no output.
+    def after(module: nn.Module, args: tuple, *rest: Any) -> None:
+        rule, output = _rule_of(module), rest[-1]
+        try:
+            if following.inside == 1 and output is not None and rule is not None:
+                inputs = inspect.signature(module.forward).bind(*args, **rest[0]).args
+                _follow_layer(following.trace, rule, module, inputs, output)
+        finally:
             following.inside -= 1
-            if not following.inside:
-                rule(following.trace, module, inputs, output)
 
-    hooks = nn.modules.module
-    handles = [
-        hooks.register_module_forward_pre_hook(before),
-        hooks.register_module_forward_hook(after),
-    ]
-    try:
+    with ExitStack() as stack:
+        for module in network.modules():
+            if _rule_of(module) is not None:
+                handles = (
+                    module.register_forward_pre_hook(before, prepend=True),
+                    module.register_forward_hook(after, with_kwargs=True, always_call=True),
+                )
+                for handle in handles:
+                    stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _follow_layer(
+    trace: Trace, rule: LayerRule, module: nn.Module, inputs: tuple, output: Any
+) -> None:
+    """Apply the rule of a layer; what it says nothing of is not known."""
+    outs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
+    read = [t for t in tree_leaves(_plain(inputs)) if isinstance(t, Tensor)]
+    before = {s for t in read for s in trace.label(t).sets()}
+    for t in outs:  # what the operations inside said of it
+        if not any(t is x for x in read):
+            trace.forget(t)
+    for p in module.parameters():
+        trace.weights(p)
+    trace.builder.touched.clear()
+    try:
+        rule(trace, module, inputs, output)
+    except Exception:  # as in operations: neither the reading nor the call ends here
+        trace.builder.lose(before)
+    after = {s for t in outs for s in trace.label(t).sets()}
+    trace.builder.lose(before - after - trace.builder.touched)
 
 
 def _rule_of(module: nn.Module) -> LayerRule | None:
     return next((LAYERS[kind] for kind in type(module).__mro__ if kind in LAYERS), None)
-
-
-@contextmanager
-def _nothing():
-    yield
 
 
 def _plain(output: Any) -> Any:

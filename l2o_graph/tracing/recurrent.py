@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from l2o_graph.architecture import Bias, Kernel
+from l2o_graph.tracing.builder import numbered
 from l2o_graph.tracing.labels import Factor, Label, data
 from l2o_graph.tracing.network import register_layer
 from l2o_graph.tracing.trace import Trace
@@ -42,11 +43,52 @@ def gates(
             trace.builder.sit(Bias(b.parameter, target, size, b.start + gate * size))
 
 
+def begins(trace: Trace, target: int, states: Tensor | None, number: int | None = None) -> None:
+    """The neurons of a set begin as what the last axis of a tensor is.
+
+    Args:
+        trace: What is known.
+        target: The set.
+        states: The tensor; None for zeros.
+        number: Which entry of its first axis; None for all of it.
+    """
+    if states is None:
+        return
+    state = states if number is None else states[number]
+    label, size = trace.label(state), trace.builder.sets[target].size
+    for weight in trace.weights(states)[:1]:  # the same for all examples
+        *outer, last = zip(weight.shape, weight.strides, strict=True)
+        at = weight.start + (0 if number is None else number * weight.strides[0])
+        if number is not None:
+            del outer[0]
+        if last == (size, 1) and all(n == 1 or stride == 0 for n, stride in outer):
+            trace.builder.sit(Bias(weight.parameter, target, size, at))
+            return
+    if label.sets():
+        first = label.start.get(label.sets()[0], 0)
+        alike = [Factor(size, label.sets()[0], 1)] == list(label.axes[-1]) == _factors(label)
+        if label.sets() == [target] and not first:
+            return
+        own = numbered([size], target)
+        if alike and trace.builder.relate(own, label.axes[-1], (0, first), True, "state"):
+            return
+        trace.builder.lose(label.sets())
+    elif trace.is_even(states):
+        return
+    trace.builder.fix(target)
+
+
+def _factors(label: Label) -> list[Factor]:
+    return [f for axis in label.axes for f in axis if f.set is not None]
+
+
 @register_layer(nn.RNNBase)
 def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
     """``nn.RNN``, ``nn.LSTM`` and ``nn.GRU``, of several layers, in one direction or both."""
     x = inputs[0].data if isinstance(inputs[0], PackedSequence) else inputs[0]
     sequence, last = output
+    first = inputs[1] if len(inputs) > 1 else None
+    of_first, of_last = (t if isinstance(t, tuple) else (t,) for t in (first, last))
     sequence = sequence.data if isinstance(sequence, PackedSequence) else sequence
     directions = 2 if module.bidirectional else 1
     projected = module.proj_size
@@ -65,6 +107,14 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
                 grid = (1, projected, module.hidden_size)
                 trace.builder.join(Kernel(w.parameter, hidden, shown, grid, (), w.start))
             gates(trace, shown, hidden, own["weight_hh"], own.get("bias_hh"), name)
+            number = layer * directions + direction
+            # States of LSTMs are (shown, hidden), of others (hidden,).
+            for each, s in zip(of_first, (shown, hidden), strict=False):
+                begins(trace, s, each, number)
+            for each, s in zip(of_last, (shown, hidden), strict=False):
+                piece = each[number]
+                axes = (*data(piece.shape[:-1]).axes, (Factor(piece.shape[-1], s, 1),))
+                trace.set_label(piece, Label(axes))
             trace.builder.sets[shown].fresh = True
             written.append(shown)
         width = projected or module.hidden_size
@@ -78,11 +128,10 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
             x = torch.empty((*sequence.shape[:-1], 2 * width), device="meta")
             trace.set_label(x, trace.cat(pieces, -1, x))
     trace.set_label(sequence, trace.label(x))
-    # Of the last states, those of the last layer are what networks go on with.
-    state = last[0] if isinstance(last, tuple) else last
-    if directions == 1:
-        axes = (*data(state.shape[:-1]).axes, trace.label(x).axes[-1])
-        trace.set_label(state, Label(axes))
+    if module.num_layers * directions == 1:
+        for each, s in zip(of_last, (shown, hidden), strict=False):
+            axes = (*data(each.shape[:-1]).axes, (Factor(each.shape[-1], s, 1),))
+            trace.set_label(each, Label(axes))
 
 
 @register_layer(nn.RNNCellBase)
@@ -95,7 +144,10 @@ def cell(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
         trace.known_sets[module] = known
         gates(trace, inputs[0], known, module.weight_ih, module.bias_ih, name)
         gates(trace, known, known, module.weight_hh, module.bias_hh, name)
-        trace.builder.sets[known].fresh = True
+    first = inputs[1] if len(inputs) > 1 else None
+    for state in first if isinstance(first, tuple) else (first,):
+        begins(trace, known, state)
+    trace.builder.sets[known].fresh = True
     for state in output if isinstance(output, tuple) else (output,):
         axes = (*data(state.shape[:-1]).axes, (Factor(module.hidden_size, known, 1),))
         trace.set_label(state, Label(axes))

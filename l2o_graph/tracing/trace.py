@@ -7,17 +7,21 @@ more is needed for residual additions, gates, attention and its heads: their sym
 of the graph.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from l2o_graph.architecture import Bias, Kernel
+from l2o_graph.tracing.beside import Beside, Geometry, storage_of
 from l2o_graph.tracing.builder import Builder, Weight, numbered
-from l2o_graph.tracing.labels import Axis, Factor, Label, data, joined, refined
+from l2o_graph.tracing.labels import Axis, Factor, Label, alike, data, joined, refined
+
+# A layer that maps more parts of a set alike than this is not followed.
+MOST_PARTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,17 @@ class Trace:
     """
 
     def __init__(self, named: Sequence[tuple[str, Tensor]]):
-        self.builder = Builder(named)
+        self.builder = Builder([name for name, _ in named], [tuple(p.shape) for _, p in named])
         # Several may be parts of one storage: flattened ones, as cuDNN's LSTMs have them.
-        self._of_storage: dict[int, list[tuple[int, int, int]]] = {}
+        self._of_storage: dict[int | None, list[tuple[int, int, int]]] = {}
+        self._strides = [tuple(p.stride()) for _, p in named]
         for i, (_, p) in enumerate(named):
-            self._of_storage.setdefault(_storage(p), []).append((*_span(p), i))
-        self._labels = WeakTensorKeyDictionary()
-        self._derived = WeakTensorKeyDictionary()
+            self._of_storage.setdefault(storage_of(p), []).append((*_span(p), i))
+        self._of_storage.pop(None, None)
+        self._labels: Beside[Label] = Beside()
+        self._derived: Beside[list[Weight]] = Beside()
+        self._even: Beside[bool] = Beside()
+        self._statistics: Beside[bool] = Beside()
         self.used: set[int] = set()  # parameters that any operation has read
         self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
 
@@ -60,32 +68,120 @@ class Trace:
     def label(self, tensor: Tensor) -> Label:
         """Of a tensor; data where nothing is known."""
         known = self._labels.get(tensor)
-        return known if known is not None and known.shape == tensor.shape else data(tensor.shape)
+        if known is not None and known.shape == tensor.shape:
+            return known
+        label = data(tensor.shape)
+        for i, (n, stride) in enumerate(zip(*_pairs(tensor), strict=True)):
+            if stride == 0 and n > 1:
+                label = label.with_axis(i, (alike(n),))
+        return label
 
     def set_label(self, tensor: Tensor, label: Label | None) -> None:
         """Say what a tensor is."""
-        if label is not None and label.shape == tuple(tensor.shape):
-            self._labels[tensor] = label
-        else:
-            self._labels.pop(tensor, None)
+        fits = label is not None and label.shape == tuple(tensor.shape)
+        self._labels.put(tensor, label if fits else None)
+
+    def labels_sharing(self, tensor: Tensor) -> list[tuple[Geometry, Label]]:
+        """Labels of other tensors that lie in the same storage, and where they lie."""
+        return self._labels.sharing(tensor)
+
+    def hidden_in(self, tensor: Tensor) -> list[int]:
+        """Sets that run through parts of a tensor of which nothing is known as a whole."""
+        if self.label(tensor).sets():
+            return []
+        return [s for _, label in self.labels_sharing(tensor) for s in label.sets()]
+
+    def relabel(self, tensor: Tensor, where: Geometry, label: Label | None) -> None:
+        """Say what another tensor in the same storage is."""
+        self._labels.rewrite(tensor, where, label)
+
+    def is_even(self, tensor: Tensor) -> bool:
+        """Whether all entries are one number, so that no order of them can be told."""
+        return tensor.numel() == 1 or bool(self._even.get(tensor))
+
+    def set_even(self, tensor: Tensor, even: bool) -> None:
+        """Say whether all entries of a tensor are one number."""
+        self._even.put(tensor, even or None)
+
+    def uneven(self, tensor: Tensor) -> None:
+        """Say that a tensor was written, so that whatever lies in its storage has an order."""
+        for where, _ in self._even.sharing(tensor):
+            self._even.rewrite(tensor, where, None)
+        self._even.drop(tensor)
+
+    def is_statistic(self, tensor: Tensor) -> bool:
+        """Whether entries are sums over parameters, which permute as those do."""
+        return bool(self._statistics.get(tensor))
+
+    def set_statistic(self, tensor: Tensor, statistic: bool) -> None:
+        """Say whether entries of a tensor are sums over parameters."""
+        self._statistics.put(tensor, statistic or None)
+
+    def operand(self, tensor: Tensor) -> Label:
+        """Of a tensor that meets others: what has no order to tell is as broad as nothing."""
+        label = self.label(tensor)
+        if not label.sets() and (self.is_even(tensor) or self.weights(tensor)):
+            return data((1,) * tensor.dim())
+        return label
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made of parameters, and no neurons run through it."""
+        return not self.label(tensor).sets() and bool(self.weights(tensor))
 
     def weights(self, tensor: Tensor | None) -> list[Weight]:
         """The parameters that a tensor is a view of, or was made of entry by entry."""
         if tensor is None:
             return []
-        if tensor in self._derived:
-            return self._derived[tensor]
+        derived = self._derived.get(tensor)
+        if derived is not None:
+            return derived
+        key = storage_of(tensor)
+        if key not in self._of_storage:
+            return []
         first, last = _span(tensor)
-        for start, stop, index in self._of_storage.get(_storage(tensor), ()):
+        for start, stop, index in self._of_storage[key]:
             if start <= first and last <= stop:
                 self.used.add(index)
-                own = first - start, tuple(tensor.shape), tuple(tensor.stride())
-                return [Weight(index, *own)]
+                own = self._as_stored(index, first - start, tensor)
+                return [] if own is None else [own]
         return []
+
+    def _as_stored(self, index: int, start: int, view: Tensor) -> Weight | None:
+        """A view of a parameter as one of the parameter laid out row by row.
+
+        None where the parameter itself is laid out otherwise, as channels_last kernels are, and
+        the view does not run along its axes.
+        """
+        shape, strides = self.builder.shapes[index], self._strides[index]
+        here = Weight(index, start, tuple(view.shape), tuple(view.stride()))
+        rows = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        if Weight(index, 0, shape, strides).dense:
+            return here
+        steps = {stride: row for n, stride, row in zip(shape, strides, rows, strict=True) if n > 1}
+        wide = [n for n in shape if n > 1]
+        if (
+            start
+            or sorted(wide) != sorted(n for n in view.shape if n > 1)
+            or len(steps) < len(wide)
+        ):
+            return None
+        if any(stride not in steps for n, stride in zip(*_pairs(view), strict=True) if n > 1):
+            return None
+        along = tuple(
+            steps[stride] if n > 1 else 1 for n, stride in zip(*_pairs(view), strict=True)
+        )
+        return Weight(index, 0, tuple(view.shape), along)
 
     def derive(self, tensor: Tensor, weights: list[Weight]) -> None:
         """Say that a tensor was made of parameters alone."""
-        self._derived[tensor] = weights
+        self._derived.put(tensor, weights)
+
+    def forget(self, tensor: Tensor) -> None:
+        """Know nothing of a tensor any more, as of one that is written anew."""
+        self._labels.drop(tensor)
+        self._derived.drop(tensor)
+        self._even.drop(tensor)
+        self._statistics.drop(tensor)
 
     def name(self, weights: Sequence[Weight]) -> str:
         """Of the layer that a parameter belongs to."""
@@ -124,6 +220,8 @@ class Trace:
         known = self.builder.read(self.label(x), axis, self.name(weights))
         if known is None or not first.dense or (known[4] and transposed):
             return None
+        if _sole(known[0], axis) is None and not known[4]:
+            return self._dense_in_parts(known[0], axis, first, transposed) if groups == 1 else None
         label, source, start, count, inside = known
         self.set_label(x, label)
         target = self.builder.new_set(self.name(weights), out)
@@ -141,31 +239,75 @@ class Trace:
         for other in others:  # as the lengths of rows in weight normalisation
             if math.prod(other.shape) == out and other.dense:
                 self.builder.sit(Bias(other.parameter, target, out, other.start))
+        if first.fixed:
+            self.builder.fix(source)
+            self.builder.fix(target)
         return label.with_axis(axis, (Factor(out, target, 1),)).only()
 
-    def bias(self, label: Label | None, axis: int, tensor: Tensor | None) -> None:
-        """A parameter that is added to the neurons along an axis."""
-        if label is None or not label.axes[axis]:
-            return
-        factor = label.axes[axis][0]
+    def _dense_in_parts(
+        self, label: Label, axis: int, weight: Weight, transposed: bool
+    ) -> Label | None:
+        """A parameter that maps the neurons of each part of a set, as of each head, alike."""
+        axis %= len(label.axes)
+        (inner,) = label.axes[axis]
+        assert inner.set is not None
+        outer = [f for i, a in enumerate(label.axes) for f in a if i != axis and f.set == inner.set]
+        parts, name = math.prod(f.size for f in outer), self.name([weight])
+        if parts > MOST_PARTS or inner.stride != 1:
+            return None
+        rows, columns = weight.shape[0], weight.shape[1]
+        out = columns if transposed else rows
+        target = self.builder.new_set(name, parts * out)
+        start = label.start.get(inner.set, 0)
+        for i, steps in enumerate(itertools.product(*(range(f.size) for f in outer))):
+            at = start + sum(n * f.stride for n, f in zip(steps, outer, strict=True))
+            self.builder.join(
+                Kernel(
+                    weight.parameter, inner.set, target, (1, rows, columns), weight.shape[2:],
+                    weight.start, at, i * out, from_rows=transposed,
+                )
+            )  # fmt: skip
+        *numbers, last = numbered([*(f.size for f in outer), out], target)
+        there = iter(numbers)
+        axes = [
+            (last,) if i == axis else tuple(next(there) if f.set == inner.set else f for f in a)
+            for i, a in enumerate(label.axes)
+        ]
+        return Label(tuple(axes), label.start).only()
+
+    def bias(self, label: Label | None, axis: int, tensor: Tensor | None) -> Label | None:
+        """Something that is added to the neurons along an axis, a parameter most of the time."""
+        if label is None or tensor is None or (self.is_even(tensor) and not self.weights(tensor)):
+            return label
         for weight in self.weights(tensor):
-            if factor.set is not None and weight.dense and math.prod(weight.shape) == factor.size:
-                at = label.start.get(factor.set, 0)
-                self.builder.sit(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
+            factor = _sole(label, axis)
+            if factor is None or not weight.dense or math.prod(weight.shape) != factor.size:
+                return self._own(label, weight, [axis], "sum")
+            assert factor.set is not None
+            at = label.start.get(factor.set, 0)
+            self.builder.sit(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
+        if not self.weights(tensor):
+            self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
+        return label
 
     def scale(
-        self, x: Tensor, axis: int, tensor: Tensor | None, kind: str = "norm"
+        self, label: Label, axis: int, tensor: Tensor | None, kind: str = "norm"
     ) -> Label | None:
-        """A parameter that multiplies the neurons along an axis; without one they stay."""
-        label, weights = self.label(x), self.weights(tensor)
+        """Something that multiplies the neurons along an axis; without it they stay."""
+        weights = self.weights(tensor)
         if not weights:
+            if tensor is not None and not self.is_even(tensor):
+                self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
             return label
+        neurons = any(f.set is not None for f in label.axes[axis])
+        if (neurons and _sole(label, axis) is None) or not weights[0].dense:
+            return self._own(label, weights[0], [axis], "product")
         known = self.builder.read(label, axis, self.name(weights))
-        if known is None or known[4] or not weights[0].dense:
-            return label
-        label, source, start, count, _ = known
-        if math.prod(weights[0].shape) != count:
-            return label
+        if known is None:
+            return None
+        label, source, start, count, inside = known
+        if inside or math.prod(weights[0].shape) != count:
+            return self._own(label, weights[0], [axis], "product")
         target = self.builder.new_set(self.name(weights), count)
         self.builder.join(
             Kernel(
@@ -173,7 +315,35 @@ class Trace:
                 kind=kind,
             )
         )  # fmt: skip
+        if weights[0].fixed:
+            self.builder.fix(target)
         return label.with_axis(axis, (Factor(count, target, 1),)).only()
+
+    def _own(self, label: Label, weight: Weight, axes: Sequence[int], kind: str) -> Label | None:
+        """A parameter that meets a tensor as neurons of its own, one for each of its scalars.
+
+        So it is where a scalar serves several neurons, as those of a norm that all heads share.
+
+        Args:
+            label: Of the tensor.
+            weight: The parameter.
+            axes: Of the label, one for each axis of the parameter longer than 1.
+            kind: What brings them together.
+        """
+        sizes = [n for n in weight.shape if n > 1]
+        ends = [axis % len(label.axes) for axis in axes]
+        whole = all(label.shape[at] == n for at, n in zip(ends, sizes, strict=False))
+        known = all(f.set is not None for at in ends for f in label.axes[at])
+        if len(sizes) != len(ends) or not whole or not known or not weight.dense or weight.fixed:
+            self.builder.lose(f.set for at in ends for f in label.axes[at] if f.set is not None)
+            return label
+        size = math.prod(sizes)
+        own = self.builder.new_set(self.builder.names[weight.parameter], size)
+        self.builder.sit(Bias(weight.parameter, own, size, weight.start))
+        mine: list[Axis] = [()] * len(label.axes)
+        for at, factor in zip(ends, numbered(sizes, own), strict=True):
+            mine[at] = (factor,)
+        return self.meet(label, Label(tuple(mine)), label.shape, kind, alike=kind == "sum")
 
     def lookup(self, index: Tensor, table: Tensor) -> Label | None:
         """Rows of a table, picked by an index: each row is an input of its own."""
@@ -214,9 +384,12 @@ class Trace:
             if both is None:
                 return None
             places += [(axis, x, y) for x, y in zip(*both, strict=True)]
-        if one.sets() and other.sets():  # what is data in one and neurons in the other has an order
-            places = [self._pinned(place, one, other, len(shape)) for place in places]
-        answer = {i: a if a.set is not None else b for i, (_, a, b) in enumerate(places)}
+        if one.sets() or other.sets():  # what is data in one and neurons in the other has an order
+            places = [self._pinned(*place) for place in places]
+        answer = {
+            i: b if a.alike or (a.set is None and b.set is not None) else a
+            for i, (_, a, b) in enumerate(places)
+        }
         start = {**other.start, **one.start}
         for ours, theirs in _components(places):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
@@ -244,13 +417,10 @@ class Trace:
         ]
         return Label(tuple(axes), start).only()
 
-    def _pinned(
-        self, place: tuple[int, Factor, Factor], one: Label, other: Label, axes: int
-    ) -> tuple[int, Factor, Factor]:
-        axis, a, b = place
-        if a.set is None and b.set is not None and _spans(one, axis - axes):
+    def _pinned(self, axis: int, a: Factor, b: Factor) -> tuple[int, Factor, Factor]:
+        if a.set is None and b.set is not None and not a.alike:
             a = self.builder.ordered("places", a.size)
-        elif b.set is None and a.set is not None and _spans(other, axis - axes):
+        elif b.set is None and a.set is not None and not b.alike:
             b = self.builder.ordered("places", b.size)
         return axis, a, b
 
@@ -285,6 +455,8 @@ class Trace:
             kept = [f.size for i, f in places if i not in lost]
             if not kept:
                 self.builder.touch(s)
+                if math.prod(f.size for _, f in places) < self.builder.sets[s].size:
+                    self.builder.lose([s])  # the sum tells these neurons from the others
             if len(kept) == len(places) or not kept:
                 continue
             target = self.builder.new_meeting(kind, math.prod(kept))
@@ -297,6 +469,27 @@ class Trace:
             stays = iter(numbered(kept, target))
             axes = [tuple(next(stays) if f.set == s else f for f in axis) for axis in axes]
         return Label(tuple(axes), start).only()
+
+    def mixed(self, label: Label, axes: Sequence[int]) -> Label | None:
+        """The same tensor after each entry took in all of those along some axes, all alike.
+
+        As by a softmax or a norm: where they are not a whole set, what they share is a neuron.
+        """
+        along = {axis % len(label.axes) for axis in axes}
+        apart = [
+            s
+            for s in {f.set for i in along for f in label.axes[i] if f.set is not None}
+            if math.prod(f.size for i in along for f in label.axes[i] if f.set == s)
+            < self.builder.sets[s].size
+        ]
+        if not apart:
+            return label
+        sets_before = len(self.builder.sets)
+        shared = self.reduce(label, sorted(along), "statistics")
+        if shared is None or len(self.builder.sets) == sets_before:
+            self.builder.lose(apart)
+            return label
+        return self.meet(label, shared, label.shape, "sum")
 
     def contract(self, one: Label, other: Label) -> Label | None:
         """A product of matrices, (..., i, k) and (..., k, j)."""
@@ -324,8 +517,19 @@ class Trace:
         if any(f.set is not None for factors in along for f in factors):
             target = self.builder.new_meeting("concatenation", out.shape[axis])
             at = 0
-            for label, factors, t in zip(labels, along, tensors, strict=True):
+            # Pieces that are pixels of the same neurons are told apart by their places.
+            sets = [{f.set for f in factors} - {None} for factors in along]
+            told = any(a & b for a, b in itertools.combinations(sets, 2))
+            places = self.builder.ordered("pieces", len(tensors)).set if told else None
+            for i, (label, factors, t) in enumerate(zip(labels, along, tensors, strict=True)):
                 size = t.shape[axis]
+                if places is not None:
+                    self.builder.join(
+                        Kernel(
+                            len(self.builder.shapes), places, target, (1, size, 1),
+                            source_start=i, target_start=at, kind="pieces",
+                        )
+                    )  # fmt: skip
                 if all(f.set is None for f in factors):
                     factors = (self.builder.ordered("concatenated", size),)
                 if not self.builder.copy(label, factors, target, at, "concatenation"):
@@ -334,66 +538,84 @@ class Trace:
             self.builder.sets[target].fresh = True
             whole = (Factor(out.shape[axis], target, 1),)
         # Along the other axes the tensors have to be of one kind, and are brought together.
-        rest = [
-            (t, label.with_axis(axis, ()).only()) for t, label in zip(tensors, labels, strict=True)
-        ]
+        rest = [self.operand(t).with_axis(axis, ()).only() for t in tensors]
         shape = [1 if i == axis else n for i, n in enumerate(out.shape)]
-        answer = rest[0][1]
-        for _, label in rest[1:]:
-            met = self.meet(answer, label, shape, "sum")
-            if met is None:
-                return None
-            answer = met
-        for t, label in rest:
-            if not label.sets():
-                self.parameter_along(answer, t)
-        return answer.with_axis(axis, whole)
+        first = next((i for i, label in enumerate(rest) if label.sets()), 0)
+        answer: Label | None = rest[first]
+        for label in (*rest[:first], *rest[first + 1 :]):
+            answer = answer and self.meet(answer, label, shape, "sum")
+        for t in tensors:
+            if answer is not None and whole[0].set is None and self.is_weight(t):
+                answer = self.added(answer, t)
+        return answer and answer.with_axis(axis, whole)
 
-    def parameter_along(self, label: Label, tensor: Tensor) -> bool:
+    def added(self, label: Label, tensor: Tensor, kind: str = "sum") -> Label | None:
         """A parameter that is added to a tensor with a label, aligned at its last axis.
 
+        Args:
+            label: Of the tensor.
+            tensor: The parameter.
+            kind: "sum", or "product" where it multiplies the tensor.
+
         Returns:
-            Whether it found a place.
+            What comes of it; where the parameter has no place the neurons that it tells apart
+            keep their order.
         """
         for weight in self.weights(tensor):
-            wide = [
-                (axis - len(weight.shape), n, stride)
-                for axis, (n, stride) in enumerate(zip(weight.shape, weight.strides, strict=True))
-                if n > 1 and stride
-            ]
-            of_neurons = [
-                (axis, n, stride)
-                for axis, n, stride in wide
-                if -axis <= len(label.axes) and any(f.set is not None for f in label.axes[axis])
-            ]
-            if not wide and label.shape[-1] == 1:  # a single number on a single neuron
-                of_neurons = [(-1, 1, 1)]
-            if len(of_neurons) != 1 or not label.axes[of_neurons[0][0]]:
-                return False
-            ((axis, size, stride),) = of_neurons
-            (factor, *more) = label.axes[axis]
-            if more or factor.set is None or factor.stride != 1 or factor.size != size:
-                return False
-            at, others = label.start.get(factor.set, 0), math.prod(n for _, n, _ in wide) // size
-            if others == 1 and stride == 1:
-                self.builder.sit(Bias(weight.parameter, factor.set, size, weight.start, at))
+            if kind == "sum" and self._placed(label, weight):
+                continue
+            axes = [i - len(weight.shape) for i, n in enumerate(weight.shape) if n > 1]
+            wide = [axis for axis in axes if -axis <= len(label.axes)]
+            met = self._own(label, weight, wide, kind)
+            if met is None:
+                return None
+            label = met
+        return label
+
+    def _placed(self, label: Label, weight: Weight) -> bool:
+        """Whether a parameter that is added finds its place as a bias or as rows of a table."""
+        wide = [
+            (axis - len(weight.shape), n, stride)
+            for axis, (n, stride) in enumerate(zip(weight.shape, weight.strides, strict=True))
+            if n > 1 and stride
+        ]
+        of_neurons = [
+            (axis, n, stride)
+            for axis, n, stride in wide
+            if -axis <= len(label.axes) and any(f.set is not None for f in label.axes[axis])
+        ]
+        if not wide:
+            if label.shape[-1] != 1:  # a single number has no place, and tells nothing apart
                 return True
-            name = self.builder.names[weight.parameter]
-            positions = tuple(n for a, n, _ in wide if a > axis)
-            if stride == 1:  # [places, neurons]
-                grid, from_rows, positions, places = (1, others, size), True, (), others
-            elif stride == math.prod(positions) == others:  # [neurons, *positions]
-                grid, from_rows, places = (1, size, 1), False, 1
-            else:
-                return False
-            source = self.builder.ordered(f"places of {name}", places).set
-            assert source is not None
-            self.builder.join(
-                Kernel(
-                    weight.parameter, source, factor.set, grid, positions, weight.start,
-                    target_start=at, from_rows=from_rows, kind="lookup",
-                )
-            )  # fmt: skip
+            of_neurons = [(-1, 1, 1)]  # a single number on a single neuron
+        if not of_neurons and wide:  # it tells no neurons apart
+            return True
+        if len(of_neurons) != 1 or weight.fixed:
+            return False
+        ((axis, size, stride),) = of_neurons
+        factor = _sole(label, axis)
+        if factor is None or factor.set is None or factor.stride != 1 or factor.size != size:
+            return not wide
+        at, others = label.start.get(factor.set, 0), math.prod(n for _, n, _ in wide) // size
+        if not wide or (others == 1 and stride == 1):
+            self.builder.sit(Bias(weight.parameter, factor.set, size, weight.start, at))
+            return True
+        name = self.builder.names[weight.parameter]
+        positions = tuple(n for a, n, _ in wide if a > axis)
+        if stride == 1:  # [places, neurons]
+            grid, from_rows, positions, places = (1, others, size), True, (), others
+        elif stride == math.prod(positions) == others:  # [neurons, *positions]
+            grid, from_rows, places = (1, size, 1), False, 1
+        else:
+            return False
+        source = self.builder.ordered(f"places of {name}", places).set
+        assert source is not None
+        self.builder.join(
+            Kernel(
+                weight.parameter, source, factor.set, grid, positions, weight.start,
+                target_start=at, from_rows=from_rows, kind="lookup",
+            )
+        )  # fmt: skip
         return True
 
     def activated(self, label: Label, activation: str) -> None:
@@ -404,8 +626,9 @@ class Trace:
             found.fresh = False
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _pairs(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    strided = tensor.layout == torch.strided and not tensor.is_nested
+    return tuple(tensor.shape), tuple(tensor.stride()) if strided else (1,) * tensor.dim()
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -420,16 +643,20 @@ def _of(factor: Factor, s: int) -> Factor:
     return factor if factor.set == s else Factor(factor.size)
 
 
-def _spans(label: Label, axis: int) -> bool:
-    """Whether a label has an axis, and is not broadcast along it."""
-    return -axis <= len(label.axes) and label.shape[axis] != 1
+def _sole(label: Label, axis: int) -> Factor | None:
+    """The neurons along an axis, where they are one run of a set that runs along no other."""
+    if len(label.axes[axis]) != 1 or label.axes[axis][0].set is None:
+        return None
+    (factor,) = label.axes[axis]
+    others = [f.set for i, a in enumerate(label.axes) if i != axis % len(label.axes) for f in a]
+    return None if factor.set in others else factor
 
 
 def _broadcast(label: Label, axis: int, size: int) -> Axis:
     """An axis, counted from the last, of a label that is broadcast to a size there."""
     if -axis > len(label.axes) or label.shape[axis] != size:
-        return (Factor(size),)
-    return label.axes[axis] or (Factor(size),)
+        return (alike(size),)
+    return label.axes[axis] or (alike(size),)
 
 
 def _components(places: Sequence[tuple[int, Factor, Factor]]) -> list[tuple[set[int], set[int]]]:

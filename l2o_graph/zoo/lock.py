@@ -97,6 +97,7 @@ def _lock(file: IO[str]) -> None:
         return
     file.seek(1 << 30)  # far behind the text, which Windows would not let others read
     try:
+        # A type checker on another system knows neither name.
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     except PermissionError as error:
         raise BlockingIOError(str(error)) from error

@@ -1,0 +1,164 @@
+"""Watching the calls that a user makes of a model, as they are computed."""
+
+import weakref
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+if TYPE_CHECKING:
+    from l2o_graph.optim.base import LearnedOptimizer
+    from l2o_graph.tracing.network import Reading
+
+# So many calls are watched in training, and as many in evaluation, for parameters not yet seen.
+# Layers that are left out at random, and heads that take turns, come up within a few.
+MOST_CALLS = 8
+
+
+class Watching:
+    """Hooks on a model that show an optimizer what it computes, and go when all was seen.
+
+    They see the user's own calls: nothing is run besides, and nothing of the calls is changed. A
+    copy or a pickle of the model holds hooks that do nothing.
+
+    Args:
+        model: The model, as it was given to the optimizer.
+        optimizer: Whom to tell.
+
+    Attributes:
+        group: The processes of the DistributedDataParallel by way of which the model was called.
+        was_compiled: Whether it was called inside of something compiled.
+    """
+
+    def __init__(self, model: nn.Module | None = None, optimizer: "LearnedOptimizer | None" = None):
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer, self._alone)
+        self._stack, self._watch, self._depth = ExitStack(), None, 0
+        self._calls = {True: 0, False: 0}
+        self.group: Any = None
+        self.was_compiled = False
+        self._module: nn.Module | None = None
+        if model is None:
+            return
+        from l2o_graph.tracing.network import unwrapped
+
+        self._module = unwrapped(model)
+        # Inside of what is compiled hooks see nothing, so that is watched from outside.
+        around = [m for m in model.modules() if "_orig_mod" in m._modules]
+        self._watched = [m for m in around if unwrapped(m) is self._module] + [self._module]
+        for module in self._watched:
+            self._attach(module)
+
+    def _alone(self, _: Any) -> None:
+        self.leave()
+
+    def _attach(self, module: nn.Module) -> None:
+        before = module.register_forward_pre_hook(self.before, prepend=True, with_kwargs=True)
+        after = module.register_forward_hook(self.after, always_call=True)
+        for handle in (before, after):
+            self._stack.callback(handle.remove)
+        # ``module.compile()`` leaves a compiled call in the module, inside of which hooks see
+        # nothing; as long as calls are watched they are not compiled.
+        compiled = module._compiled_call_impl
+        if compiled is not None:
+            module._compiled_call_impl = module._call_impl
+            self._stack.callback(_put_back, weakref.ref(module), compiled)
+        # The protocol by which torch.jit.script asks for what it can compile; hooks it cannot.
+        module.__dict__["__prepare_scriptable__"] = Scriptable(self, module)
+        self._stack.callback(module.__dict__.pop, "__prepare_scriptable__", None)
+
+    def leave(self) -> None:
+        """Take the hooks off."""
+        self.stop()
+        self._stack.close()
+
+    def is_tired(self) -> bool:
+        """Whether enough calls were watched."""
+        return max(self._calls.values()) >= MOST_CALLS
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before the model computes."""
+        if torch.compiler.is_compiling():
+            self.was_compiled = True
+            return
+        optimizer = self._optimizer and self._optimizer()
+        if optimizer is None or self._module is None or module not in self._watched:
+            return
+        self.group = self.group or _group_of(self._module)
+        if self._watch is not None:
+            self._depth += 1
+            return
+        enough = self._calls[module.training] >= MOST_CALLS or optimizer._is_complete()
+        if enough or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+            return
+        from l2o_graph.tracing.network import Watch
+
+        self._calls[module.training] += 1
+        self._watch = Watch(self._module).__enter__()
+
+    def after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """After the model has computed, or failed to."""
+        if torch.compiler.is_compiling() or self._watch is None or module not in self._watched:
+            return
+        if self._depth:
+            self._depth -= 1
+            return
+        watch = self._watch
+        self.stop()
+        optimizer = self._optimizer and self._optimizer()
+        if optimizer is not None and output is not None:
+            reading = watch.reading(output)
+            if reading.used:
+                optimizer._hear(reading)
+
+    def stop(self) -> None:
+        """End a watch that a call left open, as one that was interrupted does."""
+        watch, self._watch, self._depth = self._watch, None, 0
+        if watch is not None:
+            watch.__exit__()
+
+    def __reduce__(self) -> tuple[type["Watching"], tuple[()]]:
+        return Watching, ()
+
+
+class Scriptable:
+    """What torch.jit.script calls to get a module that it can compile: one without the hooks."""
+
+    def __init__(self, watching: Watching | None = None, module: nn.Module | None = None):
+        self._watching = watching
+        self._module = None if module is None else weakref.ref(module)
+
+    def __call__(self) -> nn.Module | None:
+        """The module, no longer watched."""
+        if self._watching is not None:
+            self._watching.leave()
+        return self._module and self._module()
+
+    def __reduce__(self) -> tuple[type["Scriptable"], tuple[()]]:
+        return Scriptable, ()
+
+
+def of_all_ranks(readings: "list[Reading]", group: Any) -> "list[Reading]":
+    """What any rank of a group has read, in the order of the ranks: the same on all of them."""
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, readings, group=group)
+    return [reading for of_rank in found for reading in of_rank]
+
+
+def _group_of(module: nn.Module) -> Any:
+    """The processes of the DistributedDataParallel that is calling a module; None for none."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    replicas = nn.parallel.DistributedDataParallel._active_ddp_module
+    if replicas is None or not any(part is module for part in replicas.modules()):
+        return None
+    return replicas.process_group if dist.get_world_size(replicas.process_group) > 1 else None
+
+
+def _put_back(module: "weakref.ref[nn.Module]", compiled: Any) -> None:
+    """Give a module its compiled call back, if it was not compiled anew."""
+    found = module()
+    if found is not None and found._compiled_call_impl == found._call_impl:
+        found._compiled_call_impl = compiled

@@ -1,0 +1,96 @@
+"""A copy of a module that can be run for its structure, and generators that are put back."""
+
+import copy
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a module with all that it holds but what a memo has, such as its parameters.
+
+    Whatever cannot be copied is shared.
+
+    Args:
+        module: The module.
+        memo: Objects by the id of what they take the place of, as for ``copy.deepcopy``; copies
+            are added to it.
+    """
+    parts = list(module.modules())
+    for part in parts:  # all of them before any is filled: they hold one another
+        memo[id(part)] = part.__class__.__new__(part.__class__)
+    for part in parts:
+        for key, value in part.__dict__.items():
+            if key != "_compiled_call_impl":
+                memo[id(part)].__dict__[key] = copied(value, memo)
+    return memo[id(module)]
+
+
+def copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy what a module holds, or a batch; what cannot be copied is shared."""
+    if id(value) in memo:
+        return memo[id(value)]
+    answer = value
+    if isinstance(value, Tensor):
+        answer = _copied_tensor(value)
+    elif isinstance(value, torch.Generator):
+        answer = value.clone_state()
+    elif type(value) in (list, tuple, set):
+        answer = type(value)(copied(each, memo) for each in value)
+    elif isinstance(value, dict) and _is_plain(value):
+        answer = copy.copy(value)
+        for key, each in value.items():
+            answer[key] = copied(each, memo)
+    else:
+        try:
+            answer = copy.deepcopy(value, memo)
+        except Exception:  # locks, open files, tensors with a history deep inside
+            answer = _copied_object(value, memo)
+    memo[id(value)] = answer
+    memo.setdefault(id(memo), []).append(value)  # or its id would be another object's
+    return answer
+
+
+def _is_plain(value: dict) -> bool:
+    return type(value).__module__ in ("builtins", "collections")
+
+
+def _copied_tensor(t: Tensor) -> Tensor:
+    try:
+        answer = t.detach().clone()
+    except (NotImplementedError, RuntimeError):  # sparse ones, and those without numbers
+        return t
+    return answer.requires_grad_(t.requires_grad)
+
+
+def _copied_object(value: Any, memo: dict[int, Any]) -> Any:
+    """An object of plain attributes, each copied by itself."""
+    try:
+        answer = copy.copy(value)
+    except Exception:
+        return value
+    if answer is not value and hasattr(answer, "__dict__"):
+        memo[id(value)] = answer
+        for key, each in vars(value).items():
+            answer.__dict__[key] = copied(each, memo)
+    return answer
+
+
+@contextmanager
+def as_they_were(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Put back the random generators of torch, Python and NumPy in the end."""
+    cuda = {device for device in devices if device.type == "cuda"}
+    numpy = sys.modules.get("numpy")
+    of_python, of_numpy = random.getstate(), numpy and numpy.random.get_state()
+    with torch.random.fork_rng(devices=list(cuda)):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            if numpy:
+                numpy.random.set_state(of_numpy)

@@ -1,0 +1,215 @@
+"""Operation by operation: what the graph lets neurons do, the network lets them do."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from automorphisms import Coloured, moved, random_symmetry
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+from torchvision_models import MODELS
+
+from l2o_graph.architecture import NetSpec
+from l2o_graph.tracing import spec_of_computation
+
+WIDTH, TOKENS = 6, 4
+
+
+class Between(nn.Module):
+    """Two layers over tokens, and an operation between them: (batch, tokens, width) to the same."""
+
+    def __init__(self, operation, width: int = WIDTH, **parameters: Tensor):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, WIDTH), nn.Linear(width, 2)
+        self.operation = operation
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.operation(self, self.inner(x).tanh()))
+
+
+def written(net: nn.Module, h: Tensor) -> Tensor:
+    out = h.new_zeros(len(h), TOKENS, WIDTH)
+    for t in range(TOKENS):
+        out[:, t] = h[:, t]
+    return out
+
+
+def half_written(net: nn.Module, h: Tensor) -> Tensor:
+    out = h.clone()
+    out[..., :3] = h[..., 3:] * 2
+    return out
+
+
+def noisy(net: nn.Module, h: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return h * torch.rand(WIDTH, generator=generator, dtype=h.dtype)
+
+
+FIXED = torch.linspace(0.5, 2, WIDTH, dtype=torch.float64)
+ORDER = torch.tensor([2, 0, 1, 5, 4, 3])
+
+# What keeps all neurons of the layer before it exchangeable.
+FREE = {
+    "flip of tokens": lambda net, h: h.flip(1),
+    "roll of tokens": lambda net, h: h.roll(1, 1),
+    "some tokens": lambda net, h: h.index_select(1, torch.tensor([2, 0])),
+    "tokens by indices": lambda net, h: h[:, torch.tensor([1, 3, 0])],
+    "tokens by a mask": lambda net, h: h[:, torch.tensor([True, False, True, True])],
+    "gather of tokens": lambda net, h: h.gather(
+        1, torch.tensor([1, 0])[None, :, None].expand(len(h), 2, WIDTH)
+    ),
+    "sort of tokens": lambda net, h: h.sort(1).values,
+    "topk of tokens": lambda net, h: h.topk(2, 1).values,
+    "cumsum of tokens": lambda net, h: h.cumsum(1),
+    "max over tokens": lambda net, h: h.max(1).values[:, None],
+    "median of tokens": lambda net, h: h.median(1).values[:, None],
+    "std of tokens": lambda net, h: h.std(1, keepdim=True),
+    "stack of tokens": lambda net, h: torch.stack([h[:, 0], h[:, 2]], 1),
+    "written token by token": written,
+    "written by an index": lambda net, h: torch.zeros_like(h).index_put(
+        (torch.tensor([3, 0]),), h[:2]
+    ),
+    "tokens added up": lambda net, h: torch.zeros_like(h).index_add(
+        1, torch.tensor([0, 0, 1, 2]), h
+    ),
+    "softmax over tokens": lambda net, h: h.softmax(1),
+    "softmax": lambda net, h: h.softmax(-1),
+    "normalised": lambda net, h: F.normalize(h, dim=-1),
+    "one number of all": lambda net, h: h * torch.full_like(h, 2.0),
+    "padded tokens": lambda net, h: F.pad(h, (0, 0, 1, 1)),
+    "pooled tokens": lambda net, h: F.max_pool1d(h.mT, 2).mT,
+    "einsum": lambda net, h: torch.einsum("btc,dc->btd", h, net.p),
+    "[in, out]": lambda net, h: h @ net.p,
+    "weights in heads": lambda net, h: torch.einsum(
+        "btc,hdc->bthd", h, net.p.view(2, 3, WIDTH)
+    ).flatten(2),
+    "a scaled weight": lambda net, h: F.linear(h, net.p / net.p.norm(dim=1, keepdim=True)),
+    "checkpointed": lambda net, h: checkpoint(torch.sin, h, use_reentrant=False),
+}
+# What ties them, or some of them, to an order.
+BOUND = {
+    "flip": lambda net, h: h.flip(-1),
+    "roll": lambda net, h: h.roll(2, -1),
+    "index_select": lambda net, h: h.index_select(-1, ORDER),
+    "index": lambda net, h: h[..., ORDER],
+    "gather": lambda net, h: h.gather(-1, ORDER.expand(h.shape)),
+    "sort": lambda net, h: h.sort(-1).values,
+    "cumsum": lambda net, h: h.cumsum(-1),
+    "cummax": lambda net, h: h.cummax(-1).values,
+    "fft": lambda net, h: torch.fft.fft(h, dim=-1).real,
+    "fixed factors": lambda net, h: h * FIXED,
+    "fixed summands": lambda net, h: h + FIXED,
+    "random factors": noisy,
+    "a fixed matrix": lambda net, h: h @ torch.outer(FIXED, FIXED.flip(0)).tril(),
+    "half of it written": half_written,
+    "softmax of a half": lambda net, h: torch.cat([h[..., :3].softmax(-1), h[..., 3:]], -1),
+    "mean of a half": lambda net, h: h * h[..., :3].mean(-1, keepdim=True),
+    "norm of each half": lambda net, h: F.layer_norm(
+        h.unflatten(-1, (2, 3)), (3,), net.q, net.q.flip(0)
+    ).flatten(-2),
+    "one matrix for both halves": lambda net, h: F.linear(h.unflatten(-1, (2, 3)), net.r).flatten(
+        -2
+    ),
+    "factors for both halves": lambda net, h: (h.unflatten(-1, (2, 3)) * net.q).flatten(-2),
+    "summands for both halves": lambda net, h: (h.unflatten(-1, (2, 3)) + net.q).flatten(-2),
+    "a table for the halves": lambda net, h: (h.unflatten(-1, (2, 3)) + net.t[:, :, None]).flatten(
+        -2
+    ),
+    "shuffled channels": lambda net, h: F.channel_shuffle(h.mT[..., None], 2)[..., 0].mT,
+    "twice": lambda net, h: F.linear(F.linear(h, net.p).tanh(), net.p),
+    "twice with the transpose": lambda net, h: F.linear(F.linear(h, net.p).tanh(), net.p.t()),
+    "pixels side by side": lambda net, h: torch.cat([h[:, ::2], h[:, 1::2]], -1)[..., : WIDTH * 2],
+    "rotated pairs": lambda net, h: torch.view_as_real(
+        torch.view_as_complex(h.unflatten(-1, (3, 2)).contiguous())
+        * torch.polar(FIXED[:3], FIXED[3:])
+    ).flatten(-2),
+    "kept by a mask": lambda net, h: F.linear(
+        h, net.p * torch.ones(WIDTH, WIDTH, dtype=h.dtype).tril()
+    ),
+    "gated halves": lambda net, h: F.glu(torch.cat([h, h.roll(1, 1)], -1), -1),
+}
+
+
+def made(operation) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(5, TOKENS, 3, dtype=torch.float64)
+    own = {
+        "p": torch.randn(WIDTH, WIDTH), "q": torch.randn(3), "r": torch.randn(3, 3),
+        "t": torch.randn(TOKENS, 2),
+    }  # fmt: skip
+    with torch.no_grad():
+        wide = operation(Between(operation, **own).double(), torch.zeros(5, TOKENS, WIDTH).double())
+    net = Between(operation, wide.shape[-1], **own).double()
+    return net, x
+
+
+def spec_and_gap(net: nn.Module, x: Tensor, seed: int) -> tuple[NetSpec, float]:
+    """The graph, and how much a random symmetry of it changes what the network says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what has no place
+        spec = spec_of_computation(net, (x,))
+    before = [p.detach().clone() for p in net.parameters()]
+    after = moved(spec, before, random_symmetry(spec, seed))
+    names = [name for name, _ in net.named_parameters()]
+    said = [
+        functional_call(net, dict(zip(names, each, strict=True)), (x,)) for each in (before, after)
+    ]
+    return spec, (said[0] - said[1]).abs().max().item()
+
+
+def classes(spec: NetSpec, name: str) -> int:
+    """Into how many classes the neurons of a set fall that the graph cannot tell apart."""
+    coloured = Coloured(spec)
+    coloured.refine()
+    ends = np.cumsum([neurons.size for neurons in spec.neurons])
+    (n,) = [i for i, one in enumerate(spec.neurons) if one.name == name]
+    return len(np.unique(coloured.colours[ends[n] - spec.neurons[n].size : ends[n]]))
+
+
+def symmetric(case, draws: int) -> NetSpec:
+    """The structure of a case, after random automorphisms of it have left the network as it is."""
+    net, x = made(case)
+    for seed in range(draws):
+        spec, gap = spec_and_gap(net, x, seed)
+        assert gap < 1e-9
+    return spec
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_neurons_stay_free(name):
+    spec = symmetric(FREE[name], draws=3)
+    assert classes(spec, "inner") == 1
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_neurons_are_bound(name):
+    """Only where the network lets them go: each of these could be read as if it were none."""
+    symmetric(BOUND[name], draws=4)
+
+
+def test_half_a_symmetry_shows():
+    """A negative control: neurons that move without those that read them change the network."""
+    net, x = made(FREE["einsum"])
+    expected = net(x)
+    with torch.no_grad():
+        for p in net.inner.parameters():
+            p.copy_(p.roll(1, 0))
+    assert (net(x) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_symmetries_of_torchvision_models(name):
+    torch.manual_seed(0)
+    make, size = MODELS[name]
+    net, x = make().double().eval(), torch.randn(2, 3, size, size, dtype=torch.float64)
+    for p in net.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    spec, gap = spec_and_gap(net, x, 0)
+    assert spec.loose == ()
+    assert gap < 1e-6 * net(x).abs().max()
