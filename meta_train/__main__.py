@@ -22,9 +22,8 @@ from l2o_graph.rule import Model
 from meta_train import cnn_training, inr_training
 from meta_train.cnn_training import CNN_TASKS, CNNTrainingConfig, Loss, train_cnn_model
 from meta_train.config import Estimator, MetaConfig, paper_recipe
-from meta_train.controller_training import CONTROLLER_TASKS, EvolutionConfig
+from meta_train.controller_training import CONTROLLER_TASKS, EvolutionConfig, train_controller
 from meta_train.inr_training import INR_TASKS, INRTrainingConfig, train_inr_model
-from meta_train.members import train_members
 from meta_train.run import Result
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
@@ -114,7 +113,7 @@ def train_optimizer(arguments: list[str] | None) -> Result:
     controller = ControllerConfig(reader, grain, **_changes(given, sizes))
     config = EvolutionConfig(given.task, controller, **_changes(given, options))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.preset}"
-    return train_members(config, out, given.data_root, given.resume)
+    return train_controller(config, out, given.data_root, given.resume)
 
 
 def train_paper_rule(arguments: list[str] | None) -> Result:

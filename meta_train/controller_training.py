@@ -64,14 +64,16 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
         "classifier",
         "restore",
         "embedding",
+        "full_cnn",
         "few_examples",
         "language",
-        "image_cnn",
+        "few_examples",
         "regression",
-        "wide",
+        "few_examples",
         "fine_tune",
         "patches",
         "siren",
+        "full_cnn",
         "attention",
         "ill_posed",
         "restore",
@@ -97,8 +99,7 @@ class EvolutionConfig:
         controller: What is trained.
         initial: Checkpoint whose weights it begins with; "" for none.
         seed: Of its weights, of the courses and of everything drawn.
-        members: Number of controllers that are trained apart and joined, see ``members.py``.
-        outer_steps: Number of steps of the weights of each.
+        outer_steps: Number of steps of the weights.
         pairs: Number of instances of a course, in all processes together.
         deviation: Standard deviation of the perturbations.
         span: Number of training steps between two steps of the weights.
@@ -120,18 +121,17 @@ class EvolutionConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     initial: str = ""
     seed: int = 0
-    members: int = 6
-    outer_steps: int = 400
+    outer_steps: int = 1000
     pairs: int = 32
-    deviation: float = 0.05
+    deviation: float = 0.02
     span: int = 100
     shortest: int = 400
     longest: int = 1600
     told: float = 0.5
-    lr: float = 0.01
-    weight_decay: float = 1.0
+    lr: float = 0.005
+    weight_decay: float = 0.6
     warmup: int = 20
-    average: int = 50
+    average: int = 100
     evaluate_every: int = 400
     evaluate_steps: int = 300
     evaluate_pairs: int = 2
@@ -143,7 +143,7 @@ class EvolutionConfig:
                 f"task: expected one of {sorted(CONTROLLER_TASKS)}, found '{self.task}'"
             )
         check_ranges(
-            self, seed=SEED, members=COUNT, outer_steps=COUNT_OR_NONE, pairs=COUNT,
+            self, seed=SEED, outer_steps=COUNT_OR_NONE, pairs=COUNT,
             deviation=POSITIVE, span=COUNT, shortest=COUNT, longest=COUNT, told=SHARE, lr=POSITIVE,
             weight_decay=NOT_NEGATIVE, warmup=COUNT_OR_NONE, average=COUNT, evaluate_every=COUNT,
             evaluate_steps=COUNT, evaluate_pairs=COUNT, save_every=COUNT,
@@ -316,9 +316,7 @@ class ControllerTrainer:
         """Write the controller with its averaged weights, a checkpoint."""
         controller = Controller(self.config.controller)
         controller.set_vector(self.average)
-        minutes = self.seconds / 60
-        curve = {"curve": self.evaluations}
-        save_controller(path, controller, provenance(self.config, self.step, minutes) | curve)
+        save_controller(path, controller, _provenance(self))
 
     @staticmethod
     def resume(path: Path, data_root: str | Path | None = None) -> "ControllerTrainer":
@@ -480,13 +478,13 @@ def train_controller(
         return drive(trainer, state, config.evaluate_every, config.save_every, describe)
 
 
-def provenance(config: EvolutionConfig, outer_steps: int, minutes: float) -> dict[str, Any]:
-    """How a controller was made, as its checkpoint says."""
+def _provenance(trainer: ControllerTrainer) -> dict[str, Any]:
     return {
         "command": "python -m meta_train " + " ".join(sys.argv[1:]),
         "commit": commit(),
-        "config": asdict(config),
-        "outer_steps": outer_steps,
-        "minutes": round(minutes, 1),
+        "config": asdict(trainer.config),
+        "outer_steps": trainer.step,
+        "minutes": round(trainer.seconds / 60, 1),
         "torch": torch.__version__,
+        "curve": trainer.evaluations,
     }

@@ -261,7 +261,7 @@ def configuration(monkeypatch, *arguments):
         found.append((config, out, data_root, resume))
         return Result(None, out / "state", out / "log", config.outer_steps, True)
 
-    monkeypatch.setattr("meta_train.__main__.train_members", seen)
+    monkeypatch.setattr("meta_train.__main__.train_controller", seen)
     assert main([*arguments]) == 0
     return found[0]
 

@@ -1,15 +1,17 @@
-"""Signals of each neuron -> how its step length changes: the recurrent network that is learned.
+"""Signals of each neuron -> how its step length changes: what is learned.
+
+It is linear, with a memory: answers are sums of signals, and lengths the sums of answers.
 
 Weights are plain tensors by name with a leading axis N: one network in use has N = 1, meta-training
 has a set of weights for each of the N networks it trains at once.
 
 Axes here: N sets of weights, R rows (neurons, and blocks that have none), T matrices (tensors),
-F signals, H hidden units, C channels of messages.
+F signals, C channels of messages.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -26,6 +28,9 @@ Weights = Mapping[str, Tensor]
 
 # The most that the logarithm of a length changes in a step, and where it stays within.
 MOST_CHANGE = 0.2
+# What an answer counts in it. Lengths add their changes up, so that a weight that is off by a
+# little makes them e times too long; perturbed weights would all but forbid lengths to be long.
+CHANGE_PER_ANSWER = 0.2
 SHORTEST, LONGEST = -9.0, 4.0
 # Lengths start at their unit and tend to it, when nothing speaks against it, over so many steps.
 FORGOTTEN_AFTER = 100
@@ -56,13 +61,11 @@ class ControllerConfig:
             neurons of the layers before and after alike, as in NFN. "sequence": matrices one
             after the other, as the LSTM baseline.
         grain: What has a step length of its own, each "neuron" or each "tensor".
-        hidden: Number of hidden units.
         channels: Number of channels of a message.
     """
 
     reader: Reader = "messages"
     grain: Grain = "neuron"
-    hidden: int = 12
     channels: int = 4
 
     def __post_init__(self):
@@ -70,16 +73,14 @@ class ControllerConfig:
             if getattr(self, name) not in get_args(known):
                 expected = " or ".join(map(repr, get_args(known)))
                 raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
-        check_ranges(self, hidden=Range(1, 256, whole=True), channels=Range(1, 256, whole=True))
+        check_ranges(self, channels=Range(1, 256, whole=True))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each weight by name."""
-        h, c = self.hidden, self.channels
+        c = self.channels
         shapes: dict[str, tuple[int, ...]] = {
-            "read.weight": (h, NUM_SIGNALS),
-            "read.bias": (h,),
-            "answer.weight": (NUM_OUTPUTS, h),
+            "answer.weight": (NUM_OUTPUTS, NUM_SIGNALS),
             "answer.bias": (NUM_OUTPUTS,),
             "first_length": (len(KINDS),),
         }
@@ -87,7 +88,7 @@ class ControllerConfig:
             shapes |= {
                 "say.weight": (c, NUM_SIGNALS),
                 "say.bias": (c,),
-                "hear.weight": (h, 2 * c),
+                "hear.weight": (NUM_OUTPUTS, 2 * c),
             }
         if self.reader == "sequence":
             shapes |= {
@@ -147,67 +148,28 @@ def weights_from(config: ControllerConfig, vectors: Tensor) -> dict[str, Tensor]
     }
 
 
-# Readers whose messages are the same function of what is said, however many channels there are.
-JOINED_READERS: tuple[Reader, ...] = ("none", "messages", "mean")
-
-
-def joined(controllers: Sequence[Controller]) -> Controller:
-    """Put controllers side by side: a larger one, whose answers are the mean of theirs.
-
-    Args:
-        controllers: Of one configuration, with one of ``JOINED_READERS``.
-
-    Raises:
-        ValueError: For several configurations, and another reader.
-    """
-    config, count = controllers[0].config, len(controllers)
-    if any(c.config != config for c in controllers) or config.reader not in JOINED_READERS:
-        found = list(dict.fromkeys(c.config for c in controllers))
-        raise ValueError(
-            f"joined: expected one configuration, of a reader {JOINED_READERS}, found {found}"
-        )
-    h, c = config.hidden, config.channels
-    answer = Controller(replace(config, hidden=count * h, channels=count * c))
-    of = {
-        name: torch.stack([own.weights()[name][0] for own in controllers]) for name in config.shapes
-    }  # [count, *shape]
-    found = {name: of[name].flatten(0, 1) for name in ("read.weight", "read.bias")}
-    found["answer.weight"] = of["answer.weight"].transpose(0, 1).flatten(1) / count
-    found |= {name: of[name].mean(0) for name in ("answer.bias", "first_length")}
-    if config.reader != "none":
-        found |= {name: of[name].flatten(0, 1) for name in ("say.weight", "say.bias")}
-        # Each hears its own words alone, those along the computation before those against it.
-        hear = of["hear.weight"].unflatten(-1, (2, c))
-        found["hear.weight"] = torch.stack(
-            [torch.block_diag(*hear[:, :, way]) for way in range(2)], 1
-        ).flatten(1)
-    answer.set_vector(torch.cat([found[name].detach().flatten() for name in answer.config.shapes]))
-    return answer
-
-
 def said(weights: Weights, signals: Tensor) -> Tensor:
     """What each row tells its neighbours: (N, R, F) -> (N, R, C), within (-1, 1)."""
     return torch.baddbmm(weights["say.bias"][:, None], signals, weights["say.weight"].mT).tanh()
 
 
 def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
-    """The network: what it sees of each row -> its answers (N, R, 5).
+    """What is seen and heard of each row -> its answers (N, R, 5).
 
     Args:
         weights: Of N controllers.
         signals: (N, R, F).
         heard: Messages that reached each row, along and against the computation: (N, R, 2C).
     """
-    hidden = torch.baddbmm(weights["read.bias"][:, None], signals, weights["read.weight"].mT)
-    if heard is not None:
-        hidden = torch.baddbmm(hidden, heard, weights["hear.weight"].mT)
-    hidden = nn.functional.silu(hidden)
-    return torch.baddbmm(weights["answer.bias"][:, None], hidden, weights["answer.weight"].mT)
+    answer = torch.baddbmm(weights["answer.bias"][:, None], signals, weights["answer.weight"].mT)
+    if heard is None:
+        return answer
+    return torch.baddbmm(answer, heard, weights["hear.weight"].mT)
 
 
 def next_log_length(log_length: Tensor, answer: Tensor) -> Tensor:
     """Remembered logarithm of each row's length after an answer: (N, R)."""
-    change = MOST_CHANGE * answer[..., 0].tanh()
+    change = MOST_CHANGE * (CHANGE_PER_ANSWER * answer[..., 0]).tanh()
     return (log_length * (1 - 1 / FORGOTTEN_AFTER) + change).clamp(SHORTEST, LONGEST)
 
 

@@ -75,6 +75,31 @@ def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
     )
 
 
+@register_family("full_cnn", share=SHARE / 2)
+def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
+    """Three to four convolutions of 8 to 32 channels on whole images, in batches of 64 or 128."""
+    width = 2 * dice.integer(4, 8)
+    channels = [width, *[2 * width] * dice.integer(1, 3)]
+    norm = dice.pick(*NORMS) if dice.chance(0.3) else ""
+    activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
+    batch = dice.pick(64, 128)
+    strides = [2, 2, 1, 1][: len(channels)]
+
+    def make(dice: Dice) -> Batch:
+        x, y = pictures.draw(dice, batch, FULL)
+        return x[:, :, None], y
+
+    module: nn.Module = ConvNet(FULL, channels, strides, norm=norm, activation=activation)
+    return Plan(
+        name=f"full_cnn, channels {dashed(channels)} {activation}, {norm or 'no'} norm, "
+        f"{scheme}, batches of {batch}",
+        module=module,
+        start=initial(module, dice, scheme, gains(dice, 0.7, 1.4)),
+        examples=Stream(dice, make),
+        criterion=cross_entropy,
+    )
+
+
 @register_family("patches", share=SHARE)
 def patches(dice: Dice, pictures: Pictures) -> Plan:
     """Transformers of width 24 to 48 that classify whole images, cut into 16 patches."""
