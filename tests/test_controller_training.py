@@ -226,8 +226,8 @@ def test_it_may_begin_with_what_another_run_has_learned(tmp_path, data):
     save_controller(tmp_path / "first.safetensors", controller, {})
     config = with_(TINY, initial=str(tmp_path / "first.safetensors"))
     assert torch.equal(trainer_of(config, data).weights, controller.vector())
-    with pytest.raises(ValueError, match=r"initial: expected a checkpoint of .*hidden=4.*, found"):
-        trainer_of(with_(config, controller=ControllerConfig(hidden=4)), data)
+    with pytest.raises(ValueError, match=r"initial: expected a checkpoint of .*channels=3"):
+        trainer_of(with_(config, controller=ControllerConfig(channels=3)), data)
 
 
 def test_a_course_that_is_over_or_lost_makes_room_for_another(data, monkeypatch):

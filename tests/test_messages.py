@@ -11,14 +11,7 @@ from torch import Tensor, nn
 from l2o_graph.architecture import NetSpec
 from l2o_graph.inference import spec_of_module
 from l2o_graph.optim.blocks import MATRICES, blocks_of
-from l2o_graph.optim.controller import (
-    JOINED_READERS,
-    Controller,
-    ControllerConfig,
-    answers,
-    joined,
-    weights_from,
-)
+from l2o_graph.optim.controller import ControllerConfig, weights_from
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.messages import heard
 from l2o_graph.optim.signals import NUM_SIGNALS
@@ -50,7 +43,7 @@ def spec_of(name: str) -> NetSpec:
 
 def controllers(reader: str) -> dict[str, Tensor]:
     """Weights of SETS of them, none of which is 0."""
-    config = ControllerConfig(reader, hidden=3, channels=CHANNELS)
+    config = ControllerConfig(reader, channels=CHANNELS)
     torch.manual_seed(1)
     return weights_from(config, 0.5 * torch.randn(SETS, config.size, dtype=torch.float64))
 
@@ -264,7 +257,7 @@ def test_half_of_that_is_another_network(reader, kernels):
 def first_update(reader: str, scales: list[float]) -> Tensor:
     """Of the first kernel, when the second one has other weights, of the same norm."""
     spec = spec_of("mlp")
-    config = ControllerConfig(reader, hidden=3, channels=CHANNELS)
+    config = ControllerConfig(reader, channels=CHANNELS)
     weights = {name: w[:1] for name, w in controllers(reader).items()}
     memory = arrange(spec, blocks_of(spec), 1, like=torch.zeros(()).double())
     generator = torch.Generator().manual_seed(0)
@@ -290,41 +283,3 @@ def test_weights_of_other_layers_matter_to_those_who_read_them(reader):
         assert far > 1e-6
     elif reader == "none":
         assert far < 1e-12
-
-
-# Controllers joined into one ---------------------------------------------------------------------
-
-
-def random_controller(reader: str, seed: int) -> Controller:
-    controller = Controller(ControllerConfig(reader, hidden=3, channels=CHANNELS)).double()
-    generator = torch.Generator().manual_seed(seed)
-    controller.set_vector(torch.randn(controller.config.size, generator=generator).double())
-    return controller
-
-
-@pytest.mark.parametrize("reader", JOINED_READERS)
-def test_joined_controllers_answer_the_mean_of_theirs(case, reader):
-    """Each hears its own words alone, along the weights and against them."""
-
-    def answered(controller: Controller) -> Tensor:
-        weights = {
-            k: w.detach().expand(SETS, *w.shape[1:]) for k, w in controller.weights().items()
-        }
-        heard = None if reader == "none" else case.heard(reader, weights)
-        return answers(weights, case.signals, heard)
-
-    members = [random_controller(reader, seed) for seed in range(3)]
-    one = joined(members).double()
-    assert one.config.hidden == 9
-    mean = sum(map(answered, members)) / 3
-    torch.testing.assert_close(answered(one), mean, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(answered(members[0]), mean, rtol=1e-2)
-    first = torch.stack([m.first_length for m in members]).mean(0)
-    torch.testing.assert_close(one.first_length.double(), first, rtol=1e-6, atol=1e-6)
-
-
-def test_what_cannot_be_joined_is_refused():
-    of_two = [random_controller("none", 0), Controller(ControllerConfig("none", hidden=4))]
-    for found in (of_two, [random_controller("attention", 0)] * 2):
-        with pytest.raises(ValueError, match="joined: expected one configuration, of a reader"):
-            joined(found)

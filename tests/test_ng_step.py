@@ -17,7 +17,7 @@ from l2o_graph.optim.step import advance
 
 STEPS = 14
 ROOTS_AT = (0, 1, 3, 6, 10)
-SILENT = ControllerConfig("none", hidden=2)
+SILENT = ControllerConfig("none")
 
 
 def network() -> nn.Module:
@@ -98,7 +98,7 @@ class Twin:
             self.square = (1 - new) * self.square + new * g.square()
             rms = self.square.sqrt()
             direction = mixed / (rms + rms.square().mean().sqrt())
-        change = 0.2 * math.tanh(a[0])
+        change = 0.2 * math.tanh(0.2 * a[0])
         self.log_length = max(-9.0, min(4.0, (1 - 1 / 100) * self.log_length + change))
         falling = 1 / (1 + t / 200) if self.horizon is None else 1 - t / self.horizon
         schedule = (t + 1) / (t + 10) * falling

@@ -51,7 +51,7 @@ class Run:
     def __init__(self, make=network, reader="none", weight=1.0, gradient=1.0, horizon=None):
         torch.manual_seed(0)
         net = make()
-        self.spec, config = spec_of_module(net), ControllerConfig(reader, hidden=4, channels=2)
+        self.spec, config = spec_of_module(net), ControllerConfig(reader, channels=2)
         self.memory = arrange(self.spec, blocks_of(self.spec), 1, like=torch.zeros(()).double())
         vector = 0.4 * torch.randn(1, config.size, dtype=torch.float64)
         weights, count = weights_from(config, vector), len(self.spec.shapes)
