@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers_ranks import Ranks
 from hypothesis import settings
 from torch import nn
 
@@ -18,6 +19,14 @@ settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def on_both(tmp_path_factory):
+    """Call a function in two processes of one group; what each of them answered."""
+    ranks = Ranks(tmp_path_factory.mktemp("group"))
+    yield ranks.call
+    ranks.end()
 
 
 def random_rule(config: RuleConfig, seed: int = 0) -> UpdateRule:

@@ -1,6 +1,6 @@
 """What an optimizer does with each parameter, as a table for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from l2o_graph.architecture import NetSpec
 from l2o_graph.optim.blocks import MATRICES, Block, blocks_of
 from l2o_graph.optim.memory import LAST_UPDATE
+from l2o_graph.optim.sharded import whole
 from l2o_graph.optim.whitening import Side, sides
 
 TITLES = ("parameter", "shape", "kind", "direction", "step length", "of weights")
@@ -73,14 +74,16 @@ class Account:
 
 
 def account_of(
-    spec: NetSpec, parameters: Sequence[Tensor], states: Mapping[Tensor, dict[str, Tensor]]
+    spec: NetSpec,
+    parameters: Sequence[Tensor],
+    remembered: Callable[[Tensor], Mapping[str, Tensor]],
 ) -> Account:
     """Account for all parameters of a network.
 
     Args:
         spec: The network.
         parameters: In its order.
-        states: What is remembered of them.
+        remembered: What there is of each.
     """
     blocks: dict[int, list[Block]] = {}
     for block in blocks_of(spec):
@@ -88,8 +91,8 @@ def account_of(
     entries = []
     for i, p in enumerate(parameters):
         found = blocks.get(i, [])
-        length = _rms([t[LAST_UPDATE] for n, t in states.get(p, {}).items() if n[:7] == "momenta"])
-        weights = _rms([p.detach()])
+        length = _rms([t[LAST_UPDATE] for n, t in remembered(p).items() if n[:7] == "momenta"])
+        weights = _rms([whole(p)])
         share = length / weights if length is not None and weights else None
         entries.append(
             Entry(spec.names[i], tuple(p.shape), _kind(found), _direction(found), length, share)

@@ -5,14 +5,17 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from l2o_graph.architecture import NetSpec
 from l2o_graph.inference import check_module, spec_of_module, spec_of_parameters
+from l2o_graph.optim.sharded import Sharing, here, is_sharded, replaced, sharing_of
 from l2o_graph.optim.watching import Watching, of_all_ranks
 
 if TYPE_CHECKING:  # whoever gives no model does not need it
@@ -43,10 +46,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Raises:
         ValueError: For an empty list of parameters, an ``lr`` or ``weight_decay`` that is no finite
             number of at least 0, a complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
-            ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
+        TypeError: For a shard that is not a DTensor (of FullyShardedDataParallel), or any where
+            the rule takes none; inside of ZeroRedundancyOptimizer; and for a ``model`` that is no
+            module or one of TorchScript.
     """
 
+    # Whether parameters may be sharded over processes, as DTensors.
+    takes_shards: ClassVar[bool] = False
     # What watches calls of the model; a copy or a pickle begins without.
     _watching: "Watching | None" = None
     # The ranks that train replicas of the model, once a call by way of them was seen.
@@ -164,7 +170,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if again:
             self._asked |= again
             self._watching = Watching(self._model, self)
-            self._watching.was_compiled = watching is not None and watching.was_compiled
+            if watching is not None:
+                self._watching.was_compiled = watching.was_compiled
+                self._watching.was_sharded = watching.was_sharded
         self._tell()
 
     def _unseen(self, gradient_of: Mapping[Tensor, Tensor]) -> set[int]:
@@ -191,11 +199,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: For an ``lr`` or ``weight_decay`` that is no finite number of at least 0, a
                 complex parameter, or a parameter that ``model`` lacks.
-            TypeError: For a parameter that is sharded over processes.
+            TypeError: For a shard, as at construction.
         """
         super().add_param_group(param_group)
         try:
             self._check_group(self.param_groups[-1])
+            sharing_of(self._parameters())
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -219,16 +228,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Raise for what cannot be trained; some of it happens to parameters only later."""
         known = None if self._model is None else set(self._model.parameters())
         for i, p in enumerate(parameters):
-            # Told by a method and by FSDP1's mark: importing their classes takes long.
-            if hasattr(p, "full_tensor") or hasattr(p, "_fsdp_flattened"):
+            # FSDP1 puts this mark on its flat ones and on views of them, which look like vectors.
+            if hasattr(p, "_fsdp_flattened") or (is_sharded(p) and not self.takes_shards):
+                instead = "as fully_shard makes them, or " if self.takes_shards else ""
                 raise TypeError(
-                    f"parameter {i}: expected a whole tensor, found a shard, as FSDP and DTensor "
-                    f"make them; its neurons lie on several processes, and the graph needs them "
-                    f"together, as DistributedDataParallel has them"
+                    f"parameter {i}: expected a whole tensor{instead and ' or a DTensor'}, found a "
+                    f"shard, as {'FullyShardedDataParallel makes' if instead else 'FSDP makes'} "
+                    f"them; its neurons lie on several processes, and the graph needs them "
+                    f"together, {instead}as DistributedDataParallel has them"
                 )
             if p.dtype.is_complex:
                 raise ValueError(f"parameter {i}: expected a real tensor, found {p.dtype}")
             if known is not None and p not in known:
+                if not is_sharded(p) and any(is_sharded(k) and k.shape == p.shape for k in known):
+                    raise ValueError(_too_early(i))
                 raise ValueError(
                     f"parameter {i}: expected one of the model's {len(known)} parameters, found "
                     f"another tensor, of shape {list(p.shape)}"
@@ -257,8 +270,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: For a sparse gradient, and for a parameter that is still on the meta
-                device.
+            RuntimeError: For a sparse gradient; for a parameter that is still on the meta device;
+                at a first step where modules have put shards in the place of parameters; and
+                where some ranks alone have a gradient of a sharded network's parameter.
             TypeError, ValueError: For a parameter that has become one that construction refuses.
         """
         loss = None
@@ -278,6 +292,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for p, group in group_of.items()
             if p.grad is not None
         }
+        if not self.state and len(gradient_of) < len(group_of):
+            self._refuse_left_behind(group_of, gradient_of)
         if not self._accepts(gradient_of):
             return loss
         self._settle(gradient_of)
@@ -292,6 +308,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Update all parameters that have a gradient, and what is remembered of them."""
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @cached_property
+    def _sharing(self) -> Sharing | None:
+        """Which rank works on which parameter; None where none is sharded."""
+        return sharing_of(self._parameters())
+
+    def _refuse_left_behind(
+        self, parameters: Iterable[Tensor], gradient_of: Mapping[Tensor, Tensor]
+    ) -> None:
+        """Raise where shards have taken the place of parameters, which never have gradients."""
+        if dist.is_available() and dist.is_initialized():
+            alone = [(i, p) for i, p in enumerate(parameters) if p not in gradient_of]
+            for i in replaced(p for _, p in alone)[:1]:
+                raise RuntimeError(_too_early(alone[i][0]))
+
     def _accepts(self, gradient_of: dict[Tensor, Tensor]) -> bool:
         """Whether there are gradients to make a step of; warns if some are unfit for it."""
         for p, gradient in gradient_of.items():
@@ -300,7 +333,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}: expected dense gradients, found {gradient.layout} "
                     f"for a parameter of shape {list(p.shape)}"
                 )
-        if not gradient_of or all_bounded(gradient_of.values()):
+        fit = not gradient_of or all_bounded([here(g) for g in gradient_of.values()])
+        if self._sharing is not None:  # or some ranks would wait for others
+            fit = self._sharing.agreed(fit, gradient_of)
+        if fit:
             return bool(gradient_of)
         warn(
             f"{type(self).__name__}: a gradient is not finite, or its norm is above "
@@ -333,6 +369,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: the model was called compiled, and what is compiled "
                 f"cannot be followed; its structure is inferred from the order of its layers. Give "
                 f"the compiled module itself as model="
+            )
+        elif self._watching is not None and self._watching.was_sharded:
+            warn(
+                f"{type(self).__name__}: the model computes with sharded tensors, as tensor "
+                f"parallelism does, and these cannot be followed; its structure is inferred from "
+                f"the order of its layers"
             )
         elif spec.loose:
             warn(
@@ -408,6 +450,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Drop what was inferred; the next step infers it anew."""
         self._spec: NetSpec | None = None
         self._agreed = False  # with the other ranks
+        self.__dict__.pop("_sharing", None)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_model": self._model, "_known": self._known, "_told": set(self._told)}
@@ -442,6 +485,14 @@ def _refuse_shares(name: str) -> None:
                 "the graph needs them together, as DistributedDataParallel has them"
             )
         frame = frame.f_back
+
+
+def _too_early(i: int) -> str:
+    return (
+        f"parameter {i}: expected one of the network, found a tensor that a sharded one has taken "
+        "the place of; make the optimizer after fully_shard or parallelize_module, which make new "
+        "parameters"
+    )
 
 
 def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:

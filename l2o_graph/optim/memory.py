@@ -5,7 +5,8 @@ and c columns; B is N and M in one. What a block owns of them is a view, which i
 keeps and saves.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,6 +58,9 @@ class Stack:
         sides: What is whitened on the left and on the right, None for nothing.
         rows: First row of the stack and the one behind its last, among all of the memory.
         tensors: The same of its matrices.
+        first: First matrix of all that are of this geometry and age, by which work takes turns:
+            some of these blocks may be another rank's.
+        before: How many of those lie in front of this stack.
         momenta: (3, B, r, c): fast and slow average of the gradient, last update.
         square: (B, r, c) average of the gradient's squares; only where no side is whitened.
         mean: (B, 1, 1) 1 / sqrt(number of scalars) of each matrix.
@@ -71,6 +75,8 @@ class Stack:
     sides: tuple[Side | None, Side | None]
     rows: tuple[int, int]
     tensors: tuple[int, int]
+    first: int
+    before: int
     momenta: Tensor
     square: Tensor | None
     mean: Tensor
@@ -107,16 +113,49 @@ class Memory:
     """All that is remembered of a network in training.
 
     Attributes:
-        stacks: All blocks; rows and matrices are numbered through them.
-        history: What the signals need.
-        constants: What stays the same.
+        stacks: All blocks that are worked on here; rows and matrices are numbered through these
+            and those elsewhere.
+        history: What the signals need, of all blocks.
+        constants: What stays the same, of all blocks.
         nodes: Where messages run; None without a graph.
+        elsewhere: Stacks that other ranks work on, on the meta device.
+        summed: Adds a tensor up over all ranks, in place; None where all is worked on here.
     """
 
     stacks: tuple[Stack, ...]
     history: History
     constants: Constants
     nodes: "Nodes | None" = None
+    elsewhere: tuple[Stack, ...] = ()
+    summed: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def all_stacks(self) -> tuple[Stack, ...]:
+        """Those here and those elsewhere."""
+        return self.stacks + self.elsewhere
+
+    def laid(self, parts: Sequence[Tensor], axis: str, shape: tuple[int, ...]) -> Tensor:
+        """Lay what is known of each stack next to each other; 0 stands for those elsewhere.
+
+        Args:
+            parts: Of each stack here.
+            axis: "rows" or "tensors", along which they lie.
+            shape: Of the answer, -1 for that axis.
+        """
+        dim = shape.index(-1)
+        if self.summed is None:
+            return torch.cat(list(parts), dim)
+        history = self.history
+        size = (history.rows if axis == "rows" else history.tensors).shape[-1]
+        whole = history.rows.new_zeros(*shape[:dim], size, *shape[dim + 1 :])
+        for stack, part in zip(self.stacks, parts, strict=True):
+            start, stop = getattr(stack, axis)
+            whole.narrow(dim, start, stop - start).copy_(part)
+        return whole
+
+    def of_all_ranks(self, tensor: Tensor) -> Tensor:
+        """Add up what each rank has found of its own stacks."""
+        return tensor if self.summed is None else self.summed(tensor)
 
 
 @dataclass(eq=False)
@@ -127,7 +166,8 @@ class Nodes:
         count: Number of nodes; one more stands for all that is not in the graph.
         of_row: (R,) node that a row writes.
         rows_of: (count + 1,) number of rows that write each node, at least 1.
-        of_source: Nodes that the columns of each stack of kernels read, (M, columns / positions).
+        of_source: Nodes that the columns of each stack of kernels here read, (M, columns /
+            positions).
         readers: (count + 1,) number of kernels that read each node, at least 1.
     """
 
@@ -157,7 +197,8 @@ def arrange(
     sets: int,
     ages: Sequence[int] | None = None,
     like: Tensor | None = None,
-    keys: Sequence[object] | None = None,
+    here: Sequence[bool] | None = None,
+    summed: Callable[[Tensor], Tensor] | None = None,
 ) -> Memory:
     """Put blocks into stacks, nothing being remembered of them yet.
 
@@ -167,21 +208,27 @@ def arrange(
         sets: N.
         ages: Steps of each block before; 0 if not given.
         like: A tensor of the type and on the device to compute with.
-        keys: What else blocks of one stack have to have in common.
+        here: Whether each block is worked on here; all are if not given.
+        summed: Adds a tensor up over all ranks, where some blocks are worked on elsewhere.
     """
     like = torch.zeros(()) if like is None else like
     ages = ages or [0] * len(blocks)
-    keys = keys or [None] * len(blocks)
+    here = here or [True] * len(blocks)
     groups: dict[tuple, list[int]] = {}
     for i, block in enumerate(blocks):
-        groups.setdefault((*geometry(block), ages[i], keys[i]), []).append(i)
+        groups.setdefault((*geometry(block), ages[i]), []).append(i)
     stacks: list[Stack] = []
+    own: list[Stack] = []
     row = tensor = 0
     for members in groups.values():
-        found = tuple(blocks[i] for i in members)
-        stack = _stack(found, ages[members[0]], sets, row, tensor, like)
-        row, tensor = stack.rows[1], stack.tensors[1]
-        stacks.append(stack)
+        first = tensor
+        for mine, run in itertools.groupby(members, here.__getitem__):
+            found = tuple(blocks[i] for i in run)
+            on = like if mine else like.to("meta")
+            stack = _stack(found, ages[members[0]], sets, row, tensor, first, on)
+            row, tensor = stack.rows[1], stack.tensors[1]
+            stacks.append(stack)
+            own += [stack] if mine else []
     counts = [(s, b) for s in stacks for b in s.blocks]
     index = [(i, b) for i, (_, b) in enumerate(_by_tensor(counts)) for _ in range(b.matrix[1])]
     tensor_of_row = torch.tensor([i for i, _ in index], dtype=torch.long, device=like.device)
@@ -214,7 +261,9 @@ def arrange(
         below=torch.tensor([below for _, below, _ in RATIOS], device=like.device),
         ratio_units=like.new_tensor([0.5 / unit for _, _, unit in RATIOS]).view(-1, 1, 1),
     )
-    return Memory(tuple(stacks), history, constants, _nodes(spec, stacks, like))
+    elsewhere = tuple(stack for stack in stacks if not any(stack is mine for mine in own))
+    nodes = _nodes(spec, stacks, own, like)
+    return Memory(tuple(own), history, constants, nodes, elsewhere, summed)
 
 
 def _absolute_unit(block: Block) -> float:
@@ -226,7 +275,13 @@ def _by_tensor(counts: list[tuple[Stack, Block]]) -> list[tuple[Stack, Block]]:
 
 
 def _stack(
-    blocks: tuple[Block, ...], age: int, sets: int, row: int, tensor: int, like: Tensor
+    blocks: tuple[Block, ...],
+    age: int,
+    sets: int,
+    row: int,
+    tensor: int,
+    first: int,
+    like: Tensor,
 ) -> Stack:
     groups, r, _ = blocks[0].matrix
     c = max(block.matrix[2] for block in blocks)
@@ -247,6 +302,8 @@ def _stack(
         (left, right),
         (row, row + m * r),
         (tensor, tensor + m),
+        first,
+        tensor - first,
         like.new_zeros(NUM_MOMENTA, batch, r, c),
         None if left or right else like.new_zeros(batch, r, c),
         like.new_tensor([b.matrix[1] * b.matrix[2] for b in blocks for _ in range(groups)])
@@ -258,7 +315,7 @@ def _stack(
     )
 
 
-def _nodes(spec: NetSpec, stacks: Sequence[Stack], like: Tensor) -> Nodes:
+def _nodes(spec: NetSpec, stacks: Sequence[Stack], own: Sequence[Stack], like: Tensor) -> Nodes:
     """Number the neurons of all sets through, and find those of each row and column."""
     starts = [0]
     for neurons in spec.neurons:
@@ -273,7 +330,8 @@ def _nodes(spec: NetSpec, stacks: Sequence[Stack], like: Tensor) -> Nodes:
     of_row: list[int] = []
     of_source: dict[int, Tensor] = {}
     readers = torch.zeros(count + 1)
-    for s, stack in enumerate(stacks):
+    number = {id(stack): s for s, stack in enumerate(own)}
+    for stack in stacks:
         read: list[list[int]] = []
         for b in stack.blocks:
             groups, r, c = b.matrix
@@ -281,11 +339,13 @@ def _nodes(spec: NetSpec, stacks: Sequence[Stack], like: Tensor) -> Nodes:
             of_row += at(b.target if writes else None, groups * r)
             if stack.is_matrix:
                 each = c // b.stored[3]
-                sources = at(b.source, groups * each)
-                read += [sources[i : i + each] for i in range(0, len(sources), each)]
+                found = at(b.source, groups * each)
+                read += [found[i : i + each] for i in range(0, len(found), each)]
         if stack.is_matrix:
-            of_source[s] = torch.tensor(read, device=like.device)
-            readers.index_add_(0, of_source[s].flatten().cpu(), torch.ones(of_source[s].numel()))
+            sources = torch.tensor(read)
+            readers.index_add_(0, sources.flatten(), torch.ones(sources.numel()))
+            if id(stack) in number:
+                of_source[number[id(stack)]] = sources.to(like.device)
     rows = torch.tensor(of_row, dtype=torch.long)
     rows_of = torch.zeros(count + 1).index_add_(0, rows, torch.ones(len(of_row)))
     return Nodes(
@@ -305,7 +365,7 @@ def gathered(memory: Memory, tensors: Sequence[Tensor] | Mapping[int, Tensor]) -
         tensors: Of each parameter, by its index in the network, flattened: (N, size).
 
     Returns:
-        (B, r, c) of each stack; where a stack is one block, a view if that is possible.
+        (B, r, c) of each stack here; where a stack is one block, a view if that is possible.
     """
     answer = []
     for stack in memory.stacks:

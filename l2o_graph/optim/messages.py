@@ -29,7 +29,7 @@ def heard(
         reader: How they come about; see ``ControllerConfig``.
         weights: Of N controllers.
         memory: Of the network.
-        squares: Squared weights of each stack of kernels, (N, M, r, c).
+        squares: Squared weights of each stack of kernels here, (N, M, r, c).
         signals: (N, R, F).
     """
     words = said(weights, signals)
@@ -92,9 +92,10 @@ def _of_neighbours(
         along.append(_shared(forward @ with_ones[:, sources]).flatten(1, 2))
         told = _shared(reverse.mT @ with_ones_of_rows[:, rows].unflatten(1, (m, r)))
         back = back.index_add(1, sources.flatten(), told.flatten(1, 2))
-    back = back / nodes.readers[:, None]
+    back = memory.of_all_ranks(back) / nodes.readers[:, None]
     back[:, nodes.count] = 0
-    return torch.cat([torch.cat(along, 1), back[:, nodes.of_row]], -1)
+    of_rows = memory.of_all_ranks(memory.laid(along, "rows", (sets, -1, channels)))
+    return torch.cat([of_rows, back[:, nodes.of_row]], -1)
 
 
 def _shared(sums: Tensor) -> Tensor:

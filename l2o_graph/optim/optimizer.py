@@ -1,7 +1,7 @@
 """The rule as a torch.optim.Optimizer: groups, state by parameter, averaged weights, an account."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
 from l2o_graph.optim.controller import Controller
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.saved import check_numbers, with_step
+from l2o_graph.optim.sharded import Sharing, whole
 from l2o_graph.optim.step import advance
 
 
@@ -37,6 +38,10 @@ class NGOptimizer(LearnedOptimizer):
     Parameters without a gradient are left as they are. What is remembered of a parameter lies in
     ``optimizer.state`` as tensors, in float32, or in float64 for one in float64. Parameters on
     several devices are a network on each.
+
+    Parameters may be sharded over processes, as DTensors (``fully_shard``,
+    ``parallelize_module``): each is worked out by one of the ranks, which alone remembers it.
+    Then ``step``, ``state_dict``, ``load_state_dict``, ``averaged`` and ``explain`` take all ranks.
 
     Args:
         params: Parameters, named parameters or groups, as for any optimizer.
@@ -56,9 +61,9 @@ class NGOptimizer(LearnedOptimizer):
     Raises:
         ValueError: For an unknown or unreadable checkpoint or one of another kind, an empty list
             of parameters, a negative ``lr`` or ``weight_decay``, a ``total_steps`` below 1, a
-            complex parameter, or one that ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
-            ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
+            complex parameter, one that ``model`` lacks, or sharded ones on several meshes.
+        TypeError: For a shard of FullyShardedDataParallel, inside of ZeroRedundancyOptimizer, and
+            for a ``model`` that is no module or one of TorchScript.
         FileNotFoundError: For a checkpoint path to nothing.
 
     Source:
@@ -67,6 +72,7 @@ class NGOptimizer(LearnedOptimizer):
     """
 
     packaged: ClassVar[str] = "general"
+    takes_shards: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -130,7 +136,13 @@ class NGOptimizer(LearnedOptimizer):
         for p in active:
             places.setdefault((p.device, state_type(p)), []).append(p)
         self._parts = [
-            Part.of(spec, [index[p] for p in members], members, [self.state[p] for p in members])
+            Part.of(
+                spec,
+                [index[p] for p in members],
+                members,
+                [self.state[p] for p in members],
+                self._sharing,
+            )
             for members in places.values()
         ]
         anew = sum(part.anew for part in self._parts)
@@ -176,7 +188,7 @@ class NGOptimizer(LearnedOptimizer):
         told = self.param_groups[0]["total_steps"]
         if told is None:
             return 0
-        age = max((stack.age for part in parts for stack in part.memory.stacks), default=0)
+        age = max((stack.age for part in parts for stack in part.memory.all_stacks), default=0)
         if age >= told and not self._said_ended:
             self._said_ended = True
             warn(
@@ -203,7 +215,10 @@ class NGOptimizer(LearnedOptimizer):
                     average = state.get("average")
                     if average is not None and average.shape == p.shape:
                         self._stash[p] = p.detach().clone()
-                        p.copy_(average)
+                        if self._sharing is None:
+                            p.copy_(average)
+                        else:
+                            self._sharing.give(p, average)
             yield
         finally:
             stash, self._stash = self._stash, None
@@ -224,8 +239,30 @@ class NGOptimizer(LearnedOptimizer):
         Returns:
             A table; print it.
         """
-        parameters, spec = self._network([p for g in self.param_groups for p in g["params"]])
-        return account_of(spec, parameters, self.state)
+        parameters, spec = self._network(self._parameters())
+        sharing = self._sharing
+
+        def remembered(p: Tensor) -> dict[str, Tensor]:
+            state = self.state.get(p, {})
+            if sharing is None:
+                return state
+            momenta = {name: t for name, t in state.items() if name.startswith("momenta")}
+            return {name: sharing.spread(p, t) for name, t in momenta.items()}
+
+        return account_of(spec, parameters, remembered)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as of any optimizer.
+
+        Of sharded parameters it is made of DTensors, and every rank has to call this at the same
+        time. ``optimizer.state`` itself has tensors on the rank that owns a parameter, and their
+        shapes on the meta device elsewhere.
+        """
+        handle = self.register_state_dict_post_hook(_as_saved, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; it stays float32 for parameters of lower precision.
@@ -266,12 +303,17 @@ class NGOptimizer(LearnedOptimizer):
 
     def _copy_of(self, saved: Any, key: Any, parameter: Tensor) -> dict[str, Tensor]:
         saved = with_step(saved, key)
+        sharing, kind = self._sharing, state_type(parameter)
+        if sharing is not None:
+            saved = {n: whole(t) if isinstance(t, Tensor) else t for n, t in saved.items()}
         _check_state(saved, key, parameter)
-        kind = state_type(parameter)
-        return {
+        copies = {
             name: t.to("cpu" if name == "step" else parameter.device, kind, copy=True)
             for name, t in saved.items()
         }
+        if sharing is None:
+            return copies
+        return {n: sharing.mine_of(parameter, t) if is_owned(n) else t for n, t in copies.items()}
 
     def _forget(self) -> None:
         super()._forget()
@@ -297,6 +339,7 @@ class Part:
         ages: Steps of each one so far.
         shapes: Their shapes when they were laid out.
         anew: How many of them have a state that did not fit.
+        sharing: Which of them are worked on here, where they are sharded.
     """
 
     memory: Memory
@@ -307,6 +350,7 @@ class Part:
     ages: list[int]
     shapes: list[torch.Size]
     anew: int
+    sharing: Sharing | None
 
     @property
     def device(self) -> torch.device:
@@ -324,6 +368,7 @@ class Part:
         index: list[int],
         parameters: list[Tensor],
         states: list[dict[str, Tensor]],
+        sharing: Sharing | None = None,
     ) -> "Part":
         """Lay parameters out, and take over what is remembered of them where it fits."""
         place = {i: j for j, i in enumerate(index)}
@@ -335,22 +380,27 @@ class Part:
             if average is None or average.shape != p.shape:  # new, or of another shape meanwhile
                 state.clear()
                 state["step"] = torch.zeros((), dtype=like.dtype)
-                state["average"] = p.detach().to(like, copy=True).contiguous()
+                start = whole(p).to(like, copy=True).contiguous()
+                state["average"] = start if sharing is None else sharing.mine_of(p, start)
             else:
                 state["step"] = state["step"].to("cpu", like.dtype)
-                state["average"] = average.to(like)
-        memory, views = _laid_out(spec, blocks, states, place, like)
+                state["average"] = average.to(like.to(average.device) if average.is_meta else like)
+        mine = None
+        if sharing is not None:
+            mine = [sharing.is_mine(parameters[place[b.parameter]]) for b in blocks]
+        summed = None if sharing is None else sharing.summed
+        memory, views = _laid_out(spec, blocks, states, place, like, mine, summed)
         anew = 0
-        for state, mine in zip(states, views, strict=True):
-            if int(state["step"]) and not _fits(state, mine):
+        for state, own in zip(states, views, strict=True):
+            if int(state["step"]) and not _fits(state, own):
                 state["step"].zero_()
                 anew += 1
         if anew:  # ages have changed, and stacks are of one age
-            memory, views = _laid_out(spec, blocks, states, place, like)
-        for state, mine in zip(states, views, strict=True):
-            _take_over(state, mine)
+            memory, views = _laid_out(spec, blocks, states, place, like, mine, summed)
+        for state, own in zip(states, views, strict=True):
+            _take_over(state, own)
         ages, shapes = [int(state["step"]) for state in states], [p.shape for p in parameters]
-        return Part(memory, index, parameters, views, states, ages, shapes, anew)
+        return Part(memory, index, parameters, views, states, ages, shapes, anew, sharing)
 
     def holds(self, states: Mapping[Tensor, dict[str, Tensor]]) -> bool:
         """Whether the state of all parameters is what was laid out here."""
@@ -374,14 +424,15 @@ class Part:
         horizon: int,
     ) -> None:
         """Update all parameters and what is remembered of them."""
-        gradients = {
-            i: gradient_of[p].reshape(1, -1).to(self.dtype)
-            for i, p in zip(self.index, self.parameters, strict=True)
-        }
-        current = {
-            i: p.detach().reshape(1, -1).to(self.dtype)
-            for i, p in zip(self.index, self.parameters, strict=True)
-        }
+        given = {p: gradient_of[p] for p in self.parameters}
+        weights = {p: p.detach() for p in self.parameters}
+        if self.sharing is not None:
+            given, weights = self.sharing.to_owners(given), self.sharing.to_owners(weights)
+        here = [j for j, p in enumerate(self.parameters) if p in weights]
+        gradients, current = (
+            {self.index[j]: of[self.parameters[j]].reshape(1, -1).to(self.dtype) for j in here}
+            for of in (given, weights)
+        )
         told = torch.full((1,), float(horizon), device=self.device, dtype=self.dtype)
         updates, _ = advance(
             controller.config,
@@ -393,25 +444,27 @@ class Part:
         )
         found = scattered(self.memory, updates)
         by_group: dict[int, list[int]] = {}
-        for j, p in enumerate(self.parameters):
-            by_group.setdefault(id(group_of[p]), []).append(j)
+        for j in here:
+            by_group.setdefault(id(group_of[self.parameters[j]]), []).append(j)
         for members in by_group.values():
-            chosen = [self.parameters[j] for j in members]
-            group = group_of[chosen[0]]
-            moves = [found[self.index[j]].view(self.parameters[j].shape) for j in members]
+            group = group_of[self.parameters[members[0]]]
+            chosen = [weights[self.parameters[j]] for j in members]
+            moves = [found[self.index[j]].view(self.shapes[j]) for j in members]
             _move(chosen, moves, group["lr"], group["weight_decay"])
-        self._average()
+        self._average(here, weights)
+        if self.sharing is not None:
+            self.sharing.from_owners(self.parameters, weights)
 
-    def _average(self) -> None:
+    def _average(self, here: Sequence[int], weights: Mapping[Tensor, Tensor]) -> None:
         """Let averages take in the weights after the step; count it."""
         by_age: dict[int, list[int]] = {}
-        for j, age in enumerate(self.ages):
-            by_age.setdefault(age, []).append(j)
+        for j in here:
+            by_age.setdefault(self.ages[j], []).append(j)
         for age, members in by_age.items():
             averages = [self.states[j]["average"] for j in members]
-            weights = [self.parameters[j].detach() for j in members]
-            weights = [w.to(a) for w, a in zip(weights, averages, strict=True)]
-            torch._foreach_lerp_(averages, weights, 1 / (1 + AVERAGED_PART * age))
+            moved = [weights[self.parameters[j]] for j in members]
+            moved = [w.to(a) for w, a in zip(moved, averages, strict=True)]
+            torch._foreach_lerp_(averages, moved, 1 / (1 + AVERAGED_PART * age))
         torch._foreach_add_([state["step"] for state in self.states], 1)
         self.ages = [age + 1 for age in self.ages]
 
@@ -457,10 +510,12 @@ def _laid_out(
     states: Sequence[dict[str, Tensor]],
     place: Mapping[int, int],
     like: Tensor,
+    here: Sequence[bool] | None = None,
+    summed: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Memory, list[dict[str, Tensor]]]:
     """A memory of parameters of some ages, and what each of them owns of it."""
     ages = [int(states[place[b.parameter]]["step"]) for b in blocks]
-    memory = arrange(spec, blocks, 1, ages, like)
+    memory = arrange(spec, blocks, 1, ages, like, here, summed)
     views: list[dict[str, Tensor]] = [{} for _ in states]
     for block, owned in sorted(owners(memory), key=lambda found: found[0].start):
         mine = views[place[block.parameter]]
@@ -471,9 +526,12 @@ def _laid_out(
 
 
 def owners(memory: Memory) -> Iterator[tuple[Block, dict[str, Tensor]]]:
-    """Each block with views of what it owns of a memory of one network."""
+    """Each block with views of what it owns of a memory of one network.
+
+    What other ranks hold is on the meta device; what is known of rows and matrices is everywhere.
+    """
     history = memory.history
-    for stack in memory.stacks:
+    for stack in memory.all_stacks:
         r, at = stack.shape[1], 0
         owned = stack.owned()
         rows, tensors = history.rows[:, 0], history.tensors[:, 0]
@@ -492,6 +550,33 @@ def owners(memory: Memory) -> Iterator[tuple[Block, dict[str, Tensor]]]:
             mine["tensors"] = tensors[:, tensor : tensor + n]
             yield block, mine
             at += n
+
+
+def is_owned(name: str) -> bool:
+    """Whether what a state calls by a name lies on one rank alone, that which owns a parameter.
+
+    So does all but the count of its steps and what is remembered of its rows and matrices.
+    """
+    return name.partition(".")[0] not in ("step", "rows", "tensors")
+
+
+def _as_saved(optimizer: torch.optim.Optimizer, found: dict[str, Any]) -> dict[str, Any] | None:
+    """A state as it is saved: whatever one rank owns as DTensors."""
+    assert isinstance(optimizer, NGOptimizer)
+    sharing = optimizer._sharing
+    if sharing is None:
+        return None
+    ids = [key for group in found["param_groups"] for key in group["params"]]
+    parameter_of = dict(zip(ids, optimizer._parameters(), strict=True))
+    # In one piece, as what broadcasts a state needs it.
+    state = {
+        key: {
+            name: sharing.saved(parameter_of[key], t) if is_owned(name) else t.contiguous()
+            for name, t in of_one.items()
+        }
+        for key, of_one in found["state"].items()
+    }
+    return {**found, "state": state}
 
 
 def _fits(state: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2o_graph.optim.sharded import whole
+
 MOST_STEPS = 1e9  # whatever is above is no number of steps
 
 
@@ -50,7 +52,7 @@ def check_numbers(saved: Mapping[str, Tensor], key: Any, parameter: Tensor) -> N
     for name, tensor in saved.items():
         bad = ~tensor.isfinite()
         if name == "average":
-            bad &= parameter.detach().isfinite().to(bad.device)
+            bad &= whole(parameter).isfinite().to(bad.device)
         if bool(bad.any()):
             raise ValueError(
                 f"state_dict: for parameter {key}, expected finite numbers, found {int(bad.sum())} "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l2o_graph.optim import controller, messages, whitening
 from l2o_graph.optim.controller import ControllerConfig, Weights
-from l2o_graph.optim.memory import Memory, Stack
+from l2o_graph.optim.memory import NUM_MOMENTA, Memory, Stack
 from l2o_graph.optim.signals import (
     FAST,
     FAST_ROW,
@@ -60,18 +60,19 @@ def advance(
         config: Of the controller.
         weights: Of N controllers.
         memory: Of the N networks.
-        gradients: Of each stack, (B, r, c).
-        parameters: Of each stack, likewise.
+        gradients: Of each stack here, (B, r, c).
+        parameters: Of each stack here, likewise.
         horizon: (N,) number of steps of the whole run, 0 for none; None for none of them.
 
     Returns:
-        What is to be added to each stack, (B, r, c), and the RMS of each matrix's update (N, T).
+        What is to be added to each stack here, (B, r, c), and the RMS of each matrix's update,
+        (N, T).
     """
     stacks = memory.stacks
     for stack, g in zip(stacks, gradients, strict=True):
         stack.averages.lerp_(g, memory.constants.average_weights)
-    sums, squares = _row_sums(config, stacks, gradients, parameters)
-    if any(stack.age == 0 for stack in stacks):
+    sums, squares = _row_sums(config, memory, gradients, parameters)
+    if any(stack.age == 0 for stack in memory.all_stacks):
         _begin(weights, memory, sums)
     alive = _alive(memory, sums)
     answer, of_tensor = _answers(config, weights, memory, sums, squares, alive)
@@ -81,8 +82,10 @@ def advance(
         stacks, _directions(memory, gradients, of_tensor, sums), strict=True
     ):
         stack.last.copy_(direction)
-    norms = torch.cat(
-        [torch.linalg.vector_norm(s.last, dim=(-2, -1)).view(s.sets, -1) for s in stacks], 1
+    norms = memory.laid(
+        [torch.linalg.vector_norm(s.last, dim=(-2, -1)).view(s.sets, -1) for s in stacks],
+        "tensors",
+        (len(memory.history.tensors[0]), -1),
     )
     going = alive * _fading(memory, sums)
     # Of RMS 1 over each matrix, times the length of each row, downwards.
@@ -94,6 +97,7 @@ def advance(
         stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
         if stack.decays:
             stack.last.addcmul_(p, decays[:, rows].reshape(-1, stack.shape[1], 1), value=-1)
+    for stack in memory.all_stacks:
         stack.age += 1
     memory.history.ages += 1
     return [stack.last for stack in stacks], _mean_of_rows(memory, lengths.square()).sqrt()
@@ -211,7 +215,7 @@ def _fading(memory: Memory, sums: Sums) -> Tensor:
 
 def _row_sums(
     config: ControllerConfig,
-    stacks: Sequence[Stack],
+    memory: Memory,
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],
 ) -> tuple[Sums, dict[int, Tensor]]:
@@ -220,16 +224,18 @@ def _row_sums(
     norms: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     squares: dict[int, Tensor] = {}
     norm = torch.linalg.vector_norm
-    for i, (stack, g, p) in enumerate(zip(stacks, gradients, parameters, strict=True)):
-        sets = stack.sets
+    sets = len(memory.history.tensors[0])
+    for i, (stack, g, p) in enumerate(zip(memory.stacks, gradients, parameters, strict=True)):
         against.append(torch.linalg.vecdot(g, stack.last).view(1, sets, -1))
         norms[0].append(norm(stack.momenta, dim=-1).view(-1, sets, stack.rows[1] - stack.rows[0]))
         norms[1].append(norm(g, dim=-1).view(1, sets, -1))
         norms[2].append(norm(p, dim=-1).view(1, sets, -1))
         if config.reader != "none" and stack.is_matrix:
             squares[i] = p.square().unflatten(0, (sets, -1))
-    found = torch.cat([torch.cat(parts, -1) for parts in norms]).square_()
-    return Sums(torch.cat(against, -1)[0], found), squares
+    counts = (NUM_MOMENTA, 1, 1)
+    found = [memory.laid(x, "rows", (n, sets, -1)) for x, n in zip(norms, counts, strict=True)]
+    sums = Sums(memory.laid(against, "rows", (1, sets, -1))[0], torch.cat(found).square_())
+    return Sums(memory.of_all_ranks(sums.against), memory.of_all_ranks(sums.squares)), squares
 
 
 def _mean_of_rows(memory: Memory, x: Tensor) -> Tensor:
@@ -291,7 +297,7 @@ def _renew(
     """Let the Gram matrices of a side take in the gradient, and renew the powers that are due."""
     average, roots = stack.grams[right], stack.roots[right]
     assert average is not None and roots is not None
-    age, first = stack.age, stack.tensors[0]
+    age, first = stack.age, stack.first
     every = whitening.LONG_GRAM_PERIOD if side.length >= whitening.LONG_SIDE else 1
     if age < every:
         whitening.take_in(average, gradient, side, right, whitening.weight_of(age))
@@ -300,7 +306,7 @@ def _renew(
     if age == 0:
         roots.copy_(torch.eye(side.length, dtype=roots.dtype, device=roots.device))
     count = stack.shape[0] * side.blocks
-    due = whitening.due(side.length, age, count, first)
+    due = whitening.due(side.length, age, count, first + stack.before * side.blocks)
     if not due:
         return
     at = slice(due.start, due.stop, due.step)

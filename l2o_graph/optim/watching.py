@@ -29,8 +29,10 @@ class Watching:
         optimizer: Whom to tell.
 
     Attributes:
-        group: The processes of the DistributedDataParallel by way of which the model was called.
+        group: The processes that train it together: of the DistributedDataParallel by way of which
+            the model was called, or those that its parameters are sharded over.
         was_compiled: Whether it was called inside of something compiled.
+        was_sharded: Whether it was seen to compute with tensors that are sharded.
     """
 
     def __init__(self, model: nn.Module | None = None, optimizer: "LearnedOptimizer | None" = None):
@@ -38,7 +40,7 @@ class Watching:
         self._stack, self._watch, self._depth = ExitStack(), None, 0
         self._calls = {True: 0, False: 0}
         self.group: Any = None
-        self.was_compiled = False
+        self.was_compiled = self.was_sharded = False
         self._module: nn.Module | None = None
         if model is None:
             return
@@ -86,12 +88,12 @@ class Watching:
         optimizer = self._optimizer and self._optimizer()
         if optimizer is None or self._module is None or module not in self._watched:
             return
-        self.group = self.group or _group_of(self._module)
+        self.group = self.group or _group_of(self._module, optimizer)
         if self._watch is not None:
             self._depth += 1
             return
         enough = self._calls[module.training] >= MOST_CALLS or optimizer._is_complete()
-        if enough or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        if enough or self.was_sharded or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
             return
         from l2o_graph.tracing.network import Watch
 
@@ -108,7 +110,8 @@ class Watching:
         watch = self._watch
         self.stop()
         optimizer = self._optimizer and self._optimizer()
-        if optimizer is not None and output is not None:
+        self.was_sharded |= watch.is_blind
+        if optimizer is not None and output is not None and not self.was_sharded:
             reading = watch.reading(output)
             if reading.used:
                 optimizer._hear(reading)
@@ -147,10 +150,15 @@ def of_all_ranks(readings: "list[Reading]", group: Any) -> "list[Reading]":
     return [reading for of_rank in found for reading in of_rank]
 
 
-def _group_of(module: nn.Module) -> Any:
-    """The processes of the DistributedDataParallel that is calling a module; None for none."""
+def _group_of(module: nn.Module, optimizer: "LearnedOptimizer") -> Any:
+    """The processes that train a module together, as shards or as replicas; None for one alone.
+
+    Replicas are those of the DistributedDataParallel that is calling it.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return None
+    if optimizer._sharing is not None:
+        return optimizer._sharing.group
     replicas = nn.parallel.DistributedDataParallel._active_ddp_module
     if replicas is None or not any(part is module for part in replicas.modules()):
         return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.architecture import NetSpec
-from l2o_graph.tracing.operations import Following
+from l2o_graph.tracing.operations import Following, Slot
 from l2o_graph.tracing.replica import as_they_were, copied, copied_module
 from l2o_graph.tracing.trace import Trace
 
@@ -152,7 +152,7 @@ class Watch:
         with ExitStack() as stack:
             if "torch._dynamo" in sys.modules:  # what is compiled cannot be seen inside
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            following = stack.enter_context(Following(self.trace))
+            following = stack.enter_context(Following(self.trace, _slots_of(self._module)))
             stack.enter_context(_layers_of(self._module, following))
             self._open = stack.pop_all()
         return self
@@ -162,6 +162,11 @@ class Watch:
             self._open.close()
             self._open = None
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether the network computed with sharded tensors, between which ways are not seen."""
+        return self.trace.is_blind
+
     def reading(self, output: Any) -> Reading:
         """What was seen, of a network that gave this answer."""
         outputs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
@@ -169,6 +174,17 @@ class Watch:
         known += [s for t in outputs for s in self.trace.hidden_in(t)]
         spec = self.trace.builder.spec(known)
         return Reading(spec, frozenset(self.trace.used))
+
+
+def _slots_of(module: nn.Module) -> list[Slot]:
+    """Where in a network its sharded parameters are, once each."""
+    index = {id(p): i for i, p in enumerate(module.parameters()) if hasattr(p, "full_tensor")}
+    return [
+        (index.pop(id(p)), part, name, p)
+        for part in module.modules()
+        for name, p in part._parameters.items()
+        if p is not None and id(p) in index
+    ]
 
 
 @contextmanager

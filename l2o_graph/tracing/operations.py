@@ -5,13 +5,13 @@ is followed if it has a rule here, is a view, or works entry by entry; any other
 of the tensors that it reads: their neurons keep their order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +21,8 @@ from l2o_graph.tracing.labels import Factor, Label, data, viewed
 from l2o_graph.tracing.trace import Trace
 
 Operation = Callable[..., Label | None]
+# Where a parameter is: its index, the module that holds it, its name there, and it itself.
+Slot = tuple[int, nn.Module, str, Tensor]
 OPERATIONS: dict[str, Operation] = {}
 ALONG_AXES: set[str] = set()
 
@@ -83,22 +85,37 @@ def operation(*names: str, axes: bool = False) -> Callable[[Operation], Operatio
 class Following(TorchDispatchMode):
     """Tells a trace of every operation, as it is computed; results are what they are without."""
 
-    def __init__(self, trace: Trace):
+    def __init__(self, trace: Trace, slots: Sequence[Slot] = ()):
         super().__init__()
         self.trace, self.inside = trace, 0  # inside of so many layers that have a rule
+        self.slots = slots  # of sharded parameters that were not put together yet
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        self.trace.is_blind |= any(hasattr(kind, "full_tensor") for kind in types)
         # In inference mode autograd does not take composite operators apart.
         if func._can_decompose() and not self.inside:
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+        self._find()
         out = func(*args, **kwargs)
         if not self.inside:
             follow(self.trace, func, args, kwargs, out)
         return out
+
+    def _find(self) -> None:
+        """Find whole tensors where sharded parameters were, as FSDP2 puts them for a call."""
+        missing = []
+        for slot in self.slots:
+            index, module, name, shard = slot
+            found = module._parameters.get(name)
+            if found is None or found is shard:
+                missing.append(slot)
+            else:
+                self.trace.place(index, found)
+        self.slots = missing
 
 
 def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> None:

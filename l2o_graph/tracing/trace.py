@@ -54,14 +54,20 @@ class Trace:
         self._of_storage: dict[int | None, list[tuple[int, int, int]]] = {}
         self._strides = [tuple(p.stride()) for _, p in named]
         for i, (_, p) in enumerate(named):
-            self._of_storage.setdefault(storage_of(p), []).append((*_span(p), i))
-        self._of_storage.pop(None, None)
+            self.place(i, p)
         self._labels: Beside[Label] = Beside()
         self._derived: Beside[list[Weight]] = Beside()
         self._even: Beside[bool] = Beside()
         self._statistics: Beside[bool] = Beside()
         self.used: set[int] = set()  # parameters that any operation has read
         self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
+        self.is_blind = False  # whether anything was computed with tensors that are sharded
+
+    def place(self, index: int, tensor: Tensor) -> None:
+        """Say that a tensor is a parameter; one that is sharded is put together to be used."""
+        key = storage_of(tensor)
+        if key is not None and not hasattr(tensor, "full_tensor"):
+            self._of_storage.setdefault(key, []).append((*_span(tensor), index))
 
     # What tensors are --------------------------------------------------------------------------
 
