@@ -44,15 +44,15 @@ class Coloured:
             part = colours[bias.neurons][bias.neurons_start : bias.neurons_start + bias.size]
             part += mixed(np.full(bias.size, bias.parameter + 17, np.uint64))
         self.colours = np.concatenate(colours)
-        self.edges = []
+        topology = topology_of(spec)
+        # For each kernel (grid, first node of rows, of columns, kinds of the edges both ways).
+        self.kernels = []
         for k, kernel in enumerate(spec.kernels):
-            row, column = grid_nodes(spec, kernel)
+            ends, kinds = topology.sides(kernel), (2 * k + 10, 2 * k + 11)
             if spec.is_constant(kernel.parameter):  # edges of one constant are all alike
-                to, of = (column, row) if kernel.from_rows else (row, column)
                 kind = 2 * (kernel.parameter - len(spec.shapes))
-                self.edges += [(to, of, kind), (of, to, kind + 1)]
-            else:
-                self.edges += [(row, column, 2 * k + 10), (column, row, 2 * k + 11)]
+                kinds = (kind + 1, kind) if kernel.from_rows else (kind, kind + 1)
+            self.kernels.append((kernel.grid, *ends, kinds))
 
     def refine(self) -> None:
         """Until no colour splits any more."""
@@ -60,15 +60,20 @@ class Coloured:
         while len(np.unique(self.colours)) > known:
             known = len(np.unique(self.colours))
             total = self.colours * np.uint64(3)
-            for at, other, kind in self.edges:
-                np.add.at(total, at, mixed(self.colours[other] + np.uint64(kind * 104729)))
+            for (groups, rows, columns), row, column, kinds in self.kernels:
+                # All edges of a group are there: what a neuron sees is the sum over its group.
+                ends = (row, rows), (column, columns)
+                for (at, size), (there, other), kind in zip(ends, ends[::-1], kinds, strict=True):
+                    seen = self.colours[there : there + groups * other].reshape(groups, other)
+                    seen = mixed(seen + np.uint64(kind * 104729)).sum(1, keepdims=True)
+                    total[at : at + groups * size].reshape(groups, size)[:] += seen
             self.colours = mixed(total)
 
-    def marked(self, node: int, mark: int) -> "Coloured":
-        """The same with one node told apart."""
+    def marked(self, nodes: np.ndarray, marks: np.ndarray) -> "Coloured":
+        """The same with some nodes told apart."""
         copy = object.__new__(Coloured)
-        copy.colours, copy.edges = self.colours.copy(), self.edges
-        copy.colours[node] = mixed(np.array([mark], np.uint64))[0]
+        copy.colours, copy.kernels = self.colours.copy(), self.kernels
+        copy.colours[nodes] = mixed(np.asarray(marks, np.uint64))
         copy.refine()
         return copy
 
@@ -78,21 +83,26 @@ def random_symmetry(spec: NetSpec, seed: int) -> np.ndarray:
     draw = random.Random(seed)
     one = Coloured(spec)
     one.refine()
-    other = one
-    for mark in range(spec.num_nodes):
+    other, mark = one, 1
+    tied: set[int] = set()  # colours whose nodes cannot be exchanged as one likes
+    while True:
         values, counts = np.unique(one.colours, return_counts=True)
         if counts.max() == 1:
             break
         colour = values[draw.choice(np.flatnonzero(counts > 1))]
-        node = draw.choice(list(np.flatnonzero(one.colours == colour)))
-        candidates = list(np.flatnonzero(other.colours == colour))
-        draw.shuffle(candidates)
-        marked = one.marked(node, mark + 1)
-        for candidate in candidates:
-            there = other.marked(candidate, mark + 1)
-            if np.array_equal(np.sort(there.colours), np.sort(marked.colours)):
-                one, other = marked, there
+        nodes, there = (np.flatnonzero(each.colours == colour) for each in (one, other))
+        draw.shuffle(order := list(there))
+        # All of them at once, which is what most layers allow; else one, as a head among heads.
+        tries = [] if colour in tied else [(nodes, np.array(order))]
+        node = draw.choice(list(nodes))
+        tries += [(np.array([node]), np.array([each])) for each in order]
+        for of_one, of_other in tries:
+            marks = mark + np.arange(len(of_one))
+            marked, again = one.marked(of_one, marks), other.marked(of_other, marks)
+            if np.array_equal(np.sort(again.colours), np.sort(marked.colours)):
+                one, other, mark = marked, again, mark + len(of_one)
                 break
+            tied.add(colour)
         else:
             raise AssertionError("no node of this colour can take its place")
     target = {c: i for i, c in enumerate(other.colours)}

@@ -16,6 +16,9 @@ from l2o_graph.tracing import spec_of_computation
 
 INPUTS, OUTPUTS, TOKENS, STEPS = 3, 2, 4, 5
 CONTROLLER = tame_controller()
+KINDS = (
+    "mlp", "gated", "fused", "interleaved", "tokens", "two matrices", "attention", "split", "conv",
+)  # fmt: skip
 ACTIVATIONS = (torch.tanh, F.gelu, torch.sigmoid)
 
 
@@ -33,6 +36,16 @@ class Block(nn.Module):
         elif kind == "gated":
             self.value, self.gate = nn.Linear(width, inner), nn.Linear(width, inner, bias=False)
             self.down = nn.Linear(inner, to)
+        elif kind == "fused":
+            self.both, self.down = nn.Linear(width, 2 * inner), nn.Linear(inner, to)
+        elif kind == "interleaved":
+            self.up, self.down = nn.Linear(width, 2 * inner), nn.Linear(2 * inner, to)
+        elif kind == "tokens":
+            self.up, self.down = nn.Linear(width, 2 * inner), nn.Linear(inner, to)
+        elif kind == "two matrices":
+            self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, to)
+            self.scale = nn.Parameter(torch.randn(inner, 1))
+            self.other = nn.Parameter(torch.randn(inner, width))
         elif kind == "attention":
             self.qkv, self.down = nn.Linear(width, 3 * inner), nn.Linear(inner, to)
         elif kind == "split":
@@ -48,6 +61,17 @@ class Block(nn.Module):
             return self.act(self.up(self.norm(x)))
         if self.kind == "gated":
             return self.value(x) * self.act(self.gate(x))
+        if self.kind == "fused":
+            value, gate = self.both(x).chunk(2, -1)
+            return value * self.act(gate)
+        if self.kind == "interleaved":
+            one, two = self.up(x).chunk(2, -1)
+            return torch.stack([one, self.act(two)], -1).flatten(-2)
+        if self.kind == "tokens":
+            one, two = self.up(x).chunk(2, -1)
+            return torch.cat([self.act(one), two], 1)[:, 2:6]
+        if self.kind == "two matrices":
+            return self.act(F.linear(x, self.up.weight * self.scale + self.other, self.up.bias))
         if self.kind == "attention":
             q, k, v = (
                 t.unflatten(-1, (self.groups, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1)
@@ -64,7 +88,7 @@ class Block(nn.Module):
 
 
 blocks = st.tuples(
-    st.sampled_from(["mlp", "gated", "attention", "split", "conv"]),
+    st.sampled_from(KINDS),
     st.integers(3, 5),  # width behind it; of two entries a norm leaves signs alone
     st.integers(1, 3),  # heads, or groups
     st.integers(0, len(ACTIVATIONS) - 1),
@@ -105,7 +129,7 @@ def stepped(net: nn.Module, parameters: list[Tensor], x: Tensor, y: Tensor) -> l
     return [p.detach() for p in net.parameters()]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(3, 5), st.lists(blocks, min_size=1, max_size=3), st.integers(0, 2**16))
 def test_symmetries_of_a_random_network(first, plan, seed):
     net = network(first, plan, seed)

@@ -51,6 +51,36 @@ class Weight:
             expected *= size
         return True
 
+    @property
+    def solid(self) -> bool:
+        """Whether it is dense but for axes along which its scalars repeat."""
+        kept = [(n, step) for n, step in zip(self.shape, self.strides, strict=True) if step]
+        shape, strides = tuple(n for n, _ in kept), tuple(step for _, step in kept)
+        return replace(self, shape=shape, strides=strides).dense
+
+    def broadcast(self, shape: Sequence[int], axis: int | None = None) -> "Weight | None":
+        """The same along more axes, where its scalars repeat.
+
+        Args:
+            shape: The new one.
+            axis: Which of its axes the only one of the weight is; None to align the last ones.
+
+        Returns:
+            None where the shapes do not fit.
+        """
+        before = len(shape) - len(self.shape) if axis is None else axis
+        behind = len(shape) - len(self.shape) - before
+        if before < 0 or behind < 0:
+            return None
+        own = (*(1,) * before, *self.shape, *(1,) * behind)
+        steps = (*(0,) * before, *self.strides, *(0,) * behind)
+        if any(n not in (1, m) for n, m in zip(own, shape, strict=True)):
+            return None
+        strides = tuple(
+            0 if n == 1 < m else step for n, m, step in zip(own, shape, steps, strict=True)
+        )
+        return replace(self, shape=tuple(shape), strides=strides)
+
     def turned(self) -> "Weight":
         """With the first two axes exchanged."""
         return replace(
@@ -74,6 +104,7 @@ class Builder:
         self.kernels: list[Kernel] = []
         self.biases: list[Bias] = []
         self.touched: set[int] = set()  # read since someone last looked
+        self.known: set[int] = set()  # parameters of which something else may know the order
         self._meetings = 0
 
     # Neurons -----------------------------------------------------------------------------------
@@ -104,7 +135,8 @@ class Builder:
             label = label.with_axis(axis, (self.ordered(f"input of {name}", size),))
         elif not _is_run(factors):
             target = self.new_meeting("rearranged", math.prod(f.size for f in factors))
-            if not self.copy(label, factors, target, 0, "rearranged"):
+            large = numbered([f.size for f in factors], target)
+            if not self.copy(label, factors, large, 0, "rearranged"):
                 return None
             label = label.with_axis(axis, (Factor(self.sets[target].size, target, 1),)).only()
         first, *inside = label.axes[axis]
@@ -176,20 +208,30 @@ class Builder:
             )  # fmt: skip
         return True
 
-    def copy(self, label: Label, factors: Axis, target: int, at: int, kind: str) -> bool:
-        """Join what an axis runs through to a run of neurons of a set, one by one.
+    def copy(
+        self, label: Label, factors: Sequence[Factor], large: Sequence[Factor], at: int, kind: str
+    ) -> bool:  # fmt: skip
+        """Join what factors run through to neurons of a set, one by one.
 
         Where data lies outside of the neurons each of its places is one of its own.
+
+        Args:
+            label: Whose factors they are.
+            factors: Outermost first.
+            large: Factors of the same sizes that run through the set.
+            at: First neuron of the set.
+            kind: Of the edges.
+
+        Returns:
+            Whether it could be done.
         """
-        sizes = [f.size for f in factors]
-        large = numbered(sizes, target)
-        for s in dict.fromkeys(f.set for f in factors):
+        for s in dict.fromkeys(f.set for f in factors if not f.alike):
             if s is None:
-                place = iter(numbered([f.size for f in factors if f.set is None], 0))
-                count = math.prod(f.size for f in factors if f.set is None)
-                own = self.ordered("places", count).set
+                sizes = [f.size for f in factors if f.set is None and not f.alike]
+                own = self.ordered("places", math.prod(sizes)).set
+                place = iter(numbered(sizes, own or 0))
                 small = [
-                    Factor(f.size, own, next(place).stride) if f.set is None else Factor(f.size)
+                    next(place) if f.set is None and not f.alike else Factor(f.size)
                     for f in factors
                 ]
                 start = 0
@@ -198,8 +240,16 @@ class Builder:
                 start = label.start.get(s, 0)
             if not self.relate(large, small, (at, start), True, kind):
                 return False
-        self.sets[target].fresh = True
+        for s in {f.set for f in large} - {None}:
+            self.sets[s].fresh = True
         return True
+
+    def is_joined(self, source: int, target: int) -> bool:
+        """Whether a constant leads from a set to another."""
+        return any(
+            k.source == source and k.target == target and k.parameter >= len(self.shapes)
+            for k in self.kernels
+        )
 
     def lose(self, sets: Iterable[int]) -> None:
         """Note that something that cannot be followed reads sets, and may know their order."""
@@ -280,6 +330,10 @@ class Builder:
             if self.sets[n].role == "hidden":
                 self.sets[n].role = "output"
         self._tie()
+        for use in (*self.kernels, *self.biases):
+            for s, *_ in _sides(use) if use.parameter in self.known else ():
+                if self.sets[s].role == "hidden":
+                    self.sets[s].role = "output"
         kernels, biases, loose = self._answered()
         depths = self._depths()
         return NetSpec(

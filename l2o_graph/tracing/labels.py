@@ -116,8 +116,12 @@ def refined(one: Axis, other: Axis) -> tuple[Axis, Axis] | None:
             theirs.append(outer)
         answer[0].append(a)
         answer[1].append(b)
-    if ours or theirs:
+    rest = [*ours, *theirs]
+    if any(f.size > 1 for f in rest):
         return None
+    for factor in rest[::-1]:  # steps that are none
+        answer[0].append(factor if ours else alike(1))
+        answer[1].append(alike(1) if ours else factor)
     return tuple(answer[0][::-1]), tuple(answer[1][::-1])
 
 

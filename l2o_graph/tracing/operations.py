@@ -53,7 +53,12 @@ OF_WEIGHTS = {
 # What brings entries together, all alike.
 STATISTICS = {
     "mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod",
-    "var_mean", "std_mean",
+    "var_mean", "std_mean", "any", "all",
+}  # fmt: skip
+# What says where the numbers were that it gives, or gives several.
+WITH_PLACES = {
+    "max", "min", "median", "nanmedian", "argmax", "argmin", "aminmax", "var_mean", "std_mean",
+    "sort", "topk", "kthvalue", "mode", "cummax", "cummin",
 }  # fmt: skip
 # What moves pixels or tokens along the last axes, as many as the name says.
 SPATIAL = (
@@ -129,8 +134,10 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     leaves = () if name in EVEN else tree_leaves((args, kwargs))
     inputs = [t for t in leaves if isinstance(t, Tensor)]
     before = {s for t in inputs for s in trace.label(t).sets()}
+    folded = [f[0].parameter for t in inputs if (f := trace.folded(t))]
     for t in inputs:
         trace.weights(t)  # notes that it is used
+        trace.builder.lose(trace.knows(t))
         if not operator.is_view:
             trace.builder.lose(trace.hidden_in(t))
     # What a rule replays is followed in between.
@@ -143,16 +150,25 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         for t in outs:
             trace.forget(t)
         trace.builder.lose(before)
+    if not any(_is_known(trace, t) for t in outs):
+        trace.builder.known |= {w.parameter for t in inputs for w in trace.weights(t)}
+        trace.builder.known |= set(folded)
     function = OTHER_NAMES.get(name, name)
     if function in ACTIVATIONS:
         trace.activated(trace.label(outs[0]), function)
     after = {s for t in outs for s in trace.label(t).sets()}
     trace.builder.lose(before - after - trace.builder.touched)
     trace.builder.touched |= around
-    if written and not trace.is_even(outs[0]):
+    if written and (trace.label(outs[0]).sets() or not trace.is_even(outs[0])):
         trace.uneven(outs[0])
     if written and trace.label(outs[0]) != known:
         _rewritten(trace, outs[0])
+
+
+def _is_known(trace: Trace, t: Tensor) -> bool:
+    """Whether what parameters did to a tensor has a place, or tells no order of them."""
+    found = trace.label(t).sets() or trace.weights(t) or trace.folded(t)
+    return bool(found) or trace.is_statistic(t)
 
 
 def _is_written(operator: Any, args: tuple, outs: list[Tensor]) -> bool:
@@ -177,7 +193,13 @@ def _follow(
     if not labelled and not (name in OPERATIONS and name not in STATISTICS and weights):
         told = [t for t in inputs if not trace.is_even(t)]
         statistic = bool(told) and all(
-            trace.is_statistic(t) or (name in STATISTICS and trace.weights(t)) for t in told
+            trace.is_statistic(t)
+            or (
+                name in STATISTICS
+                and trace.weights(t)
+                and (_of_all(t, outs) or trace.keeps_axes(t))
+            )
+            for t in told
         )
         for t in outs:
             if not any(t is x for x in inputs):
@@ -189,19 +211,24 @@ def _follow(
     if name in STATISTICS and not labelled:
         return None
     if name in OPERATIONS:
-        trace.set_label(outs[0], None)
         if name in ALONG_AXES:
             args, kwargs = (args[0], _axes(operator, args, kwargs)), {}
         label = OPERATIONS[name](trace, outs[0], *args, **kwargs)
         if label is None:
             trace.builder.lose(s for t in labelled for s in trace.label(t).sets())
-        return trace.set_label(outs[0], label)
+        trace.set_label(outs[0], label)
+        return _follow_places(trace, name, args, outs) if name in WITH_PLACES else None
     if labelled and labelled[0] is inputs[0] and name.startswith(SPATIAL):
         return _follow_spatial(trace, name, inputs[0], outs)
     trace.builder.lose(s for t in labelled for s in trace.label(t).sets())
     for t in outs:
         trace.set_label(t, None)
     return None
+
+
+def _of_all(x: Tensor, outs: list[Tensor]) -> bool:
+    """Whether all entries of a tensor were brought together in one."""
+    return x.numel() > 1 and all(t.numel() == 1 for t in outs)
 
 
 def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: list) -> None:
@@ -225,10 +252,16 @@ def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: l
         for i, out in enumerate(outs):
             views = []
             for w in made_of:
-                if len(w.shape) == x.dim() and (w.shape == tuple(x.shape) or len(outs) == 1):
+                try:
                     view = tree_leaves(operator(_stand_in(w), *args[1:], **kwargs))[i]
-                    at, shape, strides = view.storage_offset(), view.shape, view.stride()
-                    views.append(replace(w, start=at, shape=tuple(shape), strides=tuple(strides)))
+                except RuntimeError:  # no view of this parameter lies like this
+                    break
+                at, shape, strides = view.storage_offset(), view.shape, view.stride()
+                views.append(replace(w, start=at, shape=tuple(shape), strides=tuple(strides)))
+            if len(views) < len(made_of):
+                views = [replace(w, fixed=True) for w in views]
+                if not views and len(made_of) == len(outs) == 1:
+                    trace.fold(out, made_of[0])
             trace.derive(out, views)
     else:
         for out in outs:
@@ -284,6 +317,22 @@ def _follow_spatial(trace: Trace, name: str, x: Tensor, outs: list[Tensor]) -> N
     return None
 
 
+def _follow_places(trace: Trace, name: str, args: tuple, outs: list[Tensor]) -> None:
+    """What else comes of an operator along some axes: more numbers, or where the first were.
+
+    Places along neurons tell their order, to whatever reads them.
+    """
+    label, places = trace.label(outs[0]), outs if name in ("argmax", "argmin") else outs[1:]
+    before = trace.label(args[0])
+    along = {f.set for i in args[1] for f in before.axes[i]} - {None}
+    for t in places:
+        if along and name not in ("aminmax", "var_mean", "std_mean"):
+            trace.set_label(t, None)
+            trace.set_knows(t, {s for s in along if s is not None})
+        elif t is not outs[0]:
+            trace.set_label(t, label if label.sets() else None)
+
+
 def _follow_entries(trace: Trace, name: str, inputs: list[Tensor], outs: list[Tensor]) -> None:
     """Entry by entry, after broadcasting."""
     labelled = [t for t in inputs if trace.label(t).sets()]
@@ -297,14 +346,21 @@ def _follow_entries(trace: Trace, name: str, inputs: list[Tensor], outs: list[Te
         if labelled:
             trace.set_label(out, _entries(trace, name, labelled, parameters, numbers, out))
         elif parameters:
-            same = [t for t in parameters if t.shape == out.shape]
-            others = [t for t in parameters if t.shape != out.shape]
-            if same:
-                made_of = [w for t in (*same, *others) for w in trace.weights(t)]
-                told = [t for t in numbers if not trace.is_statistic(t)]
-                if told and name not in OF_WEIGHTS:
-                    made_of = [replace(w, fixed=True) for w in made_of]
-                trace.derive(out, list(dict.fromkeys(made_of)))
+            parameters = sorted(parameters, key=lambda t: t.shape != out.shape)
+            made_of = [_broadcast(w, name, out) for t in parameters for w in trace.weights(t)]
+            told = [t for t in numbers if not trace.is_statistic(t)]
+            fixed = bool(told) and name not in OF_WEIGHTS
+            fixed |= name in OF_WEIGHTS and not trace.keeps_axes(parameters[0])
+            fixed |= None in made_of
+            if parameters[0].shape == out.shape:
+                found = dict.fromkeys(w for w in made_of if w is not None)
+                trace.derive(out, [replace(w, fixed=w.fixed or fixed) for w in found])
+
+
+def _broadcast(weight: Weight, name: str, out: Tensor) -> Weight | None:
+    """A weight in the shape of what was made of it; one of a norm for channels lies along them."""
+    channels = ("batch_norm" in name or "group_norm" in name) and len(weight.shape) == 1
+    return weight.broadcast(tuple(out.shape), 1 if channels else None)
 
 
 def _entries(
@@ -390,20 +446,37 @@ def _replayed(trace: Trace, function: Callable[..., Tensor], *tensors: Tensor | 
 def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label | None:
     """A product of matrices, one of them perhaps a parameter."""
     of_a, of_b = trace.is_weight(a), trace.is_weight(b)
-    if (of_a and of_b) or b.dim() == 1:
+    if trace.folded(b) and not of_a and (b.dim() == 2 or len(b) == 1):
+        return trace.dense_folded(a, b)
+    if of_a and of_b:
         return None
+    if b.dim() == 1:
+        return trace.dense(b, -1, a) if of_a and b.numel() > 1 else None
     if of_b:
-        one = b[0] if b.dim() == 3 and (b.stride(0) == 0 or len(b) == 1) else b
+        one = _one_of(trace, b)
         if one.dim() == 2:
             return trace.dense(a, -1, one, transposed=True)
         return _experts(trace, a, b) if a.dim() == 3 else None
     if of_a:
-        one = a[0] if a.dim() == 3 and (a.stride(0) == 0 or len(a) == 1) else a
+        one = _one_of(trace, a)
         if one.dim() == 2:
             return trace.dense(b, -2, one)
         label = _experts(trace, b.mT, a.mT) if b.dim() == 3 else None
         return label and Label((label.axes[0], label.axes[2], label.axes[1]), label.start)
     return trace.contract(trace.operand(a), trace.operand(b))
+
+
+def _one_of(trace: Trace, weights: Tensor) -> Tensor:
+    """The matrix that all of a batch are, where they are one; else the batch."""
+    if weights.dim() != 3 or (len(weights) > 1 and weights.stride(0) != 0):
+        return weights
+    one = weights[0]
+    if not trace.weights(one):
+        found = [
+            replace(w, shape=w.shape[1:], strides=w.strides[1:]) for w in trace.weights(weights)
+        ]
+        trace.derive(one, found)
+    return one
 
 
 def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
@@ -418,7 +491,8 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
             strides=(first.strides[0], first.strides[2], first.strides[1]),
         )
     outer, inner = label.axes[0], label.axes[2]
-    if not first.dense or first.fixed or not _only_data(label, [1]):
+    alone = len(trace.weights(weight)) == 1 and not first.fixed
+    if not first.dense or not alone or not _only_data(label, [1]):
         return None
     name = trace.name([first])
     wanted = None
@@ -811,6 +885,38 @@ def copy(trace: Trace, out: Tensor, x: Tensor, new: Tensor, *_: Any) -> Label | 
 def channel_shuffle(trace: Trace, out: Tensor, x: Tensor, groups: int) -> Label | None:
     """Channels of all groups by turns."""
     return _replayed(trace, lambda t: t.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2), x)
+
+
+@operation("pixel_unshuffle")
+def pixel_unshuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | None:
+    """The pixels of each square are channels, those of a channel together."""
+
+    def squares(t: Tensor) -> Tensor:
+        t = t.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))
+        return t.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
+
+    return _replayed(trace, squares, x)
+
+
+@operation("pixel_shuffle")
+def pixel_shuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | None:
+    """The channels that lie together are the pixels of each square of one channel."""
+    label, builder = trace.label(x), trace.builder
+    (*_, channels), square = label.axes[:-2], factor**2
+    if not _only_data(label, [-2, -1]) or len(channels) != 1 or channels[0].size < square:
+        return None
+    # Each of a square has its own place in it.
+    own, target = builder.ordered("places", square).set, builder.new_meeting("square", x.shape[-3])
+    large = numbered([x.shape[-3] // square, square], target)
+    if not builder.copy(label, channels[0].cut(square), large, 0, "square"):
+        return None
+    if not builder.relate(
+        large, [Factor(large[0].size), Factor(square, own, 1)], (0, 0), True, "square"
+    ):
+        return None
+    met = trace.reduce(Label(tuple((f,) for f in large)), [1], "square")
+    rest = data(out.shape[-2:]).axes
+    return met and Label((*label.axes[:-3], met.axes[0], *rest), label.start | met.start).only()
 
 
 @operation("glu")

@@ -9,8 +9,8 @@ of the graph.
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +57,10 @@ class Trace:
             self.place(i, p)
         self._labels: Beside[Label] = Beside()
         self._derived: Beside[list[Weight]] = Beside()
+        self._folded: Beside[tuple[Weight, tuple[tuple[int, ...], ...]]] = Beside()
         self._even: Beside[bool] = Beside()
         self._statistics: Beside[bool] = Beside()
+        self._knows: Beside[set[int]] = Beside()
         self.used: set[int] = set()  # parameters that any operation has read
         self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
         self.is_blind = False  # whether anything was computed with tensors that are sharded
@@ -123,6 +125,14 @@ class Trace:
         """Say whether entries of a tensor are sums over parameters."""
         self._statistics.put(tensor, statistic or None)
 
+    def knows(self, tensor: Tensor) -> set[int]:
+        """The sets whose order the numbers of a tensor tell, as those of an argmax do."""
+        return self._knows.get(tensor) or set()
+
+    def set_knows(self, tensor: Tensor, sets: set[int]) -> None:
+        """Say of which sets the numbers of a tensor tell the order."""
+        self._knows.put(tensor, sets or None)
+
     def operand(self, tensor: Tensor) -> Label:
         """Of a tensor that meets others: what has no order to tell is as broad as nothing."""
         label = self.label(tensor)
@@ -178,16 +188,49 @@ class Trace:
         )
         return Weight(index, 0, tuple(view.shape), along)
 
+    def keeps_axes(self, tensor: Tensor) -> bool:
+        """Whether no axis of the parameters that a tensor is made of is cut in several."""
+        for weight in self.weights(tensor):
+            shape = self.builder.shapes[weight.parameter]
+            ends = {math.prod(shape[i:]) for i in range(len(shape) + 1)}
+            for n, step in zip(*_steps(weight), strict=True):
+                if n > 1 and step and not {step, step * n} <= ends:
+                    return False
+        return True
+
     def derive(self, tensor: Tensor, weights: list[Weight]) -> None:
         """Say that a tensor was made of parameters alone."""
         self._derived.put(tensor, weights)
+
+    def folded(self, tensor: Tensor) -> tuple[Weight, tuple[tuple[int, ...], ...]] | None:
+        """A view of a parameter whose axes were joined to those of a tensor, in any order.
+
+        Returns:
+            The view, and which of its axes each axis of the tensor is; None where it is none.
+        """
+        return self._folded.get(tensor)
+
+    def fold(self, tensor: Tensor, weight: Weight) -> None:
+        """Say that a tensor is a view of a parameter, neighbouring axes of it joined."""
+        groups, rest = [], list(range(len(weight.shape)))
+        for n in tensor.shape:
+            group: list[int] = []
+            while rest and math.prod(weight.shape[i] for i in group) < n:
+                group.append(rest.pop(0))
+            if math.prod(weight.shape[i] for i in group) != n:
+                return
+            groups.append(tuple(group))
+        if all(weight.shape[i] == 1 for i in rest):
+            self._folded.put(tensor, (weight, tuple(groups)))
 
     def forget(self, tensor: Tensor) -> None:
         """Know nothing of a tensor any more, as of one that is written anew."""
         self._labels.drop(tensor)
         self._derived.drop(tensor)
+        self._folded.drop(tensor)
         self._even.drop(tensor)
         self._statistics.drop(tensor)
+        self._knows.drop(tensor)
 
     def name(self, weights: Sequence[Weight]) -> str:
         """Of the layer that a parameter belongs to."""
@@ -223,32 +266,117 @@ class Trace:
         out = shape[1] * groups if transposed else shape[0]
         if not first.dense and len(shape) == 2:  # the transpose of what the parameter stores
             first, transposed = first.turned(), not transposed
+            others = [other.turned() for other in others]
         known = self.builder.read(self.label(x), axis, self.name(weights))
-        if known is None or not first.dense or (known[4] and transposed):
+        if known is None or not first.dense or (known[4] and (transposed or groups > 1)):
             return None
         if _sole(known[0], axis) is None and not known[4]:
-            return self._dense_in_parts(known[0], axis, first, transposed) if groups == 1 else None
+            alone = groups == 1 and not others and not first.fixed
+            return self._dense_in_parts(known[0], axis, first, transposed) if alone else None
         label, source, start, count, inside = known
         self.set_label(x, label)
         target = self.builder.new_set(self.name(weights), out)
         rows = first.shape[0] // groups
         if inside:  # a flattened map: of each channel all pixels lie together
-            grid, positions = (1, rows, count), tuple(f.size for f in inside)
+            grid, positions = (1, rows, count), (*(f.size for f in inside), *first.shape[2:])
         else:
             grid, positions = (groups, rows, first.shape[1]), first.shape[2:]
-        self.builder.join(
-            Kernel(
-                first.parameter, source, target, grid, positions, first.start, start,
-                from_rows=transposed, kind=kind,
-            )
+        kernel = Kernel(
+            first.parameter, source, target, grid, positions, first.start, start,
+            from_rows=transposed, kind=kind,
         )  # fmt: skip
-        for other in others:  # as the lengths of rows in weight normalisation
-            if math.prod(other.shape) == out and other.dense:
-                self.builder.sit(Bias(other.parameter, target, out, other.start))
+        self.builder.join(kernel)
+        for other in others:
+            self._made_of_too(kernel, first, other)
         if first.fixed:
             self.builder.fix(source)
             self.builder.fix(target)
         return label.with_axis(axis, (Factor(out, target, 1),)).only()
+
+    def dense_folded(self, x: Tensor, tensor: Tensor) -> Label | None:
+        """A folded parameter, [..., in, out], that maps the last axis of a tensor to a new one.
+
+        As einsum has them: the entries of all heads, or the neurons of all experts, in one axis.
+        """
+        found = self.folded(tensor)
+        if found is None or found[0].fixed:
+            return None
+        weight, (*_, read, written) = found
+        steps, name = list(zip(*_steps(weight), strict=True)), self.name([weight])
+        label, last = self.label(x), len(self.label(x).axes) - 1
+        both = refined(label.axes[last], tuple(Factor(steps[i][0]) for i in read))
+        if both is None or len(both[0]) != len(read):
+            return None
+        # As the parameter stores them, the outermost first.
+        order = sorted(range(len(read)), key=lambda i: -steps[read[i]][1])
+        label = label.with_axis(last, joined([both[0][i] for i in order]))
+        if not label.sets():
+            source, start, count = None, 0, x.shape[-1]
+        else:
+            known = self.builder.read(label, last, name)
+            if known is None or known[4] or _sole(known[0], last) is None:
+                return None
+            label, source, start, count, _ = known
+        *rows_outside, rows = _runs([steps[read[i]] for i in order])
+        new = sorted(written, key=lambda i: -steps[i][1])
+        *columns_outside, columns = _runs([steps[i] for i in new])
+        from_rows = columns[1] == 1 and rows[1] == columns[0]
+        outside = [*rows_outside, *columns_outside]
+        if not (from_rows or (rows[1] == 1 and columns[1] == rows[0])):
+            return None
+        if math.prod(n for n, _ in outside) > MOST_PARTS:
+            return None
+        if source is None:
+            own = self.builder.ordered(f"input of {name}", count)
+            source = own.set or 0
+            there = numbered([steps[read[i]][0] for i in order], source)
+            back = joined([there[order.index(i)] for i in range(len(order))])
+            self.set_label(x, self.label(x).with_axis(last, back))
+        target = self.builder.new_set(name, math.prod(steps[i][0] for i in written))
+        inner = (rows[0], columns[0]) if from_rows else (columns[0], rows[0])
+        for at in itertools.product(*(range(n) for n, _ in outside)):
+            first = sum(i * step for i, (_, step) in zip(at, outside, strict=True))
+            of_rows, of_columns = at[: len(rows_outside)], at[len(rows_outside) :]
+            self.builder.join(
+                Kernel(
+                    weight.parameter, source, target, (1, *inner), (), weight.start + first,
+                    start + rows[0] * _number(of_rows, rows_outside),
+                    columns[0] * _number(of_columns, columns_outside), from_rows=from_rows,
+                )
+            )  # fmt: skip
+        made = dict(zip(new, numbered([steps[i][0] for i in new], target), strict=True))
+        axis = joined([made[i] for i in written])
+        return label.with_axis(last, axis).only()
+
+    def _made_of_too(self, kernel: Kernel, weight: Weight, other: Weight) -> None:
+        """Another parameter that the weight of a kernel was made of, entry by entry.
+
+        One that has as many entries is a kernel beside it, the lengths of rows or columns, as in
+        weight normalisation, sit on the neurons; neurons that it tells apart otherwise keep their
+        order.
+
+        Args:
+            kernel: The kernel.
+            weight: Its own parameter.
+            other: The other one, of the same shape.
+        """
+        wide = [i for i, (n, step) in enumerate(zip(*_steps(other), strict=True)) if n > 1 and step]
+        read, written = (kernel.source, kernel.source_start), (kernel.target, kernel.target_start)
+        rows, columns = (read, written) if kernel.from_rows else (written, read)
+        sides = [(*rows, kernel.grid[0] * kernel.grid[1])]
+        if kernel.grid[0] == 1:
+            sides.append((*columns, kernel.grid[2]))
+        if not other.fixed and _steps(other) == _steps(weight):
+            self.builder.join(replace(kernel, parameter=other.parameter, start=other.start))
+        elif not other.fixed and len(wide) == 1 and wide[0] < len(sides):
+            s, at, n = sides[wide[0]]
+            if other.shape[wide[0]] == n and other.strides[wide[0]] == 1:
+                self.builder.sit(Bias(other.parameter, s, n, other.start, at))
+            else:
+                self.builder.fix(s)
+        elif any(i < 2 for i in wide):
+            self.builder.fix(kernel.source)
+            self.builder.fix(kernel.target)
 
     def _dense_in_parts(
         self, label: Label, axis: int, weight: Weight, transposed: bool
@@ -292,6 +420,8 @@ class Trace:
             assert factor.set is not None
             at = label.start.get(factor.set, 0)
             self.builder.sit(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
+            if weight.fixed:
+                self.builder.fix(factor.set)
         if not self.weights(tensor):
             self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
         return label
@@ -307,13 +437,13 @@ class Trace:
             return label
         neurons = any(f.set is not None for f in label.axes[axis])
         if (neurons and _sole(label, axis) is None) or not weights[0].dense:
-            return self._own(label, weights[0], [axis], "product")
+            return self._all_own(label, weights, axis)
         known = self.builder.read(label, axis, self.name(weights))
         if known is None:
             return None
         label, source, start, count, inside = known
         if inside or math.prod(weights[0].shape) != count:
-            return self._own(label, weights[0], [axis], "product")
+            return self._all_own(label, weights, axis)
         target = self.builder.new_set(self.name(weights), count)
         self.builder.join(
             Kernel(
@@ -321,9 +451,26 @@ class Trace:
                 kind=kind,
             )
         )  # fmt: skip
-        if weights[0].fixed:
+        for other in weights[1:]:
+            if other.dense and math.prod(other.shape) == count:
+                self.builder.join(
+                    Kernel(
+                        other.parameter, source, target, (count, 1, 1), (), other.start, start,
+                        kind=kind,
+                    )
+                )  # fmt: skip
+            elif any(step for n, step in zip(*_steps(other), strict=True) if n > 1):
+                self.builder.fix(target)
+        if any(weight.fixed for weight in weights):
             self.builder.fix(target)
         return label.with_axis(axis, (Factor(count, target, 1),)).only()
+
+    def _all_own(self, label: Label, weights: Sequence[Weight], axis: int) -> Label | None:
+        """Parameters that multiply a tensor along an axis, as neurons of their own."""
+        answer: Label | None = label
+        for weight in weights:
+            answer = answer and self._own(answer, weight, [axis], "product")
+        return answer
 
     def _own(self, label: Label, weight: Weight, axes: Sequence[int], kind: str) -> Label | None:
         """A parameter that meets a tensor as neurons of its own, one for each of its scalars.
@@ -336,13 +483,14 @@ class Trace:
             axes: Of the label, one for each axis of the parameter longer than 1.
             kind: What brings them together.
         """
-        sizes = [n for n in weight.shape if n > 1]
+        sizes = [n for n, step in zip(*_steps(weight), strict=True) if n > 1 and step]
         ends = [axis % len(label.axes) for axis in axes]
         whole = all(label.shape[at] == n for at, n in zip(ends, sizes, strict=False))
-        known = all(f.set is not None for at in ends for f in label.axes[at])
-        if len(sizes) != len(ends) or not whole or not known or not weight.dense or weight.fixed:
+        of_neurons = [f.set is not None or f.alike for at in ends for f in label.axes[at]]
+        known = all(of_neurons) and any(f.set is not None for at in ends for f in label.axes[at])
+        if len(sizes) != len(ends) or not whole or not known or weight.fixed or not weight.solid:
             self.builder.lose(f.set for at in ends for f in label.axes[at] if f.set is not None)
-            return label
+            return _told_apart(label, ends)
         size = math.prod(sizes)
         own = self.builder.new_set(self.builder.names[weight.parameter], size)
         self.builder.sit(Bias(weight.parameter, own, size, weight.start))
@@ -356,17 +504,20 @@ class Trace:
         weights = self.weights(table)
         if not weights or not weights[0].dense:
             return None
-        (first, *_), name = weights, self.name(weights)
+        (first, *others), name = weights, self.name(weights)
         rows, columns = first.shape
         source = self.builder.ordered(f"rows of {name}", rows).set
         target = self.builder.new_set(name, columns)
         assert source is not None
-        self.builder.join(
-            Kernel(
-                first.parameter, source, target, (1, rows, columns), (), first.start,
-                from_rows=True, kind="lookup",
-            )
+        kernel = Kernel(
+            first.parameter, source, target, (1, rows, columns), (), first.start, from_rows=True,
+            kind="lookup",
         )  # fmt: skip
+        self.builder.join(kernel)
+        for other in others:
+            self._made_of_too(kernel, first, other)
+        if first.fixed:
+            self.builder.fix(target)
         return Label((*data(index.shape).axes, (Factor(columns, target, 1),)))
 
     # Where neurons meet ------------------------------------------------------------------------
@@ -397,19 +548,20 @@ class Trace:
             for i, (_, a, b) in enumerate(places)
         }
         start = {**other.start, **one.start}
-        for ours, theirs in _components(places):
+        shared = set(one.sets()) & set(other.sets())
+        for ours, theirs in _components(places, shared):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
-            sides = [
-                Side(s, tuple(_of(places[i][1], s) for i in where), one.start.get(s, 0), 0)
-                for s in ours
-            ] + [
-                Side(
-                    s, tuple(_of(places[i][2], s) for i in where), other.start.get(s, 0), not alike
-                )
-                for s in theirs
-            ]
-            if alike and len(set(sides)) == 1:
+            sides, others = (
+                [
+                    Side(s, tuple(_of(places[i][at], s) for i in where), label.start.get(s, 0), 0)
+                    for s in sets
+                ]
+                for at, label, sets in ((1, one, ours), (2, other, theirs))
+            )
+            if alike and len({*sides, *others}) == 1:
                 continue
+            # Parts of one set are told apart: what was done to each on the way may differ.
+            sides += [replace(side, constant=int(not alike or side.set in ours)) for side in others]
             sizes = [places[i][1].size for i in where]
             target = self._meeting_place(sides, sizes, kind)
             if target is None:
@@ -438,6 +590,10 @@ class Trace:
                 found = self.builder.sets[side.set]
                 whole = found.size == size and side.start == 0
                 whole = whole and list(side.factors) == numbered(sizes, side.set)
+                # Beside another part of the same set, taken in before, none could be told.
+                whole = whole and not any(
+                    self.builder.is_joined(each.set, side.set) for each in sides if each != side
+                )
                 if found.fresh and found.role == "hidden" and whole:
                     target = side.set
                     break
@@ -518,42 +674,89 @@ class Trace:
         labels = [self.label(t) for t in tensors]
         if not any(label.sets() for label in labels):
             return None
-        along = [label.axes[axis] for label in labels]
-        whole: Axis = (Factor(out.shape[axis]),)
-        if any(f.set is not None for factors in along for f in factors):
-            target = self.builder.new_meeting("concatenation", out.shape[axis])
-            at = 0
-            # Pieces that are pixels of the same neurons are told apart by their places.
-            sets = [{f.set for f in factors} - {None} for factors in along]
-            told = any(a & b for a, b in itertools.combinations(sets, 2))
-            places = self.builder.ordered("pieces", len(tensors)).set if told else None
-            for i, (label, factors, t) in enumerate(zip(labels, along, tensors, strict=True)):
-                size = t.shape[axis]
-                if places is not None:
-                    self.builder.join(
-                        Kernel(
-                            len(self.builder.shapes), places, target, (1, size, 1),
-                            source_start=i, target_start=at, kind="pieces",
-                        )
-                    )  # fmt: skip
-                if all(f.set is None for f in factors):
-                    factors = (self.builder.ordered("concatenated", size),)
-                if not self.builder.copy(label, factors, target, at, "concatenation"):
-                    return None
-                at += size
-            self.builder.sets[target].fresh = True
-            whole = (Factor(out.shape[axis], target, 1),)
+        among = _in_common(labels, axis)
+        if among is None:
+            return None
+        along = any(f.set is not None for label in labels for f in label.axes[axis])
+        taken = _taken(labels, among, axis)
+        target = None
+        if along:
+            target = self._side_by_side(tensors, labels, among, taken, axis, out.shape[axis])
+            if target is None:
+                return None
         # Along the other axes the tensors have to be of one kind, and are brought together.
-        rest = [self.operand(t).with_axis(axis, ()).only() for t in tensors]
+        rest = []
+        for t, label, axes in zip(tensors, labels, among, strict=True):
+            kept = [
+                tuple(alike(f.size) if (i, j) in taken else f for j, f in enumerate(factors))
+                for i, factors in enumerate(axes)
+            ]
+            one = Label(tuple(kept), label.start) if label.sets() else self.operand(t)
+            rest.append(one.with_axis(axis, ()).only())
         shape = [1 if i == axis else n for i, n in enumerate(out.shape)]
         first = next((i for i, label in enumerate(rest) if label.sets()), 0)
-        answer: Label | None = rest[first]
+        answer: Label | None = self.meet(rest[first], data((1,) * out.dim()), shape, "sum")
         for label in (*rest[:first], *rest[first + 1 :]):
             answer = answer and self.meet(answer, label, shape, "sum")
         for t in tensors:
-            if answer is not None and whole[0].set is None and self.is_weight(t):
+            if answer is not None and target is None and self.is_weight(t):
                 answer = self.added(answer, t)
-        return answer and answer.with_axis(axis, whole)
+        if answer is None or target is None:
+            return answer and answer.with_axis(axis, (Factor(out.shape[axis]),))
+        *outer, own = numbered([*(among[0][i][j].size for i, j in taken), out.shape[axis]], target)
+        for (i, j), factor in zip(taken, outer, strict=True):
+            both = refined(answer.axes[i] or (alike(1),), among[0][i])
+            if both is None:
+                return None
+            factors = (*both[0][:j], factor, *both[0][j + 1 :])
+            answer = Label((*answer.axes[:i], factors, *answer.axes[i + 1 :]), answer.start)
+        axes = [(own,) if i == axis else joined(a) for i, a in enumerate(answer.axes)]
+        return Label(tuple(axes), answer.start).only()
+
+    def _side_by_side(
+        self, tensors: Sequence[Tensor], labels: Sequence[Label],
+        among: Sequence[Sequence[Axis]], taken: Sequence[tuple[int, int]], axis: int, size: int,
+    ) -> int | None:  # fmt: skip
+        """A set of neurons for tensors one after the other along an axis.
+
+        Args:
+            tensors: The pieces.
+            labels: Of the pieces.
+            among: Their other axes, in factors of the same sizes.
+            taken: Which of those factors (axis, number) the set runs through as well.
+            axis: Along which they lie.
+            size: Of that axis in the end.
+
+        Returns:
+            Its index, those that lie along the axis next to each other; None where it cannot be.
+        """
+        outer = [among[0][i][j].size for i, j in taken]
+        target = self.builder.new_meeting("concatenation", math.prod(outer) * size)
+        numbers = numbered([*outer, size], target)[:-1]
+        # Pieces that are pixels of the same neurons are told apart by their places.
+        sets = [
+            {f.set for f in (*label.axes[axis], *(axes[i][j] for i, j in taken))} - {None}
+            for label, axes in zip(labels, among, strict=True)
+        ]
+        told = any(a & b for a, b in itertools.combinations(sets, 2))
+        places = self.builder.ordered("pieces", len(tensors)).set if told else None
+        at = 0
+        for n, (label, axes, t) in enumerate(zip(labels, among, tensors, strict=True)):
+            width = t.shape[axis]
+            factors = [*(axes[i][j] for i, j in taken), *(label.axes[axis] or (alike(width),))]
+            if not label.sets():
+                no_order = self.is_even(t) or self.weights(t)
+                factors = [*(alike(m) if no_order else Factor(m) for m in outer), Factor(width)]
+            inner = numbered([f.size for f in factors[len(outer) :]], target)
+            large = [*numbers, *inner]
+            if not self.builder.copy(label, factors, large, at, "concatenation"):
+                return None
+            there = [Factor(f.size, places) for f in large]
+            if told and not self.builder.relate(large, there, (at, n), True, "pieces"):
+                return None
+            at += width
+        self.builder.sets[target].fresh = True
+        return target
 
     def added(self, label: Label, tensor: Tensor, kind: str = "sum") -> Label | None:
         """A parameter that is added to a tensor with a label, aligned at its last axis.
@@ -568,10 +771,15 @@ class Trace:
             keep their order.
         """
         for weight in self.weights(tensor):
-            if kind == "sum" and self._placed(label, weight):
-                continue
-            axes = [i - len(weight.shape) for i, n in enumerate(weight.shape) if n > 1]
+            axes = [
+                i - len(weight.shape)
+                for i, (n, step) in enumerate(zip(*_steps(weight), strict=True))
+                if n > 1 and step
+            ]
             wide = [axis for axis in axes if -axis <= len(label.axes)]
+            if kind == "sum" and self._placed(label, weight):
+                label = _told_apart(label, wide)
+                continue
             met = self._own(label, weight, wide, kind)
             if met is None:
                 return None
@@ -637,6 +845,37 @@ def _pairs(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(tensor.shape), tuple(tensor.stride()) if strided else (1,) * tensor.dim()
 
 
+def _steps(weight: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return weight.shape, weight.strides
+
+
+def _runs(steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Axes (size, stride), outermost first, as few as possible; at least one."""
+    answer: list[tuple[int, int]] = []
+    for size, stride in steps:
+        if answer and answer[-1][1] == size * stride:
+            answer[-1] = answer[-1][0] * size, stride
+        elif size > 1 or not answer:
+            answer.append((size, stride))
+    return answer or [(1, 1)]
+
+
+def _number(digits: Sequence[int], axes: Sequence[tuple[int, int]]) -> int:
+    """Which of all steps along some axes it is, the last one fastest."""
+    answer = 0
+    for digit, (size, _) in zip(digits, axes, strict=True):
+        answer = answer * size + digit
+    return answer
+
+
+def _told_apart(label: Label, axes: Sequence[int]) -> Label:
+    """The same label where data that was alike along some axes is so no more."""
+    for axis in axes:
+        factors = tuple(Factor(f.size) if f.alike else f for f in label.axes[axis])
+        label = label.with_axis(axis % len(label.axes), factors)
+    return label
+
+
 def _span(tensor: Tensor) -> tuple[int, int]:
     """The first entry of its storage that a tensor has, and the last."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -665,13 +904,14 @@ def _broadcast(label: Label, axis: int, size: int) -> Axis:
     return label.axes[axis] or (alike(size),)
 
 
-def _components(places: Sequence[tuple[int, Factor, Factor]]) -> list[tuple[set[int], set[int]]]:
-    """Sets of one tensor and of the other that share a place, directly or not."""
+def _components(
+    places: Sequence[tuple[int, Factor, Factor]], shared: Iterable[int]
+) -> list[tuple[set[int], set[int]]]:
+    """Sets of one tensor and of the other that share a place, or are one, directly or not."""
     groups: list[tuple[set[int], set[int]]] = []
-    for _, a, b in places:
-        if a.set is None or b.set is None:
-            continue
-        ours, theirs, apart = {a.set}, {b.set}, []
+    pairs = [(a.set, b.set) for _, a, b in places if a.set is not None and b.set is not None]
+    for a, b in (*pairs, *((s, s) for s in shared)):
+        ours, theirs, apart = {a}, {b}, []
         for group in groups:
             if group[0] & ours or group[1] & theirs:
                 ours |= group[0]
@@ -680,3 +920,37 @@ def _components(places: Sequence[tuple[int, Factor, Factor]]) -> list[tuple[set[
                 apart.append(group)
         groups = [*apart, (ours, theirs)]
     return groups
+
+
+def _in_common(labels: Sequence[Label], axis: int) -> list[list[Axis]] | None:
+    """All axes of labels but one, in factors of the same sizes; None where their cuts cross."""
+    answer: list[list[Axis]] = [[()] * len(label.axes) for label in labels]
+    for i in range(len(labels[0].axes)):
+        own = [label.axes[i] or (alike(1),) for label in labels]
+        common = own[0]
+        for other in own[1:] if i != axis else ():
+            both = refined(common, other)
+            if both is None:
+                return None
+            common = both[0]
+        for each, factors in zip(answer, own, strict=True):
+            both = refined(factors, common) if i != axis else ((), ())
+            if both is None:
+                return None
+            each[i] = both[0]
+    return answer
+
+
+def _taken(
+    labels: Sequence[Label], among: Sequence[Sequence[Axis]], axis: int
+) -> list[tuple[int, int]]:
+    """The factors (axis, number) of sets that run along an axis of any label, directly or not."""
+    sets = {f.set for label in labels for f in label.axes[axis]} - {None}
+    places = [(i, j) for i, factors in enumerate(among[0]) for j in range(len(factors))]
+    known: list[tuple[int, int]] = []
+    while True:
+        found = [(i, j) for i, j in places if any(each[i][j].set in sets for each in among)]
+        if len(found) == len(known):
+            return found
+        known = found
+        sets |= {each[i][j].set for each in among for i, j in found} - {None}
