@@ -67,9 +67,9 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
         "full_cnn",
         "few_examples",
         "language",
-        "few_examples",
+        "image_cnn",
         "regression",
-        "few_examples",
+        "wide",
         "fine_tune",
         "patches",
         "siren",
@@ -121,15 +121,15 @@ class EvolutionConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     initial: str = ""
     seed: int = 0
-    outer_steps: int = 1000
+    outer_steps: int = 500
     pairs: int = 32
-    deviation: float = 0.02
+    deviation: float = 0.03
     span: int = 100
     shortest: int = 400
     longest: int = 1600
     told: float = 0.5
-    lr: float = 0.005
-    weight_decay: float = 0.6
+    lr: float = 0.01
+    weight_decay: float = 1.0
     warmup: int = 20
     average: int = 100
     evaluate_every: int = 400
