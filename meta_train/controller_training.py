@@ -64,7 +64,6 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
         "classifier",
         "restore",
         "embedding",
-        "full_cnn",
         "few_examples",
         "language",
         "image_cnn",
@@ -73,7 +72,6 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
         "fine_tune",
         "patches",
         "siren",
-        "full_cnn",
         "attention",
         "ill_posed",
         "restore",
@@ -121,15 +119,15 @@ class EvolutionConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     initial: str = ""
     seed: int = 0
-    outer_steps: int = 500
+    outer_steps: int = 800
     pairs: int = 32
-    deviation: float = 0.03
+    deviation: float = 0.05
     span: int = 100
     shortest: int = 400
     longest: int = 1600
     told: float = 0.5
     lr: float = 0.01
-    weight_decay: float = 1.0
+    weight_decay: float = 0.3
     warmup: int = 20
     average: int = 100
     evaluate_every: int = 400

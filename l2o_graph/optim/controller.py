@@ -46,8 +46,8 @@ FIRST_POWER, MOST_POWER = 0.45, 0.6
 # anything is learned; and the logarithm of the most that this is changed by.
 FIRST_DECAY, MOST_DECAY_CHANGE = 0.03, 2.5
 
-# Change of the length, two logits of the mixture, one of the power, one of the decay.
-NUM_OUTPUTS = 1 + NUM_SOURCES - 1 + 1 + 1
+# Two logits of the mixture, one of the power, one of the decay: the same for all there is.
+NUM_CONSTANTS = NUM_SOURCES - 1 + 1 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +80,15 @@ class ControllerConfig:
         """Shape of each weight by name."""
         c = self.channels
         shapes: dict[str, tuple[int, ...]] = {
-            "answer.weight": (NUM_OUTPUTS, NUM_SIGNALS),
-            "answer.bias": (NUM_OUTPUTS,),
+            "change.weight": (1, NUM_SIGNALS),
+            "constants": (NUM_CONSTANTS,),
             "first_length": (len(KINDS),),
         }
         if self.reader != "none":
             shapes |= {
                 "say.weight": (c, NUM_SIGNALS),
                 "say.bias": (c,),
-                "hear.weight": (NUM_OUTPUTS, 2 * c),
+                "hear.weight": (1, 2 * c),
             }
         if self.reader == "sequence":
             shapes |= {
@@ -121,7 +121,7 @@ class Controller(nn.Module):
         self.config = config
         for name, shape in config.shapes.items():
             weight = torch.zeros(shape)
-            if len(shape) > 1 and name not in ("answer.weight", "hear.weight"):
+            if len(shape) > 1 and name not in ("change.weight", "hear.weight"):
                 weight.normal_(std=1 / math.sqrt(shape[-1]))
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight))
 
@@ -161,10 +161,11 @@ def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> T
         signals: (N, R, F).
         heard: Messages that reached each row, along and against the computation: (N, R, 2C).
     """
-    answer = torch.baddbmm(weights["answer.bias"][:, None], signals, weights["answer.weight"].mT)
-    if heard is None:
-        return answer
-    return torch.baddbmm(answer, heard, weights["hear.weight"].mT)
+    change = signals @ weights["change.weight"].mT
+    if heard is not None:
+        change = torch.baddbmm(change, heard, weights["hear.weight"].mT)
+    constants = weights["constants"][:, None].expand(*change.shape[:2], -1)
+    return torch.cat([change, constants], -1)
 
 
 def next_log_length(log_length: Tensor, answer: Tensor) -> Tensor:
