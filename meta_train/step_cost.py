@@ -153,7 +153,8 @@ def step_costs(
 
     Args:
         nets: Keys of ``NETS``.
-        optimizers: Of ``OPTIMIZERS``; SOAP is left out where its library is not installed.
+        optimizers: Of ``OPTIMIZERS``; SOAP is left out where its library is not installed, Muon
+            where torch has none.
         checkpoint: Of NGOptimizer.
         rounds: Measurements of each.
         device: To measure on.
@@ -169,9 +170,14 @@ def step_costs(
     COUNT.check("rounds", rounds)
     check_device(device)
     load_checkpoint(checkpoint)  # that it can be is seen before any work
-    if "SOAP" in optimizers and find_spec(LIBRARY) is None:
-        print(f"SOAP left out: needs {LIBRARY}", file=sys.stderr)
-        optimizers = [name for name in optimizers if name != "SOAP"]
+    lacking = {
+        "SOAP": None if find_spec(LIBRARY) else LIBRARY,
+        "Muon": None if hasattr(torch.optim, "Muon") else "torch 2.9 or newer",
+    }
+    for name, needed in lacking.items():
+        if needed and name in optimizers:
+            print(f"{name} left out: needs {needed}", file=sys.stderr)
+            optimizers = [other for other in optimizers if other != name]
     costs: list[Cost] = []
     with tqdm(total=sum(rounds * NETS[name].repeats for name in nets), unit="round") as progress:
         for name in nets:

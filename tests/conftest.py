@@ -16,6 +16,11 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
+def pytest_report_header() -> str:
+    """What the tests ran on."""
+    return f"torch {torch.__version__}"
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

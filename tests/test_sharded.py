@@ -183,16 +183,6 @@ def _train_kind(kind: type[nn.Module], checkpoint: Path) -> tuple[list[Tensor], 
     return weights, state_of(optimizer)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_fsdp2_is_one_process(kind, checkpoint, on_both):
-    (one, state), (other, state_of_other) = on_both(_train_kind, kind, checkpoint)
-    assert equal(one, other) and equal(state, state_of_other)
-    model = made(kind)
-    optimizer = new(model, checkpoint)
-    assert gap(one, train(model, optimizer, range(STEPS))) < CLOSE
-    assert [t.shape for t in state] == [t.shape for t in state_of(optimizer)]
-
-
 def _replicate_kind(kind: type[nn.Module], checkpoint: Path) -> tuple[list[Tensor], ...]:
     model = made(kind).to(memory_format=torch.channels_last)
     used = DistributedDataParallel(model, find_unused_parameters=True)
@@ -201,12 +191,15 @@ def _replicate_kind(kind: type[nn.Module], checkpoint: Path) -> tuple[list[Tenso
     return weights, state_of(optimizer)
 
 
+@pytest.mark.parametrize("work", [_train_kind, _replicate_kind], ids=["fsdp2", "ddp"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_replicas_of_ddp_are_equal_and_one_process(kind, checkpoint, on_both):
-    (one, state), (other, state_of_other) = on_both(_replicate_kind, kind, checkpoint)
+def test_ranks_are_equal_and_one_process(kind, work, checkpoint, on_both):
+    (one, state), (other, state_of_other) = on_both(work, kind, checkpoint)
     assert equal(one, other) and equal(state, state_of_other)
     model = made(kind)
-    assert gap(one, train(model, new(model, checkpoint), range(STEPS))) < CLOSE
+    optimizer = new(model, checkpoint)
+    assert gap(one, train(model, optimizer, range(STEPS))) < CLOSE
+    assert [t.shape for t in state] == [t.shape for t in state_of(optimizer)]
 
 
 def _share_work(checkpoint: Path) -> tuple[int, int]:

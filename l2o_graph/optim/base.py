@@ -333,7 +333,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}: expected dense gradients, found {gradient.layout} "
                     f"for a parameter of shape {list(p.shape)}"
                 )
-        fit = not gradient_of or all_bounded([here(g) for g in gradient_of.values()])
+        given = list(gradient_of.values())
+        if self._sharing is not None:
+            given = [here(g) for g in given]
+        fit = not given or all_bounded(given)
         if self._sharing is not None:  # or some ranks would wait for others
             fit = self._sharing.agreed(fit, gradient_of)
         if fit:

@@ -219,6 +219,7 @@ def arrange(
         groups.setdefault((*geometry(block), ages[i]), []).append(i)
     stacks: list[Stack] = []
     own: list[Stack] = []
+    elsewhere: list[Stack] = []
     row = tensor = 0
     for members in groups.values():
         first = tensor
@@ -228,7 +229,7 @@ def arrange(
             stack = _stack(found, ages[members[0]], sets, row, tensor, first, on)
             row, tensor = stack.rows[1], stack.tensors[1]
             stacks.append(stack)
-            own += [stack] if mine else []
+            (own if mine else elsewhere).append(stack)
     counts = [(s, b) for s in stacks for b in s.blocks]
     index = [(i, b) for i, (_, b) in enumerate(_by_tensor(counts)) for _ in range(b.matrix[1])]
     tensor_of_row = torch.tensor([i for i, _ in index], dtype=torch.long, device=like.device)
@@ -261,9 +262,8 @@ def arrange(
         below=torch.tensor([below for _, below, _ in RATIOS], device=like.device),
         ratio_units=like.new_tensor([0.5 / unit for _, _, unit in RATIOS]).view(-1, 1, 1),
     )
-    elsewhere = tuple(stack for stack in stacks if not any(stack is mine for mine in own))
     nodes = _nodes(spec, stacks, own, like)
-    return Memory(tuple(own), history, constants, nodes, elsewhere, summed)
+    return Memory(tuple(own), history, constants, nodes, tuple(elsewhere), summed)
 
 
 def _absolute_unit(block: Block) -> float:

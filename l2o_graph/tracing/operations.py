@@ -31,12 +31,12 @@ OTHER_NAMES = {"log_sigmoid_forward": "logsigmoid"}  # of functions
 
 # What works entry by entry, besides the operators that torch itself marks so.
 ENTRY_BY_ENTRY = {
-    "_prelu_kernel", "_to_copy", "alias_copy", "bernoulli", "clamp_max", "clamp_min", "clone",
-    "dropout",
-    "elu_backward", "fake_quantize_per_tensor_affine", "floor_divide", "hardswish",
-    "hardswish_backward", "leaky_relu_backward", "lift_fresh_copy", "log_sigmoid_backward",
-    "log_sigmoid_forward", "native_dropout", "native_dropout_backward", "relu6", "rrelu_with_noise",
-    "rsub", "sigmoid_backward", "softplus_backward", "threshold_backward", "where",
+    "_prelu_kernel", "_to_copy", "alias_copy", "bernoulli", "celu", "clamp_max", "clamp_min",
+    "clone", "dropout", "elu", "elu_backward", "fake_quantize_per_tensor_affine", "floor_divide",
+    "hardsigmoid", "hardswish", "hardswish_backward", "hardtanh", "ldexp", "leaky_relu",
+    "leaky_relu_backward", "lift_fresh_copy", "log_sigmoid_backward", "log_sigmoid_forward",
+    "native_dropout", "native_dropout_backward", "relu6", "rrelu_with_noise", "rsub", "selu",
+    "sigmoid_backward", "softplus_backward", "threshold_backward", "where",
 }  # fmt: skip
 # Tensors of one number, and random ones: no order of their entries can be told.
 EVEN = {
