@@ -35,7 +35,6 @@ from meta_train.parsing import parsed
 from meta_train.run import (
     Result,
     begin,
-    check_adam,
     commit,
     drive,
     prepared,
@@ -84,6 +83,9 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
 HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
 
 VALIDATION_SEED = 7
+# Gradients are averaged over about as many outer steps as there are families in turn: each says
+# what suits its own.
+MOMENTUM = 0.95
 # A course whose networks have mostly come to where losses no longer count is given up.
 MOST_LOST = 0.5
 
@@ -105,8 +107,10 @@ class EvolutionConfig:
         longest: Most number of steps of a course. Courses that are short at first teach to shorten
             steps early, which long ones then have to unlearn.
         told: Fraction of the courses that are told their length.
-        lr: Peak learning rate of AdamW; it warms up and falls to 0 as a cosine.
-        weight_decay: Weight decay of AdamW.
+        lr: Peak learning rate; it warms up and falls to 0 as a cosine. Steps are in proportion to
+            estimates, all of whose entries have the same noise: Adam, which divides each by its
+            own size, would lift those that are noise alone to the size of those that are not.
+        weight_decay: Fraction of the weights, over the learning rate, that a step takes away.
         warmup: Number of outer steps of warming up.
         average: Number of the last outer steps, about, whose weights are averaged.
         evaluate_every: Number of outer steps between evaluations.
@@ -121,13 +125,13 @@ class EvolutionConfig:
     seed: int = 0
     outer_steps: int = 800
     pairs: int = 32
-    deviation: float = 0.05
+    deviation: float = 0.03
     span: int = 100
     shortest: int = 400
     longest: int = 1600
     told: float = 0.5
     lr: float = 0.01
-    weight_decay: float = 0.3
+    weight_decay: float = 0.1
     warmup: int = 20
     average: int = 100
     evaluate_every: int = 400
@@ -193,10 +197,7 @@ class ControllerTrainer:
                 )
         self.weights = controller.vector()
         self.average = self.weights.clone()
-        self.leaf = torch.nn.Parameter(self.weights.clone())
-        self.optimizer = torch.optim.AdamW(
-            [self.leaf], lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        )
+        self.velocity = torch.zeros_like(self.weights)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.families = CONTROLLER_TASKS[config.task]
         self.step, self.steps = 0, config.outer_steps
@@ -240,14 +241,12 @@ class ControllerTrainer:
         )
         scores = gathered(torch.stack([score(losses), losses[-1]]))
         estimate, difference = evolution.gradient(scores[0], noise)
-        share = self._share_of_peak()
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * share
+        lr = config.lr * self._share_of_peak()
         # A course counts for where it ends: its first spans say how to be fast, not how to be good.
         # That of fewer instances has more noise, and would drown the others.
-        self.leaf.grad = estimate * (course.age / course.length * (pairs / config.pairs) ** 0.5)
-        self.optimizer.step()
-        self.weights = self.leaf.detach().clone()
+        estimate *= course.age / course.length * (pairs / config.pairs) ** 0.5
+        self.velocity.lerp_(estimate, 1 - MOMENTUM)
+        self.weights.mul_(1 - lr * config.weight_decay).sub_(self.velocity, alpha=lr)
         self.step += 1
         self.average.lerp_(self.weights, 1 / min(self.step, config.average))
         lost = float((scores[1] >= MOST_LOSS).float().mean())
@@ -259,7 +258,7 @@ class ControllerTrainer:
         return {
             "outer_step": self.step, "family": draw.family, "age": age, "length": draw.length,
             "told": float(draw.told), "loss": float(scores[0].mean()), "difference": difference,
-            "gradient_norm": float(estimate.norm()), "lost": lost, "lr": config.lr * share,
+            "gradient_norm": float(estimate.norm()), "lost": lost, "lr": lr,
             "seconds": seconds,
         }  # fmt: skip
 
@@ -293,10 +292,9 @@ class ControllerTrainer:
         tensors = {
             "weights": self.weights,
             "average": self.average,
+            "velocity": self.velocity,
             "generator": self.generator.get_state(),
         }
-        for key, value in self.optimizer.state.get(self.leaf, {}).items():
-            tensors[f"adam.{key}"] = value
         for i, course in enumerate(self.courses):
             tensors |= {f"course.{i}.{k}": t for k, t in tensors_of(course).items()}
         record = {
@@ -323,12 +321,8 @@ class ControllerTrainer:
         config = dict(record["config"])
         config["controller"] = ControllerConfig(**config["controller"])
         trainer = ControllerTrainer(EvolutionConfig(**config), data_root)
-        for name in ("weights", "average"):
+        for name in ("weights", "average", "velocity"):
             _take(getattr(trainer, name), tensors, name)
-        trainer.leaf.data.copy_(trainer.weights)
-        if adam := starting("adam.", tensors):
-            check_adam(adam, trainer.leaf, "adam")
-            trainer.optimizer.state[trainer.leaf] = adam
         trainer.generator.set_state(tensors["generator"])
         trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
         trainer.started, trainer.seconds = record["started"], record["seconds"]

@@ -48,6 +48,8 @@ FIRST_DECAY, MOST_DECAY_CHANGE = 0.03, 2.5
 
 # Two logits of the mixture, one of the power, one of the decay: the same for all there is.
 NUM_CONSTANTS = NUM_SOURCES - 1 + 1 + 1
+# What a constant and what a first length counts: see ``signals.COSINE_UNITS``.
+CONSTANT_UNIT, FIRST_LENGTH_UNIT = 3.0, 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> T
     change = signals @ weights["change.weight"].mT
     if heard is not None:
         change = torch.baddbmm(change, heard, weights["hear.weight"].mT)
-    constants = weights["constants"][:, None].expand(*change.shape[:2], -1)
+    constants = CONSTANT_UNIT * weights["constants"][:, None].expand(*change.shape[:2], -1)
     return torch.cat([change, constants], -1)
 
 

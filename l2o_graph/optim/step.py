@@ -248,7 +248,7 @@ def _mean_of_rows(memory: Memory, x: Tensor) -> Tensor:
 def _begin(weights: Weights, memory: Memory, sums: Sums) -> None:
     """Give blocks that make their first step a length and a unit of lengths."""
     history, constants = memory.history, memory.constants
-    first = 2 * weights["first_length"] @ constants.kinds.T
+    first = controller.FIRST_LENGTH_UNIT * weights["first_length"] @ constants.kinds.T
     is_new = history.ages == 0
     history.rows[LOG_LENGTH] = torch.where(
         is_new[constants.tensor_of_row], first, history.rows[LOG_LENGTH]
