@@ -13,6 +13,7 @@ from l2o_graph.optim import whitening
 from l2o_graph.optim.blocks import KINDS, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from
 from l2o_graph.optim.memory import arrange, gathered, scattered
+from l2o_graph.optim.signals import KIND_UNIT
 from l2o_graph.optim.step import advance
 
 STEPS = 14
@@ -26,9 +27,16 @@ def network() -> nn.Module:
 
 
 def constant(answer: Tensor, first: Tensor) -> dict[str, Tensor]:
-    """A controller that answers the same whatever it sees, and starts at given lengths."""
+    """A controller that changes lengths alike whatever it sees, and starts at given ones.
+
+    Args:
+        answer: Sum of signals, two logits of shares, those of the power and of the decay.
+        first: Of each kind.
+    """
     weights = weights_from(SILENT, torch.zeros(1, SILENT.size, dtype=torch.float64))
-    return {**weights, "answer.bias": answer[None], "first_length": first[None]}
+    weights["change"][0, -len(KINDS) :] = answer[0] / KIND_UNIT  # one kind is 1, the others 0
+    of_all = {"shares": answer[1:3] / 6, "power": answer[3:4] / 6, "decay": answer[4:] / 3}
+    return weights | {name: w[None] for name, w in of_all.items()} | {"first_length": first[None] / 6}
 
 
 def run(
@@ -68,7 +76,7 @@ class Twin:
         weight: At the start.
         unit: Of its lengths.
         first: Logarithm of its first length over its unit.
-        answer: The five answers of the controller.
+        answer: As in ``constant``.
         horizon: Steps of the whole run, if told.
     """
 
@@ -83,7 +91,7 @@ class Twin:
         t, a = self.age, self.answer
         self.fast, self.slow = 0.9 * self.fast + 0.1 * g, 0.99 * self.slow + 0.01 * g
         fast, slow = self.fast / (1 - 0.9 ** (t + 1)), self.slow / (1 - 0.99 ** (t + 1))
-        shares = [0.1, 0.8 * math.exp(2 * a[1]), 0.1 * math.exp(2 * a[2])]
+        shares = [0.1, 0.8 * math.exp(a[1]), 0.1 * math.exp(a[2])]
         mixed = (shares[0] * g + shares[1] * fast + shares[2] * slow) / sum(shares)
         new = max(0.05, 1 / (t + 1))
         if self.weight.dim() == 2:
@@ -91,7 +99,7 @@ class Twin:
             self.right = (1 - new) * self.right + new * g.T @ g
             if t in ROOTS_AT:
                 steady = min(float(fast.square().sum() / g.square().sum()), 1.0)
-                p = 0.6 / (1 + math.exp(-2 * a[3]) / 3) * (1 - steady / 2)
+                p = 0.6 / (1 + math.exp(-a[3]) / 3) * (1 - steady / 2)
                 self.roots = power_of(self.left, p), power_of(self.right, p)
             direction = self.roots[0] @ mixed @ self.roots[1]
         else:
@@ -119,7 +127,7 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    answer, first = normal(5), 0.3 * normal(len(KINDS))
+    answer, first = 2 * normal(5), 0.6 * normal(len(KINDS))
     signal, noise = [normal(*p.shape) for p in network().parameters()], 0.5 * seed
     gradients = [[s + noise * normal(*s.shape) for s in signal] for _ in range(STEPS)]
     start, updates = run(gradients, constant(answer, first), horizon)
@@ -133,7 +141,7 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
     for i, (weight, kind) in enumerate(zip(start, kinds, strict=True)):
         of_kernel = 0.05 * math.sqrt(3) * float(weight.square().mean().sqrt())
         unit = of_kernel if weight.dim() == 2 else of_vectors
-        twin = Twin(weight, unit, 2 * float(first[KINDS.index(kind)]), answer, horizon)
+        twin = Twin(weight, unit, float(first[KINDS.index(kind)]), answer, horizon)
         for of_step, found in zip(gradients, updates, strict=True):
             torch.testing.assert_close(found[i], twin.step(of_step[i]), rtol=1e-6, atol=1e-9)
 

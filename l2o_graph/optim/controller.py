@@ -1,6 +1,7 @@
 """Signals of each neuron -> how its step length changes: what is learned.
 
-It is linear, with a memory: answers are sums of signals, and lengths the sums of answers.
+It is linear, with a memory: changes are sums of signals, and lengths the sums of changes. What
+directions are made of, and how weights decay, is learned too, as the same numbers for all.
 
 Weights are plain tensors by name with a leading axis N: one network in use has N = 1, meta-training
 has a set of weights for each of the N networks it trains at once.
@@ -28,9 +29,9 @@ Weights = Mapping[str, Tensor]
 
 # The most that the logarithm of a length changes in a step, and where it stays within.
 MOST_CHANGE = 0.2
-# What an answer counts in it. Lengths add their changes up, so that a weight that is off by a
-# little makes them e times too long; perturbed weights would all but forbid lengths to be long.
-CHANGE_PER_ANSWER = 0.2
+# What a sum of signals counts in it. Lengths add their changes up, so that a weight that is off by
+# a little makes them e times too long; perturbed weights would all but forbid lengths to be long.
+CHANGE_UNIT = 0.2
 SHORTEST, LONGEST = -9.0, 4.0
 # Lengths start at their unit and tend to it, when nothing speaks against it, over so many steps.
 FORGOTTEN_AFTER = 100
@@ -46,10 +47,8 @@ FIRST_POWER, MOST_POWER = 0.45, 0.6
 # anything is learned; and the logarithm of the most that this is changed by.
 FIRST_DECAY, MOST_DECAY_CHANGE = 0.03, 2.5
 
-# Two logits of the mixture, one of the power, one of the decay: the same for all there is.
-NUM_CONSTANTS = NUM_SOURCES - 1 + 1 + 1
-# What a constant and what a first length counts: see ``signals.COSINE_UNITS``.
-CONSTANT_UNIT, FIRST_LENGTH_UNIT = 3.0, 6.0
+# What the other weights count: see ``signals.COSINE_UNITS``.
+FIRST_LENGTH_UNIT, SHARES_UNIT, POWER_UNIT, DECAY_UNIT = 6.0, 6.0, 6.0, 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +81,17 @@ class ControllerConfig:
         """Shape of each weight by name."""
         c = self.channels
         shapes: dict[str, tuple[int, ...]] = {
-            "change.weight": (1, NUM_SIGNALS),
-            "constants": (NUM_CONSTANTS,),
+            "change": (NUM_SIGNALS,),
+            "shares": (NUM_SOURCES - 1,),
+            "power": (1,),
+            "decay": (1,),
             "first_length": (len(KINDS),),
         }
         if self.reader != "none":
             shapes |= {
                 "say.weight": (c, NUM_SIGNALS),
                 "say.bias": (c,),
-                "hear.weight": (1, 2 * c),
+                "hear": (2 * c,),
             }
         if self.reader == "sequence":
             shapes |= {
@@ -113,9 +114,9 @@ class ControllerConfig:
 
 
 class Controller(nn.Module):
-    """The weights of one controller; the arithmetic is in ``answers``.
+    """The weights of one controller; the arithmetic is in the functions below.
 
-    Answers are 0 at the start: lengths stay as they begin.
+    Changes are 0 at the start: lengths stay as they begin.
     """
 
     def __init__(self, config: ControllerConfig):
@@ -123,7 +124,7 @@ class Controller(nn.Module):
         self.config = config
         for name, shape in config.shapes.items():
             weight = torch.zeros(shape)
-            if len(shape) > 1 and name not in ("change.weight", "hear.weight"):
+            if len(shape) > 1:
                 weight.normal_(std=1 / math.sqrt(shape[-1]))
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight))
 
@@ -155,40 +156,43 @@ def said(weights: Weights, signals: Tensor) -> Tensor:
     return torch.baddbmm(weights["say.bias"][:, None], signals, weights["say.weight"].mT).tanh()
 
 
-def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
-    """What is seen and heard of each row -> its answers (N, R, 5).
+def change(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
+    """What is seen and heard of each row -> the change of its logarithm of a length, (N, R).
 
     Args:
         weights: Of N controllers.
         signals: (N, R, F).
         heard: Messages that reached each row, along and against the computation: (N, R, 2C).
     """
-    change = signals @ weights["change.weight"].mT
+    found = torch.bmm(signals, weights["change"][..., None])
     if heard is not None:
-        change = torch.baddbmm(change, heard, weights["hear.weight"].mT)
-    constants = CONSTANT_UNIT * weights["constants"][:, None].expand(*change.shape[:2], -1)
-    return torch.cat([change, constants], -1)
+        found = torch.baddbmm(found, heard, weights["hear"][..., None])
+    return MOST_CHANGE * (CHANGE_UNIT * found[..., 0]).tanh()
 
 
-def next_log_length(log_length: Tensor, answer: Tensor) -> Tensor:
-    """Remembered logarithm of each row's length after an answer: (N, R)."""
-    change = MOST_CHANGE * (CHANGE_PER_ANSWER * answer[..., 0]).tanh()
+def next_log_length(log_length: Tensor, change: Tensor) -> Tensor:
+    """Remembered logarithm of each row's length after a change: (N, R)."""
     return (log_length * (1 - 1 / FORGOTTEN_AFTER) + change).clamp(SHORTEST, LONGEST)
 
 
-def shares(answer: Tensor) -> Tensor:
-    """Shares of gradient, fast and slow average in the direction: (N, T, 5) -> (N, T, 3)."""
-    logits = nn.functional.pad(answer[..., 1:3], (1, 0))
+def first_log_length(weights: Weights, kinds: Tensor) -> Tensor:
+    """Logarithm of the length that each row begins with, over its unit: (R, 6) -> (N, R)."""
+    return FIRST_LENGTH_UNIT * weights["first_length"] @ kinds.T
+
+
+def shares(weights: Weights) -> Tensor:
+    """Shares of gradient, fast and slow average in a direction: (N, 3)."""
+    logits = nn.functional.pad(SHARES_UNIT * weights["shares"], (1, 0))
     first = torch.tensor(FIRST_SHARES, dtype=logits.dtype, device=logits.device).log()
-    return (2 * logits + first).softmax(-1)
+    return (logits + first).softmax(-1)
 
 
-def power(answer: Tensor) -> Tensor:
-    """Power that each matrix is whitened with: (N, T, 5) -> (N, T)."""
+def power(weights: Weights) -> Tensor:
+    """Power that matrices are whitened with: (N, 1)."""
     first = math.log(FIRST_POWER / (MOST_POWER - FIRST_POWER))
-    return MOST_POWER * (2 * answer[..., 3] + first).sigmoid()
+    return MOST_POWER * (POWER_UNIT * weights["power"] + first).sigmoid()
 
 
-def decay(answer: Tensor) -> Tensor:
-    """What each row shrinks by, relative to its length over its matrix' first RMS: (N, R)."""
-    return FIRST_DECAY * (MOST_DECAY_CHANGE * answer[..., 4].tanh()).exp()
+def decay(weights: Weights) -> Tensor:
+    """What weights shrink by, relative to a length over the first RMS of a matrix: (N, 1)."""
+    return FIRST_DECAY * (MOST_DECAY_CHANGE * (DECAY_UNIT * weights["decay"]).tanh()).exp()
