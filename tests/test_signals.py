@@ -250,6 +250,9 @@ def test_a_cosine_says_whether_the_step_could_have_been_longer():
     assert sign_of(2 * down, 0.1 * down) == pytest.approx(-1)  # it went past the bottom
     assert sign_of(down, torch.zeros(9)) == 0
     assert sign_of(torch.zeros(9), down) == 0
+    faint, step = torch.full((9,), 1e-23), torch.full((9,), -1e-3)  # squares of 1e-46 are 0
+    assert sign_of(faint, step) == 0
+    assert sign_of(1e5 * faint, step) == pytest.approx(1)
     other = torch.randn(9, dtype=torch.float64)
     expected = -torch.cosine_similarity(other, down, dim=0).item()
     assert sign_of(other, down) == pytest.approx(expected)

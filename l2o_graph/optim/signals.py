@@ -54,7 +54,8 @@ FAST_ROW, SLOW_ROW, UPDATE_ROW, GRADIENT_ROW, WEIGHT_ROW = range(5)
 def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
     """Cosine between the gradient and the direction that the last step went down.
 
-    Positive: the step could have been longer; negative: it went too far; 0 before the first.
+    Positive: the step could have been longer; negative: it went too far; 0 before the first, and
+    where squares are too small for their type, as those of neurons that are all but dead.
     The hypergradient of Baydin et al. 2017, with its scale taken out.
 
     Args:
@@ -62,7 +63,8 @@ def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
         gradient: Sums of squares.
         last: Sums of squares of the last update.
     """
-    return -against / (gradient.sqrt() * last.sqrt() + TINY)
+    found = -against / (gradient.sqrt() * last.sqrt() + TINY)
+    return torch.where(gradient > TINY, found.clamp(-1, 1), 0.0)
 
 
 def corrected(age: Tensor, decay: float) -> Tensor:
