@@ -68,7 +68,7 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
         "image_cnn",
         "regression",
         "wide",
-        "fine_tune",
+        "full_cnn",
         "patches",
         "siren",
         "attention",
@@ -243,8 +243,7 @@ class ControllerTrainer:
         estimate, difference = evolution.gradient(scores[0], noise)
         lr = config.lr * self._share_of_peak()
         # A course counts for where it ends: its first spans say how to be fast, not how to be good.
-        # That of fewer instances has more noise, and would drown the others.
-        estimate *= course.age / course.length * (pairs / config.pairs) ** 0.5
+        estimate *= course.age / course.length
         self.velocity.lerp_(estimate, 1 - MOMENTUM)
         self.weights.mul_(1 - lr * config.weight_decay).sub_(self.velocity, alpha=lr)
         self.step += 1

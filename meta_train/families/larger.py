@@ -58,7 +58,7 @@ def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
     channels = [width, 2 * width, 2 * width]
     norm = dice.pick(*NORMS) if dice.chance(0.4) else ""
     activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
-    batch, strides = dice.pick(32, 64), dice.pick([2, 1, 1], [2, 2, 1])
+    batch, strides = dice.pick(64, 128), dice.pick([2, 1, 1], [2, 2, 1])
 
     def make(dice: Dice) -> Batch:
         x, y = pictures.draw(dice, batch, SIZE)
@@ -69,7 +69,7 @@ def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
         name=f"image_cnn, channels {dashed(channels)} {activation}, {norm or 'no'} norm, "
         f"{scheme}, batches of {batch}",
         module=module,
-        start=initial(module, dice, scheme, gains(dice, 0.7, 1.4)),
+        start=initial(module, dice, scheme, gains(dice)),
         examples=Stream(dice, make),
         criterion=cross_entropy,
     )
@@ -94,7 +94,7 @@ def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
         name=f"full_cnn, channels {dashed(channels)} {activation}, {norm or 'no'} norm, "
         f"{scheme}, batches of {batch}",
         module=module,
-        start=initial(module, dice, scheme, gains(dice, 0.7, 1.4)),
+        start=initial(module, dice, scheme, gains(dice)),
         examples=Stream(dice, make),
         criterion=cross_entropy,
     )
@@ -104,7 +104,7 @@ def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
 def patches(dice: Dice, pictures: Pictures) -> Plan:
     """Transformers of width 24 to 48 that classify whole images, cut into 16 patches."""
     width, layers = 8 * dice.integer(3, 6), dice.integer(1, 3)
-    activation, batch = dice.pick(*ACTIVATIONS), dice.pick(16, 32)
+    activation, batch = dice.pick(*ACTIVATIONS), dice.pick(32, 64)
     side, edge = FULL // 4, 4
 
     def make(dice: Dice) -> Batch:
@@ -129,7 +129,7 @@ def patches(dice: Dice, pictures: Pictures) -> Plan:
 @register_family("language", share=SHARE)
 def language(dice: Dice, pictures: Pictures) -> Plan:
     """Transformers, GRUs and LSTMs of width 24 to 64 that tell the next letter of made-up texts."""
-    letters, length, batch = dice.integer(12, 32), dice.pick(16, 24), dice.pick(8, 16)
+    letters, length, batch = dice.integer(12, 32), dice.pick(16, 24), dice.pick(16, 32)
     windows = texts(dice, letters, length)
     kind = dice.pick("transformer", "transformer", "gru", "lstm")
 
@@ -191,7 +191,7 @@ class Restorer(nn.Module):
 def restore(dice: Dice, pictures: Pictures) -> Plan:
     """Three to four convolutions that take noise out of images or fill holes in them."""
     channels = [2 * dice.integer(3, 6)] * dice.integer(2, 3)
-    batch, holes, noise = dice.pick(8, 16), dice.chance(0.5), dice.number(0.3, 1.0)
+    batch, holes, noise = dice.pick(16, 32), dice.chance(0.5), dice.number(0.3, 1.0)
     activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
 
     def make(dice: Dice) -> Batch:
