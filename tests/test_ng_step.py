@@ -36,7 +36,9 @@ def constant(answer: Tensor, first: Tensor) -> dict[str, Tensor]:
     weights = weights_from(SILENT, torch.zeros(1, SILENT.size, dtype=torch.float64))
     weights["change"][0, -len(KINDS) :] = answer[0] / KIND_UNIT  # one kind is 1, the others 0
     of_all = {"shares": answer[1:3] / 6, "power": answer[3:4] / 6, "decay": answer[4:] / 3}
-    return weights | {name: w[None] for name, w in of_all.items()} | {"first_length": first[None] / 6}
+    return (
+        weights | {name: w[None] for name, w in of_all.items()} | {"first_length": first[None] / 6}
+    )
 
 
 def run(
