@@ -104,7 +104,7 @@ def processes(allowed: bool) -> Iterator[None]:
 def train_optimizer(arguments: list[str] | None) -> Result:
     """Meta-train the controller of NGOptimizer."""
     text = "Meta-train the controller of NGOptimizer."
-    parser = _parser(text, list(CONTROLLERS), device=False)
+    parser = _parser(text, list(CONTROLLERS), default="alone", device=False)
     _preset(parser)
     sizes = _options(parser, ControllerConfig)
     parser.add_argument("--initial", help="checkpoint whose weights to begin with [none]")
@@ -180,7 +180,7 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
 
 
 def _parser(
-    description: str, models: Sequence[str], device: bool = True
+    description: str, models: Sequence[str], default: str = "ng_gnn", device: bool = True
 ) -> argparse.ArgumentParser:
     """The options that all tasks have, and most have a device."""
     parser = argparse.ArgumentParser(
@@ -189,7 +189,7 @@ def _parser(
     )
     tasks = sorted({*TASKS, *CONTROLLER_TASKS, *INR_TASKS, *CNN_TASKS})
     parser.add_argument("--task", default="fmnist_cnn", choices=tasks, help="[fmnist_cnn]")
-    parser.add_argument("--model", default="ng_gnn", choices=models, help="[ng_gnn]")
+    parser.add_argument("--model", default=default, choices=models, help=f"[{default}]")
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
     if device:

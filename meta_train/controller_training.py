@@ -35,7 +35,6 @@ from meta_train.parsing import parsed
 from meta_train.run import (
     Result,
     begin,
-    check_adam,
     commit,
     drive,
     prepared,
@@ -56,27 +55,37 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
     "general": (
         "image_cnn",
         "few_examples",
-        "attention",
+        "language",
         "autoencoder",
         "wide",
         "fine_tune",
-        "embedding",
+        "patches",
         "classifier",
+        "restore",
+        "embedding",
         "few_examples",
-        "recurrence",
+        "language",
         "image_cnn",
         "regression",
-        "cnn",
-        "few_examples",
         "wide",
-        "fine_tune",
-        "ill_posed",
+        "full_cnn",
+        "patches",
         "siren",
+        "attention",
+        "ill_posed",
+        "restore",
+        "few_examples",
+        "recurrence",
+        "language",
+        "cnn",
     ),
 }
 HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
 
 VALIDATION_SEED = 7
+# Gradients are averaged over about as many outer steps as there are families in turn: each says
+# what suits its own.
+MOMENTUM = 0.95
 # A course whose networks have mostly come to where losses no longer count is given up.
 MOST_LOST = 0.5
 
@@ -98,10 +107,14 @@ class EvolutionConfig:
         longest: Most number of steps of a course. Courses that are short at first teach to shorten
             steps early, which long ones then have to unlearn.
         told: Fraction of the courses that are told their length.
-        lr: Peak learning rate of AdamW; it warms up and falls to 0 as a cosine.
-        weight_decay: Weight decay of AdamW.
+        lr: Peak learning rate; it warms up and falls to 0 as a cosine. Steps are in proportion to
+            estimates, all of whose entries have the same noise: Adam, which divides each by its
+            own size, would lift those that are noise alone to the size of those that are not.
+        weight_decay: Fraction of the weights, over the learning rate, that a step takes away.
         warmup: Number of outer steps of warming up.
         average: Number of the last outer steps, about, whose weights are averaged.
+        kept: Fraction of what was learned that checkpoints have. Estimates are noisy and of small
+            networks: for others, half of it is better than all.
         evaluate_every: Number of outer steps between evaluations.
         evaluate_steps: Number of training steps of an evaluation.
         evaluate_pairs: Number of instances of each family in an evaluation.
@@ -112,18 +125,19 @@ class EvolutionConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     initial: str = ""
     seed: int = 0
-    outer_steps: int = 1200
-    pairs: int = 32
-    deviation: float = 0.1
+    outer_steps: int = 800
+    pairs: int = 24
+    deviation: float = 0.03
     span: int = 100
-    shortest: int = 400
-    longest: int = 1600
+    shortest: int = 300
+    longest: int = 1200
     told: float = 0.5
     lr: float = 0.01
-    weight_decay: float = 0.2
+    weight_decay: float = 0.1
     warmup: int = 20
-    average: int = 50
-    evaluate_every: int = 400
+    average: int = 100
+    kept: float = 0.5
+    evaluate_every: int = 800
     evaluate_steps: int = 300
     evaluate_pairs: int = 2
     save_every: int = 25
@@ -134,10 +148,10 @@ class EvolutionConfig:
                 f"task: expected one of {sorted(CONTROLLER_TASKS)}, found '{self.task}'"
             )
         check_ranges(
-            self, seed=SEED, outer_steps=COUNT_OR_NONE, pairs=COUNT, deviation=POSITIVE,
-            span=COUNT, shortest=COUNT, longest=COUNT, told=SHARE, lr=POSITIVE,
-            weight_decay=NOT_NEGATIVE, warmup=COUNT_OR_NONE, average=COUNT, evaluate_every=COUNT,
-            evaluate_steps=COUNT, evaluate_pairs=COUNT, save_every=COUNT,
+            self, seed=SEED, outer_steps=COUNT_OR_NONE, pairs=COUNT,
+            deviation=POSITIVE, span=COUNT, shortest=COUNT, longest=COUNT, told=SHARE, lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE, warmup=COUNT_OR_NONE, average=COUNT, kept=POSITIVE,
+            evaluate_every=COUNT, evaluate_steps=COUNT, evaluate_pairs=COUNT, save_every=COUNT,
         )  # fmt: skip
         if self.longest < self.shortest:
             raise ValueError(
@@ -184,12 +198,10 @@ class ControllerTrainer:
                     f"initial: expected a checkpoint of {config.controller}, found one of "
                     f"{controller.config}"
                 )
-        self.weights = controller.vector()
+        self.first = controller.vector()
+        self.weights = self.first.clone()
         self.average = self.weights.clone()
-        self.leaf = torch.nn.Parameter(self.weights.clone())
-        self.optimizer = torch.optim.AdamW(
-            [self.leaf], lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        )
+        self.velocity = torch.zeros_like(self.weights)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.families = CONTROLLER_TASKS[config.task]
         self.step, self.steps = 0, config.outer_steps
@@ -210,6 +222,11 @@ class ControllerTrainer:
             return slice(None)
         rank, world = dist.get_rank(), dist.get_world_size()
         return slice(pairs * rank // world, pairs * (rank + 1) // world)
+
+    @property
+    def kept(self) -> Tensor:
+        """Weights of a checkpoint: part of the way from the first ones to the average."""
+        return self.first.lerp(self.average, self.config.kept)
 
     def begin(self) -> "ControllerTrainer":
         """Start a course of each family, at staggered lengths."""
@@ -233,13 +250,11 @@ class ControllerTrainer:
         )
         scores = gathered(torch.stack([score(losses), losses[-1]]))
         estimate, difference = evolution.gradient(scores[0], noise)
-        share = self._share_of_peak()
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * share
+        lr = config.lr * self._share_of_peak()
         # A course counts for where it ends: its first spans say how to be fast, not how to be good.
-        self.leaf.grad = estimate * (course.age / course.length)
-        self.optimizer.step()
-        self.weights = self.leaf.detach().clone()
+        estimate *= course.age / course.length
+        self.velocity.lerp_(estimate, 1 - MOMENTUM)
+        self.weights.mul_(1 - lr * config.weight_decay).sub_(self.velocity, alpha=lr)
         self.step += 1
         self.average.lerp_(self.weights, 1 / min(self.step, config.average))
         lost = float((scores[1] >= MOST_LOSS).float().mean())
@@ -251,15 +266,15 @@ class ControllerTrainer:
         return {
             "outer_step": self.step, "family": draw.family, "age": age, "length": draw.length,
             "told": float(draw.told), "loss": float(scores[0].mean()), "difference": difference,
-            "gradient_norm": float(estimate.norm()), "lost": lost, "lr": config.lr * share,
+            "gradient_norm": float(estimate.norm()), "lost": lost, "lr": lr,
             "seconds": seconds,
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
-        """Train networks of validation from start to end, under the averaged weights."""
+        """Train networks of validation from start to end, under a checkpoint's weights."""
         began = time.perf_counter()
         config = self.config
-        weights = self.average if self.step else self.weights
+        weights = self.kept
         found = {
             family: held_out_score(config, weights, family, config.evaluate_steps, self.data_root)
             for family in dict.fromkeys((*self.families, *HELD_OUT))
@@ -285,10 +300,9 @@ class ControllerTrainer:
         tensors = {
             "weights": self.weights,
             "average": self.average,
+            "velocity": self.velocity,
             "generator": self.generator.get_state(),
         }
-        for key, value in self.optimizer.state.get(self.leaf, {}).items():
-            tensors[f"adam.{key}"] = value
         for i, course in enumerate(self.courses):
             tensors |= {f"course.{i}.{k}": t for k, t in tensors_of(course).items()}
         record = {
@@ -305,7 +319,7 @@ class ControllerTrainer:
     def save_best(self, path: Path) -> None:
         """Write the controller with its averaged weights, a checkpoint."""
         controller = Controller(self.config.controller)
-        controller.set_vector(self.average)
+        controller.set_vector(self.kept)
         save_controller(path, controller, _provenance(self))
 
     @staticmethod
@@ -315,12 +329,8 @@ class ControllerTrainer:
         config = dict(record["config"])
         config["controller"] = ControllerConfig(**config["controller"])
         trainer = ControllerTrainer(EvolutionConfig(**config), data_root)
-        for name in ("weights", "average"):
+        for name in ("weights", "average", "velocity"):
             _take(getattr(trainer, name), tensors, name)
-        trainer.leaf.data.copy_(trainer.weights)
-        if adam := starting("adam.", tensors):
-            check_adam(adam, trainer.leaf, "adam")
-            trainer.optimizer.state[trainer.leaf] = adam
         trainer.generator.set_state(tensors["generator"])
         trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
         trainer.started, trainer.seconds = record["started"], record["seconds"]

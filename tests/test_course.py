@@ -21,7 +21,7 @@ from meta_train.evolution import perturbations, perturbed
 from meta_train.families import draw
 
 PAIRS, STEPS = 2, 10
-CONFIG = ControllerConfig(hidden=6, channels=3)
+CONFIG = ControllerConfig(channels=3)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ class Loop:
     ],
 )
 def test_a_span_is_a_loop_with_the_optimizer(family, reader, told, data):
-    config = ControllerConfig(reader, hidden=6, channels=3)
+    config = ControllerConfig(reader, channels=3)
     vectors = controllers(config)
     weights = weights_from(config, vectors)
     course = start(family, 3, PAIRS, STEPS, told, data_root=data)

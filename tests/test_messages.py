@@ -43,7 +43,7 @@ def spec_of(name: str) -> NetSpec:
 
 def controllers(reader: str) -> dict[str, Tensor]:
     """Weights of SETS of them, none of which is 0."""
-    config = ControllerConfig(reader, hidden=3, channels=CHANNELS)
+    config = ControllerConfig(reader, channels=CHANNELS)
     torch.manual_seed(1)
     return weights_from(config, 0.5 * torch.randn(SETS, config.size, dtype=torch.float64))
 
@@ -257,7 +257,7 @@ def test_half_of_that_is_another_network(reader, kernels):
 def first_update(reader: str, scales: list[float]) -> Tensor:
     """Of the first kernel, when the second one has other weights, of the same norm."""
     spec = spec_of("mlp")
-    config = ControllerConfig(reader, hidden=3, channels=CHANNELS)
+    config = ControllerConfig(reader, channels=CHANNELS)
     weights = {name: w[:1] for name, w in controllers(reader).items()}
     memory = arrange(spec, blocks_of(spec), 1, like=torch.zeros(()).double())
     generator = torch.Generator().manual_seed(0)

@@ -12,12 +12,13 @@ from l2o_graph.optim import whitening
 from l2o_graph.optim.blocks import KINDS, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from
 from l2o_graph.optim.memory import arrange, gathered, scattered
+from l2o_graph.optim.signals import KIND_UNIT
 from l2o_graph.optim.step import advance
 from l2o_graph.tracing.by_order import spec_of_module
 
 STEPS = 14
 ROOTS_AT = (0, 1, 3, 6, 10)
-SILENT = ControllerConfig("none", hidden=2)
+SILENT = ControllerConfig("none")
 
 
 def network() -> nn.Module:
@@ -26,9 +27,18 @@ def network() -> nn.Module:
 
 
 def constant(answer: Tensor, first: Tensor) -> dict[str, Tensor]:
-    """A controller that answers the same whatever it sees, and starts at given lengths."""
+    """A controller that changes lengths alike whatever it sees, and starts at given ones.
+
+    Args:
+        answer: Sum of signals, two logits of shares, those of the power and of the decay.
+        first: Of each kind.
+    """
     weights = weights_from(SILENT, torch.zeros(1, SILENT.size, dtype=torch.float64))
-    return {**weights, "answer.bias": answer[None], "first_length": first[None]}
+    weights["change"][0, -len(KINDS) :] = answer[0] / KIND_UNIT  # one kind is 1, the others 0
+    of_all = {"shares": answer[1:3] / 6, "power": answer[3:4] / 6, "decay": answer[4:] / 3}
+    return (
+        weights | {name: w[None] for name, w in of_all.items()} | {"first_length": first[None] / 6}
+    )
 
 
 def run(
@@ -68,7 +78,7 @@ class Twin:
         weight: At the start.
         unit: Of its lengths.
         first: Logarithm of its first length over its unit.
-        answer: The six answers of the controller.
+        answer: As in ``constant``.
         horizon: Steps of the whole run, if told.
     """
 
@@ -83,7 +93,7 @@ class Twin:
         t, a = self.age, self.answer
         self.fast, self.slow = 0.9 * self.fast + 0.1 * g, 0.99 * self.slow + 0.01 * g
         fast, slow = self.fast / (1 - 0.9 ** (t + 1)), self.slow / (1 - 0.99 ** (t + 1))
-        shares = [0.1, 0.8 * math.exp(2 * a[2]), 0.1 * math.exp(2 * a[3])]
+        shares = [0.1, 0.8 * math.exp(a[1]), 0.1 * math.exp(a[2])]
         mixed = (shares[0] * g + shares[1] * fast + shares[2] * slow) / sum(shares)
         new = max(0.05, 1 / (t + 1))
         if self.weight.dim() == 2:
@@ -91,21 +101,21 @@ class Twin:
             self.right = (1 - new) * self.right + new * g.T @ g
             if t in ROOTS_AT:
                 steady = min(float(fast.square().sum() / g.square().sum()), 1.0)
-                p = 0.6 / (1 + math.exp(-2 * a[4]) / 3) * (1 - steady / 2)
+                p = 0.6 / (1 + math.exp(-a[3]) / 3) * (1 - steady / 2)
                 self.roots = power_of(self.left, p), power_of(self.right, p)
             direction = self.roots[0] @ mixed @ self.roots[1]
         else:
             self.square = (1 - new) * self.square + new * g.square()
             rms = self.square.sqrt()
             direction = mixed / (rms + rms.square().mean().sqrt())
-        change = 0.2 * math.tanh(a[0])
-        self.log_length = max(-9.0, min(4.0, (1 - 1 / 300) * self.log_length + change))
+        change = 0.2 * math.tanh(0.2 * a[0])
+        self.log_length = max(-9.0, min(4.0, (1 - 1 / 100) * self.log_length + change))
         falling = 1 / (1 + t / 200) if self.horizon is None else 1 - t / self.horizon
         schedule = (t + 1) / (t + 10) * falling
-        length = self.unit * schedule * math.exp(self.log_length + 0.5 * math.tanh(a[1]))
+        length = self.unit * schedule * math.exp(self.log_length)
         update = -length * direction / direction.square().mean().sqrt()
         if self.weight.dim() == 2:
-            decay = 0.03 * math.exp(2.5 * math.tanh(a[5]))
+            decay = 0.03 * math.exp(2.5 * math.tanh(a[4]))
             update = update - min(decay * length / self.rms, 0.1) * self.weight
         self.weight, self.age = self.weight + update, t + 1
         return update
@@ -119,7 +129,7 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    answer, first = normal(6), 0.3 * normal(len(KINDS))
+    answer, first = 2 * normal(5), 0.6 * normal(len(KINDS))
     signal, noise = [normal(*p.shape) for p in network().parameters()], 0.5 * seed
     gradients = [[s + noise * normal(*s.shape) for s in signal] for _ in range(STEPS)]
     start, updates = run(gradients, constant(answer, first), horizon)
@@ -133,15 +143,15 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
     for i, (weight, kind) in enumerate(zip(start, kinds, strict=True)):
         of_kernel = 0.05 * math.sqrt(3) * float(weight.square().mean().sqrt())
         unit = of_kernel if weight.dim() == 2 else of_vectors
-        twin = Twin(weight, unit, 2 * float(first[KINDS.index(kind)]), answer, horizon)
+        twin = Twin(weight, unit, float(first[KINDS.index(kind)]), answer, horizon)
         for of_step, found in zip(gradients, updates, strict=True):
             torch.testing.assert_close(found[i], twin.step(of_step[i]), rtol=1e-6, atol=1e-9)
 
 
 def test_weights_that_go_the_same_way_for_ever_stop_where_the_decay_says():
     """At 1 / c times their first RMS; biases, which do not decay, go on."""
-    answer = torch.zeros(6, dtype=torch.float64)
-    answer[5] = 10.0
+    answer = torch.zeros(5, dtype=torch.float64)
+    answer[4] = 10.0
     gradient = [torch.ones(p.shape).double() for p in network().parameters()]
     start, updates = run([gradient] * 1500, constant(answer, torch.zeros(6).double()))
     final = [sum(us, w) for w, *us in zip(start, *updates, strict=True)]
@@ -157,7 +167,7 @@ def test_a_matrix_without_a_gradient_stays_as_it_is():
     """Not even its weights decay."""
     gradients = [torch.randn(p.shape).double() for p in network().parameters()]
     gradients[0] = torch.zeros_like(gradients[0])
-    _, updates = run([gradients] * 3, constant(torch.zeros(6).double(), torch.zeros(6).double()))
+    _, updates = run([gradients] * 3, constant(torch.zeros(5).double(), torch.zeros(6).double()))
     for of_step in updates:
         assert not of_step[0].any()
         assert of_step[2].all()
@@ -170,7 +180,7 @@ def test_what_decays_does_so_wherever_it_lies_among_vectors(token_first):
     spec = NetSpec(("a", "b"), shapes, (), (), (), (0, 1))
     start = [torch.ones(shape).double() for shape in shapes]
     to_and_fro = [torch.tensor([1.0, -1.0, 1.0, -1.0]).double().view(shape) for shape in shapes]
-    still = constant(torch.zeros(6).double(), torch.zeros(6).double())
+    still = constant(torch.zeros(5).double(), torch.zeros(6).double())
     _, updates = run([to_and_fro], still, spec=spec, start=start)
     for shape, update in zip(shapes, updates[0], strict=True):
         decay = 0.03 * 0.05 / 10 if len(shape) == 2 else 0.0
@@ -199,7 +209,7 @@ def test_in_blocks_neurons_may_be_permuted_within_them_and_blocks_as_a_whole(
         first, bias, last, of_last = tensors
         return [first[order], bias[order], last[:, order], of_last]
 
-    still = constant(torch.zeros(6).double(), torch.zeros(6).double())
+    still = constant(torch.zeros(5).double(), torch.zeros(6).double())
     _, expected = run(gradients, still, spec=spec, start=start)
     _, found = run([permuted(g) for g in gradients], still, spec=spec, start=permuted(start))
     apart = max(

@@ -292,11 +292,11 @@ def test_every_number_of_the_configuration_is_an_option(monkeypatch):
     other = {name: value * 2 if value < 0.5 else value + 1 for name, value in numbers.items()}
     other |= {"told": 0.75, "longest": 9000}
     options = [x for k, v in other.items() for x in (f"--{k.replace('_', '-')}", str(v))]
-    sizes = ["--hidden", "5", "--channels", "2"]
+    sizes = ["--channels", "2"]
     config, *rest = configuration(
         monkeypatch, *options, *sizes, "--resume", "--data-root", "a", "--out", "b"
     )
-    expected = ControllerConfig(hidden=5, channels=2)
+    expected = ControllerConfig("none", channels=2)
     assert config == EvolutionConfig("fmnist_cnn", expected, **other)
     assert rest == [Path("b"), "a", True]
 

@@ -15,7 +15,7 @@ from l2o_graph.storage.files import fill, find, header, packaged, parse, save_mo
 
 FORMAT, OLD_FORMAT = "l2o_graph controller", "l2o_graph learned optimizer"
 # Raised whenever what a controller sees or what its answers mean changes.
-RULE_VERSION = 4
+RULE_VERSION = 5
 
 
 # An alias is whatever is best of its kind.

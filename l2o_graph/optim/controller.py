@@ -1,10 +1,13 @@
-"""Signals of each neuron -> how its step length changes: the recurrent network that is learned.
+"""Signals of each neuron -> how its step length changes: what is learned.
+
+It is linear, with a memory: changes are sums of signals, and lengths the sums of changes. What
+directions are made of, and how weights decay, is learned too, as the same numbers for all.
 
 Weights are plain tensors by name with a leading axis N: one network in use has N = 1, meta-training
 has a set of weights for each of the N networks it trains at once.
 
 Axes here: N sets of weights, R rows (neurons, and blocks that have none), T matrices (tensors),
-F signals, H hidden units, C channels of messages.
+F signals, C channels of messages.
 """
 
 import math
@@ -26,11 +29,12 @@ Weights = Mapping[str, Tensor]
 
 # The most that the logarithm of a length changes in a step, and where it stays within.
 MOST_CHANGE = 0.2
+# What a sum of signals counts in it. Lengths add their changes up, so that a weight that is off by
+# a little makes them e times too long; perturbed weights would all but forbid lengths to be long.
+CHANGE_UNIT = 0.2
 SHORTEST, LONGEST = -9.0, 4.0
 # Lengths start at their unit and tend to it, when nothing speaks against it, over so many steps.
-FORGOTTEN_AFTER = 300
-# The most that a step's length departs from the remembered one.
-MOST_DEPARTURE = 0.5
+FORGOTTEN_AFTER = 100
 
 # What a direction is a mixture of: the gradient, and its averages of about 10 and 100 steps.
 NUM_SOURCES = 3
@@ -43,8 +47,8 @@ FIRST_POWER, MOST_POWER = 0.45, 0.6
 # anything is learned; and the logarithm of the most that this is changed by.
 FIRST_DECAY, MOST_DECAY_CHANGE = 0.03, 2.5
 
-# Change and departure of the length, two logits of the mixture, one of the power, one of the decay.
-NUM_OUTPUTS = 2 + NUM_SOURCES - 1 + 1 + 1
+# What the other weights count: see ``signals.COSINE_UNITS``.
+FIRST_LENGTH_UNIT, SHARES_UNIT, POWER_UNIT, DECAY_UNIT = 6.0, 6.0, 6.0, 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,11 @@ class ControllerConfig:
             neurons of the layers before and after alike, as in NFN. "sequence": matrices one
             after the other, as the LSTM baseline.
         grain: What has a step length of its own, each "neuron" or each "tensor".
-        hidden: Number of hidden units.
         channels: Number of channels of a message.
     """
 
     reader: Reader = "messages"
     grain: Grain = "neuron"
-    hidden: int = 12
     channels: int = 4
 
     def __post_init__(self):
@@ -72,24 +74,24 @@ class ControllerConfig:
             if getattr(self, name) not in get_args(known):
                 expected = " or ".join(map(repr, get_args(known)))
                 raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
-        check_ranges(self, hidden=Range(1, 256, whole=True), channels=Range(1, 256, whole=True))
+        check_ranges(self, channels=Range(1, 256, whole=True))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each weight by name."""
-        h, c = self.hidden, self.channels
+        c = self.channels
         shapes: dict[str, tuple[int, ...]] = {
-            "read.weight": (h, NUM_SIGNALS),
-            "read.bias": (h,),
-            "answer.weight": (NUM_OUTPUTS, h),
-            "answer.bias": (NUM_OUTPUTS,),
+            "change": (NUM_SIGNALS,),
+            "shares": (NUM_SOURCES - 1,),
+            "power": (1,),
+            "decay": (1,),
             "first_length": (len(KINDS),),
         }
         if self.reader != "none":
             shapes |= {
                 "say.weight": (c, NUM_SIGNALS),
                 "say.bias": (c,),
-                "hear.weight": (h, 2 * c),
+                "hear": (2 * c,),
             }
         if self.reader == "sequence":
             shapes |= {
@@ -112,9 +114,9 @@ class ControllerConfig:
 
 
 class Controller(nn.Module):
-    """The weights of one controller; the arithmetic is in ``answers``.
+    """The weights of one controller; the arithmetic is in the functions below.
 
-    Answers are 0 at the start: lengths stay as they begin.
+    Changes are 0 at the start: lengths stay as they begin.
     """
 
     def __init__(self, config: ControllerConfig):
@@ -122,7 +124,7 @@ class Controller(nn.Module):
         self.config = config
         for name, shape in config.shapes.items():
             weight = torch.zeros(shape)
-            if len(shape) > 1 and name not in ("answer.weight", "hear.weight"):
+            if len(shape) > 1:
                 weight.normal_(std=1 / math.sqrt(shape[-1]))
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight))
 
@@ -154,45 +156,43 @@ def said(weights: Weights, signals: Tensor) -> Tensor:
     return torch.baddbmm(weights["say.bias"][:, None], signals, weights["say.weight"].mT).tanh()
 
 
-def answers(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
-    """The network: what it sees of each row -> its answers (N, R, 6).
+def change(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
+    """What is seen and heard of each row -> the change of its logarithm of a length, (N, R).
 
     Args:
         weights: Of N controllers.
         signals: (N, R, F).
         heard: Messages that reached each row, along and against the computation: (N, R, 2C).
     """
-    hidden = torch.baddbmm(weights["read.bias"][:, None], signals, weights["read.weight"].mT)
+    found = torch.bmm(signals, weights["change"][..., None])
     if heard is not None:
-        hidden = torch.baddbmm(hidden, heard, weights["hear.weight"].mT)
-    hidden = nn.functional.silu(hidden)
-    return torch.baddbmm(weights["answer.bias"][:, None], hidden, weights["answer.weight"].mT)
+        found = torch.baddbmm(found, heard, weights["hear"][..., None])
+    return MOST_CHANGE * (CHANGE_UNIT * found[..., 0]).tanh()
 
 
-def next_log_length(log_length: Tensor, answer: Tensor) -> Tensor:
-    """Remembered logarithm of each row's length after an answer: (N, R)."""
-    change = MOST_CHANGE * answer[..., 0].tanh()
+def next_log_length(log_length: Tensor, change: Tensor) -> Tensor:
+    """Remembered logarithm of each row's length after a change: (N, R)."""
     return (log_length * (1 - 1 / FORGOTTEN_AFTER) + change).clamp(SHORTEST, LONGEST)
 
 
-def departure(answer: Tensor) -> Tensor:
-    """Logarithm of how far this step's length departs from the remembered one: (N, R)."""
-    return MOST_DEPARTURE * answer[..., 1].tanh()
+def first_log_length(weights: Weights, kinds: Tensor) -> Tensor:
+    """Logarithm of the length that each row begins with, over its unit: (R, 6) -> (N, R)."""
+    return FIRST_LENGTH_UNIT * weights["first_length"] @ kinds.T
 
 
-def shares(answer: Tensor) -> Tensor:
-    """Shares of gradient, fast and slow average in the direction: (N, T, 6) -> (N, T, 3)."""
-    logits = nn.functional.pad(answer[..., 2:4], (1, 0))
+def shares(weights: Weights) -> Tensor:
+    """Shares of gradient, fast and slow average in a direction: (N, 3)."""
+    logits = nn.functional.pad(SHARES_UNIT * weights["shares"], (1, 0))
     first = torch.tensor(FIRST_SHARES, dtype=logits.dtype, device=logits.device).log()
-    return (2 * logits + first).softmax(-1)
+    return (logits + first).softmax(-1)
 
 
-def power(answer: Tensor) -> Tensor:
-    """Power that each matrix is whitened with: (N, T, 6) -> (N, T)."""
+def power(weights: Weights) -> Tensor:
+    """Power that matrices are whitened with: (N, 1)."""
     first = math.log(FIRST_POWER / (MOST_POWER - FIRST_POWER))
-    return MOST_POWER * (2 * answer[..., 4] + first).sigmoid()
+    return MOST_POWER * (POWER_UNIT * weights["power"] + first).sigmoid()
 
 
-def decay(answer: Tensor) -> Tensor:
-    """What each row shrinks by, relative to its length over its matrix' first RMS: (N, R)."""
-    return FIRST_DECAY * (MOST_DECAY_CHANGE * answer[..., 5].tanh()).exp()
+def decay(weights: Weights) -> Tensor:
+    """What weights shrink by, relative to a length over the first RMS of a matrix: (N, 1)."""
+    return FIRST_DECAY * (MOST_DECAY_CHANGE * (DECAY_UNIT * weights["decay"]).tanh()).exp()

@@ -16,6 +16,7 @@ from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import KINDS, MATRICES, Block, Kind
 from l2o_graph.optim.signals import (
     COSINE_DECAYS,
+    COSINE_UNITS,
     FAST,
     LOG_LENGTH,
     NUM_OF_ROW,
@@ -257,6 +258,7 @@ def arrange(
             [RELATIVE_UNITS[b.kind] if b.kind in DECAYING else 0.0 for b in of_tensor]
         ),
         cosine_weights=1 - like.new_tensor(COSINE_DECAYS).view(-1, 1, 1),
+        cosine_units=like.new_tensor(COSINE_UNITS).view(-1, 1, 1),
         average_weights=like.new_tensor([1 - FAST, 1 - SLOW]).view(2, 1, 1, 1),
         above=torch.tensor([above for above, _, _ in RATIOS], device=like.device),
         below=torch.tensor([below for _, below, _ in RATIOS], device=like.device),

@@ -23,8 +23,13 @@ NUM_SIGNALS = 6 + 5 + 3 + 2 + 1 + len(KINDS)
 LEAST_UPDATE = 1e-6
 # Far below any square that matters; only keeps 0 / 0 from being NaN.
 TINY = 1e-37
-# Signals are of the order of 1 and end here.
+# Ratios end here.
 MOST = 3.0
+# Signals count so much that the same weight of any of them does about as much for how a run ends:
+# evolution strategies perturb all weights alike, and do not see what does next to nothing. Cosines
+# are small, the more so the longer they are averaged.
+COSINE_UNITS = (6.0, 10.0, 14.0)
+OF_WEIGHT_UNIT, LOG_LENGTH_UNIT, AGE_UNIT, KIND_UNIT = 1 / 8, 1 / 4, 1 / 2, 1 / 2
 # The age beyond which steps look alike: runs of meta-training are not much longer.
 OLDEST = 4000.0
 
@@ -49,7 +54,8 @@ FAST_ROW, SLOW_ROW, UPDATE_ROW, GRADIENT_ROW, WEIGHT_ROW = range(5)
 def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
     """Cosine between the gradient and the direction that the last step went down.
 
-    Positive: the step could have been longer; negative: it went too far; 0 before the first.
+    Positive: the step could have been longer; negative: it went too far; 0 before the first, and
+    where squares are too small for their type, as those of neurons that are all but dead.
     The hypergradient of Baydin et al. 2017, with its scale taken out.
 
     Args:
@@ -57,7 +63,8 @@ def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
         gradient: Sums of squares.
         last: Sums of squares of the last update.
     """
-    return -against / (gradient.sqrt() * last.sqrt() + TINY)
+    found = -against / (gradient.sqrt() * last.sqrt() + TINY)
+    return torch.where(gradient > TINY, found.clamp(-1, 1), 0.0)
 
 
 def corrected(age: Tensor, decay: float) -> Tensor:
@@ -97,6 +104,7 @@ class Constants:
         absolute_unit: (T,) unit of its lengths otherwise.
         decay_unit: (T,) relative unit of matrices whose weights decay, 0 of others.
         cosine_weights: (3, 1, 1) weight of a new cosine in its averages.
+        cosine_units: (3, 1, 1) factor of each average of cosines.
         average_weights: (2, 1, 1, 1) weight of a new gradient in the fast and slow average.
         above: (5,) row of the square above in each of the ``RATIOS``.
         below: (5,) row of the square below.
@@ -114,6 +122,7 @@ class Constants:
     absolute_unit: Tensor
     decay_unit: Tensor
     cosine_weights: Tensor
+    cosine_units: Tensor
     average_weights: Tensor
     above: Tensor
     below: Tensor
@@ -192,9 +201,10 @@ def observe(
     row_averages.lerp_(new_rows.expand_as(row_averages), constants.cosine_weights)
     tensor_averages.lerp_(cosine(*of_tensor).expand_as(tensor_averages), constants.cosine_weights)
     # The first cosine is 0 by definition, so that n steps have made n - 1 of them.
-    made = 2 / (1 - (1 - constants.cosine_weights) ** ages.clamp(min=1))  # (3, 1, T)
-    tensor_cosines = tensor_averages * made
-    row_cosines = row_averages * made[:, :, of_row]
+    made = 1 - (1 - constants.cosine_weights) ** ages.clamp(min=1)  # (3, 1, T)
+    unit = constants.cosine_units / made
+    tensor_cosines = tensor_averages * unit
+    row_cosines = row_averages * unit[:, :, of_row]
     gradient = squares[GRADIENT_ROW]
     before = history.rows[LAST_SQUARE:]
     before = torch.where(before > 0, before, gradient)
@@ -210,17 +220,17 @@ def observe(
     log_length = history.rows[LOG_LENGTH]
     log_weight = 0.5 * (logs[WEIGHT_ROW] - constants.scalars_of_row.log())
     of_weight = log_length + history.tensors[LOG_UNIT][:, of_row] - log_weight
-    age = (((ages + 1).clamp(max=OLDEST) / 100).log() / 3)[of_row]
+    age = AGE_UNIT * (((ages + 1).clamp(max=OLDEST) / 100).log() / 3)[of_row]
     signals = torch.cat(
         [
             row_cosines,
             tensor_cosines[:, :, of_row],
             ratios,
             of_network.expand(-1, -1, len(of_row)),
-            (of_weight / 4).clamp(-MOST, MOST)[None],
-            log_length[None] / 4,
+            (OF_WEIGHT_UNIT * of_weight).clamp(-MOST, MOST)[None],
+            LOG_LENGTH_UNIT * log_length[None],
             age.expand_as(log_length)[None],
-            constants.kinds.T[:, None].expand(-1, log_length.shape[0], -1),
+            KIND_UNIT * constants.kinds.T[:, None].expand(-1, log_length.shape[0], -1),
         ]
     )
     history.rows[LAST_SQUARE] = gradient

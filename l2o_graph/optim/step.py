@@ -75,12 +75,10 @@ def advance(
     if any(stack.age == 0 for stack in memory.all_stacks):
         _begin(weights, memory, sums)
     alive = _alive(memory, sums)
-    answer, of_tensor = _answers(config, weights, memory, sums, squares, alive)
-    lengths = _lengths(memory, answer, horizon)
+    change = _changes(config, weights, memory, sums, squares, alive)
+    lengths = _lengths(memory, change, horizon)
     # From here on the last update is the coming one: of large networks, one direction at a time.
-    for stack, direction in zip(
-        stacks, _directions(memory, gradients, of_tensor, sums), strict=True
-    ):
+    for stack, direction in zip(stacks, _directions(weights, memory, gradients, sums), strict=True):
         stack.last.copy_(direction)
     norms = memory.laid(
         [torch.linalg.vector_norm(s.last, dim=(-2, -1)).view(s.sets, -1) for s in stacks],
@@ -91,7 +89,7 @@ def advance(
     # Of RMS 1 over each matrix, times the length of each row, downwards.
     unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
-    decays = _decays(memory, answer, lengths, going)
+    decays = _decays(weights, memory, lengths, going)
     for stack, p in zip(stacks, parameters, strict=True):
         rows = slice(*stack.rows)
         stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
@@ -103,15 +101,15 @@ def advance(
     return [stack.last for stack in stacks], _mean_of_rows(memory, lengths.square()).sqrt()
 
 
-def _answers(
+def _changes(
     config: ControllerConfig,
     weights: Weights,
     memory: Memory,
     sums: Sums,
     squares: dict[int, Tensor],
     alive: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """What the controller answers, of each row (N, R, 6) and of each matrix (N, T, 6)."""
+) -> Tensor:
+    """Change of the logarithm of each row's length, (N, R)."""
     of_row = memory.constants.tensor_of_row
     sums.against *= alive[:, of_row]
     sums.squares[GRADIENT_ROW] *= alive[:, of_row]
@@ -121,21 +119,19 @@ def _answers(
     heard = None
     if config.reader != "none":
         heard = messages.heard(config.reader, weights, memory, squares, signals)
-    answer = controller.answers(weights, signals, heard)
-    of_tensor = _mean_of_rows(memory, answer.mT).mT
-    return (of_tensor[:, of_row] if config.grain == "tensor" else answer), of_tensor
+    change = controller.change(weights, signals, heard)
+    return _mean_of_rows(memory, change)[:, of_row] if config.grain == "tensor" else change
 
 
-def _lengths(memory: Memory, answer: Tensor, horizon: Tensor | None) -> Tensor:
-    """Length of each row's step, (N, R); what is remembered of it follows the answer."""
+def _lengths(memory: Memory, change: Tensor, horizon: Tensor | None) -> Tensor:
+    """Length of each row's step, (N, R); what is remembered of it changes."""
     history = memory.history
-    history.rows[LOG_LENGTH] = controller.next_log_length(history.rows[LOG_LENGTH], answer)
-    log_length = history.rows[LOG_LENGTH] + controller.departure(answer)
+    history.rows[LOG_LENGTH] = controller.next_log_length(history.rows[LOG_LENGTH], change)
     of_tensor = history.tensors[LOG_UNIT].exp() * _schedule(history.ages, horizon)
-    return log_length.exp() * of_tensor[:, memory.constants.tensor_of_row]
+    return history.rows[LOG_LENGTH].exp() * of_tensor[:, memory.constants.tensor_of_row]
 
 
-def _decays(memory: Memory, answer: Tensor, lengths: Tensor, going: Tensor) -> Tensor:
+def _decays(weights: Weights, memory: Memory, lengths: Tensor, going: Tensor) -> Tensor:
     """What part of its weights each row shrinks by, (N, R).
 
     With a decay c, steps that go the same way for ever come to 1 / c times the first RMS of the
@@ -143,7 +139,7 @@ def _decays(memory: Memory, answer: Tensor, lengths: Tensor, going: Tensor) -> T
     """
     history, constants = memory.history, memory.constants
     per_length = going * constants.decay_unit / history.tensors[LOG_UNIT].exp()
-    part = controller.decay(answer) * lengths * per_length[:, constants.tensor_of_row]
+    part = controller.decay(weights) * lengths * per_length[:, constants.tensor_of_row]
     return part.clamp(max=MOST_DECAY)
 
 
@@ -156,25 +152,25 @@ def _steadiness(memory: Memory, sums: Sums) -> Tensor:
 
 
 def _directions(
-    memory: Memory, gradients: Sequence[Tensor], answer: Tensor, sums: Sums
+    weights: Weights, memory: Memory, gradients: Sequence[Tensor], sums: Sums
 ) -> Iterator[Tensor]:
     """What each stack goes along, (B, r, c), of any scale, one after the other.
 
     Args:
+        weights: Of N controllers.
         memory: Of the networks; its averages of gradients are of this step already.
         gradients: Of each stack.
-        answer: Of each matrix, (N, T, 6).
         sums: Over each row.
     """
     ages = memory.history.ages
-    shares = controller.shares(answer) / torch.stack(
+    shares = controller.shares(weights)[:, None] / torch.stack(
         [torch.ones_like(ages), corrected(ages, FAST), corrected(ages, SLOW)], -1
     )
 
     @functools.cache
     def powers() -> Tensor:
         # A gradient's own Gram matrices whiten it at half the power that those of noise take.
-        return controller.power(answer) * (1 - _steadiness(memory, sums) / 2)
+        return controller.power(weights) * (1 - _steadiness(memory, sums) / 2)
 
     for stack, g in zip(memory.stacks, gradients, strict=True):
         yield _direction(stack, g, shares[:, slice(*stack.tensors)], powers)
@@ -249,7 +245,7 @@ def _mean_of_rows(memory: Memory, x: Tensor) -> Tensor:
 def _begin(weights: Weights, memory: Memory, sums: Sums) -> None:
     """Give blocks that make their first step a length and a unit of lengths."""
     history, constants = memory.history, memory.constants
-    first = 2 * weights["first_length"] @ constants.kinds.T
+    first = controller.first_log_length(weights, constants.kinds)
     is_new = history.ages == 0
     history.rows[LOG_LENGTH] = torch.where(
         is_new[constants.tensor_of_row], first, history.rows[LOG_LENGTH]

@@ -33,7 +33,7 @@ def classifier(dice: Dice, pictures: Pictures) -> Plan:
     module = MLP(sizes, activation, norm)
     scheme = dice.pick(*SCHEMES)
     # Signals of a deep network die at a gain that is low, and explode at one that is high.
-    gain = gains(dice, 0.8, 1.25) if deep else gains(dice)
+    gain = gains(dice)
     return Plan(
         name=f"classifier {dashed(sizes)} {activation}{', LayerNorm' if norm else ''}, "
         f"{scheme}, batches of {batch}{'' if noise is None else ', noisy labels'}",

@@ -114,7 +114,7 @@ def cnn(dice: Dice, pictures: Pictures) -> Plan:
         channels = [channels[0]] * blocks
     strides = [2, *([1] * (blocks - 1) if size == 7 or shortcut else [2, 1][: blocks - 1])]
     norm, activation = dice.pick(*NORMS), dice.pick(*ACTIVATIONS)
-    batch = dice.pick(8, 16, 24 if blocks == 2 else 16) if size == 7 else dice.pick(4, 8)
+    batch = dice.pick(8, 16, 32) if size == 7 else dice.pick(8, 16)
     flat, scheme = dice.chance(0.3), dice.pick(*SCHEMES)
     noise = dice.uniform(low=0.1, high=0.4) if dice.chance(0.2) else None
 

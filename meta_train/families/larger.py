@@ -4,17 +4,22 @@ Small networks on small batches are soon as good as they get, and ask for short 
 ask for the opposite. They cost as much as the others do with an eighth of the instances.
 """
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
+from meta_train.families.attention import Transformer
 from meta_train.families.base import Batch, Plan
 from meta_train.families.cnn import NORMS, ConvNet
-from meta_train.families.criteria import cross_entropy, squared
+from meta_train.families.criteria import cross_entropy, next_tokens, squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Stream
-from meta_train.families.images import Pictures
+from meta_train.families.images import FULL, Pictures
 from meta_train.families.initial import SCHEMES, gains, initial
 from meta_train.families.networks import ACTIVATIONS, MLP, dashed
+from meta_train.families.recurrence import Reader, Twin
 from meta_train.families.registry import register_family
+from meta_train.families.tokens import one_hot, texts
 
 SIZE = 14
 SHARE = 0.125
@@ -53,7 +58,7 @@ def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
     channels = [width, 2 * width, 2 * width]
     norm = dice.pick(*NORMS) if dice.chance(0.4) else ""
     activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
-    batch, strides = dice.pick(32, 64), dice.pick([2, 1, 1], [2, 2, 1])
+    batch, strides = dice.pick(64, 128), dice.pick([2, 1, 1], [2, 2, 1])
 
     def make(dice: Dice) -> Batch:
         x, y = pictures.draw(dice, batch, SIZE)
@@ -64,7 +69,143 @@ def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
         name=f"image_cnn, channels {dashed(channels)} {activation}, {norm or 'no'} norm, "
         f"{scheme}, batches of {batch}",
         module=module,
-        start=initial(module, dice, scheme, gains(dice, 0.7, 1.4)),
+        start=initial(module, dice, scheme, gains(dice)),
         examples=Stream(dice, make),
         criterion=cross_entropy,
+    )
+
+
+@register_family("full_cnn", share=SHARE / 2)
+def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
+    """Three to four convolutions of 8 to 32 channels on whole images, in batches of 64 or 128."""
+    width = 2 * dice.integer(4, 8)
+    channels = [width, *[2 * width] * dice.integer(1, 3)]
+    norm = dice.pick(*NORMS) if dice.chance(0.3) else ""
+    activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
+    batch = dice.pick(64, 128)
+    strides = [2, 2, 1, 1][: len(channels)]
+
+    def make(dice: Dice) -> Batch:
+        x, y = pictures.draw(dice, batch, FULL)
+        return x[:, :, None], y
+
+    module: nn.Module = ConvNet(FULL, channels, strides, norm=norm, activation=activation)
+    return Plan(
+        name=f"full_cnn, channels {dashed(channels)} {activation}, {norm or 'no'} norm, "
+        f"{scheme}, batches of {batch}",
+        module=module,
+        start=initial(module, dice, scheme, gains(dice)),
+        examples=Stream(dice, make),
+        criterion=cross_entropy,
+    )
+
+
+@register_family("patches", share=SHARE)
+def patches(dice: Dice, pictures: Pictures) -> Plan:
+    """Transformers of width 24 to 48 that classify whole images, cut into 16 patches."""
+    width, layers = 8 * dice.integer(3, 6), dice.integer(1, 3)
+    activation, batch = dice.pick(*ACTIVATIONS), dice.pick(32, 64)
+    side, edge = FULL // 4, 4
+
+    def make(dice: Dice) -> Batch:
+        x, y = pictures.draw(dice, batch, FULL)
+        tokens = x.unflatten(-2, (edge, side)).unflatten(-1, (edge, side)).transpose(-3, -2)
+        return tokens.flatten(-2).flatten(-3, -2), y
+
+    module = Transformer(
+        nn.Linear(side**2, width), edge**2, width, layers, activation, 10, causal=False
+    )
+    start = initial(module, dice)
+    start["positions.weight"] *= dice.pick(0.02, 0.1)
+    return Plan(
+        name=f"patches, width {width}, {layers} layers {activation}, batches of {batch}",
+        module=module,
+        start=start,
+        examples=Stream(dice, make),
+        criterion=cross_entropy,
+    )
+
+
+@register_family("language", share=SHARE)
+def language(dice: Dice, pictures: Pictures) -> Plan:
+    """Transformers, GRUs and LSTMs of width 24 to 64 that tell the next letter of made-up texts."""
+    letters, length, batch = dice.integer(12, 32), dice.pick(16, 24), dice.pick(16, 32)
+    windows = texts(dice, letters, length)
+    kind = dice.pick("transformer", "transformer", "gru", "lstm")
+
+    if kind == "transformer":
+        width, layers = 8 * dice.integer(3, 6), dice.integer(1, 2)
+        module: nn.Module = Transformer(
+            nn.Embedding(letters, width), length, width, layers, dice.pick(*ACTIVATIONS), letters,
+            causal=True, tied=dice.chance(0.4),
+        )  # fmt: skip
+        start, twin = initial(module, dice), None
+        spread = dice.pick(0.02, 0.1, 1.0)
+        for name in ("embed.weight", "positions.weight"):
+            start[name] *= spread
+    else:
+        width, layers = 8 * dice.integer(4, 8), 1
+        shape = (letters, width, letters, True)
+        module, twin = Reader(kind, *shape), Twin(kind, *shape)
+        start = initial(module, dice)
+
+    def make(dice: Dice) -> Batch:
+        x, y = windows(dice, batch)
+        return (x if kind == "transformer" else one_hot(x, letters)), y
+
+    return Plan(
+        name=f"language, {kind} of {width}, {layers} layers, {letters} letters, "
+        f"batches of {batch} x {length}",
+        module=module,
+        start=start,
+        examples=Stream(dice, make),
+        criterion=next_tokens,
+        twin=twin,
+    )
+
+
+class Restorer(nn.Module):
+    """Convolutions that keep the size of an image, the last one added to what was read.
+
+    Args:
+        channels: Of each but the last.
+        activation: One of ``ACTIVATIONS``.
+    """
+
+    def __init__(self, channels: list[int], activation: str):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise((1, *channels, 1))
+        )
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 1, size, size] -> the same."""
+        h = x
+        for conv in self.convs[:-1]:
+            h = self.activation(conv(h))
+        return x + self.convs[-1](h)
+
+
+@register_family("restore", share=SHARE)
+def restore(dice: Dice, pictures: Pictures) -> Plan:
+    """Three to four convolutions that take noise out of images or fill holes in them."""
+    channels = [2 * dice.integer(3, 6)] * dice.integer(2, 3)
+    batch, holes, noise = dice.pick(16, 32), dice.chance(0.5), dice.number(0.3, 1.0)
+    activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
+
+    def make(dice: Dice) -> Batch:
+        x = pictures.draw(dice, batch, SIZE)[0][:, :, None]
+        if holes:
+            return x * (dice.uniform(*x.shape[1:]) < 0.5), x
+        return x + noise * dice.normal(*x.shape[1:]), x
+
+    module = Restorer(channels, activation)
+    return Plan(
+        name=f"restore, channels {dashed(channels)} {activation}, {scheme}, "
+        f"{'holes' if holes else 'noise'}, batches of {batch}",
+        module=module,
+        start=initial(module, dice, scheme),
+        examples=Stream(dice, make),
+        criterion=squared,
     )

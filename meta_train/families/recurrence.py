@@ -97,7 +97,7 @@ def adding(length: int, batch: int) -> Callable[[Dice], Batch]:
 @register_family("recurrence")
 def recurrence(dice: Dice, pictures: Pictures) -> Plan:
     """Hidden sizes of 12 to 24; rows of images, the adding problem or Markov chains."""
-    kind, hidden, batch = dice.pick(*KINDS), dice.integer(12, 24), dice.pick(8, 16)
+    kind, hidden, batch = dice.pick(*KINDS), dice.integer(12, 24), dice.pick(8, 16, 32)
     task = dice.pick("rows of 7 x 7 images", "sums of two of 8", "Markov chains")
     if task == "Markov chains":
         vocabulary = dice.integer(6, 12)

@@ -1,4 +1,4 @@
-"""Sequences of tokens to continue: copies, repetitions and Markov chains."""
+"""Sequences of tokens to continue: copies, repetitions, Markov chains and texts."""
 
 from collections.abc import Callable
 
@@ -49,6 +49,45 @@ def markov_chains(dice: Dice, vocabulary: int, length: int) -> Sequences:
             after = (table[pair, line[-1]] < chance[:, i]).sum(-1)
             line.append(after.clamp(max=vocabulary - 1))
         tokens = torch.stack(line, -1)
+        return tokens[..., :-1], tokens[..., 1:]
+
+    return make
+
+
+WORDS, LONGEST_WORD = 48, 5  # of a lexicon
+CHAINS, CHAIN = 256, 40  # words that follow each other, side by side
+
+
+def texts(dice: Dice, vocabulary: int, length: int) -> Sequences:
+    """Windows of a text: words of a lexicon of each pair's own, each depending on the one before.
+
+    Some words are frequent and most are rare, so that there is always more to be learned. The last
+    letter stands for the space between words.
+    """
+    letters = dice.integers(vocabulary - 1, WORDS, LONGEST_WORD)
+    ends = 1 + dice.integers(LONGEST_WORD, WORDS, 1)
+    places = torch.arange(LONGEST_WORD)
+    spelled = torch.where(places < ends, letters, vocabulary - 1)
+    spelled = torch.nn.functional.pad(spelled, (0, 1), value=vocabulary - 1)
+    used = torch.arange(LONGEST_WORD + 1) <= ends  # letters and one space
+    rarity = -torch.arange(1, WORDS + 1).log()
+    table = (rarity + 1.5 * dice.normal(WORDS, WORDS)).softmax(-1).cumsum(-1)
+    pair = torch.arange(dice.pairs)[:, None]
+    chance = dice.uniform(CHAIN, CHAINS)
+    word = dice.integers(WORDS, CHAINS)
+    words = []
+    for i in range(CHAIN):
+        word = (table[pair, word] < chance[:, i, :, None]).sum(-1).clamp(max=WORDS - 1)
+        words.append(word)
+    line = torch.stack(words, -1).flatten(1)  # [P, words of the text]
+    # Each word has two letters at least, with the space.
+    written = [spelled[p, line[p]][used[p, line[p]]] for p in range(dice.pairs)]
+    text = torch.stack([letters[: 2 * CHAIN * CHAINS] for letters in written])
+
+    def make(dice: Dice, batch: int) -> Batch:
+        first = dice.integers(text.shape[1] - length - 1, batch, 1)
+        tokens = text.gather(1, (first + torch.arange(length + 1)).flatten(1))
+        tokens = tokens.unflatten(1, (batch, length + 1))
         return tokens[..., :-1], tokens[..., 1:]
 
     return make

@@ -29,7 +29,7 @@ def little():
 
 with little():
     TINY = EvolutionConfig(
-        "little", ControllerConfig(hidden=3, channels=2), outer_steps=8, pairs=2, span=5,
+        "little", ControllerConfig(channels=2), outer_steps=8, pairs=2, span=5,
         shortest=5, longest=10, warmup=2, average=3, evaluate_every=5, evaluate_steps=5,
         evaluate_pairs=1, save_every=2,
     )  # fmt: skip

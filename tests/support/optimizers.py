@@ -29,7 +29,7 @@ def tame_controller(seed: int = 0, reader: Reader = "messages") -> Controller:
     """A small controller that answers something, and nothing wild."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        controller = Controller(ControllerConfig(reader, hidden=8, channels=3))
+        controller = Controller(ControllerConfig(reader, channels=3))
         for p in controller.parameters():
             p.data += 0.3 * torch.randn(p.shape) / max(p.shape[-1], 1) ** 0.5
     return controller
