@@ -120,7 +120,7 @@ STATES = {
     "no weights": lambda run: changed(run, lambda tensors: {}),
     "weights of another shape": other("weights", torch.ones(())),
     "an average of another shape": other("average", torch.ones(3)),
-    "moments of another shape": other("adam.exp_avg", torch.ones(3)),
+    "a velocity of another shape": other("velocity", torch.ones(3)),
     "no such generator": other("generator", torch.ones(3, dtype=torch.uint8)),
     "a course of another shape": other("course.0.rows", torch.ones(1)),
 }
