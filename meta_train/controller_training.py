@@ -252,8 +252,7 @@ class ControllerTrainer:
         estimate, difference = evolution.gradient(scores[0], noise)
         lr = config.lr * self._share_of_peak()
         # A course counts for where it ends: its first spans say how to be fast, not how to be good.
-        estimate *= course.age / course.length
-        self.velocity.lerp_(estimate, 1 - MOMENTUM)
+        self.velocity.lerp_(estimate * (course.age / course.length), 1 - MOMENTUM)
         self.weights.mul_(1 - lr * config.weight_decay).sub_(self.velocity, alpha=lr)
         self.step += 1
         self.average.lerp_(self.weights, 1 / min(self.step, config.average))

@@ -52,7 +52,7 @@ class Shelf:
         # Whatever is gathered is a dataclass, which a Protocol cannot say to the type checker.
         tensors = {
             f.name: getattr(value, f.name)
-            for f in dataclasses.fields(value)  # type: ignore[arg-type]
+            for f in dataclasses.fields(value)  # type: ignore[arg-type]  a dataclass
             if isinstance(getattr(value, f.name), Tensor)
         }
         if run not in self._kept:
@@ -60,7 +60,7 @@ class Shelf:
         kept = self._kept[run]
         for name, t in tensors.items():
             kept[name].copy_(t)
-        return dataclasses.replace(value, **kept)  # type: ignore[type-var]
+        return dataclasses.replace(value, **kept)  # type: ignore[type-var]  a dataclass
 
     def _room(self, like: Tensor, run: int) -> Tensor:
         size, (start, stop) = like.numel(), self._runs[run]

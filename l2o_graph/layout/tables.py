@@ -204,13 +204,13 @@ def _moved(record: R, device: torch.device) -> R:
     """A record whose tensors, and those of the records in it, are on a device."""
     # Records are dataclasses, which a TypeVar cannot say to the type checker.
     changes: dict[str, Any] = {}
-    for field in fields(record):  # type: ignore[arg-type]
+    for field in fields(record):  # type: ignore[arg-type]  a dataclass
         value = getattr(record, field.name)
         if isinstance(value, Tensor):
             changes[field.name] = value.to(device)
         elif is_dataclass(value):
             changes[field.name] = _moved(value, device)
-    return replace(record, **changes)  # type: ignore[type-var]
+    return replace(record, **changes)  # type: ignore[type-var]  a dataclass
 
 
 class Layouts:
