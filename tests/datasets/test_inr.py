@@ -44,6 +44,32 @@ def test_fit_is_adam_through_autograd_on_one_network_at_a_time(layout):
         assert torch.equal(old, new), "what was given must stay as it was"
 
 
+def test_steps_see_interleaved_grids_by_turns_and_all_pixels_at_the_end():
+    """The error of a step is the mean over the grid that it sees, filled up to 16 by its first."""
+    images = torch.rand(2, 5, 7, dtype=torch.float64)
+    weights, biases = networks(2, dtype=torch.float64)
+    recipe = Recipe(steps=10, lr=1e-3, betas=(0.9, 0.99), grids=2)
+    (*fitted,) = zip(*fit(images, weights, biases, recipe), strict=True)
+    where = torch.arange(35).view(5, 7)
+    black = [int(where[i, j]) for i in range(5) for j in range(7) if (i + j) % 2 == 0]
+    white = [k for k in range(35) if k not in black]
+    filled = [black + black[: 32 - 18], white + white[: 32 - 17]]
+    seen = [filled[step % 2] for step in range(9)] + [list(range(35))]
+    twin = single(weights, 0), single(biases, 0)
+    parameters = [torch.nn.Parameter(t.clone()) for pair in zip(*twin, strict=True) for t in pair]
+    optimizer = torch.optim.Adam(parameters, recipe.lr, recipe.betas)
+    for index in seen:
+        drawn = render(
+            [p[None] for p in parameters[::2]], [p[None] for p in parameters[1::2]], (5, 7)
+        )
+        optimizer.zero_grad()
+        (drawn - images[:1]).flatten()[index].square().mean().backward()
+        optimizer.step()
+    for (w, b), v, c in zip(fitted, parameters[::2], parameters[1::2], strict=True):
+        torch.testing.assert_close(w[0], v.detach(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(b[0], c.detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_each_network_stops_by_itself_at_the_psnr_asked_for():
     images = torch.linspace(0, 1, 54, dtype=torch.float64).view(1, 6, 9).repeat(4, 1, 1)
     images[1:3] += torch.rand(2, 6, 9, dtype=torch.float64) / 3
@@ -116,7 +142,7 @@ def test_a_network_renders_to_the_same_bits_alone_and_in_any_company(size):
 def test_a_fit_has_the_same_bits_in_any_company():
     images = torch.rand(20, 28, 28)
     weights, biases = networks(20)
-    recipe = Recipe(steps=5, lr=2e-3, betas=(0.9, 0.95))
+    recipe = Recipe(steps=5, lr=2e-3, betas=(0.9, 0.95), grids=2)
 
     def fitted(chosen):
         ws, bs = fit(images[chosen], [w[chosen] for w in weights], [b[chosen] for b in biases],
