@@ -6,6 +6,7 @@ Axes, beside those of ``l2o_graph``: I networks (INRs), Q points (pixels).
 """
 
 from l2o_graph.datasets.inr.augment import augmented
+from l2o_graph.datasets.inr.canonical import canonical
 from l2o_graph.datasets.inr.dilation import dilation_targets
 from l2o_graph.datasets.inr.files import INRs, load_inrs
 from l2o_graph.datasets.inr.fit import RECIPES, Recipe, fit
@@ -37,6 +38,7 @@ __all__ = [
     "Recipe",
     "Statistics",
     "augmented",
+    "canonical",
     "coordinates",
     "dilation_targets",
     "evaluate",

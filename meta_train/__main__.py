@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from l2o_graph.datasets.images import DATA_VARIABLE
+from l2o_graph.datasets.inr.augment import AMOUNTS
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.metanets.cnn_config import Model as CNNModel
 from l2o_graph.metanets.inr_config import Model as INRModel
@@ -137,19 +138,23 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     parser = _parser(description, get_args(INRModel))
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
     sizes = _sizes(parser, "INRModelConfig")
-    parser.add_argument("--probes", type=int, default=0, help="see INRModelConfig [0]")
+    text = "see INRModelConfig [the model's own]"
+    parser.add_argument("--probes", type=int, help=text)
+    parser.add_argument("--answers", type=int, help=text)
+    for flag in ("--generated", "--canonical"):
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     text = "nodes without positional embedding"
     parser.add_argument("--no-positions", dest="positions", action="store_false", help=text)
-    text = "change networks at random, see INRTrainingConfig [the recipe's own]"
-    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help=text)
+    text = "how networks are changed at random, see INRTrainingConfig [the recipe's own]"
+    parser.add_argument("--augment", choices=("none", *AMOUNTS), help=text)
     _preset(parser)
     options = [*_options(parser, INRTrainingConfig), "augment"]
     given = _parsed(parser, arguments)
-    changes = {"probes": given.probes, "positions": given.positions}
-    changes |= _changes(given, sizes)
+    changes = {"positions": given.positions}
+    changes |= _changes(given, [*sizes, "probes", "answers", "generated", "canonical"])
     config = INR_RECIPES[given.preset](given.task, given.model, **changes)
     config = dataclasses.replace(config, **_changes(given, options))
-    out = given.out or Path("runs") / f"{given.task}-{given.model}-{given.probes}"
+    out = given.out or Path("runs") / f"{given.task}-{given.model}-{config.model.probes}"
     inrs = given.inrs or f"runs/inr-{INR_TASKS[given.task][0]}"
     return train_inr_model(config, inrs, out, given.data_root, given.device, given.resume)
 

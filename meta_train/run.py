@@ -257,6 +257,14 @@ def drive(
     return Result(best if best.exists() else None, state, log, trainer.step, finished)
 
 
+def record_point(log: Path, point: dict[str, Any]) -> None:
+    """Let the log of a finished run end with a record, once."""
+    line = json.dumps(point)
+    if line not in log.read_text().splitlines():
+        with log.open("a") as lines:
+            lines.write(line + "\n")
+
+
 def commit() -> str:
     """Of the code that runs, "unknown" outside of its repository."""
     try:

@@ -8,7 +8,7 @@ from torch import nn
 
 from l2o_graph.datasets.cnn.architecture import CNNArchitecture
 from l2o_graph.datasets.cnn.small import ARCHITECTURE
-from l2o_graph.metanets.config import ReaderConfig
+from l2o_graph.metanets.config import GRAPH_MODELS, ReaderConfig
 from l2o_graph.ranges import (
     COUNT,
     NOT_NEGATIVE,
@@ -91,7 +91,10 @@ class CNNModelConfig(ReaderConfig):
             )
         if self.model in REGISTERED:
             return
-        self.check_options_of_graphs(fourier=0, scaled=False, reverse=False, activations=True)
+        self.check_options(
+            fourier=(0, GRAPH_MODELS), scaled=(False, GRAPH_MODELS),
+            reverse=(False, GRAPH_MODELS), activations=(True, GRAPH_MODELS),
+        )  # fmt: skip
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
                 "architecture: expected one for 'nfn' alone, which maps weights one by one and "

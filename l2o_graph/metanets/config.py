@@ -1,5 +1,6 @@
 """What configurations of models of INRs and of CNNs have in common."""
 
+from collections.abc import Sequence
 from typing import Any
 
 GRAPH_MODELS = ("ng_gnn", "ng_t")
@@ -17,20 +18,17 @@ class ReaderConfig:
         """Whether messages also go against the flow."""
         return self.reverse or self.model == "ng_t"
 
-    def check_options_of_graphs(self, **neutral: Any) -> None:
-        """Refuse options of graph models for other models.
+    def check_options(self, **options: tuple[Any, Sequence[str]]) -> None:
+        """Refuse options for models that do not have them.
 
         Args:
-            neutral: Value of each option that asks for nothing, by name.
+            options: By name the value that asks for nothing, and the models that have the option.
 
         Raises:
-            ValueError: For the first option of another value, naming it.
+            ValueError: For the first option that is asked of another model, naming it.
         """
-        if self.model in GRAPH_MODELS:
-            return
-        for name, nothing in neutral.items():
-            if getattr(self, name) != nothing:
+        for name, (nothing, models) in options.items():
+            if self.model not in models and getattr(self, name) != nothing:
                 raise ValueError(
-                    f"{name}: expected model {' or '.join(map(repr, GRAPH_MODELS))}, found "
-                    f"'{self.model}'"
+                    f"{name}: expected model {' or '.join(map(repr, models))}, found '{self.model}'"
                 )

@@ -43,12 +43,14 @@ class ParameterDeltas(nn.Module):
     Args:
         edge: Channels of edges.
         node: Channels of nodes.
+        answers: Number of numbers K for each.
     """
 
-    def __init__(self, edge: int, node: int):
+    def __init__(self, edge: int, node: int, answers: int = 1):
         super().__init__()
+        self.answers = answers
         self.of_edge, self.of_node = (
-            nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1))
+            nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, answers))
             for size in (edge, node)
         )
 
@@ -58,11 +60,14 @@ class ParameterDeltas(nn.Module):
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "*B N H"],
         edges: EdgeStates,
-    ) -> tuple[list[Float[Tensor, "*B _ _"]], list[Float[Tensor, "*B _"]]]:
-        """Numbers of each kernel, (*B, out, in), and of each bias, (*B, out)."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Numbers of each kernel, (*B, out, in), and of each bias, (*B, out); K > 1 comes first."""
         forward = torch.cat([edges(chunk)[..., 0, :, :] for chunk in chunks], dim=-2)
         kernels, biases = topology.spec.kernels, topology.spec.biases
-        runs = self.of_edge(forward).squeeze(-1).split([k.size for k in kernels], dim=-1)
+        runs = self._numbers(self.of_edge(forward)).split([k.size for k in kernels], dim=-1)
         of_weights = [run.unflatten(-1, k.grid[1:]) for run, k in zip(runs, kernels, strict=True)]
-        of_nodes = self.of_node(nodes).squeeze(-1)
+        of_nodes = self._numbers(self.of_node(nodes))
         return of_weights, [of_nodes[..., slice(*topology.bias(bias))] for bias in biases]
+
+    def _numbers(self, found: Float[Tensor, "*B _ K"]) -> Tensor:
+        return found.squeeze(-1) if self.answers == 1 else found.movedim(-1, 0)

@@ -9,13 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from l2o_graph.datasets.inr.canonical import canonical
 from l2o_graph.datasets.inr.files import named
-from l2o_graph.datasets.inr.siren import layout_of, responses
+from l2o_graph.datasets.inr.siren import layout_of, render, responses
 from l2o_graph.metanets.baselines.inr import CLASSIFIERS
 from l2o_graph.metanets.baselines.inr_body import BaselineBody
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.metanets.inr_body import GraphBody
 from l2o_graph.metanets.inr_config import REGISTERED, INRModelConfig, Task
+from l2o_graph.metanets.inr_ordered import OrderedBody
+from l2o_graph.metanets.probes import GeneratedProbes, ProbeBody
 from l2o_graph.metanets.statistics import Normalisation, Statistics
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
@@ -33,9 +36,12 @@ FIRST_SCALE = 0.01
 # What reads the networks, for each model of a config. Called with (weights, biases, responses),
 # of each layer (I, out, in) and (I, out) normalised, and (I, d, M) of the inputs and of each
 # layer, empty without probes. To "classify" it answers with logits (I, classes), to "edit" with a
-# number for each weight and each bias, in two lists of the shapes that came in.
+# number for each weight and each bias, in two lists of the shapes that came in; with several
+# answers, those come first.
 BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
     **dict.fromkeys(GRAPH_MODELS, GraphBody),
+    "ordered": OrderedBody,
+    "probegen": ProbeBody,
     **dict.fromkeys(CLASSIFIERS, BaselineBody),
 }
 
@@ -74,18 +80,21 @@ class INRModel(nn.Module):
             )
         self.config, self.provenance = config, {}
         self.statistics = None if statistics is None else Normalisation(statistics)
-        inputs = torch.rand(config.layout[0], config.probes) * 2 - 1
-        self.probes = nn.Parameter(inputs) if config.probes else None
+        self.probes, self.generator = None, None
+        if config.generated:
+            self.generator = GeneratedProbes(config.layout[0], config.probes)
+        elif config.probes:
+            self.probes = nn.Parameter(torch.rand(config.layout[0], config.probes) * 2 - 1)
         self.body = (BODIES | REGISTERED)[config.model](config)
 
     def answer(
         self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
     ) -> Any:
-        """Ask the body about networks as they are."""
-        self._check(weights, biases)
+        """Ask the body about checked networks."""
+        probes = self.probes if self.generator is None else self.generator()
         said: list[Tensor] = []
-        if self.probes is not None:
-            said = responses(weights, biases, self.probes, self.config.omega0)
+        if probes is not None:
+            said = responses(weights, biases, probes, self.config.omega0)
         if self.statistics is not None:
             weights, biases = self.statistics(weights, biases)
         return self.body(weights, biases, said)
@@ -109,6 +118,15 @@ class INRModel(nn.Module):
                 f"{type(model).__name__}"
             )
         return model
+
+    def prepare(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Check networks, and bring them into canonical form where the config says so."""
+        self._check(weights, biases)
+        if not self.config.canonical:
+            return weights, biases
+        return canonical(weights, biases, self.config.omega0)
 
     def _check(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         layout = layout_of(weights, biases)
@@ -176,7 +194,7 @@ class INRClassifier(INRModel):
             ValueError: For networks of another layout, and in another type or on another device
                 than the model; for weights that are not finite, with the numbers of the networks.
         """
-        return self.answer(weights, biases)
+        return self.answer(*self.prepare(weights, biases))
 
 
 class INREditor(INRModel):
@@ -211,7 +229,7 @@ class INREditor(INRModel):
 
     def forward(
         self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
-    ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
+    ) -> tuple[list[Float[Tensor, "KI _ _"]], list[Float[Tensor, "KI _"]]]:
         """Edit networks.
 
         Args:
@@ -219,15 +237,45 @@ class INREditor(INRModel):
             biases: Biases of each layer, (I, out).
 
         Returns:
-            Weights and biases of the same shapes, to be drawn by ``render``.
+            Weights and biases of the same shapes, to be drawn by ``render``. With K answers, K
+            times I networks: all first answers, then all second ones. See ``draw``.
 
         Raises:
             ValueError: As for ``INRClassifier``.
         """
+        weights, biases = self.prepare(weights, biases)
         of_weights, of_biases = self.answer(weights, biases)
         of_weights = zip(weights, self.weight_scale, of_weights, strict=True)
         of_biases = zip(biases, self.bias_scale, of_biases, strict=True)
-        return [w + s * d for w, s, d in of_weights], [b + s * d for b, s, d in of_biases]
+        edited = [w + s * d for w, s, d in of_weights], [b + s * d for b, s, d in of_biases]
+        if self.config.answers == 1:
+            return edited
+        return [w.flatten(0, 1) for w in edited[0]], [b.flatten(0, 1) for b in edited[1]]
+
+    def draw(
+        self,
+        weights: Sequence[Float[Tensor, "I _ _"]],
+        biases: Sequence[Float[Tensor, "I _"]],
+        size: tuple[int, int] = (28, 28),
+    ) -> Float[Tensor, "I height width"]:
+        """Draw what edited networks hold: of several answers the mean of their images.
+
+        Args:
+            weights: Weights of each layer, (I, out, in), as they are in the networks.
+            biases: Biases of each layer, (I, out).
+            size: Height and width in pixels.
+
+        Returns:
+            Images (I, height, width).
+
+        Raises:
+            ValueError: As for ``INRClassifier``, and for networks with several outputs.
+
+        Source:
+            The mean of several answers: OCE (arXiv 2602.01083).
+        """
+        images = render(*self(weights, biases), size, self.config.omega0)
+        return images.unflatten(0, (self.config.answers, -1)).mean(0)
 
 
 MODELS: dict[Task, type[INRClassifier] | type[INREditor]] = {

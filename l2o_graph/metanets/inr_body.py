@@ -36,7 +36,7 @@ class GraphBody(nn.Module):
         )
         self.backbone = backbone_of(config, self.topology)
         if config.task == "edit":
-            self.head, self.last = ParameterDeltas(edges, nodes), self.chunks
+            self.head, self.last = ParameterDeltas(edges, nodes, config.answers), self.chunks
             return
         hidden, depth = nodes, 2
         if config.model == "ng_t":

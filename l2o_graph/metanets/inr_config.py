@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args
 from torch import nn
 
 from l2o_graph.datasets.inr.siren import LAYOUT, OMEGA0
-from l2o_graph.metanets.config import ReaderConfig
+from l2o_graph.metanets.config import GRAPH_MODELS, ReaderConfig
 from l2o_graph.ranges import (
     COUNT,
     COUNT_OR_NONE,
@@ -18,8 +18,13 @@ from l2o_graph.ranges import (
     check_ranges,
 )
 
-Model = Literal["ng_gnn", "ng_t", "mlp", "set_nn", "dwsnet", "nfn", "stat_nn"]
+Model = Literal[
+    "ng_gnn", "ng_t", "ordered", "probegen", "mlp", "set_nn", "dwsnet", "nfn", "stat_nn"
+]
 Task = Literal["classify", "edit"]
+
+PROBED = (*GRAPH_MODELS, "ordered", "probegen")
+EDITORS_OF_SEVERAL = (*GRAPH_MODELS, "ordered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,15 @@ class INRModelConfig(ReaderConfig):
         hidden: Number of channels of nodes. Everything else follows: NG-GNN's edges and head have
             as many, NG-T's edges half, its attention and its head twice as many. Of a baseline,
             its width.
-        layers: Number of layers: rounds of messages, or layers of a baseline.
+        layers: Number of layers: rounds of messages, or layers of ProbeGen's MLP or a baseline. The
+            ordered pass has as many as the networks.
         classes: Number of classes, and of logits.
         probes: Number of learned inputs that every network is evaluated at; 0 for none.
+        generated: Whether probes come from a deep linear generator (ProbeGen) instead of being
+            learned one by one.
+        canonical: Whether networks are first brought into canonical form: see ``canonical``.
+        answers: Number of networks that an editor answers with, of whose images the mean counts
+            (OCE); 1 for the usual editor.
         dropout: Fraction of channels that training leaves out.
         fourier: Standard deviation of the frequencies of random Fourier features of weights and
             biases; 0 for weights and biases as they are.
@@ -58,6 +69,9 @@ class INRModelConfig(ReaderConfig):
     layers: int = 4
     classes: int = 10
     probes: int = 0
+    generated: bool = False
+    canonical: bool = False
+    answers: int = 1
     dropout: float = 0.0
     fourier: float = 0.0
     reverse: bool = False
@@ -72,14 +86,24 @@ class INRModelConfig(ReaderConfig):
             raise ValueError(f"layout: expected two widths or more, found {self.layout}")
         check_ranges(
             self, omega0=POSITIVE, hidden=COUNT, layers=COUNT, classes=COUNT, probes=COUNT_OR_NONE,
-            dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
+            answers=COUNT, dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
         )  # fmt: skip
         if self.model not in REGISTERED:
-            self.check_options_of_graphs(
-                probes=0, fourier=0, axial=False, reverse=False, positions=True
+            self.check_options(
+                axial=(False, GRAPH_MODELS), reverse=(False, GRAPH_MODELS),
+                positions=(True, GRAPH_MODELS), fourier=(0, (*GRAPH_MODELS, "ordered")),
+                probes=(0, PROBED), answers=(1, EDITORS_OF_SEVERAL),
+            )  # fmt: skip
+        if self.task == "edit" and self.model in ("stat_nn", "probegen"):
+            raise ValueError(
+                f"model: '{self.model}' reads no single parameter, and cannot edit any"
             )
-        if (self.model, self.task) == ("stat_nn", "edit"):
-            raise ValueError("model: 'stat_nn' reads no single parameter, and cannot edit any")
+        if self.task == "classify" and self.answers > 1:
+            raise ValueError(f"answers: expected 1 to classify, found {self.answers}")
+        if self.model == "probegen" and not self.probes:
+            raise ValueError("probes: expected some for model 'probegen', found 0")
+        if self.generated and not self.probes:
+            raise ValueError("generated: expected probes to generate, found 0")
         if self.model == "ng_t" and (2 * self.hidden) % self.heads:
             raise ValueError(
                 f"heads: expected a divisor of {2 * self.hidden} channels of attention, found "
@@ -128,6 +152,9 @@ SIZES: dict[tuple[str, Task], dict[str, Any]] = {
     ("ng_gnn", "edit"): {"dropout": 0.2, "reverse": True},
     ("ng_t", "classify"): {"dropout": 0.2, "fourier": 1.0},
     ("ng_t", "edit"): {"dropout": 0.3, "fourier": 3.0, "heads": 4, "reverse": True},
+    ("ordered", "classify"): {"fourier": 0.25, "canonical": True},
+    ("ordered", "edit"): {"fourier": 0.25, "canonical": True},
+    ("probegen", "classify"): {"hidden": 256, "layers": 6, "probes": 128, "generated": True},
     ("mlp", "classify"): {"hidden": 256, "layers": 3},
     ("mlp", "edit"): {"hidden": 256, "layers": 3},
     ("stat_nn", "classify"): {"hidden": 1000, "layers": 2},

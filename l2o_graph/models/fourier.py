@@ -17,15 +17,16 @@ class FourierFeatures(nn.Module):
     Args:
         inputs: Entries of a vector.
         sigma: Deviation of the frequencies; with 0 the features are the vector itself.
+        count: Number of frequencies.
     """
 
     frequencies: Tensor | None
 
-    def __init__(self, inputs: int, sigma: float):
+    def __init__(self, inputs: int, sigma: float, count: int = FREQUENCIES):
         super().__init__()
-        drawn = sigma * torch.randn(FREQUENCIES, inputs) if sigma else None
+        drawn = sigma * torch.randn(count, inputs) if sigma else None
         self.register_buffer("frequencies", drawn)
-        self.size = 2 * FREQUENCIES if sigma else inputs
+        self.size = 2 * count if sigma else inputs
 
     def forward(
         self, x: Float[Tensor, "*B n"], ways: Sequence[Sequence[float]] = ALONE
@@ -36,19 +37,19 @@ class FourierFeatures(nn.Module):
             return x[..., None, :, None] * ways_of_x[:, None]
         turns = 2 * math.pi * (ways_of_x @ self.frequencies.T)
         turns = turns.repeat(1, 2)[:, None]
-        return torch.addcmul(_quarter_turns(turns), x[..., None, :, None], turns).sin_()
+        return torch.addcmul(_quarter_turns(turns, self.size), x[..., None, :, None], turns).sin_()
 
     def of(self, x: Float[Tensor, "*n inputs"]) -> Float[Tensor, "*n size"]:
         """Features of vectors x."""
         if self.frequencies is None:
             return x
         turns = (2 * math.pi * self.frequencies).repeat(2, 1)
-        return nn.functional.linear(x, turns, _quarter_turns(turns)).sin_()
+        return nn.functional.linear(x, turns, _quarter_turns(turns, self.size)).sin_()
 
 
-def _quarter_turns(like: Tensor) -> Float[Tensor, " size"]:
+def _quarter_turns(like: Tensor, size: int) -> Float[Tensor, " size"]:
     """A cosine is a sine a quarter turn ahead: all features are one operation."""
-    return like.new_tensor([math.pi / 2, 0.0]).repeat_interleave(FREQUENCIES)
+    return like.new_tensor([math.pi / 2, 0.0]).repeat_interleave(size // 2)
 
 
 def chained(

@@ -36,7 +36,7 @@ from l2o_graph.metanets.structure import structure_of
 from l2o_graph.metanets.traits import NAMES, RANGES, span, traits
 from l2o_graph.storage.files import write_atomically
 from meta_train.run import Result
-from meta_train.supervised.epochs import EpochConfig, EpochTrainer
+from meta_train.supervised.epochs import EpochConfig, EpochTrainer, in_words
 
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
 SPLITS = ("train", "val", "test")
@@ -226,17 +226,24 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
 
     def describe(self, point: dict[str, Any]) -> str:
         """Say in words what an evaluation found."""
-        return f"tau {point['val_tau']:.3f} (test {point['test_tau']:.3f})"
+        return "tau " + in_words(point, "tau", "{:.3f}")
 
     def score(self, point: dict[str, Any]) -> float:
         """By the order of the validation split."""
         return point["val_tau"]
 
     def save_best(self, path: Path) -> None:
-        """Write the model as it is, for use, and beside it what it says of the test split."""
+        """Write the model as it is, for use."""
         train = self.zoo["train"]
         seen = span(structure_of(train.architectures[i]) for i in train.which.unique().tolist())
         save_cnn_model(path, self.model, {**self.provenance(), "seen": seen})
+
+    def load_best(self, path: Path) -> None:
+        """Take over the weights that ``save_best`` wrote."""
+        self.model.load_state_dict(GeneralizationPredictor.from_checkpoint(path).state_dict())
+
+    def save_shown(self, path: Path) -> None:
+        """Write beside a checkpoint what it says of each network of the test split."""
         test = self.zoo["test"]
         columns = {
             "run": test.run, "step": test.step, "accuracy": test.accuracy,

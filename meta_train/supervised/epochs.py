@@ -1,7 +1,9 @@
 """What trainers of models that read networks share: epochs, random numbers, state, provenance."""
 
+import copy
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,6 +21,7 @@ from meta_train.run import (
     optimizer_tensors,
     prepared,
     read_state,
+    record_point,
     restore_optimizer,
     starting,
     write_state,
@@ -32,6 +35,8 @@ class EpochConfig:
     Attributes:
         seed: Seed of a model's weights, of the order of networks and of everything drawn.
         epochs: Number of passes over the training split.
+        minutes: Time that a run is to take instead of a number of epochs, by that of its first
+            steps; 0 for ``epochs``.
         batch: Number of networks in a step.
         lr: Learning rate of AdamW after its warm-up.
         warmup: Number of steps over which the learning rate grows to ``lr``.
@@ -45,6 +50,7 @@ class EpochConfig:
 
     seed: int = 0
     epochs: int
+    minutes: float = 0.0
     batch: int
     lr: float = 1e-3
     warmup: int
@@ -64,7 +70,8 @@ class EpochConfig:
             ValueError: Naming the field.
         """
         check_ranges(
-            self, seed=SEED, epochs=COUNT, batch=COUNT, lr=NOT_NEGATIVE, warmup=COUNT_OR_NONE,
+            self, seed=SEED, epochs=COUNT, minutes=NOT_NEGATIVE,
+            batch=COUNT, lr=NOT_NEGATIVE, warmup=COUNT_OR_NONE,
             cooldown=SHARE, weight_decay=NOT_NEGATIVE, clip=NOT_NEGATIVE, evaluate_every=COUNT,
             save_every=COUNT, **dict.fromkeys(sizes, COUNT),
         )  # fmt: skip
@@ -76,6 +83,15 @@ def rate_at(config: EpochConfig, step: int, steps: int) -> float:
     cool = (steps - step) / (config.cooldown * steps) if config.cooldown else 1.0
     return config.lr * min(1.0, warm, cool)
 
+
+def in_words(point: Mapping[str, Any], name: str, form: str) -> str:
+    """Say what an evaluation found on the validation split, and on the test split if it did."""
+    said = form.format(point[f"val_{name}"])
+    test = point.get(f"test_{name}")
+    return said if test is None else f"{said} (test {form.format(test)})"
+
+
+TRIAL = 10  # steps that are timed, after as many that are not
 
 C = TypeVar("C", bound=EpochConfig)
 M = TypeVar("M", bound=nn.Module)
@@ -141,6 +157,16 @@ class EpochTrainer(ABC, Generic[C, M]):
         ...
 
     @abstractmethod
+    def load_best(self, path: Path) -> None:
+        """Take over the weights that ``save_best`` wrote."""
+        ...
+
+    @abstractmethod
+    def save_shown(self, path: Path) -> None:
+        """Write what there is to see of the test split beside a model, after it was measured."""
+        ...
+
+    @abstractmethod
     def score(self, point: dict[str, Any]) -> float:
         """How good an evaluation is, by the validation split; more is better."""
         ...
@@ -166,14 +192,29 @@ class EpochTrainer(ABC, Generic[C, M]):
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
-        """Judge the model on the validation and the test split, and remember the outcome."""
+        """Judge the model on the validation split, and remember the outcome."""
         started = time.perf_counter()
-        point: dict[str, Any] = {"step": self.step}
-        for split in ("val", "test"):
-            point |= {f"{split}_{key}": value for key, value in self.measure(split).items()}
+        found = {f"val_{key}": value for key, value in self.measure("val").items()}
         self.seconds += time.perf_counter() - started
-        self.evaluations.append(point)
-        return point
+        self.evaluations.append({"step": self.step, **found})
+        return self.evaluations[-1]
+
+    def judge(self, best: Path) -> dict[str, Any]:
+        """Measure the best model on the test split, which nothing read before, and say so in it.
+
+        Args:
+            best: Where it is.
+
+        Returns:
+            Its evaluation, with that of the test split.
+        """
+        self.load_best(best)
+        point = max(self.evaluations, key=self.score)  # of equals the first, as ``is_best``
+        found = {f"test_{key}": value for key, value in self.measure("test").items()}
+        self.evaluations.append(point | found)
+        self.save_best(best)
+        self.save_shown(best)
+        return self.evaluations[-1]
 
     def run(self, out: Path, resume: bool) -> Result:
         """Train to the end, from the start or from the state in a folder.
@@ -190,8 +231,24 @@ class EpochTrainer(ABC, Generic[C, M]):
         """
         config = self.config
         with prepared(out, self.settings, resume) as state:
-            trainer = begin(state, self.settings, resume=self.resume, new=lambda: self)
-            return drive(trainer, state, config.evaluate_every, config.save_every, self.describe)
+            trainer = begin(state, self.settings, resume=self.resume, new=self._planned)
+            every = config.evaluate_every, config.save_every
+            result = drive(trainer, state, *every, self.describe)
+            if result.finished and result.checkpoint is not None:
+                point = trainer.judge(result.checkpoint)
+                record_point(result.log, point)
+                print(f"step {point['step']}, the best: {self.describe(point)}")
+            return result
+
+    def plan_by_time(self) -> None:
+        """Set the number of steps by the time of some, which are not part of the run."""
+        trial = copy.deepcopy(self)
+        for _ in range(TRIAL):
+            trial.advance()
+        trial.seconds = 0.0
+        for _ in range(TRIAL):
+            trial.advance()
+        self.steps = max(round(self.config.minutes * 60 * TRIAL / trial.seconds), 1)
 
     def is_best(self) -> bool:
         """Whether the last evaluation is better than all before."""
@@ -204,6 +261,7 @@ class EpochTrainer(ABC, Generic[C, M]):
         record = {
             "config": self.settings,
             "step": self.step,
+            "steps": self.steps,
             "seconds": self.seconds,
             "evaluations": self.evaluations,
         }
@@ -214,8 +272,14 @@ class EpochTrainer(ABC, Generic[C, M]):
         record, tensors = read_state(path)
         self.model.load_state_dict(starting("model.", tensors))
         restore_optimizer(self.optimizer, tensors)
-        self.step, self.seconds = record["step"], record["seconds"]
+        self.step, self.steps = record["step"], record.get("steps", self.steps)
+        self.seconds = record["seconds"]
         self.evaluations = record["evaluations"]
+        return self
+
+    def _planned(self: T) -> T:
+        if self.config.minutes:
+            self.plan_by_time()
         return self
 
     def provenance(self) -> dict[str, Any]:

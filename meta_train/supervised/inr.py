@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from l2o_graph.datasets.images import load_images
+from l2o_graph.datasets.inr.augment import AMOUNTS
 from l2o_graph.inr import (
     INRClassifier,
     INREditor,
@@ -25,15 +26,17 @@ from l2o_graph.inr import (
     augmented,
     dilation_targets,
     inr_config,
+    load_inr_model,
     load_inrs,
     render,
     save_inr_model,
     statistics_of,
 )
 from l2o_graph.metanets.inr_config import Task
+from l2o_graph.ranges import check_choices
 from l2o_graph.storage.files import write_atomically
 from meta_train.run import Result
-from meta_train.supervised.epochs import EpochConfig, EpochTrainer
+from meta_train.supervised.epochs import EpochConfig, EpochTrainer, in_words
 
 # Name -> (dataset of the images, what a model is to do).
 INR_TASKS: dict[str, tuple[str, Task]] = {
@@ -43,6 +46,8 @@ INR_TASKS: dict[str, tuple[str, Task]] = {
     "sample_inr": ("fmnist_sample", "classify"),
     "sample_dilation": ("fmnist_sample", "edit"),
 }
+# Changes that leave a class of each dataset what it is.
+SMALL = {"mnist": "small", "fmnist": "small-mirrored", "fmnist_sample": "small-mirrored"}
 SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 128
 
@@ -59,7 +64,8 @@ class INRTrainingConfig(EpochConfig):
     Attributes:
         task: A name of ``INR_TASKS``.
         model: What is trained.
-        augment: Whether networks to be classified are changed at random: see ``augmented``.
+        augment: How networks to be classified are changed at random: a name of ``AMOUNTS``, or
+            "none".
     """
 
     task: str = "mnist_inr"
@@ -68,7 +74,7 @@ class INRTrainingConfig(EpochConfig):
     batch: int = 8
     warmup: int = 100
     cooldown: float = 0.5
-    augment: bool = False
+    augment: str = "none"
     evaluate_every: int = 1000
     save_every: int = 500
 
@@ -83,6 +89,7 @@ class INRTrainingConfig(EpochConfig):
             raise ValueError(
                 f"task '{self.task}': expected a model to {kind}, found one to {self.model.task}"
             )
+        check_choices(self, augment=("none", *AMOUNTS))
         self.check_ranges()
 
 
@@ -99,8 +106,17 @@ def default_recipe(
         model: What is trained.
         sizes: Other fields of its configuration than the published ones.
     """
+    kind = _kind(task)
+    if model in ("ordered", "probegen"):
+        config = INRTrainingConfig(
+            task=task, model=inr_config(model, kind, **sizes), epochs=20, batch=32, cooldown=1.0,
+            augment=SMALL[INR_TASKS[task][0]],
+        )  # fmt: skip
+        if kind == "edit":
+            return dataclasses.replace(config, batch=16, lr=2e-3, clip=1.0, augment="none")
+        return config
     changes = {"dropout": 0.0, "fourier": 0.0, **sizes}
-    return INRTrainingConfig(task=task, model=inr_config(model, _kind(task), **changes))
+    return INRTrainingConfig(task=task, model=inr_config(model, kind, **changes))
 
 
 def paper_recipe(task: str = "mnist_inr", model: str = "ng_gnn", **sizes: Any) -> INRTrainingConfig:
@@ -108,10 +124,10 @@ def paper_recipe(task: str = "mnist_inr", model: str = "ng_gnn", **sizes: Any) -
     kind = _kind(task)
     config = INRTrainingConfig(
         task=task, model=inr_config(model, kind, **sizes), epochs=100, batch=128, warmup=1000,
-        cooldown=0.0, augment=True,
+        cooldown=0.0, augment="published",
     )  # fmt: skip
     if kind == "edit":
-        return dataclasses.replace(config, epochs=200, warmup=10_000, clip=1.0, augment=False)
+        return dataclasses.replace(config, epochs=200, warmup=10_000, clip=1.0, augment="none")
     return dataclasses.replace(config, epochs=150) if task == "fmnist_inr" else config
 
 
@@ -187,8 +203,9 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         """Add the gradients of the mean loss of some networks; returns that loss."""
         config = self.config
         weights, biases, targets = self.train.of(index)
-        if config.augment and config.model.task == "classify":
-            weights, biases = augmented(weights, biases, self.generator(2, self.step))
+        if config.augment != "none" and config.model.task == "classify":
+            dice, amounts = self.generator(2, self.step), AMOUNTS[config.augment]
+            weights, biases = augmented(weights, biases, dice, amounts)
         loss = self._score(weights, biases, targets)["loss"].mean()
         loss.backward()
         return loss.item()
@@ -205,16 +222,23 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
     def describe(self, point: dict[str, Any]) -> str:
         """Say in words what an evaluation found."""
         if "val_accuracy" in point:
-            return f"accuracy {point['val_accuracy']:.2%} (test {point['test_accuracy']:.2%})"
-        return f"mean squared error {point['val_loss']:.5f} (test {point['test_loss']:.5f})"
+            return "accuracy " + in_words(point, "accuracy", "{:.2%}")
+        return "mean squared error " + in_words(point, "loss", "{:.5f}")
 
     def score(self, point: dict[str, Any]) -> float:
         """By accuracy on the validation split, or without one by loss."""
         return point.get("val_accuracy", -point["val_loss"])
 
     def save_best(self, path: Path) -> None:
-        """Write the model as it is, for use; beside the checkpoint of an editor ``EDITED``."""
+        """Write the model as it is, for use."""
         save_inr_model(path, self.model, self.provenance())
+
+    def load_best(self, path: Path) -> None:
+        """Take over the weights that ``save_best`` wrote."""
+        self.model.load_state_dict(load_inr_model(path).state_dict())
+
+    def save_shown(self, path: Path) -> None:
+        """Write ``EDITED`` beside the checkpoint of an editor."""
         if isinstance(self.model, INREditor):
             write_atomically(path.with_name(EDITED), save(self._edited(self.model)))
 
@@ -223,27 +247,24 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         """What some networks draw, and what they should."""
         weights, biases, target = self.test.of(torch.arange(min(SHOWN, len(self.test.networks))))
         model.eval()
-        edited = model([w.to(self.device) for w in weights], [b.to(self.device) for b in biases])
-        omega0 = self.config.model.omega0
-        pixels = {
-            "drawn": render(weights, biases, omega0=omega0),
-            "edited": render(*edited, omega0=omega0).cpu(),
-        }
-        return {**pixels, "target": target}
+        edited = model.draw(
+            [w.to(self.device) for w in weights], [b.to(self.device) for b in biases]
+        )
+        drawn = render(weights, biases, omega0=self.config.model.omega0)
+        return {"drawn": drawn, "edited": edited.cpu(), "target": target}
 
     def _score(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor], targets: Tensor
     ) -> dict[str, Float[Tensor, " n"]]:
         """Of each network the loss in nats and whether it is right, or the error of its pixels."""
-        answer = self.model(
-            [w.to(self.device) for w in weights], [b.to(self.device) for b in biases]
-        )
+        weights, biases = ([t.to(self.device) for t in kind] for kind in (weights, biases))
         targets = targets.to(self.device)
-        if isinstance(answer, Tensor):
-            loss = nn.functional.cross_entropy(answer, targets, reduction="none")
-            return {"loss": loss, "accuracy": (answer.argmax(1) == targets).to(loss)}
-        drawn = render(*answer, omega0=self.config.model.omega0)
-        return {"loss": (drawn - targets).square().mean((1, 2))}
+        if isinstance(self.model, INREditor):
+            drawn = self.model.draw(weights, biases)
+            return {"loss": (drawn - targets).square().mean((1, 2))}
+        logits = self.model(weights, biases)
+        loss = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return {"loss": loss, "accuracy": (logits.argmax(1) == targets).to(loss)}
 
 
 def train_inr_model(

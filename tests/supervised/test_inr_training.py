@@ -1,7 +1,9 @@
 """Models of INRs are trained, judged on splits they did not see, killed and gone on with."""
 
 import dataclasses
+import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -65,15 +67,29 @@ def test_a_run_leaves_a_log_and_the_best_model(inrs, tmp_path):
     assert (result.finished, result.steps) == (True, 9)
     log = records(result.log)
     assert [r["step"] for r in log if "loss" in r] == list(range(1, 10))
-    points = [r for r in log if "val_loss" in r]
+    (*points, last) = (r for r in log if "val_loss" in r)
     assert [p["step"] for p in points] == [0, 3, 6, 9]
+    assert not any("test_loss" in p for p in points), "the test split is read once, at the end"
 
     model = INRClassifier.from_checkpoint(result.checkpoint)
     first_best = max(points, key=lambda p: (p["val_accuracy"], -p["step"]))
     assert model.provenance["step"] == first_best["step"]
     test = load_inrs(inrs, "test")
     right = model(test.weights, test.biases).argmax(1) == test.labels
-    assert right.float().mean().item() == pytest.approx(first_best["test_accuracy"])
+    assert right.float().mean().item() == pytest.approx(last["test_accuracy"])
+    assert first_best.items() <= last.items() <= model.provenance.items()
+
+
+def test_minutes_set_the_number_of_steps_by_the_time_of_the_first(inrs, tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.05 * next(ticks))  # 0.05 s a step
+    config = dataclasses.replace(TINY, minutes=0.01)
+    result = train_inr_model(config, inrs, tmp_path / "run")
+    assert (result.steps, result.finished) == (12, True)
+    assert [r["step"] for r in records(result.log) if "loss" in r] == list(range(1, 13))
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.5 * next(ticks))
+    again = train_inr_model(config, inrs, tmp_path / "run", resume=True)
+    assert (again.steps, again.finished) == (12, True), "the plan is part of the state"
 
 
 def test_training_learns_the_networks_it_sees(inrs):
@@ -84,9 +100,13 @@ def test_training_learns_the_networks_it_sees(inrs):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("model", ["ng_t", "mlp", "stat_nn", "set_nn", "dwsnet", "nfn"])
+@pytest.mark.parametrize(
+    "model", ["ng_t", "ordered", "probegen", "mlp", "stat_nn", "set_nn", "dwsnet", "nfn"]
+)
 def test_every_model_trains(model, inrs):
-    config = dataclasses.replace(TINY, model=inr_config(model, hidden=8, layers=2))
+    config = dataclasses.replace(
+        TINY, model=inr_config(model, hidden=8, layers=2), augment="small-mirrored"
+    )
     trainer = INRTrainer(config, load_examples("sample_inr", inrs, None), torch.device("cpu"), "")
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.advance()
@@ -100,10 +120,11 @@ def test_an_editor_starts_next_to_leaving_images_as_they_are(inrs, tmp_path):
     config = dataclasses.replace(TINY, task="sample_dilation", model=model, epochs=1)
     result = train_inr_model(config, inrs, tmp_path / "run")
     first = records(result.log)[0]
-    _, _, test = load_examples("sample_dilation", inrs, None)
+    _, val, test = load_examples("sample_dilation", inrs, None)
+    drawn = render(val.networks.weights, val.networks.biases)
+    untouched = (drawn - val.targets).square().mean().item()
     drawn = render(test.networks.weights, test.networks.biases)
-    untouched = (drawn - test.targets).square().mean().item()
-    assert first["test_loss"] == pytest.approx(untouched, rel=0.25)
+    assert first["val_loss"] == pytest.approx(untouched, rel=0.25)
     edited = load_inr_model(result.checkpoint)(test.networks.weights, test.networks.biases)
     assert render(*edited).shape == test.targets.shape
 
@@ -153,13 +174,13 @@ def test_requests_that_cannot_be_met(inrs, tmp_path, capsys):
 def test_recipes():
     """Ours has no noise; the paper's numbers are those of its section 4.1 and of its scripts."""
     ours, paper = default_recipe("mnist_inr", "ng_t", probes=4), paper_recipe("fmnist_inr")
-    assert (ours.augment, ours.cooldown, ours.model.probes) == (False, 0.5, 4)
+    assert (ours.augment, ours.cooldown, ours.model.probes) == ("none", 0.5, 4)
     assert (ours.model.dropout, ours.model.fourier) == (0.0, 0.0)
-    assert (paper.augment, paper.cooldown) == (True, 0.0)
+    assert (paper.augment, paper.cooldown) == ("published", 0.0)
     assert (paper.model.dropout, paper.model.fourier) == (0.2, 3.0)
     assert (paper.epochs, paper.batch, paper.warmup, paper.clip) == (150, 128, 1000, 10.0)
     edits = paper_recipe("mnist_dilation")
-    assert (edits.epochs, edits.warmup, edits.clip, edits.augment) == (200, 10_000, 1.0, False)
+    assert (edits.epochs, edits.warmup, edits.clip, edits.augment) == (200, 10_000, 1.0, "none")
     assert paper_recipe().epochs == 100
     with pytest.raises(ValueError, match="unknown task 'inr', expected one of"):
         paper_recipe("inr")
@@ -168,7 +189,7 @@ def test_recipes():
 def test_the_command(inrs, tmp_path, capsys):
     given = ["--task", "sample_inr", "--model", "ng_t", "--probes", "2", "--hidden", "8"]
     given += ["--dropout", "0.5", "--reverse"]
-    given += ["--no-positions", "--no-augment", "--epochs", "1", "--batch", "12"]
+    given += ["--no-positions", "--augment", "small", "--epochs", "1", "--batch", "12"]
     out = tmp_path / "run"
     assert main([*given, "--inrs", str(inrs), "--out", str(out)]) == 0
     assert "2 steps, log in" in capsys.readouterr().out
@@ -176,9 +197,17 @@ def test_the_command(inrs, tmp_path, capsys):
     assert (config["model"]["model"], config["model"]["probes"]) == ("ng_t", 2)
     assert (config["model"]["hidden"], config["model"]["dropout"]) == (8, 0.5)
     assert config["model"]["reverse"]
-    assert (config["model"]["positions"], config["augment"], config["epochs"]) == (False, False, 1)
+    assert (config["model"]["positions"], config["augment"], config["epochs"]) == (
+        False,
+        "small",
+        1,
+    )
     out = tmp_path / "paper"
     given = ["--task", "sample_inr", "--hidden", "8", "--preset", "paper", "--epochs", "1"]
     assert main([*given, "--inrs", str(inrs), "--out", str(out)]) == 0
     config = json.loads((out / "config.json").read_text())
-    assert (config["augment"], config["batch"], config["model"]["fourier"]) == (True, 128, 3.0)
+    assert (config["augment"], config["batch"], config["model"]["fourier"]) == (
+        "published",
+        128,
+        3.0,
+    )

@@ -1,8 +1,8 @@
 """Random changes to INRs that leave their class what it was (Navon et al. 2023, appendix).
 
-Translation, rotation and scale move the image: with first weights s W_1 R and biases b_1 + W_1 t, a
-network draws at x what it drew at s R x + t. Noise and dropout disturb the parameters. Everything
-is drawn anew for each network, and nothing is written in place.
+Translation, rotation, scale, shear and mirroring move the image: with first weights W_1 A and
+biases b_1 + W_1 t, a network draws at x what it drew at A x + t. Noise and dropout disturb the
+parameters. Everything is drawn anew for each network, and nothing is written in place.
 
 Noise is what the release of AvivNavon/DWSNets meant; it adds a constant, because it forgets to
 draw. Weights that survive dropout keep their values; the release's grow by 1 / (1 - rate), so that
@@ -11,6 +11,7 @@ it trains on other sizes than it is tested on.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,11 +19,45 @@ from torch import Tensor
 
 from l2o_graph.datasets.inr.siren import layout_of
 
-TRANSLATION = 0.25  # at most, along each axis; an image is 2 wide
-ROTATION = math.radians(45)  # at most, either way
-SCALE = 0.2  # at most, up or down
-NOISE = 0.1  # deviations of a tensor's entries
+NOISE = 0.1  # standard deviations of a tensor's entries, as published
 DROPOUT = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much networks are changed, at most.
+
+    Attributes:
+        translation: Shift along each axis; an image is 2 wide.
+        deep: Whether translations act at a layer drawn at random instead of the first, where alone
+            they are exact.
+        rotation: Angle in degrees, either way.
+        scale: Relative change of the size, up or down.
+        stretch: The same for each axis by itself.
+        shear: Part of y that is added to x.
+        mirrored: Whether half of the images are mirrored, left to right.
+        noise: Standard deviation of noise, relative to that of a tensor's entries.
+        dropout: Fraction of the entries that are set to 0.
+    """
+
+    translation: float
+    deep: bool = False
+    rotation: float = 0.0
+    scale: float = 0.0
+    stretch: float = 0.0
+    shear: float = 0.0
+    mirrored: bool = False
+    noise: float = 0.0
+    dropout: float = 0.0
+
+
+_SMALL = Amounts(0.1, rotation=15.0, stretch=0.12, shear=0.15)
+AMOUNTS = {
+    "published": Amounts(0.25, deep=True, rotation=45.0, scale=0.2, noise=NOISE, dropout=DROPOUT),
+    "small": _SMALL,
+    "small-mirrored": replace(_SMALL, mirrored=True),
+}
+"""Amounts by name: those of the release of Navon et al. 2023, and for digits and for clothes."""
 
 Networks = tuple[tuple[Float[Tensor, "I _ _"], ...], tuple[Float[Tensor, "I _"], ...]]
 
@@ -31,15 +66,15 @@ def augmented(
     weights: Sequence[Float[Tensor, "I _ _"]],
     biases: Sequence[Float[Tensor, "I _"]],
     generator: torch.Generator,
+    amounts: Amounts = AMOUNTS["published"],
 ) -> Networks:
-    """Change networks at random: translation, rotation, scale, noise and dropout.
-
-    Their amounts are those of the release of Navon et al. 2023.
+    """Change networks at random.
 
     Args:
         weights: Weights of each layer, (I, out, in), as they were fitted, not normalised.
         biases: Biases of each layer, (I, out).
         generator: Where the random numbers come from, on any device; the same gives the same.
+        amounts: How much.
 
     Returns:
         Weights and biases in new tensors of the same shapes.
@@ -54,16 +89,35 @@ def augmented(
             f"{layout}"
         )
     like, count = weights[0], len(weights[0])
-    shift = TRANSLATION * _between_ones(generator, like, count, 2)
-    depth = torch.randint(
-        1, len(weights), (count,), generator=generator, device=generator.device
-    ).to(like.device)
-    angle = ROTATION * _between_ones(generator, like, count)
-    factor = 1 + SCALE * _between_ones(generator, like, count)
+    shift = amounts.translation * _between_ones(generator, like, count, 2)
+    depth = torch.ones(count, dtype=torch.long, device=like.device)
+    if amounts.deep:
+        depth = torch.randint(
+            1, len(weights), (count,), generator=generator, device=generator.device
+        ).to(like.device)
+    angle = math.radians(amounts.rotation) * _between_ones(generator, like, count)
+    factor = 1 + amounts.scale * _between_ones(generator, like, count)
     moved = translated(weights, biases, shift, depth)
     first = scaled(rotated(weights[0], angle), factor)
+    if amounts.stretch or amounts.shear or amounts.mirrored:
+        first = first @ _frame(amounts, generator, like, count)
     networks = (first, *weights[1:]), moved
-    return _each(_each(networks, noisy, NOISE, generator), dropped, DROPOUT, generator)
+    if amounts.noise:
+        networks = _each(networks, noisy, amounts.noise, generator)
+    return _each(networks, dropped, amounts.dropout, generator) if amounts.dropout else networks
+
+
+def _frame(
+    amounts: Amounts, generator: torch.Generator, like: Tensor, count: int
+) -> Float[Tensor, "I 2 2"]:
+    """Axes of the image of each network: stretched, sheared and mirrored."""
+    stretch = 1 + amounts.stretch * _between_ones(generator, like, count, 2)
+    shear = amounts.shear * _between_ones(generator, like, count)
+    mirror = _between_ones(generator, like, count)
+    sign = torch.where(mirror < 0, -1.0, 1.0) if amounts.mirrored else torch.ones_like(mirror)
+    x = torch.stack([sign * stretch[:, 0], shear], 1)
+    y = torch.stack([torch.zeros_like(shear), stretch[:, 1]], 1)
+    return torch.stack([x, y], 1)
 
 
 def translated(
