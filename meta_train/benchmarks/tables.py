@@ -131,6 +131,34 @@ def _probed(label: str, *arguments: str, published: Sequence[str]) -> list[Row]:
     ]
 
 
+def _canonical(*models: tuple[str, str]) -> list[Row]:
+    """Models that read networks in canonical form, with as many probes as their label says."""
+    rows = []
+    for label, model in models:
+        count = re.search(r"(\d+) probes", label)
+        probes = ("--probes", count[1]) if count else ()
+        rows.append(Row(f"{label}, canonical", (model, *probes, "--canonical")))
+    return rows
+
+
+# What reads INRs, beyond the paper: in canonical form, in the order of their computation, by what
+# they answer.
+BEYOND = (
+    *_canonical(
+        ("MLP", "mlp"), ("Set NN", "set_nn"), ("StatNN", "stat_nn"), ("DWSNet", "dwsnet"),
+        ("NFN", "nfn"), ("NG-GNN, 0 probes", "ng_gnn"), ("NG-GNN, 64 probes", "ng_gnn"),
+        ("NG-T, 0 probes", "ng_t"), ("NG-T, 64 probes", "ng_t"),
+    ),
+    Row("Ordered, 0 probes", ("ordered", "--no-canonical")),
+    *_canonical(("Ordered, 0 probes", "ordered")),
+    Row("Ordered, 64 probes", ("ordered", "--probes", "64", "--no-canonical")),
+    *_canonical(("Ordered, 64 probes", "ordered")),
+    Row("Ordered, 128 generated probes, canonical",
+        ("ordered", "--probes", "128", "--generated")),
+    Row("ProbeGen, 128 probes", ("probegen",)),
+    Row("ProbeGen, 128 free probes", ("probegen", "--no-generated")),
+)  # fmt: skip
+
 # Kofinas et al. 2024, Tables 1 to 7; what is not in them stands here without a figure.
 TABLES = {
     "mnist_inr": Table(
@@ -146,6 +174,7 @@ TABLES = {
                 "92.4 ± 0.3", "93.3 ± 0.2", "94.9 ± 0.3", "97.3 ± 0.2")),
             Row("NG-GNN without positions", ("ng_gnn", "--no-positions"), "83.9 ± 0.3"),
             Row("NG-T without positions", ("ng_t", "--no-positions"), "77.9 ± 0.7"),
+            *BEYOND,
         ),
         "test_accuracy", "accuracy, %", 100.0, 2,
     ),
@@ -160,6 +189,7 @@ TABLES = {
                 "68.0 ± 0.2", "71.9 ± 0.3", "73.1 ± 0.3", "74.2 ± 0.4")),
             *_probed("NG-T", "ng_t", published=(
                 "72.7 ± 0.6", "73.8 ± 0.3", "74.1 ± 1.5", "74.8 ± 0.9")),
+            *BEYOND,
         ),
         "test_accuracy", "accuracy, %", 100.0, 2,
     ),
@@ -171,6 +201,10 @@ TABLES = {
                 "2.38 ± 0.02", "2.26 ± 0.01", "2.17 ± 0.01", "2.06 ± 0.01")),
             *_probed("NG-T", "ng_t", published=(
                 "1.96 ± 0.00", "1.88 ± 0.02", "1.82 ± 0.02", "1.75 ± 0.01")),
+            Row("NG-GNN, 64 probes, 8 answers", ("ng_gnn", "--probes", "64", "--answers", "8")),
+            Row("Ordered, 64 probes", ("ordered", "--probes", "64")),
+            Row("Ordered, 64 probes, 8 answers",
+                ("ordered", "--probes", "64", "--answers", "8")),
         ),
         "test_loss", "mean squared error of pixels, 1e-2", 100.0, 3, edited_digits,
     ),
@@ -206,7 +240,7 @@ class Settings:
 
     Attributes:
         table: A name of ``TABLES``.
-        only: Rows whose label has one of these words in it; () for all.
+        only: Labels of rows, or words in them; () for all.
         seeds: How many, from 0 on.
         hidden: Channels of the graph models; 0 for the published ones. Baselines keep theirs.
         extra: Further arguments of every run.
@@ -233,8 +267,15 @@ class Settings:
             ValueError: When there are none.
         """
         every = TABLES[self.table].rows
-        asked = "|".join(re.escape(part) for part in self.only)
-        found = [r for r in every if not asked or re.search(rf"\b({asked})\b", r.label)]
+        whole = {row.label for row in every}.intersection(self.only)
+        words = "|".join(re.escape(part) for part in self.only if part not in whole)
+        found = [
+            row
+            for row in every
+            if not self.only
+            or row.label in whole
+            or (words and re.search(rf"\b({words})\b", row.label))
+        ]
         if not found:
             raise ValueError(
                 f"only: expected words of one of {[row.label for row in every]}, found "
@@ -287,7 +328,7 @@ def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> st
     """The table, its last column what the paper has."""
     table = TABLES[settings.table]
     lines = [
-        f"| {settings.table} | parameters | {table.unit} | seeds | minutes to best | paper |",
+        f"| {settings.table} | parameters | {table.unit} | seeds | minutes | paper |",
         "|---" * 6 + "|",
     ]
     for row, found in answers.items():
@@ -361,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="LABEL",
-        help="rows with these words in their label",
+        help="rows of these labels, or with these words in theirs",
     )
     add("--seeds", type=int, default=2, help="how many, from 0 on")
     add("--hidden", type=int, default=0, help="channels of the graph models; 0: the paper's")

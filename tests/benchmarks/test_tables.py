@@ -109,8 +109,9 @@ def test_rows_are_chosen_by_whole_words():
         return [row.label for row in Settings("mnist_inr", only).rows]
 
     assert labels("4 probes") == ["NG-GNN, 4 probes", "NG-T, 4 probes"]
-    assert labels("MLP", "NG-T, 64") == ["MLP", "NG-T, 64 probes"]
-    assert len(labels("NG-GNN")) == 5
+    assert labels("MLP", "NG-T, 64 probes") == ["MLP", "NG-T, 64 probes"], "whole labels"
+    assert labels("NG-T, 64") == ["NG-T, 64 probes", "NG-T, 64 probes, canonical"]
+    assert len(labels("NG-GNN")) == 7
     assert len(labels()) == len(TABLES["mnist_inr"].rows)
 
 

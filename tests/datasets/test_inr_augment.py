@@ -7,6 +7,7 @@ import torch
 from support.sirens import networks, pixel_by_pixel
 
 from l2o_graph.datasets.inr.augment import (
+    AMOUNTS,
     augmented,
     dropped,
     noisy,
@@ -175,6 +176,24 @@ def test_equal_networks_are_changed_each_in_its_own_way():
     changed = augmented(weights, biases, generator())
     for t in (*changed[0], changed[1][0]):
         assert len({tuple(row.flatten().tolist()) for row in t}) > 1
+
+
+@pytest.mark.parametrize("name", ["small", "small-mirrored"])
+def test_small_changes_draw_the_image_in_another_frame(name):
+    """What is drawn at x is what was drawn at A x + t; A and t are of the sizes promised."""
+    weights, biases = networks(40, dtype=torch.float64)
+    biases = [torch.randn_like(b) / 30 for b in biases]
+    changed = augmented(weights, biases, generator(), AMOUNTS[name])
+    frame = torch.linalg.lstsq(weights[0], changed[0][0]).solution
+    shift = torch.linalg.lstsq(weights[0], (changed[1][0] - biases[0])[..., None]).solution
+    expected = drawn_at(weights, biases, frame @ coordinates(dtype=torch.float64) + shift)
+    torch.testing.assert_close(render(*changed), expected, rtol=0, atol=1e-8)
+    assert 0.05 < shift.abs().max() <= 0.1
+    sign = frame.det().sign()
+    assert sorted(set(sign.tolist())) == ([-1, 1] if "mirrored" in name else [1])
+    upright = frame * torch.stack([sign, torch.ones_like(sign)], -1)[:, None]
+    off = (upright - torch.eye(2, dtype=torch.float64)).abs().amax(0)
+    assert off.min() > 0.1 and off.max() < 0.45
 
 
 @pytest.mark.parametrize("layout", [(3, 4, 1), (2, 1)])
