@@ -13,8 +13,9 @@ What does which part of it:
 - The activation: nodes have SiLU, and a sum of SiLUs is many another (``SiLUs``).
 - Biases of layers to come, and weights, pass SiLU in two channels: SiLU(x) - SiLU(-x) = x.
 - The norm: it divides all nodes of a graph by one number that depends on them all. Channels of C
-  and -C drown them: that number is C sqrt(2 / H), but for a share of mean(x^2) H / 4 C^2, and the
-  norm's own factors undo it. Every channel has its negative, so that the mean is 0.
+  and -C drown them: that number is C sqrt(2 / H), but for a share of S / 4 C^2, where S is the sum
+  of squares of a node's other channels, on the mean. The norm's own factors undo it. Every channel
+  has its negative, so that the mean is 0.
 
 Axes, beside those of ``l2o_graph``: I networks of one layout, Q inputs of each.
 """
