@@ -25,7 +25,7 @@ PUBLIC = (
 )
 # Pages whose blocks of Python are one program, run from the top. "```text" behind a block is what
 # it prints, "..." being anything; "```console" is the same with any numbers.
-RUN = ("concepts", "extending", "first-steps", "how-it-works", "install")
+RUN = ("concepts", "expressivity", "extending", "first-steps", "how-it-works", "install")
 BLOCK = re.compile(
     r"^```python\n(.*?)^```\n(?:\n```(text|console)\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL
 )
