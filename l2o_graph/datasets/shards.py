@@ -1,7 +1,7 @@
 """What commands that make sets of networks share: what is missing is made, shard by shard."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from l2o_graph.datasets.workers import in_parallel
-from l2o_graph.storage.shards import Format, unwritten
+from l2o_graph.storage.shards import Format, rewrite_record, unwritten
 
 
 @runtime_checkable
@@ -26,8 +26,17 @@ class Shard(Protocol):
         """Content of its header."""
         ...
 
+    @property
+    def growing(self) -> tuple[str, ...]:
+        """Entries of the header that are smaller in a smaller set of the same networks."""
+        ...
+
     def __len__(self) -> int:
         """Count what it holds, in units of the progress bar."""
+        ...
+
+    def held(self) -> int:
+        """Count what the file there holds, in the same units."""
         ...
 
 
@@ -40,13 +49,30 @@ def missing(shards: Sequence[S], kind: Format) -> list[S]:
     Raises:
         ValueError: For shards of another configuration in their place.
     """
+    absent, smaller = _unwritten(shards, kind)
+    return absent + [shard for shard in smaller if shard.held() < len(shard)]
+
+
+def grow(shards: Sequence[S], kind: Format) -> None:
+    """Let shards of a smaller set say that they are of this one, those that are there in full."""
+    _, smaller = _unwritten(shards, kind)
+    for shard in smaller:
+        if shard.held() == len(shard):
+            rewrite_record(shard.path, shard.record, kind)
+
+
+def _unwritten(shards: Sequence[S], kind: Format) -> tuple[list[S], list[S]]:
     of_path = {shard.path: shard for shard in shards}
-    paths = unwritten({path: shard.record for path, shard in of_path.items()}, kind)
-    return [of_path[path] for path in paths]
+    growing = shards[0].growing if shards else ()
+    found = unwritten({path: shard.record for path, shard in of_path.items()}, kind, growing)
+    absent, smaller = ([of_path[path] for path in paths] for paths in found)
+    return absent, smaller
 
 
 def make(shards: Sequence[S], kind: Format, work: Callable[[S], S], jobs: int, unit: str) -> int:
     """Make the shards that are missing, each written as it is done; the caller holds the folder.
+
+    A set that was smaller grows: what it has is not made again.
 
     Args:
         shards: All of the set.
@@ -61,6 +87,7 @@ def make(shards: Sequence[S], kind: Format, work: Callable[[S], S], jobs: int, u
     Raises:
         ValueError: For shards of another configuration in their place.
     """
+    grow(shards, kind)
     left = missing(shards, kind)
     total, todo = (sum(map(len, group)) for group in (shards, left))
     with tqdm(total=total, initial=total - todo, unit=unit, smoothing=0) as progress:
@@ -73,3 +100,25 @@ def generator_of(name: str) -> torch.Generator:
     """Random numbers for what has a name, whatever else is made."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return torch.Generator().manual_seed(seed)
+
+
+def folder_of(
+    kind: str, names: Sequence[str], options: Mapping[str, Any], usual: Mapping[str, Any]
+) -> Path:
+    """Folder of a set whose --out is not given, named by what it is made of and how.
+
+    Args:
+        kind: First word.
+        names: Further words.
+        options: Numbers by name, None for what was not given.
+        usual: Numbers that go without saying.
+
+    Returns:
+        A path under runs/, as runs/zoo-park-steps600.
+    """
+    told = [
+        f"{name.replace('_', '-')}{value}"
+        for name, value in options.items()
+        if value is not None and value != usual[name]
+    ]
+    return Path("runs") / "-".join([kind, *names, *told])

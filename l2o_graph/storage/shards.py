@@ -112,17 +112,20 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     )
 
 
-def unwritten(expected: Mapping[Path, Mapping[str, Any]], kind: Format) -> list[Path]:
-    """Those shards that are not there in full, in order.
+def unwritten(
+    expected: Mapping[Path, Mapping[str, Any]], kind: Format, growing: Sequence[str] = ()
+) -> tuple[list[Path], list[Path]]:
+    """Those shards that are not there in full, and those of a smaller set, each in order.
 
     Args:
         expected: What the record of each is to say.
         kind: Of shards.
+        growing: Entries of records that are smaller in a smaller set of the same.
 
     Raises:
         ValueError: For those of another configuration.
     """
-    missing = []
+    missing, smaller = [], []
     for path, record in expected.items():
         if not path.exists():
             missing.append(path)
@@ -132,11 +135,24 @@ def unwritten(expected: Mapping[Path, Mapping[str, Any]], kind: Format) -> list[
         except ValueError:  # damaged: made anew
             missing.append(path)
             continue
-        if difference := differences(record, found):
+        grown = {key: record[key] for key in growing if 0 < found.get(key, 0) < record[key]}
+        if difference := differences(record, {**found, **grown}):
             raise ValueError(
                 f"'{path}' is of another configuration: {difference}; give another --out"
             )
-    return missing
+        if grown:
+            smaller.append(path)
+    return missing, smaller
+
+
+def rewrite_record(path: Path, record: Mapping[str, Any], kind: Format) -> None:
+    """Change entries of a shard's record; its tensors stay.
+
+    Raises:
+        ValueError: For a file that is damaged or something else.
+        OSError: For a place that cannot be written to.
+    """
+    write_tensors(path, read_tensors(path), {**read_record(path, kind), **record}, kind)
 
 
 def named(faults: Sequence[str]) -> str:

@@ -177,6 +177,36 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
     assert len(load_inrs(broken, "train")) == 96
 
 
+def test_a_set_grows_to_what_it_would_have_been_at_once(tmp_path, capsys):
+    """20 are two whole shards and a part of one, which is fitted anew."""
+    run(tmp_path / "grown", "--count", "20", "3", "5")
+    capsys.readouterr()
+    run(tmp_path / "grown", "--count", "40", "3", "9")
+    assert "fitted 33 INRs" in capsys.readouterr().out  # 40 - 16, and 9 of the test split
+    run(tmp_path / "whole", "--count", "40", "3", "9")
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors"))
+    assert len(names) == 5 + 1 + 2
+    for name in names:
+        assert (tmp_path / "grown" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    run(tmp_path / "grown", "--count", "20", "3", "5", expect=2)
+    assert "images is 40, not 20" in " ".join(capsys.readouterr().err.split())
+
+
+def test_views_do_not_let_a_set_grow(small, capsys):
+    """Second views begin after all images: other rows would be others."""
+    run(small, "--count", "24", "3", "5", "--views", "2", expect=2)
+    assert "images is 20, not 24" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_is_named_by_what_is_not_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["--source", "fmnist_sample", "--jobs", "1", "--steps", "3", "--count", "1", "0", "0"]
+    assert main(given) == 0
+    assert main([*given, "--recipe", "published", "--seed", "2"]) == 0
+    found = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert found == ["inr-fmnist_sample-published-steps3-seed2", "inr-fmnist_sample-steps3"]
+
+
 def test_a_damaged_shard_is_named_and_fitted_anew(tmp_path, capsys):
     options = ["--count", "20", "0", "0"]
     run(tmp_path, *options)

@@ -47,7 +47,7 @@ from l2o_graph.datasets.cnn.park import train_park
 from l2o_graph.datasets.cnn.recipe import Recipe
 from l2o_graph.datasets.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
-from l2o_graph.datasets.shards import generator_of, make, missing
+from l2o_graph.datasets.shards import folder_of, generator_of, make, missing
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, Range, check_ranges
 from l2o_graph.storage.lock import held
 from l2o_graph.storage.shards import shard_name
@@ -131,8 +131,17 @@ class Shard:
     runs: tuple[int, ...]
     record: dict[str, Any]
 
+    @property
+    def growing(self) -> tuple[str, ...]:
+        """Entries of the header that are smaller in a smaller zoo."""
+        return ("runs_in_all", "shards")
+
     def __len__(self) -> int:
         return len(self.runs)
+
+    def held(self) -> int:
+        """Count the runs of the file there."""
+        return len(read_shard(self.path)[1])
 
 
 def plan(settings: Settings) -> list[Shard]:
@@ -265,7 +274,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--kind", choices=sorted(KINDS), default="park")
     add("--dataset", choices=DATASETS, default="cifar10")
     add("--runs", type=int, required=True, metavar="N", help="networks to train")
-    add("--out", type=Path, required=True, metavar="FOLDER")
+    add("--out", type=Path, metavar="FOLDER", help="[runs/zoo-KIND, and what is not the default]")
     add("--size", type=int, default=0, metavar="PIXELS", help="side of the images; 0: half")
     add("--train-images", type=int, default=0, metavar="N", help="0: all")
     add("--test-images", type=int, metavar="N", help="to take accuracies on; 0: all")
@@ -291,6 +300,13 @@ def _parse(argv: Sequence[str] | None) -> Settings:
         seen = args["train_images"] or len(data.train_x)
         given["steps"] = round(epochs * seen / (given["batch"] or kind.recipe.batch))
     recipe = replace(kind.recipe, **{k: v for k, v in given.items() if v is not None})
+    if args["out"] is None:
+        names = [args["kind"], *(() if args["dataset"] == "cifar10" else (args["dataset"],))]
+        options = {**given, **{name: args[name] for name in ("size", "train_images", "test_images",
+                                                             "shard", "seed")}}  # fmt: skip
+        usual = {"size": 0, "train_images": 0, "seed": 0, "test_images": kind.test_images,
+                 "shard": kind.shard, **asdict(kind.recipe)}  # fmt: skip
+        args["out"] = folder_of("zoo", names, options, usual)
     return Settings(**args, recipe=recipe)
 
 
