@@ -11,6 +11,7 @@ from l2o_graph.datasets.cnn.small import ARCHITECTURE
 from l2o_graph.metanets.config import GRAPH_MODELS, ReaderConfig
 from l2o_graph.ranges import (
     COUNT,
+    COUNT_OR_NONE,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE_BELOW_ONE,
@@ -18,7 +19,7 @@ from l2o_graph.ranges import (
     check_ranges,
 )
 
-Model = Literal["ng_gnn", "ng_t", "stat_nn", "nfn"]
+Model = Literal["ng_gnn", "ng_t", "probegen", "stat_nn", "nfn"]
 Zoo = Literal["park", "small"]
 
 
@@ -35,8 +36,10 @@ class CNNModelConfig(ReaderConfig):
         max_kernel: Side that kernels are padded to; larger ones are refused.
         hidden: Number of channels of nodes, or of a baseline. NG-GNN's edges and head have as many,
             NG-T's edges half and its head twice as many.
-        layers: Number of layers: rounds of messages, or layers of NFN; of StatNN the layers of
-            networks there is room for.
+        layers: Number of layers: rounds of messages, or layers of NFN or of ProbeGen's MLP; of
+            StatNN the layers of networks there is room for.
+        probes: Number of images that ProbeGen learns; 0 for other models.
+        side: Height and width of these in pixels.
         dropout: Fraction of channels that training leaves out.
         fourier: Standard deviation of the frequencies of random Fourier features of kernels and
             biases; 0 for kernels and biases as they are.
@@ -61,6 +64,8 @@ class CNNModelConfig(ReaderConfig):
     max_kernel: int = 7
     hidden: int = 64
     layers: int = 4
+    probes: int = 0
+    side: int = 16
     dropout: float = 0.2
     fourier: float = 0.0
     scaled: bool = False
@@ -77,7 +82,8 @@ class CNNModelConfig(ReaderConfig):
         check_choices(self, model=(*get_args(Model), *REGISTERED))
         check_ranges(
             self, inputs=COUNT, depth=COUNT, classes=COUNT, max_kernel=COUNT, hidden=COUNT,
-            layers=COUNT, dropout=SHARE_BELOW_ONE, fourier=NOT_NEGATIVE, heads=COUNT,
+            layers=COUNT, probes=COUNT_OR_NONE, side=COUNT, dropout=SHARE_BELOW_ONE,
+            fourier=NOT_NEGATIVE, heads=COUNT,
             attention=COUNT, edge_hidden=COUNT, delta=POSITIVE,
         )  # fmt: skip
         if self.max_kernel % 2 == 0:
@@ -95,6 +101,11 @@ class CNNModelConfig(ReaderConfig):
             fourier=(0, GRAPH_MODELS), scaled=(False, GRAPH_MODELS),
             reverse=(False, GRAPH_MODELS), activations=(True, GRAPH_MODELS),
         )  # fmt: skip
+        if (self.model == "probegen") != (self.probes > 0):
+            raise ValueError(
+                f"probes: expected some for 'probegen' and 0 for other models, found {self.probes} "
+                f"for '{self.model}'"
+            )
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
                 "architecture: expected one for 'nfn' alone, which maps weights one by one and "
@@ -152,6 +163,8 @@ SIZES: dict[tuple[str, Zoo], dict[str, Any]] = {
     ("ng_t", "small"): {
         "fourier": 1.0, "hidden": 128, "heads": 8, "attention": 2, "edge_hidden": 1,
     },
+    ("probegen", "park"): {"hidden": 256, "layers": 6, "probes": 128, "dropout": 0.0},
+    ("probegen", "small"): {"hidden": 256, "layers": 6, "probes": 128, "dropout": 0.0},
     ("stat_nn", "park"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
     ("stat_nn", "small"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
     ("nfn", "small"): {"hidden": 16, "layers": 3, "dropout": 0.1, "architecture": ARCHITECTURE},

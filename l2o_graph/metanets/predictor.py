@@ -12,6 +12,7 @@ from l2o_graph.datasets.cnn.files import CNNs
 from l2o_graph.metanets.baselines.cnn import NFNBody, StatNNBody
 from l2o_graph.metanets.cnn_body import GraphBody
 from l2o_graph.metanets.cnn_config import REGISTERED, CNNModelConfig
+from l2o_graph.metanets.cnn_probes import CNNProbeBody
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
@@ -25,6 +26,7 @@ FOLDER = "cnn"  # of the zoo
 # What reads the networks, for each model of a config: CNNs -> a logit for each.
 BODIES: dict[str, Callable[[CNNModelConfig], nn.Module]] = {
     **dict.fromkeys(GRAPH_MODELS, GraphBody),
+    "probegen": CNNProbeBody,
     "stat_nn": StatNNBody,
     "nfn": NFNBody,
 }

@@ -91,7 +91,8 @@ def in_words(point: Mapping[str, Any], name: str, form: str) -> str:
     return said if test is None else f"{said} (test {form.format(test)})"
 
 
-TRIAL = 10  # steps that are timed, after as many that are not
+# Seconds of steps that are timed, after others that are not.
+TRIAL, WARM = 2.0, 1.0
 
 C = TypeVar("C", bound=EpochConfig)
 M = TypeVar("M", bound=nn.Module)
@@ -242,13 +243,14 @@ class EpochTrainer(ABC, Generic[C, M]):
 
     def plan_by_time(self) -> None:
         """Set the number of steps by the time of some, which are not part of the run."""
-        trial = copy.deepcopy(self)
-        for _ in range(TRIAL):
+        trial, steps = copy.deepcopy(self), 0
+        while trial.seconds < WARM:
             trial.advance()
         trial.seconds = 0.0
-        for _ in range(TRIAL):
+        while trial.seconds < TRIAL:
             trial.advance()
-        self.steps = max(round(self.config.minutes * 60 * TRIAL / trial.seconds), 1)
+            steps += 1
+        self.steps = max(round(self.config.minutes * 60 * steps / trial.seconds), 1)
 
     def is_best(self) -> bool:
         """Whether the last evaluation is better than all before."""

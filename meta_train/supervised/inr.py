@@ -113,7 +113,9 @@ def default_recipe(
             augment=SMALL[INR_TASKS[task][0]],
         )  # fmt: skip
         if kind == "edit":
-            return dataclasses.replace(config, batch=16, lr=2e-3, clip=1.0, augment="none")
+            return dataclasses.replace(
+                config, epochs=3, batch=16, lr=2e-3, clip=1.0, augment="none"
+            )
         return config
     changes = {"dropout": 0.0, "fourier": 0.0, **sizes}
     return INRTrainingConfig(task=task, model=inr_config(model, kind, **changes))
