@@ -5,7 +5,7 @@
 Axes, beside those of ``l2o_graph``: I networks (INRs), Q points (pixels).
 """
 
-from l2o_graph.datasets.inr.augment import augmented
+from l2o_graph.datasets.inr.augment import AMOUNTS, Amounts, augmented
 from l2o_graph.datasets.inr.canonical import canonical
 from l2o_graph.datasets.inr.dilation import dilation_targets
 from l2o_graph.datasets.inr.files import INRs, load_inrs
@@ -30,7 +30,9 @@ from l2o_graph.metanets.inr_config import INRModelConfig, inr_config, register_i
 from l2o_graph.metanets.statistics import Statistics, statistics_of
 
 __all__ = [
+    "AMOUNTS",
     "RECIPES",
+    "Amounts",
     "INRClassifier",
     "INREditor",
     "INRModelConfig",

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from l2o_graph.datasets.images import DATA_VARIABLE
-from l2o_graph.datasets.inr.augment import AMOUNTS
 from l2o_graph.datasets.workers import check_device
+from l2o_graph.inr import AMOUNTS
 from l2o_graph.metanets.cnn_config import Model as CNNModel
 from l2o_graph.metanets.inr_config import Model as INRModel
 from l2o_graph.optim.controller import ControllerConfig

@@ -1,4 +1,4 @@
-"""NG-GNN and NG-T on CNNs of any architectures: embedding, rounds of messages, a head."""
+"""Graph models on CNNs of any architectures: embedding, messages, a head."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +19,7 @@ from l2o_graph.models.mixed_ng_gnn import mixed_ng_gnn
 from l2o_graph.models.mixed_ng_t import mixed_ng_t
 from l2o_graph.models.ng_gnn import NGGNN, keep_nodes
 from l2o_graph.models.ng_t import NGT
+from l2o_graph.models.ordered import OrderedGraph
 
 
 class GraphBody(nn.Module):
@@ -31,7 +32,7 @@ class GraphBody(nn.Module):
     def __init__(self, config: CNNModelConfig):
         super().__init__()
         self.room = Room(config.max_kernel, config.inputs, config.depth, config.classes)
-        hidden, is_gnn = config.hidden, config.model == "ng_gnn"
+        hidden, is_gnn = config.hidden, config.model != "ng_t"
         self.scaled = config.scaled
         self.edges = EdgeEmbedding(config, hidden if is_gnn else hidden // 2)
         self.nodes = NodeEmbedding(config, self.room.positions)
@@ -68,14 +69,18 @@ class GraphBody(nn.Module):
     ) -> Float[Tensor, "n H"]:
         """Last states of output nodes."""
         of_network = batch.walk, batch.network, batch.sizes
+        if isinstance(self.backbone, OrderedGraph):
+            return self.backbone(batch.walk, nodes, edges)
         if isinstance(self.backbone, NGGNN):
             return mixed_ng_gnn(self.backbone, *of_network, nodes, edges)
         return mixed_ng_t(self.backbone, *of_network, nodes, edges)
 
 
-def backbone_of(config: CNNModelConfig) -> NGGNN | NGT:
-    """The rounds of messages."""
+def backbone_of(config: CNNModelConfig) -> NGGNN | NGT | OrderedGraph:
+    """The rounds of messages, or the one pass."""
     hidden = config.hidden
+    if config.model == "ordered":
+        return OrderedGraph(hidden, config.dropout)
     if config.model == "ng_gnn":
         sizes = hidden, config.layers, config.delta, config.dropout
         model = NGGNN(*sizes, last_edges=False, reverse=config.reverse)

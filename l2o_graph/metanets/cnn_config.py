@@ -8,7 +8,7 @@ from torch import nn
 
 from l2o_graph.datasets.cnn.architecture import CNNArchitecture
 from l2o_graph.datasets.cnn.small import ARCHITECTURE
-from l2o_graph.metanets.config import GRAPH_MODELS, ReaderConfig
+from l2o_graph.metanets.config import GRAPH_MODELS, ON_GRAPHS, ReaderConfig
 from l2o_graph.ranges import (
     COUNT,
     COUNT_OR_NONE,
@@ -19,7 +19,7 @@ from l2o_graph.ranges import (
     check_ranges,
 )
 
-Model = Literal["ng_gnn", "ng_t", "probegen", "stat_nn", "nfn"]
+Model = Literal["ng_gnn", "ng_t", "ordered", "probegen", "stat_nn", "nfn"]
 Zoo = Literal["park", "small"]
 
 
@@ -37,7 +37,7 @@ class CNNModelConfig(ReaderConfig):
         hidden: Number of channels of nodes, or of a baseline. NG-GNN's edges and head have as many,
             NG-T's edges half and its head twice as many.
         layers: Number of layers: rounds of messages, or layers of NFN or of ProbeGen's MLP; of
-            StatNN the layers of networks there is room for.
+            StatNN the layers of networks there is room for. The ordered pass is one round.
         probes: Number of images that ProbeGen learns; 0 for other models.
         side: Height and width of these in pixels.
         dropout: Fraction of channels that training leaves out.
@@ -98,8 +98,8 @@ class CNNModelConfig(ReaderConfig):
         if self.model in REGISTERED:
             return
         self.check_options(
-            fourier=(0, GRAPH_MODELS), scaled=(False, GRAPH_MODELS),
-            reverse=(False, GRAPH_MODELS), activations=(True, GRAPH_MODELS),
+            fourier=(0, ON_GRAPHS), scaled=(False, ON_GRAPHS),
+            reverse=(False, GRAPH_MODELS), activations=(True, ON_GRAPHS),
         )  # fmt: skip
         if (self.model == "probegen") != (self.probes > 0):
             raise ValueError(

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-GRAPH_MODELS = ("ng_gnn", "ng_t")
+GRAPH_MODELS = ("ng_gnn", "ng_t")  # of the paper
+ON_GRAPHS = (*GRAPH_MODELS, "ordered")
 
 
 class ReaderConfig:

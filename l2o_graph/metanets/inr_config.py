@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args
 from torch import nn
 
 from l2o_graph.datasets.inr.siren import LAYOUT, OMEGA0
-from l2o_graph.metanets.config import GRAPH_MODELS, ReaderConfig
+from l2o_graph.metanets.config import GRAPH_MODELS, ON_GRAPHS, ReaderConfig
 from l2o_graph.ranges import (
     COUNT,
     COUNT_OR_NONE,
@@ -23,8 +23,7 @@ Model = Literal[
 ]
 Task = Literal["classify", "edit"]
 
-PROBED = (*GRAPH_MODELS, "ordered", "probegen")
-EDITORS_OF_SEVERAL = (*GRAPH_MODELS, "ordered")
+PROBED = (*ON_GRAPHS, "probegen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +90,8 @@ class INRModelConfig(ReaderConfig):
         if self.model not in REGISTERED:
             self.check_options(
                 axial=(False, GRAPH_MODELS), reverse=(False, GRAPH_MODELS),
-                positions=(True, GRAPH_MODELS), fourier=(0, (*GRAPH_MODELS, "ordered")),
-                probes=(0, PROBED), answers=(1, EDITORS_OF_SEVERAL),
+                positions=(True, GRAPH_MODELS), fourier=(0, ON_GRAPHS),
+                probes=(0, PROBED), answers=(1, ON_GRAPHS),
             )  # fmt: skip
         if self.task == "edit" and self.model in ("stat_nn", "probegen"):
             raise ValueError(

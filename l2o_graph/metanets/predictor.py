@@ -13,7 +13,7 @@ from l2o_graph.metanets.baselines.cnn import NFNBody, StatNNBody
 from l2o_graph.metanets.cnn_body import GraphBody
 from l2o_graph.metanets.cnn_config import REGISTERED, CNNModelConfig
 from l2o_graph.metanets.cnn_probes import CNNProbeBody
-from l2o_graph.metanets.config import GRAPH_MODELS
+from l2o_graph.metanets.config import ON_GRAPHS
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
 from l2o_graph.storage.shards import named
@@ -25,7 +25,7 @@ FOLDER = "cnn"  # of the zoo
 
 # What reads the networks, for each model of a config: CNNs -> a logit for each.
 BODIES: dict[str, Callable[[CNNModelConfig], nn.Module]] = {
-    **dict.fromkeys(GRAPH_MODELS, GraphBody),
+    **dict.fromkeys(ON_GRAPHS, GraphBody),
     "probegen": CNNProbeBody,
     "stat_nn": StatNNBody,
     "nfn": NFNBody,

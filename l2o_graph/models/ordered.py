@@ -11,8 +11,10 @@ Source: DNG-Encoder (arXiv 2607.02166); there the GRU's state is the bias, too.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from l2o_graph.layout.segments import Walk
 
 
 class OrderedStep(nn.Module):
@@ -48,3 +50,67 @@ class OrderedStep(nn.Module):
         messages = messages / math.sqrt(edges.shape[2])
         states = self.cell(messages.flatten(0, 1), own.flatten(0, 1))
         return self.norm(states).view_as(own)
+
+
+class OrderedGraph(nn.Module):
+    """The same over networks of any architectures, as one graph, with one set of maps.
+
+    Args:
+        size: Number of channels H of nodes and of edges.
+        dropout: Fraction of channels that training leaves out.
+    """
+
+    def __init__(self, size: int, dropout: float = 0.0):
+        super().__init__()
+        self.say = nn.Linear(size, size)
+        self.cell = nn.GRUCell(size, size)
+        self.norm = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, walk: Walk, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D H"]
+    ) -> Float[Tensor, "n H"]:
+        """Pass over all edges, from the inputs on.
+
+        Args:
+            walk: The edges, along the flow alone.
+            nodes: What each node has of its own; where no edge leads to, it stays that.
+            edges: What each edge multiplies by, W_e phi + b_e.
+
+        Returns:
+            Last states of the nodes that are read.
+
+        Raises:
+            ValueError: For a graph with a cycle.
+        """
+        segments = walk.all
+        source = segments.source
+        target = segments.target.repeat_interleave(segments.lengths)
+        level = levels(len(nodes), source, target)
+        scale = segments.degree.clamp(min=1).rsqrt()[:, None].to(nodes)
+        states = nodes
+        for number in range(1, int(level.max()) + 1):
+            own = (level == number).nonzero().flatten()
+            arriving = (level[target] == number).nonzero().flatten()
+            said = edges[arriving] * self.say(states[source[arriving]])
+            heard = torch.zeros_like(nodes).index_add(0, target[arriving], said)[own] * scale[own]
+            coming = self.dropout(self.norm(self.cell(heard, nodes[own])))
+            states = states.index_copy(0, own, coming)
+        return states[walk.last.nodes]
+
+
+def levels(
+    nodes: int, source: Int64[Tensor, " D"], target: Int64[Tensor, " D"]
+) -> Int64[Tensor, " N"]:
+    """How many edges there are, at most, on the way from an input to each node.
+
+    Raises:
+        ValueError: For a graph with a cycle.
+    """
+    level = torch.zeros(nodes, dtype=torch.long, device=source.device)
+    for _ in range(nodes):
+        further = torch.zeros_like(level).scatter_reduce(0, target, level[source] + 1, "amax")
+        if torch.equal(further, level):
+            return level
+        level = further
+    raise ValueError("ordered pass: expected a network without cycles, found one with a cycle")

@@ -31,7 +31,7 @@ from l2o_graph.cnn import (
 )
 from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.metanets.cnn_config import Zoo
-from l2o_graph.metanets.config import GRAPH_MODELS
+from l2o_graph.metanets.config import ON_GRAPHS
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.metanets.traits import NAMES, RANGES, span, traits
 from l2o_graph.storage.files import write_atomically
@@ -98,7 +98,7 @@ def default_recipe(
         model: What is trained.
         sizes: Other fields of its configuration than the published ones.
     """
-    scaled = model in GRAPH_MODELS and not sizes.get("fourier")
+    scaled = model in ON_GRAPHS and not sizes.get("fourier")
     changes = {"dropout": 0.0, "fourier": 0.0, "scaled": scaled, **sizes}
     reads = cnn_config(model, _kind(task), **changes)
     own: dict[str, Any] = {"lr": 3e-3, "batch": 8} if model == "ng_t" else {}
