@@ -15,7 +15,7 @@ from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import state_type
 from l2o_graph.optim.account import Account, account_of
 from l2o_graph.optim.averaging import AVERAGED_PART
-from l2o_graph.optim.base import LearnedOptimizer, warn
+from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.blocks import Block, blocks_of
 from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
 from l2o_graph.optim.controller import Controller
@@ -23,6 +23,7 @@ from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.saved import check_numbers, with_step
 from l2o_graph.optim.sharded import Sharing, whole
 from l2o_graph.optim.step import advance
+from l2o_graph.optim.warn import warn
 
 
 class NGOptimizer(LearnedOptimizer):
@@ -168,9 +169,10 @@ class NGOptimizer(LearnedOptimizer):
 
     def _is_current(self) -> bool:
         """Whether the structure is the one that the parameters were laid out by."""
+        spec = self._structure.spec
         return (
-            self._spec is not None
-            and self._laid_out is self._spec
+            spec is not None
+            and self._laid_out is spec
             and all(part.is_current() for part in self._parts)
         )
 
