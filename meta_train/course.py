@@ -20,6 +20,7 @@ from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.step import advance
 from meta_train.families.base import Problems, repeated
 from meta_train.families.registry import draw
+from meta_train.run import copy_in
 
 # Losses count up to this many times that of the start: beyond it is all the same.
 MOST_LOSS = 2.0
@@ -184,3 +185,22 @@ def score(losses: Tensor) -> Tensor:
     """
     logs = (losses + LEAST_LOSS).log()
     return (logs[:-1].mean(0) + logs[-1]) / 2
+
+
+def tensors_of(course: Course) -> dict[str, Tensor]:
+    """All that changes in a course."""
+    history = course.memory.history
+    found = {"rows": history.rows, "tensors": history.tensors, "ages": history.ages}
+    for s, (stack, p) in enumerate(zip(course.memory.stacks, course.parameters, strict=True)):
+        found |= {f"{s}.{name}": t for name, t in stack.owned().items()}
+        found |= {f"{s}.parameter": p, f"{s}.average": course.averages[s]}
+    return found
+
+
+def restore(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
+    """Bring a course that was just started to where another one was."""
+    course.age = age
+    for stack in course.memory.stacks:
+        stack.age = age
+    for name, tensor in tensors_of(course).items():
+        copy_in(tensor, tensors, name)

@@ -206,6 +206,15 @@ def starting(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
+def copy_in(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
+    """Copy a tensor of a state into its place, which is of its shape."""
+    if tensors[name].shape != into.shape:
+        raise ValueError(
+            f"{name}: expected shape {list(into.shape)}, found {list(tensors[name].shape)}"
+        )
+    into.copy_(tensors[name])
+
+
 def drive(
     trainer: Trainer,
     state: Path,
