@@ -10,7 +10,6 @@ controllers the mean difference over draws of families, with a paired t-test.
 import argparse
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
+from l2o_graph.commands import run_command
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
@@ -176,24 +176,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [1]")
     given = parser.parse_args(arguments)
-    try:
-        check_ranges(given, draws=COUNT, steps=COUNT, threads=THREADS)
-        torch.set_num_threads(given.threads)
-        loaded = {}
-        for text in given.controllers:
-            name, _, path = text.partition("=")
-            if name == START and not path:
-                config = next(iter(loaded.values())).config if loaded else ControllerConfig()
-                loaded[name] = start_of(config)
-            else:
-                loaded[name] = load_checkpoint(path or name).controller
-        families = given.families or list(HELD_OUT)
-        found = compare(loaded, families, given.draws, given.steps, given.told, given.data_root)
-    except (ValueError, OSError) as error:
-        print(f"meta_train.compare: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"mean log loss after {given.steps} steps, {given.draws} draws a family; weights, averaged"
-    )
-    print(markdown(found))
-    return 0
+    return run_command("meta_train.compare", lambda: _compared(given), stopped="stopped")
+
+
+def _compared(given: argparse.Namespace) -> list[str]:
+    """Make the tables that a command line asks for."""
+    check_ranges(given, draws=COUNT, steps=COUNT, threads=THREADS)
+    torch.set_num_threads(given.threads)
+    loaded = {}
+    for text in given.controllers:
+        name, _, path = text.partition("=")
+        if name == START and not path:
+            config = next(iter(loaded.values())).config if loaded else ControllerConfig()
+            loaded[name] = start_of(config)
+        else:
+            loaded[name] = load_checkpoint(path or name).controller
+    families = given.families or list(HELD_OUT)
+    found = compare(loaded, families, given.draws, given.steps, given.told, given.data_root)
+    return [
+        f"mean log loss after {given.steps} steps, {given.draws} draws a family; weights, averaged",
+        markdown(found),
+    ]
