@@ -90,7 +90,7 @@ class Course:
                 weight = 1 / (1 + AVERAGED_PART * step)
                 torch._foreach_lerp_(self.averages, self.parameters, weight)
             if (step + 1) % LOOK_EVERY == 0:
-                held_out = self.problems.held_out(flat(self, self.parameters), step)
+                held_out = self.problems.held_out(flat(self, self.parameters))
                 looks += [] if held_out is None else [held_out]
         self.age += steps
         found = looks or [torch.stack(part).mean(0) for part in windows(losses)]
@@ -102,7 +102,7 @@ class Course:
     def _of_averages(self) -> Tensor:
         """Loss of the averaged parameters, (2P,), on batches that are still to come."""
         parameters = flat(self, self.averages)
-        held_out = self.problems.held_out(parameters, self.age)
+        held_out = self.problems.held_out(parameters)
         if held_out is not None:
             return held_out
         steps = range(self.age, self.age + BATCHES_OF_AVERAGES)
