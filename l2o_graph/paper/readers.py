@@ -21,6 +21,7 @@ from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.paper.embedding import PaddedEmbedding
 from l2o_graph.paper.features import NUM_FEATURES
+from l2o_graph.registry import adding
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
@@ -195,14 +196,7 @@ def register_reader(name: str) -> Callable[[Build], Build]:
     Raises:
         ValueError: For a name that another reader has.
     """
-
-    def add(build: Build) -> Build:
-        if name in (*BUILT_IN, *REGISTERED):
-            raise ValueError(f"there is a reader '{name}' already")
-        REGISTERED[name] = build
-        return build
-
-    return add
+    return adding(REGISTERED, name, "reader", taken=BUILT_IN)
 
 
 BUILT_IN = ("ng_gnn", "ng_t", "nfn", "lstm", "ff")

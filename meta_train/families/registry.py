@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from l2o_graph.registry import adding
 from meta_train.families.base import Plan, Problems
 from meta_train.families.dice import Dice, seed_of
 from meta_train.families.images import Pictures
@@ -49,14 +50,7 @@ def register_family(
     Raises:
         ValueError: For a name that another family has.
     """
-
-    def add(build: Build) -> Build:
-        if name in FAMILIES:
-            raise ValueError(f"there is a family '{name}' already")
-        FAMILIES[name] = Family(build, held_out, share)
-        return build
-
-    return add
+    return adding(FAMILIES, name, "family", lambda build: Family(build, held_out, share))
 
 
 def draw(
