@@ -156,7 +156,7 @@ def _p_value(differences: Sequence[float]) -> float:
     """Of a paired t-test against 0; 1 where nothing differs."""
     if len(differences) < 2 or all(d == 0 for d in differences):
         return 1.0
-    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    p = float(stats.ttest_1samp(differences, 0.0)[1])
     return 1.0 if math.isnan(p) else p
 
 

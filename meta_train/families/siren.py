@@ -40,7 +40,8 @@ class Siren(nn.Module):
         """As published, section 3.2: inputs of each sine have a deviation of about 1."""
         start = initial(self, dice)
         for i, linear in enumerate(self.linear):
-            fan_in = linear.weight.shape[1]
+            assert isinstance(linear, nn.Linear)
+            fan_in = linear.in_features
             bound = 1 / fan_in if i == 0 else sqrt(6 / fan_in) / self.omega
             # torch's own start, which these are drawn as, is within 1 / sqrt(fan-in).
             start[f"linear.{i}.weight"] *= bound * sqrt(fan_in)

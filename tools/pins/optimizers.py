@@ -106,7 +106,7 @@ def evolution_pins() -> Made:
 
 
 def _evolved(family: str) -> list[Any]:
-    controller = named("Controller")(named("ControllerConfig")(hidden=4, channels=2))
+    controller = named("Controller")(named("ControllerConfig")(channels=2))
     config = controller.config
     weights = torch.cat([p.detach().flatten() for p in controller.parameters()])
     weights += 0.1 * torch.randn(weights.shape)

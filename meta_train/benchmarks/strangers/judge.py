@@ -221,7 +221,7 @@ def over_tasks(gains: Sequence[float]) -> Verdict:
 
     middle = float(median(gains))
     moved = [g for g in gains if g != 0]
-    p = float(wilcoxon(moved).pvalue) if len(moved) >= FEWEST_TASKS else None
+    p = float(wilcoxon(moved)[1]) if len(moved) >= FEWEST_TASKS else None
     balance = _signed_ranks(moved)
     told = p is not None and p < SIGNIFICANT
     return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, _word(told, balance))
