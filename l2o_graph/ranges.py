@@ -37,8 +37,8 @@ class Range:
         """Refuse what is not in it.
 
         Args:
-            name: Of the option, for the error.
-            value: What was given.
+            name: Name of the option, for the error.
+            value: Value that was given.
 
         Raises:
             ValueError: For any other number, and for what is none.
@@ -71,8 +71,8 @@ def check_ranges(options: object, **ranges: Range) -> None:
     """Refuse options that are out of their range.
 
     Args:
-        options: What has them as attributes.
-        ranges: Of each by name.
+        options: Object that has them as attributes.
+        ranges: Range of each option by name.
 
     Raises:
         ValueError: Naming the first that is.

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def adding(
+def registering(
     known: dict[str, Any],
     name: str,
     what: str,

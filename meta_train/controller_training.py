@@ -21,9 +21,17 @@ from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from l2o_graph.ranges import COUNT_OR_NONE
 from meta_train import evolution
-from meta_train.course import LEAST_LOSS, MOST_LOSS, Course, restore, score, start, tensors_of
+from meta_train.course import (
+    LEAST_LOSS,
+    MOST_LOSS,
+    Course,
+    restore_course,
+    score,
+    start,
+    tensors_of_course,
+)
 from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
-from meta_train.families.registry import FAMILIES
+from meta_train.families import FAMILIES, HELD_OUT
 from meta_train.parsing import parsed
 from meta_train.run import (
     Result,
@@ -36,8 +44,6 @@ from meta_train.run import (
     starting,
     write_state,
 )
-
-HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
 
 VALIDATION_SEED = 7
 # Gradients are averaged over about as many outer steps as there are families in turn: each says
@@ -53,7 +59,7 @@ class Draw:
 
     Attributes:
         family: Its family.
-        seed: Of its instances and perturbations.
+        seed: Seed of its instances and perturbations.
         length: Its number of steps.
         told: Whether its networks are told their length.
     """
@@ -69,7 +75,7 @@ class ControllerTrainer:
 
     Args:
         config: The run.
-        data_root: Where images lie.
+        data_root: Folder where images lie.
     """
 
     count = "outer_step"
@@ -136,7 +142,7 @@ class ControllerTrainer:
         losses = course.span(
             config.controller, weights_from(config.controller, vectors), config.span
         )
-        scores = gathered(torch.stack([score(losses), losses[-1]]))
+        scores = scores_of_all(torch.stack([score(losses), losses[-1]]))
         estimate, difference = evolution.gradient(scores[0], noise)
         lr = config.lr * self._share_of_peak()
         # A course counts for where it ends: its first spans say how to be fast, not how to be good.
@@ -191,7 +197,7 @@ class ControllerTrainer:
             "generator": self.generator.get_state(),
         }
         for i, course in enumerate(self.courses):
-            tensors |= {f"course.{i}.{k}": t for k, t in tensors_of(course).items()}
+            tensors |= {f"course.{i}.{k}": t for k, t in tensors_of_course(course).items()}
         record = {
             "config": asdict(self.config),
             "outer_step": self.step,
@@ -228,7 +234,7 @@ class ControllerTrainer:
         ages = parsed(list[int], record["ages"], "ages")
         for i, (draw, age) in enumerate(zip(trainer.draws, ages, strict=True)):
             course = trainer._start(draw)
-            restore(course, age, starting(f"course.{i}.", tensors))
+            restore_course(course, age, starting(f"course.{i}.", tensors))
             trainer.courses.append(course)
         return trainer
 
@@ -263,7 +269,7 @@ class ControllerTrainer:
         return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def gathered(scores: Tensor) -> Tensor:
+def scores_of_all(scores: Tensor) -> Tensor:
     """Scores of all processes, (n, networks here) -> (n, networks)."""
     if not dist.is_initialized():
         return scores
@@ -308,7 +314,7 @@ def train_controller(
         config: The run. When resuming, that of the saved state has to be the same.
         out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``; of
             several processes the first writes there and each other in a folder of its own in it.
-        data_root: Where datasets lie.
+        data_root: Folder where datasets lie.
         resume: Continue from the state in ``out`` if there is one.
 
     Returns:

@@ -39,9 +39,9 @@ class Course:
     """Networks of one family in training.
 
     Attributes:
-        problems: What they are trained on.
-        memory: What the rule remembers of them, (2P, ...).
-        parameters: Of each stack, (2P, M, r, c).
+        problems: Problems that they are trained on.
+        memory: Memory of the rule of them, (2P, ...).
+        parameters: Parameters of each stack, (2P, M, r, c).
         length: Number of steps until it ends.
         told: Whether the networks are told their length.
         averages: Averaged parameters, likewise.
@@ -65,9 +65,9 @@ class Course:
         """Train for so many steps, or to the end.
 
         Args:
-            config: Of the controllers.
-            weights: Of 2P controllers.
-            steps: How many.
+            config: Configuration of the controllers.
+            weights: Weights of 2P controllers.
+            steps: Number of steps.
 
         Returns:
             (windows, 2P) losses relative to the start, each a mean over some steps, on training
@@ -163,13 +163,13 @@ def start(
 
     Args:
         family: Name of a family.
-        seed: Of the instances.
+        seed: Seed of the instances.
         pairs: Number of instances P in all processes.
         length: Number of steps.
         told: Whether the networks are told it.
         mine: Which of the instances this process has.
         validation: Whether to take images that training does not use.
-        data_root: Where images lie.
+        data_root: Folder where images lie.
     """
     problems = draw(family, seed, pairs, mine, validation, data_root)
     memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)
@@ -187,7 +187,7 @@ def score(losses: Tensor) -> Tensor:
     return (logs[:-1].mean(0) + logs[-1]) / 2
 
 
-def tensors_of(course: Course) -> dict[str, Tensor]:
+def tensors_of_course(course: Course) -> dict[str, Tensor]:
     """All that changes in a course."""
     history = course.memory.history
     found = {"rows": history.rows, "tensors": history.tensors, "ages": history.ages}
@@ -197,10 +197,10 @@ def tensors_of(course: Course) -> dict[str, Tensor]:
     return found
 
 
-def restore(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
+def restore_course(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
     """Bring a course that was just started to where another one was."""
     course.age = age
     for stack in course.memory.stacks:
         stack.age = age
-    for name, tensor in tensors_of(course).items():
+    for name, tensor in tensors_of_course(course).items():
         copy_in(tensor, tensors, name)

@@ -14,8 +14,8 @@ def parsed(kind: Any, value: Any, name: str) -> Any:
     Args:
         kind: A dataclass, str, bool, int, float, None, or a union, list, tuple or dict of these.
             Numbers are finite. Keys of a dict that are to be integers are written as strings.
-        value: What JSON gave.
-        name: Of it, for errors.
+        value: Value that JSON gave.
+        name: Name of the value, for errors.
 
     Raises:
         ValueError: Where it is of another type, naming the field.

@@ -29,7 +29,7 @@ class Arrangement:
         states: All that ``optimizer.state`` has of each.
         ages: Steps of each one so far.
         shapes: Their shapes when they were laid out.
-        anew: How many of them have a state that did not fit.
+        anew: Number of them that have a state that did not fit.
         sharing: Which of them are worked on here, where they are sharded.
     """
 
@@ -238,7 +238,7 @@ def _move(
         parameters: To change in place.
         updates: What the rule answers, in the type that it computes in.
         lr: Factor of all.
-        weight_decay: Of the group.
+        weight_decay: Weight decay of the group.
     """
     if isinstance(lr, Tensor):
         lr = lr.reshape(()).to(updates[0])

@@ -34,8 +34,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Args:
         params: Parameters, named parameters or groups, as for any optimizer.
-        defaults: Of the groups' options, "lr", "weight_decay", "maximize" and "checkpoint" among
-            them.
+        defaults: Defaults of the groups' options, among them "lr", "weight_decay", "maximize" and
+            "checkpoint".
         model: The network that the parameters belong to, whose structure is read from its first
             batch; None to infer it from order, shape and, where given, name.
 

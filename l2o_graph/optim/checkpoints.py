@@ -29,7 +29,7 @@ class Checkpoint:
     Attributes:
         identity: Its name and the start of a SHA-256 of its configuration and weights.
         controller: The weights, frozen, in float32 on the CPU.
-        provenance: How it was made: command, commit, outer steps, time, curve.
+        provenance: History: command, commit, outer steps, time, curve.
     """
 
     identity: str
@@ -88,9 +88,9 @@ def save_controller(path: Path, controller: Controller, provenance: dict[str, An
     """Store a controller; the file appears whole or not at all.
 
     Args:
-        path: Where to; what was there before stays if anything fails.
-        controller: What to store, its weights as float32.
-        provenance: How it was made; anything that JSON can hold.
+        path: Destination; what was there before stays if anything fails.
+        controller: Controller to store, its weights as float32.
+        provenance: History; anything that JSON can hold.
 
     Raises:
         ValueError: For weights that are not finite.

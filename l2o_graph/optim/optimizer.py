@@ -50,7 +50,7 @@ class NGOptimizer(LearnedOptimizer):
         model: The network that the parameters belong to: its structure is then read from the
             first batch that it is called with, rather than inferred from order and shapes. A
             pickle or a deep copy of the optimizer holds it too.
-        total_steps: How many steps there will be, if that is known: lengths then end near 0.
+        total_steps: Number of steps that there will be, if that is known: lengths then end near 0.
             Without it the optimizer can be stopped at any time. Where a state is loaded, what was
             given here holds, or what the state has where nothing was.
         maximize: Ascend rather than descend.

@@ -16,8 +16,8 @@ def with_step(saved: Any, key: Any) -> dict[str, Any]:
     """A parameter's state whose "step" is a tensor without axes; other programs store a number.
 
     Args:
-        saved: What the state has of the parameter.
-        key: Of the parameter in the state, for errors.
+        saved: Entry of the parameter in the state.
+        key: Key of the parameter in the state, for errors.
 
     Raises:
         ValueError: For what is no state, and where the step is no number of steps.
@@ -42,8 +42,8 @@ def check_numbers(saved: Mapping[str, Tensor], key: Any, parameter: Tensor) -> N
     An average may have them where the parameter itself does, as a mask has that nobody trains.
 
     Args:
-        saved: Of the parameter, tensors by name.
-        key: Of the parameter in the state, for errors.
+        saved: State of the parameter, tensors by name.
+        key: Key of the parameter in the state, for errors.
         parameter: The parameter.
 
     Raises:
@@ -95,7 +95,7 @@ def sharded_state(
 
     Args:
         found: State of an optimizer, as ``state_dict`` has it.
-        sharing: Which rank owns which parameter.
+        sharing: Ranks that own each parameter.
         parameters: All parameters of the optimizer, in order of its groups.
     """
     ids = [key for group in found["param_groups"] for key in group["params"]]

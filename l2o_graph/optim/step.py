@@ -57,11 +57,11 @@ def advance(
     """Make one step of all blocks; the memory is of the step after, in place.
 
     Args:
-        config: Of the controller.
-        weights: Of N controllers.
-        memory: Of the N networks.
-        gradients: Of each stack here, (B, r, c).
-        parameters: Of each stack here, likewise.
+        config: Configuration of the controller.
+        weights: Weights of N controllers.
+        memory: Memory of the N networks.
+        gradients: Gradients of each stack here, (B, r, c).
+        parameters: Parameters of each stack here, likewise.
         horizon: (N,) number of steps of the whole run, 0 for none; None for none of them.
 
     Returns:
@@ -160,9 +160,9 @@ def _directions(
     """What each stack goes along, (B, r, c), of any scale, one after the other.
 
     Args:
-        weights: Of N controllers.
-        memory: Of the networks; its averages of gradients are of this step already.
-        gradients: Of each stack.
+        weights: Weights of N controllers.
+        memory: Memory of the networks; its averages of gradients are of this step already.
+        gradients: Gradients of each stack.
         sums: Over each row.
     """
     ages = memory.history.ages
@@ -196,7 +196,7 @@ def _alive(memory: Memory, square: Tensor) -> Tensor:
     The bias before a batch norm or of attention's keys has none, but computing it leaves a little.
 
     Args:
-        memory: Of the networks.
+        memory: Memory of the networks.
         square: (N, T) sums of squares of the gradient.
     """
     history, constants = memory.history, memory.constants
@@ -212,7 +212,7 @@ def _fading(memory: Memory, square: Tensor) -> Tensor:
     towards weights without end.
 
     Args:
-        memory: Of the networks; first squares are known.
+        memory: Memory of the networks; first squares are known.
         square: (N, T) sums of squares of the gradient.
     """
     now = square / memory.constants.rows_of_tensor

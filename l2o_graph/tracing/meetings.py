@@ -37,9 +37,9 @@ class Meetings(Known):
         """Entries of two tensors that come together, after broadcasting to a shape.
 
         Args:
-            one: Of the first tensor.
-            other: Of the second.
-            shape: Of both together.
+            one: Label of the first tensor.
+            other: Label of the second.
+            shape: Shape of both together.
             kind: What brings them together.
             alike: Whether it would be the same with the two exchanged.
         """

@@ -24,8 +24,9 @@ from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from l2o_graph.ranges import COUNT, THREADS, check_ranges
-from meta_train.controller_training import HELD_OUT, VALIDATION_SEED
+from meta_train.controller_training import VALIDATION_SEED
 from meta_train.course import LEAST_LOSS, start
+from meta_train.families import HELD_OUT
 from meta_train.families.registry import FAMILIES
 
 START = "start"
@@ -65,11 +66,11 @@ def outcome(
     Args:
         controller: What sets their steps.
         family: Name of a family.
-        seed: Of the draw.
+        seed: Seed of the draw.
         steps: Number of steps.
         pairs: Number of instances.
         told: Whether the end is told.
-        data_root: Where images lie.
+        data_root: Folder where images lie.
     """
     course = start(family, seed, pairs, steps, told, validation=True, data_root=data_root)
     vectors = controller.vector().expand(2 * pairs, -1)

@@ -33,7 +33,7 @@ MEMORY, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 GIGABYTE = 1e9
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """A transformer block as in GPT-2: norms first, queries, keys and values in one map."""
 
     def __init__(self, width: int, heads: int):
@@ -60,7 +60,7 @@ class GPT2(nn.Module):
     def __init__(self, words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12):
         super().__init__()
         self.word, self.place = nn.Embedding(words, width), nn.Embedding(tokens, width)
-        self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(DecoderBlock(width, width // 64) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, text: Tensor) -> Tensor:

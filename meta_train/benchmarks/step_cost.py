@@ -154,9 +154,9 @@ def step_costs(
 
     Args:
         nets: Keys of ``NETS``.
-        optimizers: Of ``OPTIMIZERS``; SOAP is left out where its library is not installed, Muon
-            where torch has none.
-        checkpoint: Of NGOptimizer.
+        optimizers: Names of ``OPTIMIZERS``; SOAP is left out where its library is not installed,
+            Muon where torch has none.
+        checkpoint: Checkpoint of NGOptimizer.
         rounds: Measurements of each.
         device: To measure on.
 

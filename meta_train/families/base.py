@@ -60,7 +60,7 @@ def losses(plan: Plan, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
     """Loss of each instance.
 
     Args:
-        plan: What to compute.
+        plan: Family to compute.
         parameters: [k P, *shape] each: k networks for each instance, one after the other.
         batch: [P, ...] each.
 

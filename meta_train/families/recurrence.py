@@ -49,7 +49,7 @@ class Twin(nn.Module):
         return self.head(states if self.everywhere else states[:, -1])
 
 
-class Reader(Twin):
+class StepByStep(Twin):
     """The same computation step by step, which many networks can do side by side."""
 
     def states(self, x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def recurrence(dice: Dice, pictures: Pictures) -> Plan:
 
         make = rows
 
-    module = Reader(kind, *shape)
+    module = StepByStep(kind, *shape)
     return Plan(
         name=f"recurrence {kind} of {hidden}, {task}, batches of {batch}",
         module=module,

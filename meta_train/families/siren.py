@@ -21,7 +21,7 @@ class Siren(nn.Module):
     """Linear layers with sin(omega x) in between (Sitzmann et al. 2020).
 
     Args:
-        sizes: Of the inputs, the hidden layers and the outputs.
+        sizes: Sizes of the inputs, the hidden layers and the outputs.
         omega: Frequency of the first layer and of all others.
     """
 
@@ -37,7 +37,7 @@ class Siren(nn.Module):
         return self.linear[-1](x)
 
     def start(self, dice: Dice) -> dict[str, Tensor]:
-        """As published, section 3.2: inputs of each sine have a deviation of about 1."""
+        """As published, section 3.2: inputs of each sine have a standard deviation of about 1."""
         start = initial(self, dice)
         for i, linear in enumerate(self.linear):
             assert isinstance(linear, nn.Linear)

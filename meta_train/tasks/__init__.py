@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
-from l2o_graph.registry import adding
+from l2o_graph.registry import registering
 from meta_train.tasks.base import Problem, Task
 from meta_train.tasks.image_classification import ImageTask, cnn, mlp
 
@@ -35,7 +35,7 @@ def register_task(name: str) -> Callable[[Make], Make]:
     """
     if ":" in name:
         raise ValueError(f"expected the name of a task without a colon, found '{name}'")
-    return adding(TASKS, name, "task", lambda make: make())
+    return registering(TASKS, name, "task", lambda make: make())
 
 
 @cache

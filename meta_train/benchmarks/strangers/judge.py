@@ -33,7 +33,7 @@ class Entry:
 
     Attributes:
         optimizer: Name.
-        rate: Of it.
+        rate: Learning rate.
         merits: By seed; None where there was no number.
         starts: By seed, before training.
         diverged: In any seed.
@@ -160,7 +160,7 @@ class Summary:
     """An optimizer over all tasks that it was run on.
 
     Attributes:
-        tasks: How many.
+        tasks: Number of tasks.
         median_rank: Among rivals at their best rates.
         median_rank_of_all: Among all rates of all rivals.
         firsts: Tasks where no rival was better.
@@ -202,9 +202,9 @@ class Verdict:
 
     Attributes:
         count: Tasks, or seeds.
-        wins: Of these, where it was better.
+        wins: Number of these where it was better.
         gain: Median over tasks, or mean over seeds, in units.
-        p: Of the test; None where there are too few.
+        p: p-value of the test; None where there are too few.
         better: "yes", "no" for worse, or "not told apart".
     """
 
