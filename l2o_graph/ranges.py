@@ -47,8 +47,9 @@ class Range:
         if not right or not _is_finite(value):
             kind = "an integer" if self.whole else "a finite number"
             raise ValueError(f"{name}: expected {kind}, {self}, found {value!r}")
-        low = value > self.least if self.above else value >= self.least
-        high = value < self.most if self.below else value <= self.most
+        number: Any = value  # checkers know of no order of Real
+        low = number > self.least if self.above else number >= self.least
+        high = number < self.most if self.below else number <= self.most
         if not (low and high):
             raise ValueError(f"{name}: expected {self}, found {value!r}")
 

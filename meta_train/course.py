@@ -5,6 +5,9 @@ controllers that differ from the present one by a perturbation and by its negati
 each network's loss; the state at its end is where the next one goes on.
 """
 
+# pyright: reportPrivateImportUsage=false
+# torch has no public names for its functions of many tensors at once.
+
 import math
 from dataclasses import dataclass
 from pathlib import Path

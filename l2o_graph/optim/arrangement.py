@@ -1,5 +1,8 @@
 """Parameters of one type on one device: laid out in stacks, and stepped."""
 
+# pyright: reportPrivateImportUsage=false
+# torch has no public names for its functions of many tensors at once.
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

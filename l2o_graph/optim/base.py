@@ -1,5 +1,8 @@
 """What every learned optimizer owes its users: groups, closures, refusals, states."""
 
+# pyright: reportPrivateImportUsage=false
+# torch has no public names for its functions of many tensors at once, nor for what dynamo is to leave alone.
+
 import math
 import sys
 from abc import abstractmethod

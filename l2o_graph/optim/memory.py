@@ -7,7 +7,7 @@ keeps and saves.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -175,8 +175,8 @@ class Nodes:
     count: int
     of_row: Tensor
     rows_of: Tensor
-    of_source: dict[int, Tensor] = field(default_factory=dict)
-    readers: Tensor | None = None
+    of_source: dict[int, Tensor]
+    readers: Tensor
 
 
 # Vectors up to this length share a stack, the shorter ones with zeros behind them: on small

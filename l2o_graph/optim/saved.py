@@ -29,11 +29,12 @@ def with_step(saved: Any, key: Any) -> dict[str, Any]:
     step = saved["step"]
     number = step.tolist() if isinstance(step, Tensor) else step
     right = isinstance(number, Real) and not isinstance(number, bool)
-    if not right or not 0 <= number < MOST_STEPS or number % 1:
+    count: Any = number  # checkers know of no order of Real
+    if not right or not 0 <= count < MOST_STEPS or count % 1:
         raise ValueError(
             f"state_dict: expected a number of steps for parameter {key}, found {number!r}"
         )
-    return {**saved, "step": step if isinstance(step, Tensor) else torch.tensor(float(number))}
+    return {**saved, "step": step if isinstance(step, Tensor) else torch.tensor(float(count))}
 
 
 def check_numbers(saved: Mapping[str, Tensor], key: Any, parameter: Tensor) -> None:

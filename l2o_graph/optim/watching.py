@@ -93,7 +93,9 @@ class Watching:
             self._depth += 1
             return
         enough = self._calls[module.training] >= MOST_CALLS or structure.is_complete
-        if enough or self.was_sharded or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        # Public, though not among the names that the module exports.
+        is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if enough or self.was_sharded or is_tracing or is_in_torch_dispatch_mode():
             return
         from l2o_graph.tracing.network import Watch
 

@@ -240,7 +240,7 @@ class Builder:
                 start = label.start.get(s, 0)
             if not self.relate(large, small, (at, start), True, kind):
                 return False
-        for s in {f.set for f in large} - {None}:
+        for s in {f.set for f in large if f.set is not None}:
             self.sets[s].fresh = True
         return True
 

@@ -62,10 +62,13 @@ class Meetings(Known):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
             sides, others = (
                 [
-                    Side(s, tuple(_of(places[i][at], s) for i in where), label.start.get(s, 0), 0)
+                    Side(s, tuple(_of(factors[i], s) for i in where), label.start.get(s, 0), 0)
                     for s in sets
                 ]
-                for at, label, sets in ((1, one, ours), (2, other, theirs))
+                for factors, label, sets in (
+                    ([a for _, a, _ in places], one, ours),
+                    ([b for _, _, b in places], other, theirs),
+                )
             )
             if alike and len({*sides, *others}) == 1:
                 continue

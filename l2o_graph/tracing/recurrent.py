@@ -93,6 +93,7 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
     sequence = sequence.data if isinstance(sequence, PackedSequence) else sequence
     directions = 2 if module.bidirectional else 1
     projected = module.proj_size
+    shown = hidden = 0  # of the last layer, of which there is one at least
     for layer in range(module.num_layers):
         written = []
         for direction in range(directions):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy import stats
@@ -157,7 +158,8 @@ def _p_value(differences: Sequence[float]) -> float:
     """Of a paired t-test against 0; 1 where nothing differs."""
     if len(differences) < 2 or all(d == 0 for d in differences):
         return 1.0
-    p = float(stats.ttest_1samp(differences, 0.0)[1])
+    found: Any = stats.ttest_1samp(differences, 0.0)  # scipy has no types of its results
+    p = float(found.pvalue)
     return 1.0 if math.isnan(p) else p
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 from meta_train.benchmarks.strangers.records import Record
 from meta_train.benchmarks.strangers.task import Merit
@@ -221,7 +222,8 @@ def over_tasks(gains: Sequence[float]) -> Verdict:
 
     middle = float(median(gains))
     moved = [g for g in gains if g != 0]
-    p = float(wilcoxon(moved)[1]) if len(moved) >= FEWEST_TASKS else None
+    found: Any = wilcoxon(moved) if len(moved) >= FEWEST_TASKS else None  # scipy has no types of it
+    p = None if found is None else float(found.pvalue)
     balance = _signed_ranks(moved)
     told = p is not None and p < SIGNIFICANT
     return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, _word(told, balance))
