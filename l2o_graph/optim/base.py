@@ -1,7 +1,7 @@
 """What every learned optimizer owes its users: groups, closures, refusals, states."""
 
 # pyright: reportPrivateImportUsage=false
-# torch has no public names for its functions of many tensors at once, nor for what dynamo is to leave alone.
+# torch has no public names for its functions of many tensors at once, nor for this decorator.
 
 import math
 import sys
