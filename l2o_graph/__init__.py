@@ -4,15 +4,37 @@ Axes, wherever shapes are written: N nodes, E edges, P parameters (scalars), F f
 channels, K positions of a kernel, n a run of scalars, *B any batch axes.
 """
 
-from l2o_graph.cnn import GeneralizationPredictor, predict_accuracy
-from l2o_graph.graph.neural import NeuralGraph, neural_graph
-from l2o_graph.inr import INRClassifier, INREditor
+import importlib
+from typing import TYPE_CHECKING
+
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import list_checkpoints
 from l2o_graph.optim.optimizer import NGOptimizer
-from l2o_graph.paper.optimizer import PaperOptimizer
-from l2o_graph.paper.readers import register_reader
-from l2o_graph.tracing import register_layer
+
+# The rest is imported when it is asked for: whoever trains needs none of it.
+if TYPE_CHECKING:
+    from l2o_graph import cnn as cnn
+    from l2o_graph import inr as inr
+    from l2o_graph.graph.neural import NeuralGraph, neural_graph
+    from l2o_graph.metanets.inr import INRClassifier, INREditor
+    from l2o_graph.metanets.predict import predict_accuracy
+    from l2o_graph.metanets.predictor import GeneralizationPredictor
+    from l2o_graph.paper.optimizer import PaperOptimizer
+    from l2o_graph.paper.readers import register_reader
+    from l2o_graph.tracing import register_layer
+
+ROOMS = ("cnn", "inr")
+LATE = {
+    "GeneralizationPredictor": "l2o_graph.metanets.predictor",
+    "INRClassifier": "l2o_graph.metanets.inr",
+    "INREditor": "l2o_graph.metanets.inr",
+    "NeuralGraph": "l2o_graph.graph.neural",
+    "PaperOptimizer": "l2o_graph.paper.optimizer",
+    "neural_graph": "l2o_graph.graph.neural",
+    "predict_accuracy": "l2o_graph.metanets.predict",
+    "register_layer": "l2o_graph.tracing",
+    "register_reader": "l2o_graph.paper.readers",
+}
 
 __all__ = [
     "GeneralizationPredictor",
@@ -28,3 +50,16 @@ __all__ = [
     "register_layer",
     "register_reader",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in ROOMS:
+        return importlib.import_module(f"l2o_graph.{name}")
+    if name not in LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(LATE[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LATE, *ROOMS})

@@ -37,8 +37,8 @@ class Range:
         """Refuse what is not in it.
 
         Args:
-            name: Of the option, for the error.
-            value: What was given.
+            name: Name of the option, for the error.
+            value: Value that was given.
 
         Raises:
             ValueError: For any other number, and for what is none.
@@ -47,8 +47,9 @@ class Range:
         if not right or not _is_finite(value):
             kind = "an integer" if self.whole else "a finite number"
             raise ValueError(f"{name}: expected {kind}, {self}, found {value!r}")
-        low = value > self.least if self.above else value >= self.least
-        high = value < self.most if self.below else value <= self.most
+        number: Any = value  # checkers know of no order of Real
+        low = number > self.least if self.above else number >= self.least
+        high = number < self.most if self.below else number <= self.most
         if not (low and high):
             raise ValueError(f"{name}: expected {self}, found {value!r}")
 
@@ -71,8 +72,8 @@ def check_ranges(options: object, **ranges: Range) -> None:
     """Refuse options that are out of their range.
 
     Args:
-        options: What has them as attributes.
-        ranges: Of each by name.
+        options: Object that has them as attributes.
+        ranges: Range of each option by name.
 
     Raises:
         ValueError: Naming the first that is.

@@ -17,11 +17,12 @@ from l2o_graph.datasets.workers import check_device
 from l2o_graph.inr import AMOUNTS
 from l2o_graph.metanets.cnn_config import Model as CNNModel
 from l2o_graph.metanets.inr_config import Model as INRModel
-from l2o_graph.optim.controller import ControllerConfig
+from l2o_graph.optim.controller import ControllerConfig, Grain, Reader
 from l2o_graph.paper.rule import Model
 from l2o_graph.ranges import THREADS
 from meta_train.config import Estimator, MetaConfig, paper_recipe
-from meta_train.controller_training import CONTROLLER_TASKS, EvolutionConfig, train_controller
+from meta_train.controller_training import train_controller
+from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
 from meta_train.run import Result
 from meta_train.supervised import cnn as cnn_training
 from meta_train.supervised import inr as inr_training
@@ -35,7 +36,7 @@ INR_RECIPES = {"default": inr_training.default_recipe, "paper": inr_training.pap
 CNN_RECIPES = {"default": cnn_training.default_recipe, "paper": cnn_training.paper_recipe}
 
 # What each model is to a controller: its reader, and what has a step length of its own.
-CONTROLLERS = {
+CONTROLLERS: dict[str, tuple[Reader, Grain]] = {
     "ff": ("none", "tensor"),
     "alone": ("none", "neuron"),
     "lstm": ("sequence", "neuron"),

@@ -26,7 +26,7 @@ class MetaConfig:
         estimator: "greedy" judges an update by its own batch, as the paper does, "through_time"
             all updates together by all losses, exactly; its memory grows with ``unroll``.
         unroll: Number of steps that a network is trained for.
-        lr: Peak rate of the meta-optimizer; it falls to 0 as a cosine.
+        lr: Peak learning rate of the meta-optimizer; it falls to 0 as a cosine.
         weight_decay: Weight decay of the meta-optimizer, as L2.
         clip: Norm that a meta-gradient is clipped to; 0 leaves it as it is.
         evaluate_every: Number of outer steps between evaluations on held-out rollouts.

@@ -9,7 +9,7 @@ all processes make the same step of the weights.
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +19,31 @@ from torch import Tensor
 
 from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
-from l2o_graph.ranges import (
-    COUNT,
-    COUNT_OR_NONE,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARE,
-    check_ranges,
-)
+from l2o_graph.ranges import COUNT_OR_NONE
 from meta_train import evolution
-from meta_train.course import LEAST_LOSS, MOST_LOSS, Course, score, start
-from meta_train.families.registry import FAMILIES
+from meta_train.course import (
+    LEAST_LOSS,
+    MOST_LOSS,
+    Course,
+    restore_course,
+    score,
+    start,
+    tensors_of_course,
+)
+from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
+from meta_train.families import FAMILIES, HELD_OUT
 from meta_train.parsing import parsed
 from meta_train.run import (
     Result,
     begin,
     commit,
+    copy_in,
     drive,
     prepared,
     read_state,
     starting,
     write_state,
 )
-
-# Families that each task of the command line trains on, in turn; what is like most people's
-# training, and what is hardest, comes more often. "memorise" is in none: it asks to fit examples to
-# the end, and people with few examples ask for the opposite.
-OF_IMAGES = (
-    "image_cnn", "classifier", "cnn", "wide", "autoencoder", "siren", "image_cnn", "few_examples",
-    "fine_tune", "wide",
-)  # fmt: skip
-CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
-    "fmnist_cnn": OF_IMAGES,
-    "general": (
-        "image_cnn",
-        "few_examples",
-        "language",
-        "autoencoder",
-        "wide",
-        "fine_tune",
-        "patches",
-        "classifier",
-        "restore",
-        "embedding",
-        "few_examples",
-        "language",
-        "image_cnn",
-        "regression",
-        "wide",
-        "full_cnn",
-        "patches",
-        "siren",
-        "attention",
-        "ill_posed",
-        "restore",
-        "few_examples",
-        "recurrence",
-        "language",
-        "cnn",
-    ),
-}
-HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
 
 VALIDATION_SEED = 7
 # Gradients are averaged over about as many outer steps as there are families in turn: each says
@@ -91,81 +54,12 @@ MOST_LOST = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class EvolutionConfig:
-    """One run of meta-training.
-
-    Attributes:
-        task: A name of ``CONTROLLER_TASKS``.
-        controller: What is trained.
-        initial: Checkpoint whose weights it begins with; "" for none.
-        seed: Of its weights, of the courses and of everything drawn.
-        outer_steps: Number of steps of the weights.
-        pairs: Number of instances of a course, in all processes together.
-        deviation: Standard deviation of the perturbations.
-        span: Number of training steps between two steps of the weights.
-        shortest: Least number of steps of a course.
-        longest: Most number of steps of a course. Courses that are short at first teach to shorten
-            steps early, which long ones then have to unlearn.
-        told: Fraction of the courses that are told their length.
-        lr: Peak learning rate; it warms up and falls to 0 as a cosine. Steps are in proportion to
-            estimates, all of whose entries have the same noise: Adam, which divides each by its
-            own size, would lift those that are noise alone to the size of those that are not.
-        weight_decay: Fraction of the weights, over the learning rate, that a step takes away.
-        warmup: Number of outer steps of warming up.
-        average: Number of the last outer steps, about, whose weights are averaged.
-        kept: Fraction of what was learned that checkpoints have. Estimates are noisy and of small
-            networks: for others, half of it is better than all.
-        evaluate_every: Number of outer steps between evaluations.
-        evaluate_steps: Number of training steps of an evaluation.
-        evaluate_pairs: Number of instances of each family in an evaluation.
-        save_every: Number of outer steps between saved states.
-    """
-
-    task: str = "general"
-    controller: ControllerConfig = field(default_factory=ControllerConfig)
-    initial: str = ""
-    seed: int = 0
-    outer_steps: int = 800
-    pairs: int = 24
-    deviation: float = 0.03
-    span: int = 100
-    shortest: int = 300
-    longest: int = 1200
-    told: float = 0.5
-    lr: float = 0.01
-    weight_decay: float = 0.1
-    warmup: int = 20
-    average: int = 100
-    kept: float = 0.5
-    evaluate_every: int = 800
-    evaluate_steps: int = 300
-    evaluate_pairs: int = 2
-    save_every: int = 25
-
-    def __post_init__(self) -> None:
-        if self.task not in CONTROLLER_TASKS:
-            raise ValueError(
-                f"task: expected one of {sorted(CONTROLLER_TASKS)}, found '{self.task}'"
-            )
-        check_ranges(
-            self, seed=SEED, outer_steps=COUNT_OR_NONE, pairs=COUNT,
-            deviation=POSITIVE, span=COUNT, shortest=COUNT, longest=COUNT, told=SHARE, lr=POSITIVE,
-            weight_decay=NOT_NEGATIVE, warmup=COUNT_OR_NONE, average=COUNT, kept=POSITIVE,
-            evaluate_every=COUNT, evaluate_steps=COUNT, evaluate_pairs=COUNT, save_every=COUNT,
-        )  # fmt: skip
-        if self.longest < self.shortest:
-            raise ValueError(
-                f"longest: expected at least shortest = {self.shortest}, found {self.longest}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
 class Draw:
     """What determines a course.
 
     Attributes:
         family: Its family.
-        seed: Of its instances and perturbations.
+        seed: Seed of its instances and perturbations.
         length: Its number of steps.
         told: Whether its networks are told their length.
     """
@@ -181,7 +75,7 @@ class ControllerTrainer:
 
     Args:
         config: The run.
-        data_root: Where images lie.
+        data_root: Folder where images lie.
     """
 
     count = "outer_step"
@@ -248,7 +142,7 @@ class ControllerTrainer:
         losses = course.span(
             config.controller, weights_from(config.controller, vectors), config.span
         )
-        scores = gathered(torch.stack([score(losses), losses[-1]]))
+        scores = scores_of_all(torch.stack([score(losses), losses[-1]]))
         estimate, difference = evolution.gradient(scores[0], noise)
         lr = config.lr * self._share_of_peak()
         # A course counts for where it ends: its first spans say how to be fast, not how to be good.
@@ -303,7 +197,7 @@ class ControllerTrainer:
             "generator": self.generator.get_state(),
         }
         for i, course in enumerate(self.courses):
-            tensors |= {f"course.{i}.{k}": t for k, t in tensors_of(course).items()}
+            tensors |= {f"course.{i}.{k}": t for k, t in tensors_of_course(course).items()}
         record = {
             "config": asdict(self.config),
             "outer_step": self.step,
@@ -329,7 +223,7 @@ class ControllerTrainer:
         config["controller"] = ControllerConfig(**config["controller"])
         trainer = ControllerTrainer(EvolutionConfig(**config), data_root)
         for name in ("weights", "average", "velocity"):
-            _take(getattr(trainer, name), tensors, name)
+            copy_in(getattr(trainer, name), tensors, name)
         trainer.generator.set_state(tensors["generator"])
         trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
         trainer.started, trainer.seconds = record["started"], record["seconds"]
@@ -340,7 +234,7 @@ class ControllerTrainer:
         ages = parsed(list[int], record["ages"], "ages")
         for i, (draw, age) in enumerate(zip(trainer.draws, ages, strict=True)):
             course = trainer._start(draw)
-            restore(course, age, starting(f"course.{i}.", tensors))
+            restore_course(course, age, starting(f"course.{i}.", tensors))
             trainer.courses.append(course)
         return trainer
 
@@ -375,7 +269,7 @@ class ControllerTrainer:
         return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def gathered(scores: Tensor) -> Tensor:
+def scores_of_all(scores: Tensor) -> Tensor:
     """Scores of all processes, (n, networks here) -> (n, networks)."""
     if not dist.is_initialized():
         return scores
@@ -408,34 +302,6 @@ def held_out_score(
     return sum(ends) / len(ends)
 
 
-def tensors_of(course: Course) -> dict[str, Tensor]:
-    """All that changes in a course."""
-    history = course.memory.history
-    found = {"rows": history.rows, "tensors": history.tensors, "ages": history.ages}
-    for s, (stack, p) in enumerate(zip(course.memory.stacks, course.parameters, strict=True)):
-        found |= {f"{s}.{name}": t for name, t in stack.owned().items()}
-        found |= {f"{s}.parameter": p, f"{s}.average": course.averages[s]}
-    return found
-
-
-def restore(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
-    """Bring a course that was just started to where another one was."""
-    course.age = age
-    for stack in course.memory.stacks:
-        stack.age = age
-    for name, tensor in tensors_of(course).items():
-        _take(tensor, tensors, name)
-
-
-def _take(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
-    """Copy a tensor of a state into its place, which is of its shape."""
-    if tensors[name].shape != into.shape:
-        raise ValueError(
-            f"{name}: expected shape {list(into.shape)}, found {list(tensors[name].shape)}"
-        )
-    into.copy_(tensors[name])
-
-
 def train_controller(
     config: EvolutionConfig,
     out: Path,
@@ -448,7 +314,7 @@ def train_controller(
         config: The run. When resuming, that of the saved state has to be the same.
         out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``; of
             several processes the first writes there and each other in a folder of its own in it.
-        data_root: Where datasets lie.
+        data_root: Folder where datasets lie.
         resume: Continue from the state in ``out`` if there is one.
 
     Returns:

@@ -5,6 +5,9 @@ controllers that differ from the present one by a perturbation and by its negati
 each network's loss; the state at its end is where the next one goes on.
 """
 
+# pyright: reportPrivateImportUsage=false
+# torch has no public names for its functions of many tensors at once.
+
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.step import advance
 from meta_train.families.base import Problems, repeated
 from meta_train.families.registry import draw
+from meta_train.run import copy_in
 
 # Losses count up to this many times that of the start: beyond it is all the same.
 MOST_LOSS = 2.0
@@ -38,9 +42,9 @@ class Course:
     """Networks of one family in training.
 
     Attributes:
-        problems: What they are trained on.
-        memory: What the rule remembers of them, (2P, ...).
-        parameters: Of each stack, (2P, M, r, c).
+        problems: Problems that they are trained on.
+        memory: Memory of the rule of them, (2P, ...).
+        parameters: Parameters of each stack, (2P, M, r, c).
         length: Number of steps until it ends.
         told: Whether the networks are told their length.
         averages: Averaged parameters, likewise.
@@ -64,9 +68,9 @@ class Course:
         """Train for so many steps, or to the end.
 
         Args:
-            config: Of the controllers.
-            weights: Of 2P controllers.
-            steps: How many.
+            config: Configuration of the controllers.
+            weights: Weights of 2P controllers.
+            steps: Number of steps.
 
         Returns:
             (windows, 2P) losses relative to the start, each a mean over some steps, on training
@@ -89,7 +93,7 @@ class Course:
                 weight = 1 / (1 + AVERAGED_PART * step)
                 torch._foreach_lerp_(self.averages, self.parameters, weight)
             if (step + 1) % LOOK_EVERY == 0:
-                held_out = self.problems.held_out(flat(self, self.parameters), step)
+                held_out = self.problems.held_out(flat(self, self.parameters))
                 looks += [] if held_out is None else [held_out]
         self.age += steps
         found = looks or [torch.stack(part).mean(0) for part in windows(losses)]
@@ -101,7 +105,7 @@ class Course:
     def _of_averages(self) -> Tensor:
         """Loss of the averaged parameters, (2P,), on batches that are still to come."""
         parameters = flat(self, self.averages)
-        held_out = self.problems.held_out(parameters, self.age)
+        held_out = self.problems.held_out(parameters)
         if held_out is not None:
             return held_out
         steps = range(self.age, self.age + BATCHES_OF_AVERAGES)
@@ -162,13 +166,13 @@ def start(
 
     Args:
         family: Name of a family.
-        seed: Of the instances.
+        seed: Seed of the instances.
         pairs: Number of instances P in all processes.
         length: Number of steps.
         told: Whether the networks are told it.
         mine: Which of the instances this process has.
         validation: Whether to take images that training does not use.
-        data_root: Where images lie.
+        data_root: Folder where images lie.
     """
     problems = draw(family, seed, pairs, mine, validation, data_root)
     memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)
@@ -184,3 +188,22 @@ def score(losses: Tensor) -> Tensor:
     """
     logs = (losses + LEAST_LOSS).log()
     return (logs[:-1].mean(0) + logs[-1]) / 2
+
+
+def tensors_of_course(course: Course) -> dict[str, Tensor]:
+    """All that changes in a course."""
+    history = course.memory.history
+    found = {"rows": history.rows, "tensors": history.tensors, "ages": history.ages}
+    for s, (stack, p) in enumerate(zip(course.memory.stacks, course.parameters, strict=True)):
+        found |= {f"{s}.{name}": t for name, t in stack.owned().items()}
+        found |= {f"{s}.parameter": p, f"{s}.average": course.averages[s]}
+    return found
+
+
+def restore_course(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
+    """Bring a course that was just started to where another one was."""
+    course.age = age
+    for stack in course.memory.stacks:
+        stack.age = age
+    for name, tensor in tensors_of_course(course).items():
+        copy_in(tensor, tensors, name)

@@ -14,8 +14,8 @@ def parsed(kind: Any, value: Any, name: str) -> Any:
     Args:
         kind: A dataclass, str, bool, int, float, None, or a union, list, tuple or dict of these.
             Numbers are finite. Keys of a dict that are to be integers are written as strings.
-        value: What JSON gave.
-        name: Of it, for errors.
+        value: Value that JSON gave.
+        name: Name of the value, for errors.
 
     Raises:
         ValueError: Where it is of another type, naming the field.
@@ -33,8 +33,9 @@ def parsed(kind: Any, value: Any, name: str) -> Any:
         return tuple(parsed(k, each, name) for k, each in zip(inner, value, strict=True))
     elif origin is dict and isinstance(value, dict):
         return {_key(inner[0], k, name): parsed(inner[1], v, name) for k, v in value.items()}
-    elif kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
     elif kind in (str, bool, int) and type(value) is kind:
         return value
     expected = kind.__name__ if isinstance(kind, type) else str(kind)

@@ -32,11 +32,11 @@ class Trainer(Protocol):
     comes to the same weights as one that was never interrupted.
 
     Attributes:
-        count: What the log calls the number of a step.
-        step: How many were done.
-        steps: How many there are to do.
-        seconds: How long it took so far.
-        evaluations: What the evaluations so far said.
+        count: Name in the log of the number of a step.
+        step: Number of steps that were done.
+        steps: Number of steps to do.
+        seconds: Time that it took so far.
+        evaluations: Results of the evaluations so far.
     """
 
     count: str
@@ -79,7 +79,7 @@ class Result:
         checkpoint: The best of what it trained; None before the first.
         state: From which the run can be resumed.
         log: One line of JSON for each step and evaluation.
-        steps: How far it got.
+        steps: Number of steps that were done.
         finished: Whether that is all of it.
     """
 
@@ -115,7 +115,7 @@ def begin(
 
     Args:
         state: Where that lies.
-        settings: What the run is.
+        settings: Settings of the run.
         resume: Reads a state.
         new: Starts afresh.
 
@@ -147,7 +147,7 @@ def write_state(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Ten
     """Write a state as safetensors with a JSON header; no pickle.
 
     Args:
-        path: Where to; what was there before stays if anything fails.
+        path: Destination; what was there before stays if anything fails.
         record: Anything that JSON can hold; "config" is the settings of the run.
         tensors: On any device.
     """
@@ -204,6 +204,15 @@ def check_adam(state: Mapping[str, Tensor], parameter: Tensor, name: str) -> Non
 def starting(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, without it."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def copy_in(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
+    """Copy a tensor of a state into its place, which is of its shape."""
+    if tensors[name].shape != into.shape:
+        raise ValueError(
+            f"{name}: expected shape {list(into.shape)}, found {list(tensors[name].shape)}"
+        )
+    into.copy_(tensors[name])
 
 
 def drive(

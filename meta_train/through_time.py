@@ -26,7 +26,7 @@ def unrolled(
 
     Args:
         rule: The learned optimizer.
-        problem: What is trained.
+        problem: Problem that is trained.
         parameters: Where it starts; each requires gradients.
         state: The optimizer's state there.
         steps: Number of training steps.

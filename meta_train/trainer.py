@@ -41,7 +41,7 @@ class MetaTrainer:
 
     Args:
         config: The run.
-        device: Where networks and meta-weights live.
+        device: Device of networks and meta-weights.
         data: What it is trained on, in words.
     """
 
@@ -161,8 +161,8 @@ def meta_train(
     Args:
         config: The run. When resuming, that of the saved state has to be the same.
         out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``.
-        data_root: Where datasets lie.
-        device: Where networks and meta-weights live.
+        data_root: Folder where datasets lie.
+        device: Device of networks and meta-weights.
         resume: Continue from the state in ``out`` if there is one.
 
     Returns:

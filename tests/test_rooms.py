@@ -8,7 +8,13 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; those of a level know nothing of each other. What is in no room of its own
 # belongs to the room of its folder.
 LEVELS = (
-    ("l2o_graph.commands", "l2o_graph.ranges", "l2o_graph.layout", "l2o_graph.storage"),
+    (
+        "l2o_graph.commands",
+        "l2o_graph.ranges",
+        "l2o_graph.registry",
+        "l2o_graph.layout",
+        "l2o_graph.storage",
+    ),
     ("l2o_graph.tracing", "l2o_graph.models", "meta_train.parsing", "meta_train.run"),
     ("l2o_graph.graph", "l2o_graph.datasets"),
     ("l2o_graph.optim", "l2o_graph.metanets"),

@@ -52,7 +52,7 @@ class Images:
     std: tuple[float, ...]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels -> float32, of mean 0 and deviation 1 a channel."""
+        """uint8 pixels -> float32, of mean 0 and standard deviation 1 a channel."""
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
         return (pixels.float() / 255 - mean) / std
@@ -68,7 +68,7 @@ def load_images(name: str, root: str | Path | None = None) -> Images:
 
     Args:
         name: "fmnist", "mnist", "cifar10" or "fmnist_sample".
-        root: Where datasets lie; see :func:`data_root`.
+        root: Folder where datasets lie; see :func:`data_root`.
 
     Raises:
         ValueError: For a name that is not known.

@@ -33,7 +33,7 @@ class Piece:
         columns: The same for the columns.
         from_rows: Whether rows are what is read.
         again: Whether the scalars are updated by another kernel.
-        share: Of the rows of its groups, how large a part these are.
+        share: Fraction of the rows of its groups that these are.
     """
 
     kernel: int

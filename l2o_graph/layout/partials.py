@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# PyTorch Geometric's floor under a variance; at or below it the deviation is called 0.
+# PyTorch Geometric's floor under a variance; at or below it the standard deviation is called 0.
 SMALLEST_VARIANCE = 1e-5
 
 

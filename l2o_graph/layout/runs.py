@@ -91,7 +91,7 @@ class Runs:
         Args:
             brought: What each range brings.
             begin: What each run has before.
-            chunks: How many of them the ranges come from.
+            chunks: Number of chunks that the ranges come from.
         """
         held, shelf = list(begin), None
         if chunks >= MANY_CHUNKS and not torch.is_grad_enabled():

@@ -29,9 +29,9 @@ class Grids:
     """Kernels of all networks of a batch, each (groups, rows, columns), edges numbered in order.
 
     Attributes:
-        groups: Of each kernel.
-        rows: Of each group.
-        columns: Of each group.
+        groups: Number of groups of each kernel.
+        rows: Number of rows of each group.
+        columns: Number of columns of each group.
         row: Node of the first row of each kernel.
         column: Node of the first column.
         from_rows: Whether rows are what is read.

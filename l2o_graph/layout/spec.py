@@ -29,7 +29,7 @@ class Neurons:
 
     Attributes:
         name: Where the set lies, for people.
-        size: How many neurons it holds.
+        size: Number of its neurons.
         role: Neurons of a hidden set are interchangeable, each input and output is itself.
         depth: Hidden sets counted from the input, starting at 0; 0 for inputs and outputs.
         network: Which network of a batch it belongs to.
@@ -101,7 +101,7 @@ class Bias:
     Attributes:
         parameter: Index of the parameter.
         neurons: Index of the set.
-        size: How many scalars.
+        size: Number of scalars.
         start: First of them within the flattened parameter.
         neurons_start: First neuron within the set.
         again: As of a kernel.

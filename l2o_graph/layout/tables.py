@@ -217,7 +217,7 @@ class Layouts:
     """The layouts of some architectures, one behind the other.
 
     Args:
-        layouts: Of each architecture.
+        layouts: Layout of each architecture.
         room: What they were made for.
     """
 

@@ -1,12 +1,14 @@
-"""What every learned optimizer owes its users: groups, closures, refusals, states, structure."""
+"""What every learned optimizer owes its users: groups, closures, refusals, states."""
+
+# pyright: reportPrivateImportUsage=false
+# torch has no public names for its functions of many tensors at once, nor for this decorator.
 
 import math
 import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import Any, ClassVar, overload
 
 import torch
 import torch.distributed as dist
@@ -16,19 +18,14 @@ from torch.optim.optimizer import ParamsT
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.optim.sharded import Sharing, here, replaced, sharing_of
-from l2o_graph.optim.watching import Watching, of_all_ranks
-from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
+from l2o_graph.optim.structure import Structure
+from l2o_graph.optim.warn import warn
 from l2o_graph.tracing.checks import check_module
-
-if TYPE_CHECKING:  # whoever gives no model does not need it
-    from l2o_graph.tracing.network import Reading
 
 # Gradients above this are taken for an overflow; float32 has to hold their squares.
 LONGEST_GRADIENT = 1e17
 # Where ZeroRedundancyOptimizer makes the optimizers of each process.
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
-# Packages that calls come by way of, and whose lines no warning is about.
-ON_THE_WAY = ("l2o_graph", "torch", "higher", "jaxtyping", "beartype")
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -40,8 +37,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Args:
         params: Parameters, named parameters or groups, as for any optimizer.
-        defaults: Of the groups' options, "lr", "weight_decay", "maximize" and "checkpoint" among
-            them.
+        defaults: Defaults of the groups' options, among them "lr", "weight_decay", "maximize" and
+            "checkpoint".
         model: The network that the parameters belong to, whose structure is read from its first
             batch; None to infer it from order, shape and, where given, name.
 
@@ -55,43 +52,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     # Whether parameters may be sharded over processes, as DTensors.
     takes_shards: ClassVar[bool] = False
-    # What watches calls of the model; a copy or a pickle begins without.
-    _watching: "Watching | None" = None
-    # The ranks that train replicas of the model, once a call by way of them was seen.
-    _group: Any = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], model: nn.Module | None):
         _refuse_shares(type(self).__name__)
         if model is not None:
             check_module(model, "model")
         # Before the base class, which adds the groups.
-        self._model = model
-        self._known: Reading | None = None
-        self._news: list[Reading] = []
-        self._told: set[str] = set()  # names of parameters that a warning was about
-        self._asked: set[int] = set()  # parameters that calls were watched for once more
-        self._forget()
+        self._structure = Structure(type(self).__name__, model)
         super().__init__(params, defaults)
         # Whoever has not imported it does not need it, and it is not a dependency.
         if "higher.optim" in sys.modules:
             from l2o_graph.higher_support import register
 
             register(type(self))
-        self._watch()
-
-    @property
-    def _traced(self) -> NetSpec | None:
-        """The structure as far as calls of the model told it."""
-        return None if self._known is None else self._known.spec
-
-    def _watch(self) -> None:
-        """Watch calls of the model, until all of its parameters were seen at work."""
-        if self._model is not None and self._watching is None and not self._is_complete():
-            self._watching = Watching(self._model, self)
-
-    def _is_complete(self) -> bool:
-        """Whether calls have shown what all parameters of the model do."""
-        return self._known is not None and self._known.is_complete
+        self._structure.watch()
 
     def read_structure(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
         """Follow the model through a batch of its own, of which nothing remains.
@@ -103,97 +77,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             args: A batch, as the model's call takes it.
             kwargs: Named arguments of that call.
         """
-        from l2o_graph.tracing.network import read
-
-        assert self._model is not None
-        try:
-            self._news.append(read(self._model, args, kwargs))
-        except Exception as error:  # training can go on without, and the model may say more
-            warn(
-                f"{type(self).__name__}: could not follow the model ({error!r}); its structure is "
-                "inferred from the order of its layers"
-            )
-            return
-        self._learn(self._news)
-
-    def _hear(self, reading: "Reading") -> None:
-        """Hear what a call of the model told."""
-        self._news.append(reading)
-        replicas = self._group or (self._watching and self._watching.group)
-        if not replicas:  # else all of them learn it together
-            self._learn(self._news)
-
-    def _learn(self, readings: Sequence["Reading"]) -> None:
-        """Learn what calls of the model told, here or in other processes."""
-        self._news = []
-        if not readings:
-            return
-        from l2o_graph.tracing.joining import all_of
-
-        before = [] if self._known is None else [self._known]
-        after = all_of([*before, *readings])
-        if after is not None and (self._known is None or after.spec != self._known.spec):
-            self._spec = None
-        self._known = after
-
-    def _settle(self, gradient_of: Mapping[Tensor, Tensor]) -> None:
-        """Before a step: learn what was seen since the last one, and see to what was not.
-
-        Replicas of DistributedDataParallel learn what any of them saw, at their first step and
-        whenever a gradient comes of a parameter that none has seen at work. They have the same
-        gradients, and so ask each other at the same steps.
-        """
-        watching = self._watching
-        if self._model is None or (watching is None and self._is_complete()):
-            return
-        group = None
-        if watching is not None:
-            watching.stop()
-            group = watching.group
-        self._group = group or self._group
-        if self._group is None:
-            self._learn(self._news)
-        unseen = self._unseen(gradient_of)
-        if self._group is not None and (not self._agreed or unseen):
-            if not self._agreed and self._known is not None:  # seen by this rank alone
-                self._news.insert(0, self._known)
-                self._known = None
-            self._learn(of_all_ranks(self._news, self._group))
-            self._agreed = True
-            unseen = self._unseen(gradient_of)
-        done = self._is_complete()
-        tired = watching is not None and watching.is_tired() and not unseen
-        # Of other inputs or another mode than what was watched.
-        again = set() if done else unseen - self._asked
-        if done or tired or again:
-            if watching is not None:
-                watching.leave()
-            self._watching = None
-        if again:
-            self._asked |= again
-            self._watching = Watching(self._model, self)
-            if watching is not None:
-                self._watching.was_compiled = watching.was_compiled
-                self._watching.was_sharded = watching.was_sharded
-        self._tell()
-
-    def _unseen(self, gradient_of: Mapping[Tensor, Tensor]) -> set[int]:
-        """Parameters of the model that have a gradient, though no call has shown them at work."""
-        assert self._model is not None
-        used = frozenset() if self._known is None else self._known.used
-        return {
-            i for i, p in enumerate(self._model.parameters()) if i not in used and p in gradient_of
-        }
-
-    def _tell(self) -> None:
-        """Warn of parameters whose work is not understood, once each."""
-        names = [] if self._known is None else self._known.unknown
-        new = [name for name in names if name not in self._told]
-        if new:
-            from l2o_graph.tracing.network import unknown_message
-
-            self._told.update(new)
-            warn(unknown_message(new))
+        self._structure.read(args, kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the graph is built anew at the next step.
@@ -206,11 +90,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             self._check_group(self.param_groups[-1])
-            sharing_of(self._parameters())
+            sharing = sharing_of(self._parameters())
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
         self._forget()
+        self._sharing = sharing
+        self._structure.shards = sharing and sharing.group
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for key in ("lr", "weight_decay"):
@@ -228,7 +114,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _check_parameters(self, parameters: Iterable[Tensor]) -> None:
         """Raise for what cannot be trained; some of it happens to parameters only later."""
-        known = None if self._model is None else set(self._model.parameters())
+        model = self._structure.model
+        known = None if model is None else set(model.parameters())
         for i, p in enumerate(parameters):
             # FSDP1 puts this mark on its flat ones and on views of them, which look like vectors.
             if hasattr(p, "_fsdp_flattened") or (is_sharded(p) and not self.takes_shards):
@@ -298,7 +185,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._refuse_left_behind(group_of, gradient_of)
         if not self._accepts(gradient_of):
             return loss
-        self._settle(gradient_of)
+        self._structure.settle(gradient_of)
         # Autocast is meant for the user's model; the rule needs all its digits.
         with torch.autocast(next(iter(gradient_of)).device.type, enabled=False):
             self._apply(group_of, gradient_of)
@@ -350,44 +237,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return False
 
     def _network(self, trained: Sequence[Tensor]) -> tuple[Sequence[Tensor], NetSpec]:
-        """The parameters of the graph and how they join, inferred where that is not yet known."""
-        if self._group is None:
-            self._learn(self._news)
-        parameters = trained if self._model is None else [*self._model.parameters()]
-        if self._spec is None or self._spec.shapes != shapes_of(parameters):
-            if self._model is None:
-                self._spec = spec_of_parameters(parameters, self._names())
-            else:
-                if self._traced is not None and self._traced.shapes != shapes_of(parameters):
-                    self._known = None  # the model has changed: its next batch tells how
-                    self._agreed = False
-                    self._asked.clear()
-                    self._watch()
-                self._spec = self._traced or self._spec_by_order(self._model)
-        return parameters, self._spec
-
-    def _spec_by_order(self, model: nn.Module) -> NetSpec:
-        """The structure of a model that was not seen computing anything."""
-        spec = spec_of_module(model)
-        if self._watching is not None and self._watching.was_compiled:
-            warn(
-                f"{type(self).__name__}: the model was called compiled, and what is compiled "
-                f"cannot be followed; its structure is inferred from the order of its layers. Give "
-                f"the compiled module itself as model="
-            )
-        elif self._watching is not None and self._watching.was_sharded:
-            warn(
-                f"{type(self).__name__}: the model computes with sharded tensors, as tensor "
-                f"parallelism does, and these cannot be followed; its structure is inferred from "
-                f"the order of its layers"
-            )
-        elif spec.loose:
-            warn(
-                f"{type(self).__name__}: the model was not called before this step, so its "
-                f"structure is inferred from the order of its layers, which leaves "
-                f"{len(spec.loose)} of {len(spec.shapes)} parameters to their own features"
-            )
-        return spec
+        """The parameters of the graph and how they join."""
+        return self._structure.network(trained, self._names())
 
     def _names(self) -> list[str] | None:
         """Names of the parameters, where every group has them."""
@@ -453,27 +304,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Drop what was inferred; the next step infers it anew."""
-        self._spec: NetSpec | None = None
-        self._agreed = False  # with the other ranks
+        self._structure.forget()
         self.__dict__.pop("_sharing", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_model": self._model, "_known": self._known, "_told": set(self._told)}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), "_structure": self._structure.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._news, self._asked = [], set()
         self._forget()
-        self._watch()
-
-
-def warn(message: str) -> None:
-    """Warn at the line that called this package, be it by way of torch or of ``higher``."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ON_THE_WAY:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+        if dist.is_available() and dist.is_initialized():  # else no call is made with shards
+            self._structure.shards = self._sharing and self._sharing.group
+        self._structure.watch()
 
 
 def _refuse_shares(name: str) -> None:
@@ -498,11 +340,6 @@ def _too_early(i: int) -> str:
         "the place of; make the optimizer after fully_shard or parallelize_module, which make new "
         "parameters"
     )
-
-
-def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
-    """Shapes as a network's specification has them."""
-    return tuple(tuple(p.shape) for p in parameters)
 
 
 def digest_of(identity: str | None) -> str | None:

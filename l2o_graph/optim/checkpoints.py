@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 
 from l2o_graph.optim.controller import Controller, ControllerConfig
-from l2o_graph.storage.files import fill, find, header, packaged, parse, save_module
+from l2o_graph.storage.files import find, header, packaged, parse
+from l2o_graph.storage.models import model_of, save_model
 
 FORMAT, OLD_FORMAT = "l2o_graph controller", "l2o_graph learned optimizer"
 # Raised whenever what a controller sees or what its answers mean changes.
@@ -29,7 +29,7 @@ class Checkpoint:
     Attributes:
         identity: Its name and the start of a SHA-256 of its configuration and weights.
         controller: The weights, frozen, in float32 on the CPU.
-        provenance: How it was made: command, commit, outer steps, time, curve.
+        provenance: History: command, commit, outer steps, time, curve.
     """
 
     identity: str
@@ -68,18 +68,13 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             f"one of {list_checkpoints()}"
         )
     tensors, metadata = parse(content, origin, FORMAT, "a controller")
-    try:
-        config = ControllerConfig(**json.loads(metadata["config"]))
-        provenance = json.loads(metadata["provenance"])
-        # Weights come from the file: drawing them would disturb the user's random numbers.
-        with torch.device("meta"):
-            controller = Controller(config)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected a ControllerConfig and a provenance as JSON in its "
-            f"header, found config {str(metadata.get('config'))[:200]!r}: {error!r}"
-        ) from error
-    fill(controller, tensors, origin, config)
+    controller, provenance = model_of(
+        tensors,
+        metadata,
+        origin,
+        "a ControllerConfig",
+        lambda record: Controller(ControllerConfig(**record)),
+    )
     return Checkpoint(f"{name}@{_digest(controller)}", controller, provenance)
 
 
@@ -93,21 +88,16 @@ def save_controller(path: Path, controller: Controller, provenance: dict[str, An
     """Store a controller; the file appears whole or not at all.
 
     Args:
-        path: Where to; what was there before stays if anything fails.
-        controller: What to store, its weights as float32.
-        provenance: How it was made; anything that JSON can hold.
+        path: Destination; what was there before stays if anything fails.
+        controller: Controller to store, its weights as float32.
+        provenance: History; anything that JSON can hold.
 
     Raises:
         ValueError: For weights that are not finite.
         OSError: For a place that cannot be written to.
     """
-    metadata = {
-        "format": FORMAT,
-        "rule_version": str(RULE_VERSION),
-        "config": json.dumps(asdict(controller.config)),
-        "provenance": json.dumps(provenance),
-    }
-    save_module(path, controller, metadata)
+    config, version = asdict(controller.config), str(RULE_VERSION)
+    save_model(path, controller, FORMAT, config, provenance, rule_version=version)
 
 
 def _known() -> dict[str, Callable[[], bytes]]:

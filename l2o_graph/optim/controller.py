@@ -160,7 +160,7 @@ def change(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Te
     """What is seen and heard of each row -> the change of its logarithm of a length, (N, R).
 
     Args:
-        weights: Of N controllers.
+        weights: Weights of N controllers.
         signals: (N, R, F).
         heard: Messages that reached each row, along and against the computation: (N, R, 2C).
     """

@@ -7,7 +7,7 @@ keeps and saves.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +57,11 @@ class Stack:
         sets: N.
         shape: Matrices of a set, rows and columns of each.
         sides: What is whitened on the left and on the right, None for nothing.
-        rows: First row of the stack and the one behind its last, among all of the memory.
+        rows: Half-open range [start, stop) of its rows among all of the memory.
         tensors: The same of its matrices.
         first: First matrix of all that are of this geometry and age, by which work takes turns:
             some of these blocks may be another rank's.
-        before: How many of those lie in front of this stack.
+        before: Number of those that lie in front of this stack.
         momenta: (3, B, r, c): fast and slow average of the gradient, last update.
         square: (B, r, c) average of the gradient's squares; only where no side is whitened.
         mean: (B, 1, 1) 1 / sqrt(number of scalars) of each matrix.
@@ -139,9 +139,9 @@ class Memory:
         """Lay what is known of each stack next to each other; 0 stands for those elsewhere.
 
         Args:
-            parts: Of each stack here.
+            parts: Tensors of each stack here.
             axis: "rows" or "tensors", along which they lie.
-            shape: Of the answer, -1 for that axis.
+            shape: Shape of the result, -1 for that axis.
         """
         dim = shape.index(-1)
         if self.summed is None:
@@ -175,8 +175,8 @@ class Nodes:
     count: int
     of_row: Tensor
     rows_of: Tensor
-    of_source: dict[int, Tensor] = field(default_factory=dict)
-    readers: Tensor | None = None
+    of_source: dict[int, Tensor]
+    readers: Tensor
 
 
 # Vectors up to this length share a stack, the shorter ones with zeros behind them: on small
@@ -363,8 +363,8 @@ def gathered(memory: Memory, tensors: Sequence[Tensor] | Mapping[int, Tensor]) -
     """Tensors of parameters -> of stacks.
 
     Args:
-        memory: Of the network.
-        tensors: Of each parameter, by its index in the network, flattened: (N, size).
+        memory: Memory of the network.
+        tensors: Tensors of each parameter, by its index in the network, flattened: (N, size).
 
     Returns:
         (B, r, c) of each stack here; where a stack is one block, a view if that is possible.

@@ -27,8 +27,8 @@ def heard(
 
     Args:
         reader: How they come about; see ``ControllerConfig``.
-        weights: Of N controllers.
-        memory: Of the network.
+        weights: Weights of N controllers.
+        memory: Memory of the network.
         squares: Squared weights of each stack of kernels here, (N, M, r, c).
         signals: (N, R, F).
     """

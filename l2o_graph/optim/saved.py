@@ -1,13 +1,13 @@
-"""What a state that is loaded has to be, whichever optimizer it is of."""
+"""States as they are saved, and what a state has to be to be loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2o_graph.optim.sharded import whole
+from l2o_graph.optim.sharded import Sharing, whole
 
 MOST_STEPS = 1e9  # whatever is above is no number of steps
 
@@ -16,8 +16,8 @@ def with_step(saved: Any, key: Any) -> dict[str, Any]:
     """A parameter's state whose "step" is a tensor without axes; other programs store a number.
 
     Args:
-        saved: What the state has of the parameter.
-        key: Of the parameter in the state, for errors.
+        saved: Entry of the parameter in the state.
+        key: Key of the parameter in the state, for errors.
 
     Raises:
         ValueError: For what is no state, and where the step is no number of steps.
@@ -29,11 +29,12 @@ def with_step(saved: Any, key: Any) -> dict[str, Any]:
     step = saved["step"]
     number = step.tolist() if isinstance(step, Tensor) else step
     right = isinstance(number, Real) and not isinstance(number, bool)
-    if not right or not 0 <= number < MOST_STEPS or number % 1:
+    count: Any = number  # checkers know of no order of Real
+    if not right or not 0 <= count < MOST_STEPS or count % 1:
         raise ValueError(
             f"state_dict: expected a number of steps for parameter {key}, found {number!r}"
         )
-    return {**saved, "step": step if isinstance(step, Tensor) else torch.tensor(float(number))}
+    return {**saved, "step": step if isinstance(step, Tensor) else torch.tensor(float(count))}
 
 
 def check_numbers(saved: Mapping[str, Tensor], key: Any, parameter: Tensor) -> None:
@@ -42,8 +43,8 @@ def check_numbers(saved: Mapping[str, Tensor], key: Any, parameter: Tensor) -> N
     An average may have them where the parameter itself does, as a mask has that nobody trains.
 
     Args:
-        saved: Of the parameter, tensors by name.
-        key: Of the parameter in the state, for errors.
+        saved: State of the parameter, tensors by name.
+        key: Key of the parameter in the state, for errors.
         parameter: The parameter.
 
     Raises:
@@ -58,3 +59,54 @@ def check_numbers(saved: Mapping[str, Tensor], key: Any, parameter: Tensor) -> N
                 f"state_dict: for parameter {key}, expected finite numbers, found {int(bad.sum())} "
                 f"others of {bad.numel()} in '{name}'"
             )
+
+
+def check_state(saved: Mapping[str, Any], key: Any, parameter: Tensor) -> None:
+    """Raise for what is not the state of a parameter of ``NGOptimizer``."""
+    if not {"step", "average"} <= saved.keys():
+        raise ValueError(
+            f"state_dict: expected a step and an average of parameter {key}, found {sorted(saved)}"
+        )
+    for name, value in saved.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"state_dict: for parameter {key}, expected tensors, found '{name}': {value!r}"
+            )
+    shape = saved["average"].shape
+    if shape != parameter.shape:
+        raise ValueError(
+            f"state_dict: expected an average of shape {list(parameter.shape)} for parameter "
+            f"{key}, found {list(shape)}"
+        )
+    check_numbers(saved, key, parameter)
+
+
+def is_owned(name: str) -> bool:
+    """Whether what a state calls by a name lies on one rank alone, that which owns a parameter.
+
+    So does all but the count of its steps and what is remembered of its rows and matrices.
+    """
+    return name.partition(".")[0] not in ("step", "rows", "tensors")
+
+
+def sharded_state(
+    found: dict[str, Any], sharing: Sharing, parameters: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Make DTensors of whatever one rank owns of a state.
+
+    Args:
+        found: State of an optimizer, as ``state_dict`` has it.
+        sharing: Ranks that own each parameter.
+        parameters: All parameters of the optimizer, in order of its groups.
+    """
+    ids = [key for group in found["param_groups"] for key in group["params"]]
+    parameter_of = dict(zip(ids, parameters, strict=True))
+    # In one piece, as what broadcasts a state needs it.
+    state = {
+        key: {
+            name: sharing.saved(parameter_of[key], t) if is_owned(name) else t.contiguous()
+            for name, t in of_one.items()
+        }
+        for key, of_one in found["state"].items()
+    }
+    return {**found, "state": state}

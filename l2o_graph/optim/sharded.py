@@ -42,7 +42,7 @@ class Sharing:
     Attributes:
         group: Their process group.
         members: Number of each of them among all processes, in the group's order.
-        rank: Of this process in the group.
+        rank: Rank of this process in the group.
         owner_of: Rank that owns each parameter.
     """
 
@@ -95,7 +95,7 @@ class Sharing:
         """Put tensors together, each on the rank that owns its parameter.
 
         Args:
-            tensors: Of each parameter, gradients or the parameters themselves.
+            tensors: Gradients, or the parameters themselves.
 
         Returns:
             Whole tensors of the parameters that this rank owns.
@@ -178,8 +178,8 @@ class Sharing:
         """Send tensors to each rank, all at once.
 
         Args:
-            sent: What goes to each rank.
-            shapes: Of what comes from each.
+            sent: Tensors that go to each rank.
+            shapes: Shapes of what comes from each rank.
             like: A tensor of the type and on the device of all.
 
         Returns:
@@ -216,7 +216,7 @@ class Sharing:
 
         Args:
             parameter: To change in place.
-            tensor: Of its shape; see ``spread``.
+            tensor: Tensor of the shape of the parameter; see ``spread``.
         """
         found = self.spread(parameter, tensor)
         if is_sharded(parameter):

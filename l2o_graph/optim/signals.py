@@ -149,7 +149,7 @@ def first_log_unit(weight: Tensor, constants: "Constants") -> Tensor:
 
     Args:
         weight: (N, T) sums of squares.
-        constants: Of the network.
+        constants: Constants of the network.
     """
     rms = (weight / constants.scalars_of_tensor).sqrt()
     log_rms = rms.clamp(min=1e-30).log()
@@ -182,8 +182,8 @@ def observe(
 
     Args:
         sums: Over each row, the gradient being this step's.
-        history: Of the steps before.
-        constants: Of the network.
+        history: History of the steps before.
+        constants: Constants of the network.
 
     Returns:
         (N, R, F).

@@ -57,11 +57,11 @@ def advance(
     """Make one step of all blocks; the memory is of the step after, in place.
 
     Args:
-        config: Of the controller.
-        weights: Of N controllers.
-        memory: Of the N networks.
-        gradients: Of each stack here, (B, r, c).
-        parameters: Of each stack here, likewise.
+        config: Configuration of the controller.
+        weights: Weights of N controllers.
+        memory: Memory of the N networks.
+        gradients: Gradients of each stack here, (B, r, c).
+        parameters: Parameters of each stack here, likewise.
         horizon: (N,) number of steps of the whole run, 0 for none; None for none of them.
 
     Returns:
@@ -74,7 +74,10 @@ def advance(
     sums, squares = _row_sums(config, memory, gradients, parameters)
     if any(stack.age == 0 for stack in memory.all_stacks):
         _begin(weights, memory, sums)
-    alive = _alive(memory, sums)
+    square = pooled(
+        sums.squares[GRADIENT_ROW], memory.constants.tensor_of_row, len(memory.history.ages)
+    )
+    alive = _alive(memory, square)
     change = _changes(config, weights, memory, sums, squares, alive)
     lengths = _lengths(memory, change, horizon)
     # From here on the last update is the coming one: of large networks, one direction at a time.
@@ -85,7 +88,7 @@ def advance(
         "tensors",
         (len(memory.history.tensors[0]), -1),
     )
-    going = alive * _fading(memory, sums)
+    going = alive * _fading(memory, square)
     # Of RMS 1 over each matrix, times the length of each row, downwards.
     unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
@@ -157,9 +160,9 @@ def _directions(
     """What each stack goes along, (B, r, c), of any scale, one after the other.
 
     Args:
-        weights: Of N controllers.
-        memory: Of the networks; its averages of gradients are of this step already.
-        gradients: Of each stack.
+        weights: Weights of N controllers.
+        memory: Memory of the networks; its averages of gradients are of this step already.
+        gradients: Gradients of each stack.
         sums: Over each row.
     """
     ages = memory.history.ages
@@ -187,25 +190,32 @@ def _schedule(ages: Tensor, horizon: Tensor | None) -> Tensor:
     return (ages + 1) / (ages + GROWN_AFTER) * falling
 
 
-def _alive(memory: Memory, sums: Sums) -> Tensor:
+def _alive(memory: Memory, square: Tensor) -> Tensor:
     """Whether a matrix has a gradient that is more than rounding, (N, T), as numbers 1 and 0.
 
     The bias before a batch norm or of attention's keys has none, but computing it leaves a little.
+
+    Args:
+        memory: Memory of the networks.
+        square: (N, T) sums of squares of the gradient.
     """
     history, constants = memory.history, memory.constants
-    square = pooled(sums.squares[GRADIENT_ROW], constants.tensor_of_row, len(history.ages))
     effect = (square / constants.scalars_of_tensor).sqrt() * history.tensors[LOG_UNIT].exp()
     least = effect.amax(-1, keepdim=True) * (torch.finfo(effect.dtype).eps / 4)
     return (effect > least).to(effect)
 
 
-def _fading(memory: Memory, sums: Sums) -> Tensor:
+def _fading(memory: Memory, square: Tensor) -> Tensor:
     """Factor of the steps of matrices whose gradient has all but vanished, (N, T), up to 1.
 
     Directions have no scale: on few examples that are all told apart, steps would go on for ever
     towards weights without end.
+
+    Args:
+        memory: Memory of the networks; first squares are known.
+        square: (N, T) sums of squares of the gradient.
     """
-    now = _mean_of_rows(memory, sums.squares[GRADIENT_ROW])
+    now = square / memory.constants.rows_of_tensor
     first = _mean_of_rows(memory, memory.history.rows[FIRST_SQUARE])
     return ((now / (first + TINY)).sqrt() / VANISHED).clamp(max=1)
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 if TYPE_CHECKING:
-    from l2o_graph.optim.base import LearnedOptimizer
+    from l2o_graph.optim.structure import Structure
     from l2o_graph.tracing.network import Reading
 
 # So many calls are watched in training, and as many in evaluation, for parameters not yet seen.
@@ -26,7 +26,7 @@ class Watching:
 
     Args:
         model: The model, as it was given to the optimizer.
-        optimizer: Whom to tell.
+        structure: Listener to what calls tell; the hooks go when it goes.
 
     Attributes:
         group: The processes that train it together: of the DistributedDataParallel by way of which
@@ -35,8 +35,8 @@ class Watching:
         was_sharded: Whether it was seen to compute with tensors that are sharded.
     """
 
-    def __init__(self, model: nn.Module | None = None, optimizer: "LearnedOptimizer | None" = None):
-        self._optimizer = None if optimizer is None else weakref.ref(optimizer, self._alone)
+    def __init__(self, model: nn.Module | None = None, structure: "Structure | None" = None):
+        self._structure = None if structure is None else weakref.ref(structure, self._alone)
         self._stack, self._watch, self._depth = ExitStack(), None, 0
         self._calls = {True: 0, False: 0}
         self.group: Any = None
@@ -85,15 +85,17 @@ class Watching:
         if torch.compiler.is_compiling():
             self.was_compiled = True
             return
-        optimizer = self._optimizer and self._optimizer()
-        if optimizer is None or self._module is None or module not in self._watched:
+        structure = self._structure and self._structure()
+        if structure is None or self._module is None or module not in self._watched:
             return
-        self.group = self.group or _group_of(self._module, optimizer)
+        self.group = self.group or structure.shards or _replicas_of(self._module)
         if self._watch is not None:
             self._depth += 1
             return
-        enough = self._calls[module.training] >= MOST_CALLS or optimizer._is_complete()
-        if enough or self.was_sharded or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        enough = self._calls[module.training] >= MOST_CALLS or structure.is_complete
+        # Public, though not among the names that the module exports.
+        is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if enough or self.was_sharded or is_tracing or is_in_torch_dispatch_mode():
             return
         from l2o_graph.tracing.network import Watch
 
@@ -109,12 +111,12 @@ class Watching:
             return
         watch = self._watch
         self.stop()
-        optimizer = self._optimizer and self._optimizer()
+        structure = self._structure and self._structure()
         self.was_sharded |= watch.is_blind
-        if optimizer is not None and output is not None and not self.was_sharded:
+        if structure is not None and output is not None and not self.was_sharded:
             reading = watch.reading(output)
             if reading.used:
-                optimizer._hear(reading)
+                structure.hear(reading)
 
     def stop(self) -> None:
         """End a watch that a call left open, as one that was interrupted does."""
@@ -150,15 +152,10 @@ def of_all_ranks(readings: "list[Reading]", group: Any) -> "list[Reading]":
     return [reading for of_rank in found for reading in of_rank]
 
 
-def _group_of(module: nn.Module, optimizer: "LearnedOptimizer") -> Any:
-    """The processes that train a module together, as shards or as replicas; None for one alone.
-
-    Replicas are those of the DistributedDataParallel that is calling it.
-    """
+def _replicas_of(module: nn.Module) -> Any:
+    """The processes of the DistributedDataParallel that is calling a module; None without one."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    if optimizer._sharing is not None:
-        return optimizer._sharing.group
     replicas = nn.parallel.DistributedDataParallel._active_ddp_module
     if replicas is None or not any(part is module for part in replicas.modules()):
         return None

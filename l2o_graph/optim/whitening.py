@@ -72,9 +72,9 @@ def due(length: int, age: int, count: int, first: int) -> range:
     """Of the blocks of a stack, those whose powers are computed anew at an age.
 
     Args:
-        length: Of a block.
+        length: Length of a block.
         age: Number of steps before this one.
-        count: How many there are.
+        count: Number of them.
         first: Number of the first of them in the network, by which work is spread over steps.
     """
     period = max(ROOT_PERIOD, length // LENGTH_PER_STEP)
@@ -111,8 +111,8 @@ def weight_of(age: int, steps: int = 1) -> float:
     """Weight of a value in an average: before long that of a plain mean.
 
     Args:
-        age: How many steps the average stands for already.
-        steps: How many steps the value stands for.
+        age: Number of steps that the average stands for already.
+        steps: Number of steps that the value stands for.
     """
     return max(1 - GRAM_DECAY**steps, steps / (age + steps))
 

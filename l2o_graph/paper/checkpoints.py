@@ -20,7 +20,7 @@ class Checkpoint:
     Attributes:
         identity: Its name and the start of a SHA-256 of its configuration and weights.
         rule: The network, frozen, in float32 on the CPU.
-        provenance: How it was made: command, commit, data, outer steps, time, curve.
+        provenance: History: command, commit, data, outer steps, time, curve.
     """
 
     identity: str
@@ -59,9 +59,9 @@ def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) ->
     """Store a rule; the file appears whole or not at all.
 
     Args:
-        path: Where to; what was there before stays if anything fails.
+        path: Destination; what was there before stays if anything fails.
         rule: The network, its weights stored as float32.
-        provenance: How it was made; anything that JSON can hold.
+        provenance: History; anything that JSON can hold.
 
     Raises:
         ValueError: For weights that are not finite.

@@ -21,6 +21,7 @@ from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.paper.embedding import PaddedEmbedding
 from l2o_graph.paper.features import NUM_FEATURES
+from l2o_graph.registry import registering
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
@@ -74,7 +75,7 @@ class GraphReader(nn.Module):
         """Read the network.
 
         Args:
-            topology: Where everything lies.
+            topology: Places of all neurons and kernels.
             groups: All cells of all parameters.
             features: Gives the features of a group.
 
@@ -190,19 +191,12 @@ def register_reader(name: str) -> Callable[[Build], Build]:
     ``RuleConfig(name)`` is a rule with it. See ``GraphReader.forward`` for what it is called with.
 
     Args:
-        name: What ``RuleConfig.model`` is to be.
+        name: Value of ``RuleConfig.model``.
 
     Raises:
         ValueError: For a name that another reader has.
     """
-
-    def add(build: Build) -> Build:
-        if name in (*BUILT_IN, *REGISTERED):
-            raise ValueError(f"there is a reader '{name}' already")
-        REGISTERED[name] = build
-        return build
-
-    return add
+    return registering(REGISTERED, name, "reader", taken=BUILT_IN)
 
 
 BUILT_IN = ("ng_gnn", "ng_t", "nfn", "lstm", "ff")

@@ -31,7 +31,7 @@ class RuleConfig:
         model: What reads the network, "ng_gnn", "ng_t", "nfn", "lstm", "ff" or the name of a
             registered reader.
         hidden: Number of channels of what reads the network.
-        layers: Number of rounds of messages, and of hidden layers of the head.
+        layers: Number of layers of messages, and of hidden layers of the head.
         inner: Number of channels of the head.
     """
 
@@ -77,7 +77,7 @@ class UpdateRule(nn.Module):
         """Updates of all parameters, in runs of at most ``chunk_size`` scalars, a row or a bias.
 
         Args:
-            topology: Where everything lies.
+            topology: Places of all neurons and kernels.
             observations: One for each parameter.
             chunk_size: Scalars worked on at once.
 

@@ -53,7 +53,7 @@ def updates(
 
     Args:
         rule: In the type to compute in and where.
-        spec: Which parameter joins which neurons.
+        spec: Structure: which parameter joins which neurons.
         parameters: The network's parameters.
         gradients: Their gradients, which the momenta in ``state`` have taken in already.
         state: Momenta after this gradient.
@@ -95,7 +95,7 @@ def update(
 
     Args:
         rule: In the type to compute in and where.
-        spec: Which parameter joins which neurons.
+        spec: Structure: which parameter joins which neurons.
         parameters: The network's parameters.
         gradients: Their gradients; None for a parameter that is read and left as it is.
         state: Momenta and number of updates before this gradient.
@@ -131,8 +131,8 @@ def moved(
     """Weights after an update, in the type of the update.
 
     Args:
-        weights: Of a parameter, or a run of them.
-        update: What the rule would add, in the same shape, on any device.
+        weights: A parameter, or a range of its weights.
+        update: Update that the rule would add, in the same shape, on any device.
         lr: Factor of it; a tensor has one element.
         weight_decay: Decoupled: lr * weight_decay of the weights goes first.
     """

@@ -72,7 +72,7 @@ def clear_partial(folder: Path, name: str | None = None) -> None:
 
     Args:
         folder: Where it lies.
-        name: Of the one file that it was to become; None for any.
+        name: Name of the one file that it was to become; None for any.
     """
     for path in folder.iterdir():
         match = PARTIAL.fullmatch(path.name)
@@ -147,7 +147,7 @@ def parse(
     """Tensors and header of a file.
 
     Args:
-        content: Of the file.
+        content: Content of the file.
         origin: Where errors say that it lies.
         expected: The entry "format" that its header must have.
         what: Has this format, in words.

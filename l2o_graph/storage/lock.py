@@ -36,7 +36,7 @@ def held(folder: Path) -> Iterator[None]:
     has to be cleared away after a kill. What killed runs had half written is removed.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
 
     Raises:
         BlockingIOError: Where another run holds it, saying which.

@@ -41,10 +41,10 @@ def model_of(
         # Weights come from the file: drawing them would disturb the user's random numbers.
         with torch.device("meta"):
             model = make(record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"checkpoint '{origin}': expected {what} and a provenance as JSON in its header, "
-            f"found config {metadata.get('config')!r}: {error!r}"
+            f"found config {metadata.get('config')!r:.200}: {error!r}"
         ) from error
     fill(model, tensors, origin, model.config)
     return model, provenance

@@ -22,7 +22,7 @@ class Format:
     Attributes:
         networks: What errors call what they hold.
         name: What headers call it.
-        version: Of its layout.
+        version: Version of its layout.
     """
 
     networks: str
@@ -41,10 +41,10 @@ def write_tensors(
     """Write a shard; the same content gives the same bytes.
 
     Args:
-        path: Where to.
+        path: Destination.
         tensors: On any device.
         record: How they came about, as JSON can hold it.
-        kind: Of shards.
+        kind: Kind of shards.
 
     Raises:
         OSError: For a place that cannot be written to.
@@ -119,7 +119,7 @@ def unwritten(
 
     Args:
         expected: What the record of each is to say.
-        kind: Of shards.
+        kind: Kind of shards.
         growing: Entries of records that are smaller in a smaller set of the same.
 
     Raises:

@@ -30,8 +30,8 @@ class Weight:
     Attributes:
         parameter: Its index.
         start: First scalar of the flattened parameter.
-        shape: Of the view.
-        strides: Of the view, in scalars.
+        shape: Shape of the view.
+        strides: Strides of the view, in scalars.
         fixed: Whether fixed numbers, as those of a mask, tell the neurons on both sides apart.
     """
 
@@ -94,8 +94,8 @@ class Builder:
     """Collects neurons, kernels and biases.
 
     Args:
-        names: Of the parameters, in order.
-        shapes: Of the parameters.
+        names: Names of the parameters, in order.
+        shapes: Shapes of the parameters.
     """
 
     def __init__(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]):
@@ -183,7 +183,7 @@ class Builder:
                 has one neuron for all steps.
             starts: First neuron of each.
             large_reads: Whether edges lead from the small set to the large; else the other way.
-            kind: Of the edges.
+            kind: Kind of the edges.
             constant: Which of the ``CONSTANTS`` they carry.
 
         Returns:
@@ -220,7 +220,7 @@ class Builder:
             factors: Outermost first.
             large: Factors of the same sizes that run through the set.
             at: First neuron of the set.
-            kind: Of the edges.
+            kind: Kind of the edges.
 
         Returns:
             Whether it could be done.
@@ -240,7 +240,7 @@ class Builder:
                 start = label.start.get(s, 0)
             if not self.relate(large, small, (at, start), True, kind):
                 return False
-        for s in {f.set for f in large} - {None}:
+        for s in {f.set for f in large if f.set is not None}:
             self.sets[s].fresh = True
         return True
 

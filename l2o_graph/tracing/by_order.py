@@ -176,8 +176,8 @@ def _chain(
     norm that does not fit is left out.
 
     Args:
-        names: Of the parameters.
-        shapes: Of the parameters.
+        names: Names of the parameters.
+        shapes: Shapes of the parameters.
         layers: In the order of the computation.
     """
     sets: list[tuple[str, int, int]] = []  # name, size, kernels before it

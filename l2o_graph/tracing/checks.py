@@ -11,8 +11,8 @@ def check_module(module: object, name: str) -> None:
     """Refuse what is no network whose computation Python can follow.
 
     Args:
-        module: What was given.
-        name: Of the argument, for the error.
+        module: Thing that was given.
+        name: Name of the argument, for the error.
 
     Raises:
         TypeError: For what is no module, and for one that is scripted or traced.
@@ -30,8 +30,8 @@ def check_parameter(parameter: object, name: str) -> None:
     """Refuse what has no shape.
 
     Args:
-        parameter: What was given.
-        name: Of it, for the error.
+        parameter: Thing that was given.
+        name: Name of the parameter, for the error.
 
     Raises:
         TypeError: For what is no tensor.

@@ -275,9 +275,11 @@ def _rewritten(trace: Trace, written: Tensor) -> None:
                 axes = None
                 break
         kept = [] if axes is None else [f.set for axis in axes for f in axis if f.set is not None]
-        whole = axes is not None and set(label.sets()) == set(kept)
         trace.builder.lose(s for s in known.sets() if s not in kept)
-        trace.relabel(written, where, Label(tuple(axes), label.start) if whole else None)
+        whole = None
+        if axes is not None and set(label.sets()) == set(kept):
+            whole = Label(tuple(axes), label.start)
+        trace.relabel(written, where, whole)
 
 
 def _follow_spatial(trace: Trace, name: str, x: Tensor, outs: list[Tensor]) -> None:

@@ -17,7 +17,7 @@ class Factor:
     """So many steps along an axis.
 
     Attributes:
-        size: How many.
+        size: Number of steps.
         set: Index of the set of neurons that they run through; None for data.
         stride: Neurons from one step to the next; for data 0, or below 0 where all are alike, as
             those of an expanded axis.
@@ -129,7 +129,7 @@ def viewed(label: Label, view: torch.Tensor) -> Label | None:
     """The label of a view, told by its strides over a contiguous tensor of the label's shape.
 
     Args:
-        label: Of the tensor that was viewed.
+        label: Label of the tensor that was viewed.
         view: The same view of a contiguous stand-in whose storage begins with the tensor.
 
     Returns:

@@ -37,11 +37,11 @@ class Layers(Meetings):
 
         Args:
             x: What is mapped.
-            axis: Of its neurons.
+            axis: Axis of its neurons.
             weight: [out, in, *positions], or with ``transposed`` [in, out, *positions].
             transposed: Whether the first axis of the weight is what is read.
-            groups: Of a convolution.
-            kind: Of the kernel.
+            groups: Number of groups of a convolution.
+            kind: Kind of the kernel.
 
         Returns:
             The label with the new neurons along that axis; None where it cannot be followed.
@@ -268,9 +268,9 @@ class Layers(Meetings):
         So it is where a scalar serves several neurons, as those of a norm that all heads share.
 
         Args:
-            label: Of the tensor.
+            label: Label of the tensor.
             weight: The parameter.
-            axes: Of the label, one for each axis of the parameter longer than 1.
+            axes: Axes of the label, one for each axis of the parameter longer than 1.
             kind: What brings them together.
         """
         sizes = [n for n, step in zip(*steps_of(weight), strict=True) if n > 1 and step]

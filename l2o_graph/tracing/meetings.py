@@ -37,9 +37,9 @@ class Meetings(Known):
         """Entries of two tensors that come together, after broadcasting to a shape.
 
         Args:
-            one: Of the first tensor.
-            other: Of the second.
-            shape: Of both together.
+            one: Label of the first tensor.
+            other: Label of the second.
+            shape: Shape of both together.
             kind: What brings them together.
             alike: Whether it would be the same with the two exchanged.
         """
@@ -62,10 +62,13 @@ class Meetings(Known):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
             sides, others = (
                 [
-                    Side(s, tuple(_of(places[i][at], s) for i in where), label.start.get(s, 0), 0)
+                    Side(s, tuple(_of(factors[i], s) for i in where), label.start.get(s, 0), 0)
                     for s in sets
                 ]
-                for at, label, sets in ((1, one, ours), (2, other, theirs))
+                for factors, label, sets in (
+                    ([a for _, a, _ in places], one, ours),
+                    ([b for _, _, b in places], other, theirs),
+                )
             )
             if alike and len({*sides, *others}) == 1:
                 continue

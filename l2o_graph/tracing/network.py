@@ -120,13 +120,13 @@ def read(
     module = unwrapped(module)
     memo: dict[int, Any] = {id(p): p for p in module.parameters()}
     copy = copied_module(module, memo)
-    args, kwargs = copied((tuple(args), dict(kwargs or {})), memo)
+    own_args, own_kwargs = copied((tuple(args), dict(kwargs or {})), memo)
     devices = [p.device for p in module.parameters()]
     with as_they_were(devices), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the network says it again when it is called
         watch = Watch(copy)
         with watch:
-            output = copy(*args, **kwargs)
+            output = copy(*own_args, **own_kwargs)
         return watch.reading(output)
 
 

@@ -18,7 +18,7 @@ def operation(*names: str, axes: bool = False) -> Callable[[Operation], Operatio
     The answer is None where it cannot be followed: the neurons of all inputs then keep their order.
 
     Args:
-        names: Of the operators.
+        names: Names of the operators.
         axes: Whether the rule is told, in place of all arguments behind the first tensor, which
             axes the operator works along.
     """

@@ -155,7 +155,8 @@ def heads(
     *weights: Any, **__: Any,
 ) -> Label | None:  # fmt: skip
     """What ``nn.MultiheadAttention`` takes in evaluation, in one operator."""
-    is_own = all(q is t or q.is_same(t) for t in (k, v))
+    # A method that the stubs of torch lack.
+    is_own = all(q is t or q.is_same(t) for t in (k, v))  # pyright: ignore[reportAttributeAccessIssue]
 
     def attend(*tensors: Tensor) -> Tensor:
         read = tensors[:1] * 3 if is_own else tensors[:3]

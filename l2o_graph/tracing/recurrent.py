@@ -88,10 +88,12 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
     x = inputs[0].data if isinstance(inputs[0], PackedSequence) else inputs[0]
     sequence, last = output
     first = inputs[1] if len(inputs) > 1 else None
-    of_first, of_last = (t if isinstance(t, tuple) else (t,) for t in (first, last))
+    of_first = first if isinstance(first, tuple) else (first,)
+    of_last = last if isinstance(last, tuple) else (last,)
     sequence = sequence.data if isinstance(sequence, PackedSequence) else sequence
     directions = 2 if module.bidirectional else 1
     projected = module.proj_size
+    shown = hidden = 0  # of the last layer, of which there is one at least
     for layer in range(module.num_layers):
         written = []
         for direction in range(directions):

@@ -152,8 +152,9 @@ def index(
         if each is not None:
             picked |= dict.fromkeys(range(at, at + masked))
         at += masked
-    if new is None and trace.is_weight(x) and list(picked) == [0] and x.dim() == 2:
-        return trace.lookup(indices[0], x)
+    one = indices[0] if list(picked) == [0] else None
+    if new is None and one is not None and trace.is_weight(x) and x.dim() == 2:
+        return trace.lookup(one, x)
     if not only_data(label, picked):
         return None
     first = min(picked, default=0)

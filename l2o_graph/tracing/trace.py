@@ -91,11 +91,11 @@ class Trace(Layers):
 
         Args:
             tensors: The pieces.
-            labels: Of the pieces.
+            labels: Labels of the pieces.
             among: Their other axes, in factors of the same sizes.
             taken: Which of those factors (axis, number) the set runs through as well.
             axis: Along which they lie.
-            size: Of that axis in the end.
+            size: Size of that axis in the end.
 
         Returns:
             Its index, those that lie along the axis next to each other; None where it cannot be.
@@ -132,7 +132,7 @@ class Trace(Layers):
         """A parameter that is added to a tensor with a label, aligned at its last axis.
 
         Args:
-            label: Of the tensor.
+            label: Label of the tensor.
             tensor: The parameter.
             kind: "sum", or "product" where it multiplies the tensor.
 

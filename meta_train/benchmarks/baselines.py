@@ -181,7 +181,7 @@ class Muon(Optimizer):
         params: Parameters of at least two dimensions.
         lr: Length of a step along each singular direction.
         momentum: Decay of the Nesterov momentum.
-        iterations: Of Newton and Schulz.
+        iterations: Number of iterations of Newton and Schulz.
 
     Raises:
         ValueError: For a parameter of fewer than two dimensions.

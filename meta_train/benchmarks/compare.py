@@ -10,22 +10,24 @@ controllers the mean difference over draws of families, with a paired t-test.
 import argparse
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
+from l2o_graph.commands import run_command
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from l2o_graph.ranges import COUNT, THREADS, check_ranges
-from meta_train.controller_training import HELD_OUT, VALIDATION_SEED
+from meta_train.controller_training import VALIDATION_SEED
 from meta_train.course import LEAST_LOSS, start
+from meta_train.families import HELD_OUT
 from meta_train.families.registry import FAMILIES
 
 START = "start"
@@ -65,11 +67,11 @@ def outcome(
     Args:
         controller: What sets their steps.
         family: Name of a family.
-        seed: Of the draw.
+        seed: Seed of the draw.
         steps: Number of steps.
         pairs: Number of instances.
         told: Whether the end is told.
-        data_root: Where images lie.
+        data_root: Folder where images lie.
     """
     course = start(family, seed, pairs, steps, told, validation=True, data_root=data_root)
     vectors = controller.vector().expand(2 * pairs, -1)
@@ -156,7 +158,8 @@ def _p_value(differences: Sequence[float]) -> float:
     """Of a paired t-test against 0; 1 where nothing differs."""
     if len(differences) < 2 or all(d == 0 for d in differences):
         return 1.0
-    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    found: Any = stats.ttest_1samp(differences, 0.0)  # scipy has no types of its results
+    p = float(found.pvalue)
     return 1.0 if math.isnan(p) else p
 
 
@@ -176,24 +179,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [1]")
     given = parser.parse_args(arguments)
-    try:
-        check_ranges(given, draws=COUNT, steps=COUNT, threads=THREADS)
-        torch.set_num_threads(given.threads)
-        loaded = {}
-        for text in given.controllers:
-            name, _, path = text.partition("=")
-            if name == START and not path:
-                config = next(iter(loaded.values())).config if loaded else ControllerConfig()
-                loaded[name] = start_of(config)
-            else:
-                loaded[name] = load_checkpoint(path or name).controller
-        families = given.families or list(HELD_OUT)
-        found = compare(loaded, families, given.draws, given.steps, given.told, given.data_root)
-    except (ValueError, OSError) as error:
-        print(f"meta_train.compare: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"mean log loss after {given.steps} steps, {given.draws} draws a family; weights, averaged"
-    )
-    print(markdown(found))
-    return 0
+    return run_command("meta_train.compare", lambda: _compared(given), stopped="stopped")
+
+
+def _compared(given: argparse.Namespace) -> list[str]:
+    """Make the tables that a command line asks for."""
+    check_ranges(given, draws=COUNT, steps=COUNT, threads=THREADS)
+    torch.set_num_threads(given.threads)
+    loaded = {}
+    for text in given.controllers:
+        name, _, path = text.partition("=")
+        if name == START and not path:
+            config = next(iter(loaded.values())).config if loaded else ControllerConfig()
+            loaded[name] = start_of(config)
+        else:
+            loaded[name] = load_checkpoint(path or name).controller
+    families = given.families or list(HELD_OUT)
+    found = compare(loaded, families, given.draws, given.steps, given.told, given.data_root)
+    return [
+        f"mean log loss after {given.steps} steps, {given.draws} draws a family; weights, averaged",
+        markdown(found),
+    ]

@@ -24,7 +24,7 @@ COLOURS = {
     "ff": "#999999",
 }
 OTHER = "#555555"
-SMOOTHING = 1 / 30  # share of a run that a point is the mean of
+SMOOTHING = 1 / 30  # fraction of a run that a point is the mean of
 
 
 @dataclass(frozen=True, slots=True)

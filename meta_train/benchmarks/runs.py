@@ -19,13 +19,13 @@ class Settings:
     Attributes:
         tasks: Names of ``meta_train.tasks.TASKS``.
         optimizers: Names of ``meta_train.benchmarks.baselines.contenders()``.
-        seeds: How many, from 101 on.
+        seeds: Number of seeds, from 101 on.
         tune_seeds: How many of them choose the rate of a grid; 0 for all.
         steps: Training steps of a run.
         grid: Rates in place of an optimizer's own grid, by name.
         checkpoints: Learned optimizers beside the packaged one; see ``contenders``.
         evaluate_every: Steps between test accuracies; 0 for the end alone.
-        data_root: Where datasets lie; see ``l2o_graph.datasets.images.data_root``.
+        data_root: Folder where datasets lie; see ``l2o_graph.datasets.images.data_root``.
         out: Folder of results.json, results.md and curves.png.
         device: To train on.
         jobs: Runs at the same time; with more than one, each has one thread.
@@ -53,7 +53,7 @@ class Run:
         task: Name.
         optimizer: Name.
         rate: Learning rate.
-        seed: Of initialisation and batches.
+        seed: Seed of initialisation and batches.
         steps: Training steps.
         device: Trained on.
         checkpoint: Identity of a learned optimizer's weights, else empty.

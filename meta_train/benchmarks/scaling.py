@@ -9,7 +9,6 @@ read from Linux. Time does not depend on what the gradients are.
 import argparse
 import gc
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from l2o_graph import NGOptimizer
+from l2o_graph.commands import run_command
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, THREADS
 from meta_train.tasks.image_classification import cnn
@@ -33,7 +33,7 @@ MEMORY, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 GIGABYTE = 1e9
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """A transformer block as in GPT-2: norms first, queries, keys and values in one map."""
 
     def __init__(self, width: int, heads: int):
@@ -60,7 +60,7 @@ class GPT2(nn.Module):
     def __init__(self, words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12):
         super().__init__()
         self.word, self.place = nn.Embedding(words, width), nn.Embedding(tokens, width)
-        self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(DecoderBlock(width, width // 64) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, text: Tensor) -> Tensor:
@@ -214,14 +214,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
     given = parser.parse_args(argv)
-    try:
+
+    def work() -> list[str]:
         scales = measure_all(given.networks, given.checkpoint, given.steps, given.threads)
-    except (ValueError, OSError) as error:
-        print(f"scaling: {error}", file=sys.stderr)
-        return 2
-    print(markdown(scales))
-    print(f"\ntorch {torch.__version__}, CPU threads: {given.threads or torch.get_num_threads()}")
-    return 0
+        threads = given.threads or torch.get_num_threads()
+        return [markdown(scales), f"\ntorch {torch.__version__}, CPU threads: {threads}"]
+
+    return run_command("scaling", work, stopped="stopped")
 
 
 def _memory(field: str) -> int:

@@ -25,6 +25,7 @@ from torch.optim import AdamW, Optimizer
 from torchvision.models import resnet18
 from tqdm import tqdm
 
+from l2o_graph.commands import run_command
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, THREADS
@@ -153,9 +154,9 @@ def step_costs(
 
     Args:
         nets: Keys of ``NETS``.
-        optimizers: Of ``OPTIMIZERS``; SOAP is left out where its library is not installed, Muon
-            where torch has none.
-        checkpoint: Of NGOptimizer.
+        optimizers: Names of ``OPTIMIZERS``; SOAP is left out where its library is not installed,
+            Muon where torch has none.
+        checkpoint: Checkpoint of NGOptimizer.
         rounds: Measurements of each.
         device: To measure on.
 
@@ -297,15 +298,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="cpu")
     args = vars(parser.parse_args(argv))
     threads = args.pop("threads")
-    try:
+
+    def work() -> list[str]:
         if threads is not None:
             THREADS.check("threads", threads)
             torch.set_num_threads(threads)
-        costs = step_costs(**args)
-    except (ValueError, OSError) as error:
-        print(f"step_cost: {error}", file=sys.stderr)
-        return 2
-    print(markdown(costs))
-    print(f"\nMeans of at least {STEPS} steps in a row, medians over rounds; ", end="")
-    print(f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}")
-    return 0
+        return [
+            markdown(step_costs(**args)),
+            f"\nMeans of at least {STEPS} steps in a row, medians over rounds; "
+            f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}",
+        ]
+
+    return run_command("step_cost", work, stopped="stopped")

@@ -19,12 +19,12 @@ class Training:
         problem: The network and its batches.
         contender: What trains it.
         rate: Learning rate, at the start where it decays.
-        steps: How many steps there will be.
+        steps: Number of steps that there will be.
 
     Attributes:
         losses: Before each step, on its batch, in nats.
-        step_seconds: Of each step: batch, forward, backward and update.
-        update_seconds: Of each update.
+        step_seconds: Seconds of each step: batch, forward, backward and update.
+        update_seconds: Seconds of each update.
     """
 
     def __init__(self, problem: Problem, contender: Contender, rate: float, steps: int):

@@ -22,7 +22,7 @@ class Attention(nn.Module):
     """Self-attention of two heads.
 
     Args:
-        width: Of the stream.
+        width: Width of the stream.
         causal: Whether tokens see only those before.
     """
 
@@ -66,8 +66,8 @@ class Transformer(nn.Module):
     Args:
         embed: nn.Linear for patches of images, nn.Embedding for tokens.
         length: Most tokens.
-        width: Of the stream.
-        layers: How many.
+        width: Width of the stream.
+        layers: Number of layers.
         activation: One of ``ACTIVATIONS``.
         answers: Classes, or tokens to tell at every position.
         causal: Whether tokens see only those before, and each of them answers.

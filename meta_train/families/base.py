@@ -60,7 +60,7 @@ def losses(plan: Plan, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
     """Loss of each instance.
 
     Args:
-        plan: What to compute.
+        plan: Family to compute.
         parameters: [k P, *shape] each: k networks for each instance, one after the other.
         batch: [P, ...] each.
 
@@ -136,12 +136,11 @@ class Problems:
         return losses(self.plan, weights, batch) * repeated(self.loss_factor, copies)
 
     @torch.no_grad()
-    def held_out(self, parameters: Sequence[Tensor], step: int = 0) -> Tensor | None:
+    def held_out(self, parameters: Sequence[Tensor]) -> Tensor | None:
         """Compute the loss on examples that are not trained on, where the family is judged by them.
 
         Args:
             parameters: As for ``loss``.
-            step: Number of the training step. The examples are the same at every step.
 
         Returns:
             (k P,) losses, or None.

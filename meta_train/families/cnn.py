@@ -32,7 +32,7 @@ class Block(nn.Module):
     Args:
         source: Channels read.
         target: Channels written.
-        stride: Of the convolution.
+        stride: Stride of the convolution.
         norm: One of ``NORMS``.
         activation: One of ``ACTIVATIONS``.
         shortcut: Whether what is read is added to what is written.
@@ -68,9 +68,9 @@ class ConvNet(nn.Module):
     """Blocks, global pooling or flattening, and a linear layer.
 
     Args:
-        size: Of the images.
+        size: Size of the images.
         channels: After each block.
-        strides: Of each block.
+        strides: Strides of each block.
         flat: Whether pixels are flattened instead of pooled.
         kind: What else blocks are built with.
     """

@@ -20,7 +20,7 @@ class Dice:
     is the same whoever holds it. torch's global generator is left alone.
 
     Args:
-        seed: Of all that follows.
+        seed: Seed of all that follows.
         pairs: Instances in all processes together.
         mine: Those of them that are kept.
     """

@@ -22,7 +22,7 @@ class Bag(nn.Module):
 
     Args:
         words: In the table.
-        width: Of a vector.
+        width: Width of a vector.
         hidden: Neurons of a hidden layer, or 0 for none.
     """
 
@@ -42,7 +42,7 @@ class Ratings(nn.Module):
     Args:
         users: In the first table.
         things: In the second table.
-        width: Of a vector.
+        width: Width of a vector.
         biased: Whether users and things have averages.
     """
 

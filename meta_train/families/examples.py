@@ -33,7 +33,7 @@ class FixedSet:
     Args:
         dice: To shuffle with.
         examples: [P, n, ...] each.
-        size: Of a batch; 0 for all examples.
+        size: Size of a batch; 0 for all examples.
         held_out: Examples to be judged by, where there are any.
     """
 

@@ -32,7 +32,7 @@ class Pictures:
         """The images, loaded once in a process.
 
         Args:
-            root: Where datasets lie, by default where L2O_GRAPH_DATA says.
+            root: Folder where datasets lie, by default where L2O_GRAPH_DATA says.
             validation: Whether to show those of validation.
         """
         folder = data_root(root)
@@ -46,10 +46,10 @@ class Pictures:
         Args:
             dice: To draw with.
             count: Images for each pair.
-            size: Of an image, a divisor of 28: averages over squares of pixels.
+            size: Size of an image, a divisor of 28: averages over squares of pixels.
             seen: True for images to train on, False for images to be judged by, which are
                 others; None for any.
-            raw: Whether pixels are in [0, 1]; they have mean 0 and deviation 1 otherwise.
+            raw: Whether pixels are in [0, 1]; they have mean 0 and standard deviation 1 otherwise.
 
         Returns:
             [P, count, size, size] pixels and [P, count] labels.

@@ -17,7 +17,7 @@ from meta_train.families.examples import Stream
 from meta_train.families.images import FULL, Pictures
 from meta_train.families.initial import SCHEMES, gains, initial
 from meta_train.families.networks import ACTIVATIONS, MLP, dashed
-from meta_train.families.recurrence import Reader, Twin
+from meta_train.families.recurrence import StepByStep, Twin
 from meta_train.families.registry import register_family
 from meta_train.families.tokens import one_hot, texts
 
@@ -146,7 +146,7 @@ def language(dice: Dice, pictures: Pictures) -> Plan:
     else:
         width, layers = 8 * dice.integer(4, 8), 1
         shape = (letters, width, letters, True)
-        module, twin = Reader(kind, *shape), Twin(kind, *shape)
+        module, twin = StepByStep(kind, *shape), Twin(kind, *shape)
         start = initial(module, dice)
 
     def make(dice: Dice) -> Batch:
@@ -168,7 +168,7 @@ class Restorer(nn.Module):
     """Convolutions that keep the size of an image, the last one added to what was read.
 
     Args:
-        channels: Of each but the last.
+        channels: Number of channels of each but the last.
         activation: One of ``ACTIVATIONS``.
     """
 

@@ -19,7 +19,7 @@ class MLP(nn.Module):
     """Linear layers with an activation in between.
 
     Args:
-        sizes: Of the inputs, the hidden layers and the outputs.
+        sizes: Sizes of the inputs, the hidden layers and the outputs.
         activation: One of ``ACTIVATIONS``.
         norm: Whether there is a LayerNorm in front of each activation.
     """

@@ -1,6 +1,7 @@
 """Recurrent networks that read images by rows or sequences step by step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,11 @@ from meta_train.families.initial import initial
 from meta_train.families.registry import register_family
 from meta_train.families.tokens import markov_chains, one_hot
 
-KINDS: dict[str, type[nn.RNNBase]] = {"tanh": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+KINDS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
+    "tanh": nn.RNN,
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+}
 
 
 class Twin(nn.Module):
@@ -44,12 +49,12 @@ class Twin(nn.Module):
         return self.head(states if self.everywhere else states[:, -1])
 
 
-class Reader(Twin):
+class StepByStep(Twin):
     """The same computation step by step, which many networks can do side by side."""
 
     def states(self, x: Tensor) -> Tensor:
         """[B, T, inputs] -> [B, T, hidden]."""
-        layer = self.layer
+        layer: Any = self.layer  # its parameters are known by name alone
         read = x @ layer.weight_ih_l0.T + layer.bias_ih_l0
         h = cell = read.new_zeros(x.shape[0], layer.hidden_size)
         states = []
@@ -104,18 +109,22 @@ def recurrence(dice: Dice, pictures: Pictures) -> Plan:
         sequences = markov_chains(dice, vocabulary, length=8)
         shape, criterion = (vocabulary, hidden, vocabulary, True), next_tokens
 
-        def make(dice: Dice) -> Batch:
+        def texts(dice: Dice) -> Batch:
             x, y = sequences(dice, batch)
             return one_hot(x, vocabulary), y
+
+        make = texts
     elif task == "sums of two of 8":
         shape, criterion, make = (2, hidden, 1, False), squared, adding(8, batch)
     else:
         shape, criterion = (7, hidden, 10, False), cross_entropy
 
-        def make(dice: Dice) -> Batch:
+        def rows(dice: Dice) -> Batch:
             return pictures.draw(dice, batch)
 
-    module = Reader(kind, *shape)
+        make = rows
+
+    module = StepByStep(kind, *shape)
     return Plan(
         name=f"recurrence {kind} of {hidden}, {task}, batches of {batch}",
         module=module,

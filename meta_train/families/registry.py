@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from l2o_graph.registry import registering
 from meta_train.families.base import Plan, Problems
 from meta_train.families.dice import Dice, seed_of
 from meta_train.families.images import Pictures
@@ -49,14 +50,7 @@ def register_family(
     Raises:
         ValueError: For a name that another family has.
     """
-
-    def add(build: Build) -> Build:
-        if name in FAMILIES:
-            raise ValueError(f"there is a family '{name}' already")
-        FAMILIES[name] = Family(build, held_out, share)
-        return build
-
-    return add
+    return registering(FAMILIES, name, "family", lambda build: Family(build, held_out, share))
 
 
 def draw(
@@ -76,7 +70,7 @@ def draw(
         pairs: Number of instances P in all processes together.
         mine: Those of them that this process has; they are the same as if it had all.
         validation: Whether to show images that training does not.
-        data_root: Where FashionMNIST lies; without it the sample in the package is shown.
+        data_root: Folder where FashionMNIST lies; without it the sample in the package is shown.
         augment: Whether some instances are stored in other units.
 
     Returns:

@@ -22,9 +22,9 @@ def examples_of(
 
     Args:
         dice: To draw the functions with.
-        inputs: Of a function.
+        inputs: Number of inputs of a function.
         raw: Whether inputs and targets are in units of their own, targets often far from zero.
-        noises: Of which one is the deviation of the noise, in that of the targets.
+        noises: Of which one is the standard deviation of the noise, in that of the targets.
 
     Returns:
         (dice, count, clean) -> [P, count, inputs] and [P, count, 1]; and the teacher's name.

@@ -21,7 +21,7 @@ class Siren(nn.Module):
     """Linear layers with sin(omega x) in between (Sitzmann et al. 2020).
 
     Args:
-        sizes: Of the inputs, the hidden layers and the outputs.
+        sizes: Sizes of the inputs, the hidden layers and the outputs.
         omega: Frequency of the first layer and of all others.
     """
 
@@ -37,10 +37,11 @@ class Siren(nn.Module):
         return self.linear[-1](x)
 
     def start(self, dice: Dice) -> dict[str, Tensor]:
-        """As published, section 3.2: inputs of each sine have a deviation of about 1."""
+        """As published, section 3.2: inputs of each sine have a standard deviation of about 1."""
         start = initial(self, dice)
         for i, linear in enumerate(self.linear):
-            fan_in = linear.weight.shape[1]
+            assert isinstance(linear, nn.Linear)
+            fan_in = linear.in_features
             bound = 1 / fan_in if i == 0 else sqrt(6 / fan_in) / self.omega
             # torch's own start, which these are drawn as, is within 1 / sqrt(fan-in).
             start[f"linear.{i}.weight"] *= bound * sqrt(fan_in)

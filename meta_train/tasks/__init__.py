@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
+from l2o_graph.registry import registering
 from meta_train.tasks.base import Problem, Task
 from meta_train.tasks.image_classification import ImageTask, cnn, mlp
 
@@ -16,7 +17,6 @@ TASKS: dict[str, Task] = {
     "fmnist_mlp": ImageTask("fmnist", mlp, width=32),
     "fmnist_sample": ImageTask("fmnist_sample", cnn, width=16),
 }
-
 """All tasks by name; ``register_task`` adds to them."""
 
 
@@ -35,14 +35,7 @@ def register_task(name: str) -> Callable[[Make], Make]:
     """
     if ":" in name:
         raise ValueError(f"expected the name of a task without a colon, found '{name}'")
-
-    def add(make: Make) -> Make:
-        if name in TASKS:
-            raise ValueError(f"there is a task '{name}' already")
-        TASKS[name] = make()
-        return make
-
-    return add
+    return registering(TASKS, name, "task", lambda make: make())
 
 
 @cache

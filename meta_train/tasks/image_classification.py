@@ -24,8 +24,8 @@ def cnn(channels: int, size: int, width: int, depth: int = 3, norm: int = 0) -> 
     14,378 parameters for one channel and width 16, 56,970 for three and width 32.
 
     Args:
-        channels: Of an image.
-        size: Of an image; any.
+        channels: Number of channels of an image.
+        size: Size of an image; any.
         width: Channels after the first convolution, which has stride 2; twice as many later.
         depth: Convolutions.
         norm: 1 for a BatchNorm after each convolution.
@@ -108,7 +108,7 @@ class ImageTask:
     Args:
         dataset: A name that ``load_images`` knows.
         build: (channels, size, width) -> network.
-        width: Of the task's own network.
+        width: Width of the task's own network.
         batch: Images in a batch.
         shape: What else the network is built with.
 

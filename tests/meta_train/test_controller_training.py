@@ -17,7 +17,7 @@ from l2o_graph import NGOptimizer
 from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
 from l2o_graph.optim.controller import Controller, ControllerConfig
 from meta_train import evolution
-from meta_train.controller_training import ControllerTrainer, EvolutionConfig, gathered
+from meta_train.controller_training import ControllerTrainer, EvolutionConfig, scores_of_all
 from meta_train.course import MOST_LOSS, Course
 
 
@@ -143,7 +143,7 @@ def test_two_processes_come_to_what_one_does(tmp_path, data):
 
 def test_alone_scores_are_ones_own():
     scores = torch.randn(2, 4)
-    assert gathered(scores) is scores
+    assert scores_of_all(scores) is scores
 
 
 # Outer steps ------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_judged_by_examples_that_are_not_trained_on(family):
     judged = [p for p in drawn if p.held_out(p.start()) is not None]
     assert judged
     for problems in judged:
-        loss = problems.held_out(in_pairs(problems.start()), 3)
+        loss = problems.held_out(in_pairs(problems.start()))
         assert loss.shape == (2 * PAIRS,) and loss.isfinite().all() and not loss.requires_grad
         x, _ = problems.plan.examples.held_out
         seen = torch.cat([problems.batch(step)[0] for step in range(40)], 1)

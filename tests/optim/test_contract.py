@@ -16,7 +16,7 @@ from support.optimizers import (
 )
 from torch import Tensor, nn
 
-import l2o_graph.optim.base
+import l2o_graph.optim.structure
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
@@ -120,12 +120,12 @@ def test_network_is_inferred_once(checkpoint, monkeypatch):
         calls.append(args)
         return spec_of_parameters(*args)
 
-    monkeypatch.setattr(l2o_graph.optim.base, "spec_of_parameters", counted)
+    monkeypatch.setattr(l2o_graph.optim.structure, "spec_of_parameters", counted)
     optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint)
     run(optimizer, range(1))
-    spec, rules = optimizer._spec, dict(optimizer._placed)
+    spec, rules = optimizer._structure.spec, dict(optimizer._placed)
     run(optimizer, range(3))
-    assert optimizer._spec is spec and optimizer._placed == rules and len(calls) == 1
+    assert optimizer._structure.spec is spec and optimizer._placed == rules and len(calls) == 1
 
 
 # Rates and decay -------------------------------------------------------------------------------

@@ -68,9 +68,9 @@ def test_structure_is_read_once(checkpoint, monkeypatch):
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     for _ in range(3):
         step(optimizer, net, x)
-    first = optimizer._spec
+    first = optimizer._structure.spec
     step(optimizer, net, x)
-    assert len(calls) == 1 and optimizer._spec is first
+    assert len(calls) == 1 and optimizer._structure.spec is first
 
 
 def test_one_hook_waits_for_the_first_batch_however_often_a_state_is_loaded(checkpoint):
@@ -82,7 +82,7 @@ def test_one_hook_waits_for_the_first_batch_however_often_a_state_is_loaded(chec
     step(optimizer, net, x)
     assert not net._forward_pre_hooks
     optimizer.load_state_dict(optimizer.state_dict())
-    assert not net._forward_pre_hooks and optimizer._traced is not None
+    assert not net._forward_pre_hooks and optimizer._structure.traced is not None
 
 
 @pytest.mark.parametrize("when", ["before the first call", "after it"])
@@ -96,7 +96,7 @@ def test_model_and_optimizer_can_be_copied_and_pickled(when, checkpoint):
     alone(x)  # whatever hook it holds does nothing
     torch.save(net, io.BytesIO())
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        there = other._model
+        there = other._structure.model
         step(other, there, x)
         mine, twin = copy.deepcopy(net), copies(there.parameters())
         again = NGOptimizer(mine.parameters(), checkpoint=checkpoint, model=mine)
@@ -115,7 +115,7 @@ def test_wrapped_models_are_looked_into(wrap, checkpoint):
     step(optimizer, outer, x)
     expected = NGOptimizer(twin.parameters(), checkpoint=checkpoint, model=twin)
     step(expected, twin, x)
-    assert optimizer._traced == expected._traced
+    assert optimizer._structure.traced == expected._structure.traced
     assert equal(net.parameters(), twin.parameters())
 
 
@@ -151,7 +151,7 @@ def test_a_network_may_ask_for_numbers_on_its_way(checkpoint):
     expected = spec_of_computation(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)), (x,))
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     step(optimizer, net, x)
-    assert optimizer._traced.kernels == expected.kernels
+    assert optimizer._structure.traced.kernels == expected.kernels
     assert net.calls == 1, "the user's own call alone"
 
 
@@ -178,9 +178,9 @@ def test_a_call_that_fails_fails_as_before_and_the_next_one_is_read(checkpoint):
         with pytest.raises(MemoryError, match="not now"):
             net(x)
         assert not is_in_torch_dispatch_mode()
-    assert optimizer._traced is None
+    assert optimizer._structure.traced is None
     step(optimizer, net, x)
-    assert optimizer._traced == spec_of_computation(net, (x,))
+    assert optimizer._structure.traced == spec_of_computation(net, (x,))
 
 
 def test_a_batch_that_cannot_be_read_is_told_of_once(checkpoint):
@@ -190,7 +190,7 @@ def test_a_batch_that_cannot_be_read_is_told_of_once(checkpoint):
         optimizer.read_structure((x,))
     net.calls = 3
     step(optimizer, net, x)
-    assert optimizer._traced is not None
+    assert optimizer._structure.traced is not None
 
 
 class Strange(nn.Module):
@@ -238,9 +238,9 @@ def test_a_changed_model_is_read_again(checkpoint):
     for layer in (net.a, net.b):
         layer.bias.grad, layer.bias.data = None, torch.randn(6)
     step(optimizer, net, x)
-    assert optimizer._spec.shapes == tuple(tuple(p.shape) for p in net.parameters())
+    assert optimizer._structure.spec.shapes == tuple(tuple(p.shape) for p in net.parameters())
     step(optimizer, net, x)
-    assert [n.size for n in optimizer._spec.neurons if n.role == "hidden"] == [6, 6]
+    assert [n.size for n in optimizer._structure.spec.neurons if n.role == "hidden"] == [6, 6]
 
 
 # Negative controls: what is no symmetry must move the updates. ----------------------------------

@@ -85,7 +85,7 @@ net(x)
 after = random.getstate()
 random.setstate(before)
 random.random()
-assert optimizer._traced is not None and random.getstate() == after
+assert optimizer._structure.traced is not None and random.getstate() == after
 """
 
 
@@ -122,9 +122,9 @@ def test_a_watched_call_is_the_call_of_an_unwatched_model(checkpoint):
         net, x, cache = Keeping(), torch.randn(5, 4), {}
         optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
         if not watched:
-            optimizer._watching.leave()
+            optimizer._structure.watching.leave()
         out = net(x, cache=cache)
-        assert (optimizer._traced is not None) == watched
+        assert (optimizer._structure.traced is not None) == watched
         out.square().mean().backward()
         gradients = [p.grad for p in net.parameters()]
         found.append([out, *net.seen, net.table, net.mask, *net.buffers(), *gradients])
@@ -159,7 +159,7 @@ def test_an_interrupted_call_leaves_no_mode_behind_the_next_step(checkpoint):
     optimizer.step()
     assert not is_in_torch_dispatch_mode()
     step(optimizer, net, torch.randn(2, 4))
-    assert optimizer._traced == spec_of_computation(net, (torch.randn(2, 4),))
+    assert optimizer._structure.traced == spec_of_computation(net, (torch.randn(2, 4),))
 
 
 def test_a_watched_model_can_be_scripted(checkpoint):
@@ -168,7 +168,7 @@ def test_a_watched_model_can_be_scripted(checkpoint):
     assert torch.equal(torch.jit.script(net)(x), net(x))
     for _ in range(2):
         step(optimizer, net, x)
-    assert optimizer._traced == spec_of_computation(net, (x,))
+    assert optimizer._structure.traced == spec_of_computation(net, (x,))
 
 
 def gap(net: nn.Module, spec: NetSpec, *inputs) -> float:
@@ -205,8 +205,8 @@ def test_heads_join_when_they_are_used_and_what_is_remembered_stays(checkpoint):
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     for head in (0, 0, 1, 2, 1):
         step(optimizer, net, x, head)
-    assert optimizer._spec.loose == () and not net._forward_hooks
-    assert all(gap(net, optimizer._spec, x, head) < 1e-5 for head in range(3))
+    assert optimizer._structure.spec.loose == () and not net._forward_hooks
+    assert all(gap(net, optimizer._structure.spec, x, head) < 1e-5 for head in range(3))
     ages = [int(optimizer.state[p]["step"]) for p in net.parameters()]
     assert ages == [5, 5, 5, 5, 2, 2, 2, 2, 1, 1]
 
@@ -232,9 +232,9 @@ def test_layers_that_were_left_out_join_the_stream(checkpoint):
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     for used in ((0, 2), (1, 2), (0, 1, 2)):
         step(optimizer, net, x, used)
-    assert optimizer._spec.loose == ()
+    assert optimizer._structure.spec.loose == ()
     for used in ((), (0, 1, 2), (1,), (0, 2)):
-        assert gap(net, optimizer._spec, x, used) < 1e-5
+        assert gap(net, optimizer._structure.spec, x, used) < 1e-5
 
 
 def test_a_batch_of_validation_first_changes_nothing(checkpoint):
@@ -267,7 +267,7 @@ def test_a_head_that_comes_after_many_calls_joins_once_it_has_a_gradient(checkpo
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     for head in (0,) * 12 + (1, 1, 2, 2):
         step(optimizer, net, x, head)
-    assert optimizer._spec.loose == () and not net._forward_hooks
+    assert optimizer._structure.spec.loose == () and not net._forward_hooks
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -307,4 +307,4 @@ def test_copies_of_a_watched_compiled_module_are_plain(checkpoint):
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         torch.testing.assert_close(other(x, 0), net(x, 0))
-    assert optimizer._traced is not None
+    assert optimizer._structure.traced is not None

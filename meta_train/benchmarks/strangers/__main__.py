@@ -39,10 +39,10 @@ class Settings:
     Attributes:
         tasks: Names, or "all" or "quick".
         optimizers: Names, or "all" or "rivals".
-        seeds: How many, from 1 on.
+        seeds: Number of seeds, from 1 on.
         anytime: Whether runs that stop at 1/8, 1/4 and 1/2 are made too.
-        checkpoint: Of the learned optimizer, a name or a path.
-        data_root: Where datasets lie; "sample" for stand-ins from the package.
+        checkpoint: Checkpoint of the learned optimizer, a name or a path.
+        data_root: Folder where datasets lie; "sample" for stand-ins from the package.
         out: Folder of what is written.
         jobs: Runs at the same time, of one thread each.
         shorter: Factor of the number of steps of every task.

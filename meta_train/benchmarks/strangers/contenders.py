@@ -52,7 +52,7 @@ def contenders(checkpoint: str = "general") -> dict[str, Contender]:
     """All by name.
 
     Args:
-        checkpoint: Of the learned ones.
+        checkpoint: Checkpoint of the learned ones.
     """
 
     def adamw(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
@@ -105,8 +105,8 @@ def chosen(names: tuple[str, ...], checkpoint: str) -> tuple[dict[str, Contender
     """Contenders by name, and a line about each that cannot run here.
 
     Args:
-        names: Of ``contenders()``, or "all" or "rivals" for several.
-        checkpoint: Of the learned ones.
+        names: Names of ``contenders()``, or "all" or "rivals" for several.
+        checkpoint: Checkpoint of the learned ones.
 
     Raises:
         ValueError: For a name that is not known.

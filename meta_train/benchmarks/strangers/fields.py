@@ -51,6 +51,8 @@ class Siren(nn.Module):
 class Fourier(nn.Module):
     """Sines and cosines of fixed random frequencies, then an MLP (Tancik et al. 2020)."""
 
+    waves: Tensor
+
     def __init__(self, width: int = 64, scale: float = 4.0):
         super().__init__()
         self.register_buffer("waves", scale * torch.randn(2, width // 2))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 from meta_train.benchmarks.strangers.records import Record
 from meta_train.benchmarks.strangers.task import Merit
@@ -33,7 +34,7 @@ class Entry:
 
     Attributes:
         optimizer: Name.
-        rate: Of it.
+        rate: Learning rate.
         merits: By seed; None where there was no number.
         starts: By seed, before training.
         diverged: In any seed.
@@ -160,7 +161,7 @@ class Summary:
     """An optimizer over all tasks that it was run on.
 
     Attributes:
-        tasks: How many.
+        tasks: Number of tasks.
         median_rank: Among rivals at their best rates.
         median_rank_of_all: Among all rates of all rivals.
         firsts: Tasks where no rival was better.
@@ -202,9 +203,9 @@ class Verdict:
 
     Attributes:
         count: Tasks, or seeds.
-        wins: Of these, where it was better.
+        wins: Number of these where it was better.
         gain: Median over tasks, or mean over seeds, in units.
-        p: Of the test; None where there are too few.
+        p: p-value of the test; None where there are too few.
         better: "yes", "no" for worse, or "not told apart".
     """
 
@@ -221,7 +222,8 @@ def over_tasks(gains: Sequence[float]) -> Verdict:
 
     middle = float(median(gains))
     moved = [g for g in gains if g != 0]
-    p = float(wilcoxon(moved).pvalue) if len(moved) >= FEWEST_TASKS else None
+    found: Any = wilcoxon(moved) if len(moved) >= FEWEST_TASKS else None  # scipy has no types of it
+    p = None if found is None else float(found.pvalue)
     balance = _signed_ranks(moved)
     told = p is not None and p < SIGNIFICANT
     return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, _word(told, balance))

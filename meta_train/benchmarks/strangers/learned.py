@@ -17,8 +17,7 @@ def made(net: nn.Module, checkpoint: str, total_steps: int | None = None) -> Opt
         checkpoint: A name or a path.
         total_steps: The length of the run, if it is to know it.
     """
-    told = {} if total_steps is None else {"total_steps": total_steps}
-    return NGOptimizer(net.parameters(), model=net, checkpoint=checkpoint, **told)
+    return NGOptimizer(net.parameters(), model=net, checkpoint=checkpoint, total_steps=total_steps)
 
 
 def averaged(optimizer: Optimizer) -> contextlib.AbstractContextManager[object]:

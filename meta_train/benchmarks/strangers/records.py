@@ -21,7 +21,7 @@ class Run:
         task: Name.
         optimizer: Name.
         rate: Learning rate.
-        seed: Of initialisation and batches.
+        seed: Seed of initialisation and batches.
         steps: Training steps, which a schedule is planned for.
         checkpoint: Identity of a learned optimizer's weights, else empty.
     """
@@ -48,7 +48,7 @@ class Record:
         pass_seconds: Median of a forward and backward pass.
         update_seconds: Median of the optimizer's part.
         update_seconds_mean: Mean of it; some steps do more than others.
-        seconds: Of the whole run.
+        seconds: Seconds of the whole run.
         torch: Version.
         date: When it ended, UTC.
     """

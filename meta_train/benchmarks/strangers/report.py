@@ -34,8 +34,8 @@ class Outcome:
     Attributes:
         tasks: In the order of the tables.
         contenders: By name, in the order of the tables.
-        records: Of whole runs.
-        stopped: For each share of a run, the records of runs that stopped there; empty if none
+        records: Records of whole runs.
+        stopped: For each fraction of a run, the records of runs that stopped there; empty if none
             were asked for.
         notes: Lines about what was left out.
     """
@@ -305,7 +305,7 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def stopped_early(tasks: Sequence[Task], records: Sequence[Record]) -> dict[float, list[Record]]:
-    """Records by the share of the run at which they stopped, those of one long run too."""
+    """Records by the fraction of the run at which they stopped, those of one long run too."""
     answer: dict[float, list[Record]] = {}
     for i, share in enumerate(FRACTIONS):
         answer[share] = []

@@ -61,7 +61,7 @@ def text() -> tuple[Tensor, Tensor]:
 
 @cache
 def table(name: str) -> tuple[Tensor, Tensor]:
-    """Features, each of mean 0 and deviation 1, and raw targets, bundled with scikit-learn.
+    """Tables of scikit-learn: features of mean 0 and standard deviation 1, and raw targets.
 
     Args:
         name: "digits", "breast_cancer" or "diabetes".

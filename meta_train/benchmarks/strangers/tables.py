@@ -19,7 +19,7 @@ from meta_train.benchmarks.strangers.task import (
 )
 from meta_train.benchmarks.strangers.vision import cross_entropy
 
-SHOWN = 0.75  # share of the rows to train on
+SHOWN = 0.75  # fraction of the rows to train on
 USERS, ITEMS, RATINGS = 400, 300, 15_000
 NODES, CLASSES, LABELLED = 1000, 4, 80
 

@@ -37,8 +37,8 @@ class Problem:
 
     Attributes:
         net: Initialised; in training mode.
-        loss: Of the network on a batch; it calls ``net`` once, and draws no random numbers.
-        batch: Of each step, the same whenever it is asked for.
+        loss: Loss of the network on a batch; it calls ``net`` once, and draws no random numbers.
+        batch: Batch of each step, the same whenever it is asked for.
         evaluate: The figure of merit of the network as it is, in evaluation mode.
     """
 
@@ -56,7 +56,7 @@ class Task:
         name: For commands.
         label: In words.
         merit: What it is judged by, on data held out.
-        steps: Of a whole run.
+        steps: Number of steps of a whole run.
         make: (seed, data root) -> problem.
         library: A package that it needs beside the project's own, by the name of its import.
     """

@@ -24,7 +24,7 @@ def chosen(names: tuple[str, ...]) -> tuple[list[Task], list[str]]:
     """Tasks by name, and a line about each that a missing package leaves out.
 
     Args:
-        names: Of ``TASKS``, or "all" or "quick" for several.
+        names: Names of ``TASKS``, or "all" or "quick" for several.
 
     Raises:
         ValueError: For a name that is not known.

@@ -33,8 +33,8 @@ def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Rec
 
     Args:
         run: What to do.
-        checkpoint: Of a learned optimizer.
-        root: Where datasets lie.
+        checkpoint: Checkpoint of a learned optimizer.
+        root: Folder where datasets lie.
 
     Raises:
         RuntimeError: When the checkpoint is no longer the one that the run was planned with.

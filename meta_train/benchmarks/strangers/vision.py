@@ -22,8 +22,8 @@ from meta_train.benchmarks.strangers.task import (
 from meta_train.tasks.image_classification import cnn
 
 TESTED = 2000  # images held out that accuracy is measured on
-NOISE = 0.5  # deviation of what a U-Net takes away, where images have a deviation of 1
-WRONG = 0.3  # share of labels that are drawn at random
+NOISE = 0.5  # standard deviation of what a U-Net takes away; that of images is 1
+WRONG = 0.3  # fraction of labels that are drawn at random
 
 
 def cross_entropy(net: nn.Module, batch: Batch) -> Tensor:
@@ -38,7 +38,7 @@ def classified(
     """Images to classes.
 
     Args:
-        dataset: Of the images.
+        dataset: Dataset of the images.
         build: The network.
         batch: Images in a batch.
         wrong: Share of training labels that are drawn at random.

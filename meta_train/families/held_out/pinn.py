@@ -1,6 +1,7 @@
 """A network that is to solve u'' = f with u(-1) = u(1) = 0 (Raissi et al. 2019)."""
 
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ class Curvature(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 1] -> [B, 2]: values and second derivatives."""
-        first, *others = self.linear
+        layers: Any = self.linear  # torch says of none what it is
+        first, *others = layers
         value, slope, bend = first(x), first.weight.T, torch.zeros(())
         for linear in others:
             h = torch.tanh(value)

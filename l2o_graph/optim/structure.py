@@ -1,0 +1,215 @@
+"""The structure of the network that is trained: from calls of its model, or inferred."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from l2o_graph.layout.spec import NetSpec
+from l2o_graph.optim.warn import warn
+from l2o_graph.optim.watching import Watching, of_all_ranks
+from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
+
+if TYPE_CHECKING:  # whoever gives no model does not need it
+    from l2o_graph.tracing.network import Reading
+
+
+class Structure:
+    """What an optimizer knows of how its parameters join.
+
+    With a model, calls of it are watched until all of its parameters were seen at work. Without
+    one, the structure is inferred from order, shapes and names of the parameters.
+
+    Args:
+        owner: Name of the optimizer's type, for warnings.
+        model: The network that the parameters belong to, or None.
+
+    Attributes:
+        spec: The structure that was asked for last; None where it has to be found anew.
+        shards: The ranks that parameters are sharded over, None where they are not.
+        watching: Hooks on the model, as long as its calls are watched.
+    """
+
+    def __init__(self, owner: str, model: nn.Module | None):
+        self.owner, self.model = owner, model
+        self.shards: Any = None
+        self.watching: Watching | None = None
+        self._known: Reading | None = None
+        self._news: list[Reading] = []
+        self._warned: set[str] = set()  # names of parameters that a warning was about
+        self._asked: set[int] = set()  # parameters that calls were watched for once more
+        self._group: Any = None  # ranks that train the model together, once a call showed them
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the structure; the next step finds it anew."""
+        self.spec: NetSpec | None = None
+        self._agreed = False  # with the other ranks
+
+    def copy(self) -> "Structure":
+        """Copy what calls have told, for a copy or a pickle of the optimizer; nothing watches."""
+        new = Structure(self.owner, self.model)
+        new._known, new._warned = self._known, set(self._warned)
+        return new
+
+    @property
+    def traced(self) -> NetSpec | None:
+        """The structure as far as calls of the model told it."""
+        return None if self._known is None else self._known.spec
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether calls have shown what all parameters of the model do."""
+        return self._known is not None and self._known.is_complete
+
+    def watch(self) -> None:
+        """Watch calls of the model, until all of its parameters were seen at work."""
+        if self.model is not None and self.watching is None and not self.is_complete:
+            self.watching = Watching(self.model, self)
+
+    def read(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> None:
+        """Follow the model through a batch, of which nothing remains."""
+        from l2o_graph.tracing.network import read
+
+        assert self.model is not None
+        try:
+            self._news.append(read(self.model, args, kwargs))
+        except Exception as error:  # training can go on without, and the model may say more
+            warn(
+                f"{self.owner}: could not follow the model ({error!r}); its structure is "
+                "inferred from the order of its layers"
+            )
+            return
+        self._learn(self._news)
+
+    def hear(self, reading: "Reading") -> None:
+        """Take what a call of the model told."""
+        self._news.append(reading)
+        replicas = self._group or (self.watching and self.watching.group)
+        if not replicas:  # else all of them learn it together
+            self._learn(self._news)
+
+    def _learn(self, readings: Sequence["Reading"]) -> None:
+        """Learn what calls of the model told, here or in other processes."""
+        self._news = []
+        if not readings:
+            return
+        from l2o_graph.tracing.joining import all_of
+
+        before = [] if self._known is None else [self._known]
+        after = all_of([*before, *readings])
+        if after is not None and (self._known is None or after.spec != self._known.spec):
+            self.spec = None
+        self._known = after
+
+    def settle(self, gradient_of: Mapping[Tensor, Tensor]) -> None:
+        """Before a step: learn what was seen since the last one, and see to what was not.
+
+        Replicas of DistributedDataParallel learn what any of them saw, at their first step and
+        whenever a gradient comes of a parameter that none has seen at work. They have the same
+        gradients, and so ask each other at the same steps.
+        """
+        watching = self.watching
+        if self.model is None or (watching is None and self.is_complete):
+            return
+        group = None
+        if watching is not None:
+            watching.stop()
+            group = watching.group
+        self._group = group or self._group
+        if self._group is None:
+            self._learn(self._news)
+        unseen = self._unseen(gradient_of)
+        if self._group is not None and (not self._agreed or unseen):
+            if not self._agreed and self._known is not None:  # seen by this rank alone
+                self._news.insert(0, self._known)
+                self._known = None
+            self._learn(of_all_ranks(self._news, self._group))
+            self._agreed = True
+            unseen = self._unseen(gradient_of)
+        done = self.is_complete
+        tired = watching is not None and watching.is_tired() and not unseen
+        # Of other inputs or another mode than what was watched.
+        again = set() if done else unseen - self._asked
+        if done or tired or again:
+            if watching is not None:
+                watching.leave()
+            self.watching = None
+        if again:
+            self._asked |= again
+            self.watching = Watching(self.model, self)
+            if watching is not None:
+                self.watching.was_compiled = watching.was_compiled
+                self.watching.was_sharded = watching.was_sharded
+        self._warn_of_unknown()
+
+    def _unseen(self, gradient_of: Mapping[Tensor, Tensor]) -> set[int]:
+        """Parameters of the model that have a gradient, though no call has shown them at work."""
+        assert self.model is not None
+        used = frozenset() if self._known is None else self._known.used
+        return {
+            i for i, p in enumerate(self.model.parameters()) if i not in used and p in gradient_of
+        }
+
+    def _warn_of_unknown(self) -> None:
+        """Warn of parameters whose work is not understood, once each."""
+        names = [] if self._known is None else self._known.unknown
+        new = [name for name in names if name not in self._warned]
+        if new:
+            from l2o_graph.tracing.network import unknown_message
+
+            self._warned.update(new)
+            warn(unknown_message(new))
+
+    def network(
+        self, trained: Sequence[Tensor], names: list[str] | None
+    ) -> tuple[Sequence[Tensor], NetSpec]:
+        """Find the parameters of the graph and how they join, inferred where nothing tells it.
+
+        Args:
+            trained: Parameters of the optimizer.
+            names: Their names, where all have one.
+        """
+        if self._group is None:
+            self._learn(self._news)
+        parameters = trained if self.model is None else [*self.model.parameters()]
+        shapes = shapes_of(parameters)
+        if self.spec is None or self.spec.shapes != shapes:
+            if self.model is None:
+                self.spec = spec_of_parameters(parameters, names)
+            else:
+                if self.traced is not None and self.traced.shapes != shapes:
+                    self._known = None  # the model has changed: its next batch tells how
+                    self._agreed = False
+                    self._asked.clear()
+                    self.watch()
+                self.spec = self.traced or self._spec_by_order(self.model)
+        return parameters, self.spec
+
+    def _spec_by_order(self, model: nn.Module) -> NetSpec:
+        """The structure of a model that was not seen computing anything."""
+        spec = spec_of_module(model)
+        if self.watching is not None and self.watching.was_compiled:
+            warn(
+                f"{self.owner}: the model was called compiled, and what is compiled "
+                f"cannot be followed; its structure is inferred from the order of its layers. Give "
+                f"the compiled module itself as model="
+            )
+        elif self.watching is not None and self.watching.was_sharded:
+            warn(
+                f"{self.owner}: the model computes with sharded tensors, as tensor "
+                f"parallelism does, and these cannot be followed; its structure is inferred from "
+                f"the order of its layers"
+            )
+        elif spec.loose:
+            warn(
+                f"{self.owner}: the model was not called before this step, so its "
+                f"structure is inferred from the order of its layers, which leaves "
+                f"{len(spec.loose)} of {len(spec.shapes)} parameters to their own features"
+            )
+        return spec
+
+
+def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """Shapes as a network's specification has them."""
+    return tuple(tuple(p.shape) for p in parameters)

@@ -1,0 +1,1 @@
+"""Hashes of what a work tree computes; see ``__main__``."""
