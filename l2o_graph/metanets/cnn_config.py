@@ -18,6 +18,7 @@ from l2o_graph.ranges import (
     check_choices,
     check_ranges,
 )
+from l2o_graph.registry import registering
 
 Model = Literal["ng_gnn", "ng_t", "ordered", "probegen", "stat_nn", "nfn"]
 Zoo = Literal["park", "small"]
@@ -144,14 +145,7 @@ def register_cnn_model(name: str) -> Callable[[Build], Build]:
     Raises:
         ValueError: For a name that another model has.
     """
-
-    def add(build: Build) -> Build:
-        if name in (*get_args(Model), *REGISTERED):
-            raise ValueError(f"there is a model '{name}' already")
-        REGISTERED[name] = build
-        return build
-
-    return add
+    return registering(REGISTERED, name, "model", taken=get_args(Model))
 
 
 # Kofinas et al. 2024, section 4.2, and where it is silent the scripts of mkofinas/neural-graphs;

@@ -7,7 +7,8 @@ import pytest
 from support.stop import stopped
 
 from l2o_graph.datasets.inr.generate import main as fit_inrs
-from meta_train.benchmarks.tables import TABLES, Settings, main, provenance
+from meta_train.benchmarks.rows import TABLES
+from meta_train.benchmarks.tables import Settings, main, provenance
 from meta_train.run import read_state, write_state
 
 

@@ -14,7 +14,7 @@ from support.stop import check_resumes
 from l2o_graph.datasets.inr.generate import main as fit_inrs
 from l2o_graph.inr import INRClassifier, inr_config, load_inr_model, load_inrs, render
 from meta_train.__main__ import main
-from meta_train.benchmarks.tables import edited_digits
+from meta_train.benchmarks.rows import edited_digits
 from meta_train.supervised.epochs import rate_at
 from meta_train.supervised.inr import (
     EDITED,

@@ -1,0 +1,214 @@
+"""What is in each table of models that read networks: rows, measure, figure, published numbers."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from l2o_graph.datasets.inr.picture import contact_sheet
+from l2o_graph.storage.files import expecting
+from meta_train.benchmarks.plots import plot_predictions
+from meta_train.supervised.cnn import PREDICTIONS
+from meta_train.supervised.inr import EDITED
+
+PROBES = (0, 4, 16, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model of a table.
+
+    Attributes:
+        label: For people.
+        arguments: Of ``python -m meta_train``, after the task; the first is the model.
+        published: What the paper says, in the units of the table; empty where it says nothing.
+    """
+
+    label: str
+    arguments: tuple[str, ...]
+    published: str = ""
+
+    @property
+    def name(self) -> str:
+        """As folders are called."""
+        return "-".join(argument.strip("-") for argument in self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What is compared.
+
+    Attributes:
+        rows: The models.
+        measure: Of a checkpoint's provenance.
+        unit: Of the figures, for people.
+        scale: Figures are the measure times this.
+        digits: Behind the point.
+        figure: Folders of runs by label -> PNG; None where there is nothing to see.
+        task: Of ``python -m meta_train``; that of the table's name, if none is said.
+    """
+
+    rows: tuple[Row, ...]
+    measure: str
+    unit: str
+    scale: float
+    digits: int
+    figure: Callable[[Mapping[str, Path]], bytes] | None = None
+    task: str = ""
+
+
+def edited_digits(folders: Mapping[str, Path]) -> bytes:
+    """What networks draw before and after each editor, and what they should draw."""
+    found: dict[str, Tensor] = {}
+    for label, folder in folders.items():
+        path = folder / EDITED
+        with expecting(f"'{path}': expected images of networks"):
+            images = load_file(path)
+            drawn, edited, target = (images[name] for name in ("drawn", "edited", "target"))
+            if not drawn.shape == edited.shape == target.shape or drawn.dim() != 3:
+                raise ValueError(f"images of shapes {[list(x.shape) for x in images.values()]}")
+        found |= {"network": drawn} if not found else {}
+        found[label] = edited
+    return contact_sheet({**found, "target": target})
+
+
+def predictions(folders: Mapping[str, Path]) -> bytes:
+    """What predictors say of the test split, against how it is."""
+    found = {}
+    for label, folder in folders.items():
+        path = folder / PREDICTIONS
+        with expecting(f"'{path}': expected accuracies and predictions, a line for each network"):
+            lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+            true, said = ([float(x[k]) for x in lines] for k in ("accuracy", "prediction"))
+            if not lines:
+                raise ValueError("an empty file")
+            found[label] = true, said
+    return plot_predictions(found)
+
+
+def _held_out(*traits: str) -> list[Row]:
+    """Models that are tested on what they have not seen the like of."""
+    return [
+        Row(f"{label}, {trait} held out", (model, "--hold-out", trait))
+        for trait in traits
+        for label, model in (("StatNN", "stat_nn"), ("NG-GNN", "ng_gnn"), ("NG-T", "ng_t"))
+    ]
+
+
+def _probed(label: str, *arguments: str, published: Sequence[str]) -> list[Row]:
+    """A graph model with each number of probes."""
+    return [
+        Row(f"{label}, {count} probes", (*arguments, "--probes", str(count)), figure)
+        for count, figure in zip(PROBES, published, strict=True)
+    ]
+
+
+def _canonical(*models: tuple[str, str]) -> list[Row]:
+    """Models that read networks in canonical form, with as many probes as their label says."""
+    rows = []
+    for label, model in models:
+        count = re.search(r"(\d+) probes", label)
+        probes = ("--probes", count[1]) if count else ()
+        rows.append(Row(f"{label}, canonical", (model, *probes, "--canonical")))
+    return rows
+
+
+# What reads INRs, beyond the paper: in canonical form, in the order of their computation, by what
+# they answer.
+BEYOND = (
+    *_canonical(
+        ("MLP", "mlp"), ("Set NN", "set_nn"), ("StatNN", "stat_nn"), ("DWSNet", "dwsnet"),
+        ("NFN", "nfn"), ("NG-GNN, 0 probes", "ng_gnn"), ("NG-GNN, 64 probes", "ng_gnn"),
+        ("NG-T, 0 probes", "ng_t"), ("NG-T, 64 probes", "ng_t"),
+    ),
+    Row("Ordered, 0 probes", ("ordered", "--no-canonical")),
+    *_canonical(("Ordered, 0 probes", "ordered")),
+    Row("Ordered, 64 probes", ("ordered", "--probes", "64", "--no-canonical")),
+    *_canonical(("Ordered, 64 probes", "ordered")),
+    Row("Ordered, 128 generated probes, canonical",
+        ("ordered", "--probes", "128", "--generated")),
+    Row("ProbeGen, 128 probes", ("probegen",)),
+    Row("ProbeGen, 128 free probes", ("probegen", "--no-generated")),
+)  # fmt: skip
+
+# Kofinas et al. 2024, Tables 1 to 7; what is not in them stands here without a figure.
+TABLES = {
+    "mnist_inr": Table(
+        (
+            Row("MLP", ("mlp",), "17.6 ± 0.0"),
+            Row("Set NN", ("set_nn",), "23.7 ± 0.1"),
+            Row("StatNN", ("stat_nn",)),
+            Row("DWSNet", ("dwsnet",), "85.7 ± 0.6"),
+            Row("NFN", ("nfn",)),
+            *_probed("NG-GNN", "ng_gnn", published=(
+                "91.4 ± 0.6", "91.8 ± 0.5", "92.8 ± 0.3", "94.7 ± 0.3")),
+            *_probed("NG-T", "ng_t", published=(
+                "92.4 ± 0.3", "93.3 ± 0.2", "94.9 ± 0.3", "97.3 ± 0.2")),
+            Row("NG-GNN without positions", ("ng_gnn", "--no-positions"), "83.9 ± 0.3"),
+            Row("NG-T without positions", ("ng_t", "--no-positions"), "77.9 ± 0.7"),
+            *BEYOND,
+        ),
+        "test_accuracy", "accuracy, %", 100.0, 2,
+    ),
+    "fmnist_inr": Table(
+        (
+            Row("MLP", ("mlp",), "19.9 ± 0.5"),
+            Row("Set NN", ("set_nn",), "22.3 ± 0.4"),
+            Row("StatNN", ("stat_nn",)),
+            Row("DWSNet", ("dwsnet",), "67.1 ± 0.3"),
+            Row("NFN", ("nfn",)),
+            *_probed("NG-GNN", "ng_gnn", published=(
+                "68.0 ± 0.2", "71.9 ± 0.3", "73.1 ± 0.3", "74.2 ± 0.4")),
+            *_probed("NG-T", "ng_t", published=(
+                "72.7 ± 0.6", "73.8 ± 0.3", "74.1 ± 1.5", "74.8 ± 0.9")),
+            *BEYOND,
+        ),
+        "test_accuracy", "accuracy, %", 100.0, 2,
+    ),
+    "mnist_dilation": Table(
+        (
+            Row("DWSNet", ("dwsnet",), "2.58"),
+            Row("NFN", ("nfn",), "2.55"),
+            *_probed("NG-GNN", "ng_gnn", published=(
+                "2.38 ± 0.02", "2.26 ± 0.01", "2.17 ± 0.01", "2.06 ± 0.01")),
+            *_probed("NG-T", "ng_t", published=(
+                "1.96 ± 0.00", "1.88 ± 0.02", "1.82 ± 0.02", "1.75 ± 0.01")),
+            Row("NG-GNN, 64 probes, 8 answers", ("ng_gnn", "--probes", "64", "--answers", "8")),
+            Row("Ordered, 64 probes", ("ordered", "--probes", "64")),
+            Row("Ordered, 64 probes, 8 answers",
+                ("ordered", "--probes", "64", "--answers", "8")),
+        ),
+        "test_loss", "mean squared error of pixels, 1e-2", 100.0, 3, edited_digits,
+    ),
+    "cnn_park": Table(
+        (
+            Row("StatNN", ("stat_nn",), "0.719 ± 0.010"),
+            Row("NG-GNN", ("ng_gnn",), "0.804 ± 0.009"),
+            Row("NG-T", ("ng_t",), "0.817 ± 0.007"),
+            Row("NG-GNN without activations", ("ng_gnn", "--no-activations"), "0.778 ± 0.018"),
+            Row("NG-T without activations", ("ng_t", "--no-activations"), "0.728 ± 0.010"),
+            Row("Ordered", ("ordered",)),
+            Row("ProbeGen, 128 probes", ("probegen",)),
+        ),
+        "test_tau", "Kendall's tau-b", 1.0, 3, predictions,
+    ),
+    "cnn_held_out": Table(
+        tuple(_held_out("depth=5", "width=32", "activation=tanh")),
+        "test_tau", "Kendall's tau-b", 1.0, 3, predictions, "cnn_park",
+    ),
+    "cnn_small": Table(
+        (
+            Row("StatNN", ("stat_nn",), "0.915 ± 0.002"),
+            Row("NFN-HNP", ("nfn",), "0.934 ± 0.001"),
+            Row("NG-GNN", ("ng_gnn",), "0.930 ± 0.001"),
+            Row("NG-T", ("ng_t",), "0.935 ± 0.000"),
+            Row("Ordered", ("ordered",)),
+            Row("ProbeGen, 128 probes", ("probegen",)),
+        ),
+        "test_tau", "Kendall's tau-b", 1.0, 3, predictions,
+    ),
+}  # fmt: skip
