@@ -1,12 +1,12 @@
-"""Tell which digit a network draws, from its weights alone.
+"""Tell which digit a network draws, without drawing it.
 
     python examples/classify_inr.py
 
-A SIREN of one's own is fitted to each of some digits by an ordinary training loop, and then read as
-a graph by the packaged classifier. The digits are drawn with a pen, so that no dataset is needed.
+A SIREN of one's own is fitted to each of some digits by an ordinary training loop, and then read by
+the packaged classifier, by what it answers at 128 learned points. The digits are drawn with a pen, so
+that no dataset is needed.
 
-The classifier knows networks that were fitted like this: this formula, these first weights, these
-rates. Drawn otherwise, the same image is another network, and may be read as another digit.
+The classifier knows networks of this layout and formula, however they were fitted.
 """
 
 import math
