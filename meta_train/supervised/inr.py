@@ -47,7 +47,7 @@ INR_TASKS: dict[str, tuple[str, Task]] = {
     "sample_dilation": ("fmnist_sample", "edit"),
 }
 # Changes that leave a class of each dataset what it is.
-SMALL = {"mnist": "small", "fmnist": "small-mirrored", "fmnist_sample": "small-mirrored"}
+SMALL = {"mnist": "small", "fmnist": "mirrored", "fmnist_sample": "mirrored"}
 SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 128
 

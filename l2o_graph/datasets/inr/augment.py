@@ -56,8 +56,9 @@ AMOUNTS = {
     "published": Amounts(0.25, deep=True, rotation=45.0, scale=0.2, noise=NOISE, dropout=DROPOUT),
     "small": _SMALL,
     "small-mirrored": replace(_SMALL, mirrored=True),
+    "mirrored": Amounts(0.04, rotation=4.0, stretch=0.05, shear=0.04, mirrored=True),
 }
-"""Amounts by name: those of the release of Navon et al. 2023, and for digits and for clothes."""
+"""Amounts by name: those of the release of Navon et al. 2023, for digits, and two for clothes."""
 
 Networks = tuple[tuple[Float[Tensor, "I _ _"], ...], tuple[Float[Tensor, "I _"], ...]]
 
