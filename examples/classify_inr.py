@@ -3,8 +3,8 @@
     python examples/classify_inr.py
 
 A SIREN of one's own is fitted to each of some digits by an ordinary training loop, and then read by
-the packaged classifier, by what it answers at 128 learned points. The digits are drawn with a pen, so
-that no dataset is needed.
+the packaged classifier, by what it answers at 128 learned points. The digits are drawn with a pen,
+so that no dataset is needed.
 
 The classifier knows networks of this layout and formula, however they were fitted.
 """
