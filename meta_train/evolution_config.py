@@ -60,7 +60,7 @@ class EvolutionConfig:
         task: A name of ``CONTROLLER_TASKS``.
         controller: Controller that is trained.
         initial: Checkpoint whose weights it begins with; "" for none.
-        seed: Seed of its weights, of the courses and of everything drawn.
+        seed: Seed of the weights, of the courses and of everything drawn.
         outer_steps: Number of steps of the weights.
         pairs: Number of instances of a course, in all processes together.
         deviation: Standard deviation of the perturbations.
