@@ -30,7 +30,7 @@ def test_the_wheel_works_by_itself(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "unpacked")
-    packaged = ("controllers/general", "cnn/cnn-park", "inr/mnist-inr")
+    packaged = ("controllers/general", "cnn/cnn-park", "inr/fmnist-inr", "inr/mnist-inr")
     assert {f"l2o_graph/zoo/{name}.safetensors" for name in packaged} < {*names}
     assert "l2o_graph/datasets/fmnist_sample.npz" in names
     assert not [name for name in names if name.startswith(("tests", "docs", "examples"))]

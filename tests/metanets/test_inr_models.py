@@ -575,7 +575,7 @@ def test_a_layout_that_a_file_brings_first_can_be_used(tmp_path):
 
 
 def test_packaged_models_are_there_and_say_how_they_were_made():
-    assert list_inr_models() == ["mnist-inr"]
+    assert list_inr_models() == ["fmnist-inr", "mnist-inr"]
     for name in list_inr_models():
         model = INRClassifier.from_checkpoint(name)
         networks = inrs(3, model.config.layout, dtype=torch.float32)
