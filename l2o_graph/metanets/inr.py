@@ -274,7 +274,8 @@ class INREditor(INRModel):
         Source:
             The mean of several answers: OCE (arXiv 2602.01083).
         """
-        images = render(*self(weights, biases), size, self.config.omega0)
+        edited, moved = self(weights, biases)
+        images = render(edited, moved, size, self.config.omega0)
         return images.unflatten(0, (self.config.answers, -1)).mean(0)
 
 

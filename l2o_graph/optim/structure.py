@@ -173,12 +173,12 @@ class Structure:
         if self._group is None:
             self._learn(self._news)
         parameters = trained if self.model is None else [*self.model.parameters()]
-        shapes = shapes_of(parameters)
-        if self.spec is None or self.spec.shapes != shapes:
+        # What has no shape yet is refused by what reads it, in words of its own.
+        if self.spec is None or self.spec.shapes != shapes_of(parameters):
             if self.model is None:
                 self.spec = spec_of_parameters(parameters, names)
             else:
-                if self.traced is not None and self.traced.shapes != shapes:
+                if self.traced is not None and self.traced.shapes != shapes_of(parameters):
                     self._known = None  # the model has changed: its next batch tells how
                     self._agreed = False
                     self._asked.clear()

@@ -64,16 +64,17 @@ class Table:
 def edited_digits(folders: Mapping[str, Path]) -> bytes:
     """What networks draw before and after each editor, and what they should draw."""
     found: dict[str, Tensor] = {}
+    target: dict[str, Tensor] = {}
     for label, folder in folders.items():
         path = folder / EDITED
         with expecting(f"'{path}': expected images of networks"):
             images = load_file(path)
-            drawn, edited, target = (images[name] for name in ("drawn", "edited", "target"))
-            if not drawn.shape == edited.shape == target.shape or drawn.dim() != 3:
+            drawn, edited, wanted = (images[name] for name in ("drawn", "edited", "target"))
+            if not drawn.shape == edited.shape == wanted.shape or drawn.dim() != 3:
                 raise ValueError(f"images of shapes {[list(x.shape) for x in images.values()]}")
         found |= {"network": drawn} if not found else {}
-        found[label] = edited
-    return contact_sheet({**found, "target": target})
+        found[label], target["target"] = edited, wanted
+    return contact_sheet(found | target)
 
 
 def predictions(folders: Mapping[str, Path]) -> bytes:

@@ -90,7 +90,8 @@ def test_the_header_says_how_they_came_about(small):
     assert (record["shard"], record["shards"], record["views"]) == (4, 5, 2)
     assert (record["layout"], record["omega0"]) == ([2, 32, 32, 1], 30.0)
     assert record["recipe"] == {
-        "steps": 3, "lr": 2e-3, "betas": [0.9, 0.95], "tail": 0.2, "stop": None, "output": "sine",
+        "steps": 3, "lr": 2e-3, "betas": [0.9, 0.95], "tail": 0.25, "grids": 2, "stop": None,
+        "output": "sine",
     }  # fmt: skip
     assert record["torch"] == torch.__version__
 

@@ -12,7 +12,7 @@ from support.meta_training import TINY, train
 from l2o_graph.datasets.cnn.files import load_cnns
 from l2o_graph.inr import load_inrs
 from l2o_graph.storage.shards import Format, read_record
-from meta_train.benchmarks import tables
+from meta_train.benchmarks import rows, tables
 from meta_train.benchmarks.optimizers import main as benchmark_main
 from meta_train.benchmarks.runs import Record as Measured
 from meta_train.benchmarks.runs import Run
@@ -235,7 +235,7 @@ def test_predictions_that_are_none_are_named(tmp_path, content):
     path = tmp_path / "predictions.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^'{path}': expected accuracies and predictions"):
-        tables.predictions({"NG-GNN": tmp_path})
+        rows.predictions({"NG-GNN": tmp_path})
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_images_that_are_none_are_named(tmp_path, tensors):
     path = tmp_path / "edited.safetensors"
     path.write_bytes(save({name: t.clone() for name, t in tensors.items()}))
     with pytest.raises(ValueError, match=rf"^'{path}': expected images of networks, found"):
-        tables.edited_digits({"NG-GNN": tmp_path})
+        rows.edited_digits({"NG-GNN": tmp_path})
 
 
 # Sets of networks -------------------------------------------------------------------------------
