@@ -84,10 +84,10 @@ def fit(
 ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
     """Fit networks to images, all at once.
 
-    The default recipe takes 0.12 to 0.15 s a network on one core. A network comes out the same in any
-    company: up to rounding, and bit for bit in batches of one size, on one device and with a number
-    of pixels that 16 divides (else matrix products depend on the place in memory). Batches of 8 to
-    32 suit the cache of a CPU.
+    The default recipe takes 0.12 to 0.15 s a network on one core. A network comes out the same in
+    any company: up to rounding, and bit for bit in batches of one size, on one device and with a
+    number of pixels that 16 divides (else matrix products depend on the place in memory). Batches
+    of 8 to 32 suit the cache of a CPU.
 
     Args:
         images: Images (I, height, width) in [0, 1], on the device and in the dtype to work in.
