@@ -49,24 +49,17 @@ def missing(shards: Sequence[S], kind: Format) -> list[S]:
     Raises:
         ValueError: For shards of another configuration in their place.
     """
-    absent, smaller = _unwritten(shards, kind)
-    return absent + [shard for shard in smaller if shard.held() < len(shard)]
+    return _sorted_out(shards, kind)[0]
 
 
-def grow(shards: Sequence[S], kind: Format) -> None:
-    """Let shards of a smaller set say that they are of this one, those that are there in full."""
-    _, smaller = _unwritten(shards, kind)
-    for shard in smaller:
-        if shard.held() == len(shard):
-            rewrite_record(shard.path, shard.record, kind)
-
-
-def _unwritten(shards: Sequence[S], kind: Format) -> tuple[list[S], list[S]]:
+def _sorted_out(shards: Sequence[S], kind: Format) -> tuple[list[S], list[S]]:
+    """Those that are not there in full, and those that are, but say they are of a smaller set."""
     of_path = {shard.path: shard for shard in shards}
     growing = shards[0].growing if shards else ()
     found = unwritten({path: shard.record for path, shard in of_path.items()}, kind, growing)
     absent, smaller = ([of_path[path] for path in paths] for paths in found)
-    return absent, smaller
+    whole = [shard for shard in smaller if shard.held() == len(shard)]
+    return absent + [shard for shard in smaller if shard not in whole], whole
 
 
 def make(shards: Sequence[S], kind: Format, work: Callable[[S], S], jobs: int, unit: str) -> int:
@@ -87,8 +80,9 @@ def make(shards: Sequence[S], kind: Format, work: Callable[[S], S], jobs: int, u
     Raises:
         ValueError: For shards of another configuration in their place.
     """
-    grow(shards, kind)
-    left = missing(shards, kind)
+    left, grown = _sorted_out(shards, kind)
+    for shard in grown:
+        rewrite_record(shard.path, shard.record, kind)
     total, todo = (sum(map(len, group)) for group in (shards, left))
     with tqdm(total=total, initial=total - todo, unit=unit, smoothing=0) as progress:
         for shard in in_parallel(work, left, jobs):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l2o_graph.datasets.cnn.architecture import FUNCTIONS, NO_SKIP, CNNArchitecture
+from l2o_graph.datasets.cnn.architecture import FUNCTIONS, NO_SKIP, CNNArchitecture, as_wide
 from l2o_graph.datasets.cnn.files import CNNs, stacked
 from l2o_graph.metanets.cnn_config import CNNModelConfig
 from l2o_graph.metanets.probes import CODE
@@ -105,8 +105,7 @@ def logits_of(
             layers[-1].flatten(1, 2), weight, bias, a.strides[i], a.kernels[i] // 2, groups=count
         ).unflatten(1, (count, -1))
         if skip != NO_SKIP:
-            other = layers[skip][:, :, : x.shape[2]]
-            x = x + F.pad(other, (0, 0, 0, 0, 0, x.shape[2] - other.shape[2]))
+            x = x + as_wide(layers[skip], x.shape[2])
         layers.append(FUNCTIONS[name](x))
     weight, bias = tensors[-2:]
     means = layers[-1].mean((3, 4)).movedim(1, 0)

@@ -48,7 +48,6 @@ class ParameterDeltas(nn.Module):
 
     def __init__(self, edge: int, node: int, answers: int = 1):
         super().__init__()
-        self.answers = answers
         self.of_edge, self.of_node = (
             nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, answers))
             for size in (edge, node)
@@ -64,10 +63,12 @@ class ParameterDeltas(nn.Module):
         """Numbers of each kernel, (*B, out, in), and of each bias, (*B, out); K > 1 comes first."""
         forward = torch.cat([edges(chunk)[..., 0, :, :] for chunk in chunks], dim=-2)
         kernels, biases = topology.spec.kernels, topology.spec.biases
-        runs = self._numbers(self.of_edge(forward)).split([k.size for k in kernels], dim=-1)
+        runs = answers_first(self.of_edge(forward)).split([k.size for k in kernels], dim=-1)
         of_weights = [run.unflatten(-1, k.grid[1:]) for run, k in zip(runs, kernels, strict=True)]
-        of_nodes = self._numbers(self.of_node(nodes))
+        of_nodes = answers_first(self.of_node(nodes))
         return of_weights, [of_nodes[..., slice(*topology.bias(bias))] for bias in biases]
 
-    def _numbers(self, found: Float[Tensor, "*B _ K"]) -> Tensor:
-        return found.squeeze(-1) if self.answers == 1 else found.movedim(-1, 0)
+
+def answers_first(found: Float[Tensor, "*B K"]) -> Tensor:
+    """K numbers for each, K in front: (K, *B); of one number alone (*B)."""
+    return found.squeeze(-1) if found.shape[-1] == 1 else found.movedim(-1, 0)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from l2o_graph.metanets.heads import answers_first
 from l2o_graph.metanets.inr_config import INRModelConfig
 from l2o_graph.metanets.probes import said_of_images
 from l2o_graph.models.fourier import FourierFeatures
@@ -151,8 +152,7 @@ class LayerDeltas(nn.Module):
         """Numbers of weights, (I, out, in), and biases, (I, out); with several, K first."""
         left = self.of_target(targets).unflatten(-1, (self.answers, RANK))
         right = self.of_source(sources).unflatten(-1, (self.answers, RANK))
-        product = torch.einsum("nokr,nikr->knoi", left, right) / math.sqrt(RANK)
+        product = torch.einsum("nokr,nikr->noik", left, right) / math.sqrt(RANK)
         hidden = self.edge(edges) + self.target(targets)[:, :, None] + self.source(sources)[:, None]
-        of_weights = product + self.last(hidden.relu()).movedim(-1, 0)
-        of_biases = self.bias(targets).movedim(-1, 0)
-        return (of_weights, of_biases) if self.answers > 1 else (of_weights[0], of_biases[0])
+        of_weights = product + self.last(hidden.relu())
+        return answers_first(of_weights), answers_first(self.bias(targets))

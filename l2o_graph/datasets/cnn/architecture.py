@@ -175,12 +175,13 @@ class _CNN(nn.Module):
         for convolution, name, skip in zip(self.convolutions, a.activations, a.skips, strict=True):
             x = convolution(x)
             if skip != NO_SKIP:
-                x = x + _as_wide(layers[skip], x.shape[1])
+                x = x + as_wide(layers[skip], x.shape[1])
             x = FUNCTIONS[name](x)
             layers.append(x)
         return self.linear(x.mean((2, 3)))
 
 
-def _as_wide(x: Float[Tensor, "B C height width"], channels: int) -> Tensor:
-    """The first channels, filled up with zeros."""
-    return F.pad(x[:, :channels], (0, 0, 0, 0, 0, max(0, channels - x.shape[1])))
+def as_wide(x: Float[Tensor, "*B C height width"], channels: int) -> Tensor:
+    """The first channels, filled up with zeros: what a skip adds between unequal widths."""
+    kept = x[..., :channels, :, :]
+    return F.pad(kept, (0, 0, 0, 0, 0, channels - kept.shape[-3]))
