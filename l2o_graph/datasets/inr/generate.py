@@ -9,7 +9,7 @@ weights of its own, drawn from the seed, the source, the split, the image and th
 nothing with the others of its batch or shard. A shard appears whole or not at all, and the same
 command goes on with those that are missing; with a larger --count a set grows.
 
-On two cores 10,000 images take about 12 minutes with the default recipe.
+An image takes about 0.15 s of one core with the default recipe.
 """
 
 import argparse
