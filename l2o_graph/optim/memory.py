@@ -30,7 +30,7 @@ from l2o_graph.optim.whitening import Side, sides
 
 # Units of lengths, that is of first steps, for layers that begin as torch has them: of kernels
 # relative to 1 / sqrt(fan-in), of all else absolute; on small CNNs these did well by themselves.
-KERNEL_STEP, VECTOR_STEP = 0.05, 0.005
+KERNEL_STEP, VECTOR_STEP = 0.025, 0.005
 # The same in units of first weights. Those of vectors, 0 or 1 as often as not, say nothing.
 RELATIVE_UNITS: dict[Kind, float] = {
     **dict.fromkeys(MATRICES, 3**0.5 * KERNEL_STEP),

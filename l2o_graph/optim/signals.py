@@ -6,6 +6,8 @@ is multiplied, and when a network is wider. Axes as in ``controller``.
 
 from dataclasses import dataclass
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,8 @@ FAST, SLOW = 0.9, 0.99
 # Decays of the averages of a cosine; the first is all but the present one.
 COSINE_DECAYS = (0.5, 0.9, 0.99)
 
-# In the order of ``observe``: cosines, ratios, of the network, length, age, kind.
-NUM_SIGNALS = 6 + 5 + 3 + 2 + 1 + len(KINDS)
+# In the order of ``observe``: cosines, ratios, of the network, length and weights, age, kind.
+NUM_SIGNALS = 6 + 5 + 3 + 3 + 1 + len(KINDS)
 
 # Part of the typical update in its matrix from which on that of a row says something.
 LEAST_UPDATE = 1e-6
@@ -29,9 +31,12 @@ MOST = 3.0
 # evolution strategies perturb all weights alike, and do not see what does next to nothing. Cosines
 # are small, the more so the longer they are averaged.
 COSINE_UNITS = (6.0, 10.0, 14.0)
-OF_WEIGHT_UNIT, LOG_LENGTH_UNIT, AGE_UNIT, KIND_UNIT = 1 / 8, 1 / 4, 1 / 2, 1 / 2
+OF_WEIGHT_UNIT, LOG_LENGTH_UNIT, GROWTH_UNIT = 1 / 8, 1 / 4, 1 / 2
+AGE_UNIT, KIND_UNIT = 1 / 2, 1 / 2
 # The age beyond which steps look alike: runs of meta-training are not much longer.
 OLDEST = 4000.0
+# Units of lengths grow with weights up to so many times the first ones.
+MOST_GROWTH = 20.0
 
 
 @dataclass(slots=True)
@@ -79,7 +84,8 @@ class History:
     Attributes:
         rows: (6, N, R): logarithm of the step length; averages of each row's cosine at three
             decays; squares of the gradient at the last step, and at the first that had any.
-        tensors: (4, N, T): averages of each matrix's cosine; logarithm of the unit of its lengths.
+        tensors: (4, N, T): averages of each matrix's cosine; logarithm of the first unit of
+            its lengths.
         ages: (T,) steps before this one.
     """
 
@@ -130,7 +136,7 @@ class Constants:
 
 
 LOG_LENGTH, ROW_COSINES, LAST_SQUARE, FIRST_SQUARE = 0, slice(1, 4), 4, 5
-TENSOR_COSINES, LOG_UNIT = slice(0, 3), 3
+TENSOR_COSINES, FIRST_LOG_UNIT = slice(0, 3), 3
 NUM_OF_ROW, NUM_OF_TENSOR = 6, 4
 
 
@@ -140,8 +146,8 @@ def pooled(rows: Tensor, tensor_of_row: Tensor, tensors: int) -> Tensor:
     return answer.index_add_(-1, tensor_of_row, rows)
 
 
-def first_log_unit(weight: Tensor, constants: "Constants") -> Tensor:
-    """Logarithm of the unit of a matrix's lengths: from its first weights, (N, T).
+def log_unit(weight: Tensor, constants: "Constants") -> Tensor:
+    """Logarithm of the unit of a matrix's lengths, by its weights: (N, T).
 
     A part of their RMS; for vectors, and where all weights are 0, what it would be on layers as
     torch begins them, whose weights have an RMS of 1 / sqrt(3 fan-in), in units of how much larger
@@ -161,6 +167,21 @@ def first_log_unit(weight: Tensor, constants: "Constants") -> Tensor:
     return torch.where(known, relative, network + constants.absolute_unit.log())
 
 
+def log_growth(weight: Tensor, history: History, constants: Constants) -> Tensor:
+    """Logarithm of how much larger than its first one the unit of a matrix has become, (N, T).
+
+    Networks that begin small spend their first steps on growing, and what is a long step for the
+    first weights is a short one for the later ones. Units do not shrink with weights.
+
+    Args:
+        weight: (N, T) sums of squares.
+        history: Knows the first units.
+        constants: Constants of the network.
+    """
+    grown = log_unit(weight, constants) - history.tensors[FIRST_LOG_UNIT]
+    return grown.clamp(0, math.log(MOST_GROWTH))
+
+
 # Pairs of sums of squares whose ratios are signals, as rows of ``Sums.squares`` and then of what
 # the history has of the gradient; and the units of their logarithms.
 RATIOS = (
@@ -177,6 +198,7 @@ def observe(
     sums: Sums,
     history: History,
     constants: Constants,
+    growth: Tensor,
 ) -> Tensor:
     """Signals of each row; the history takes in this step's gradient, in place.
 
@@ -184,6 +206,7 @@ def observe(
         sums: Over each row, the gradient being this step's.
         history: History of the steps before.
         constants: Constants of the network.
+        growth: (N, T) see ``log_growth``.
 
     Returns:
         (N, R, F).
@@ -215,11 +238,12 @@ def observe(
     logs = (known + TINY).log()
     ratios = logs[constants.above] - logs[constants.below]
     ratios = (ratios * constants.ratio_units).clamp(-MOST, MOST)
-    growth = pooled(ratios[GROWTH], of_row, count) / constants.rows_of_tensor
-    of_network = torch.cat([tensor_cosines[1:], growth[None]]).mean(-1, keepdim=True)
+    of_gradient = pooled(ratios[GROWTH], of_row, count) / constants.rows_of_tensor
+    of_network = torch.cat([tensor_cosines[1:], of_gradient[None]]).mean(-1, keepdim=True)
     log_length = history.rows[LOG_LENGTH]
     log_weight = 0.5 * (logs[WEIGHT_ROW] - constants.scalars_of_row.log())
-    of_weight = log_length + history.tensors[LOG_UNIT][:, of_row] - log_weight
+    log_units = history.tensors[FIRST_LOG_UNIT] + growth
+    of_weight = log_length + log_units[:, of_row] - log_weight
     age = AGE_UNIT * (((ages + 1).clamp(max=OLDEST) / 100).log() / 3)[of_row]
     signals = torch.cat(
         [
@@ -229,6 +253,7 @@ def observe(
             of_network.expand(-1, -1, len(of_row)),
             (OF_WEIGHT_UNIT * of_weight).clamp(-MOST, MOST)[None],
             LOG_LENGTH_UNIT * log_length[None],
+            GROWTH_UNIT * growth[None, :, of_row],
             age.expand_as(log_length)[None],
             KIND_UNIT * constants.kinds.T[:, None].expand(-1, log_length.shape[0], -1),
         ]

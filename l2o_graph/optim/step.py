@@ -16,16 +16,17 @@ from l2o_graph.optim.memory import NUM_MOMENTA, Memory, Stack
 from l2o_graph.optim.signals import (
     FAST,
     FAST_ROW,
+    FIRST_LOG_UNIT,
     FIRST_SQUARE,
     GRADIENT_ROW,
     LOG_LENGTH,
-    LOG_UNIT,
     SLOW,
     TINY,
     WEIGHT_ROW,
     Sums,
     corrected,
-    first_log_unit,
+    log_growth,
+    log_unit,
     observe,
     pooled,
     remaining,
@@ -78,8 +79,9 @@ def advance(
         sums.squares[GRADIENT_ROW], memory.constants.tensor_of_row, len(memory.history.ages)
     )
     alive = _alive(memory, square)
-    change = _changes(config, weights, memory, sums, squares, alive)
-    lengths = _lengths(memory, change, horizon)
+    growth = log_growth(_weight(memory, sums), memory.history, memory.constants)
+    change = _changes(config, weights, memory, sums, squares, alive, growth)
+    lengths = _lengths(memory, change, growth, horizon)
     # From here on the last update is the coming one: of large networks, one direction at a time.
     for stack, direction in zip(stacks, _directions(weights, memory, gradients, sums), strict=True):
         stack.last.copy_(direction)
@@ -111,6 +113,7 @@ def _changes(
     sums: Sums,
     squares: dict[int, Tensor],
     alive: Tensor,
+    growth: Tensor,
 ) -> Tensor:
     """Change of the logarithm of each row's length, (N, R)."""
     of_row = memory.constants.tensor_of_row
@@ -118,7 +121,7 @@ def _changes(
     sums.squares[GRADIENT_ROW] *= alive[:, of_row]
     if config.grain == "tensor":
         sums = _of_tensors(memory, sums)
-    signals = observe(sums, memory.history, memory.constants)
+    signals = observe(sums, memory.history, memory.constants, growth)
     heard = None
     if config.reader != "none":
         heard = messages.heard(config.reader, weights, memory, squares, signals)
@@ -126,11 +129,12 @@ def _changes(
     return _mean_of_rows(memory, change)[:, of_row] if config.grain == "tensor" else change
 
 
-def _lengths(memory: Memory, change: Tensor, horizon: Tensor | None) -> Tensor:
+def _lengths(memory: Memory, change: Tensor, growth: Tensor, horizon: Tensor | None) -> Tensor:
     """Length of each row's step, (N, R); what is remembered of it changes."""
     history = memory.history
     history.rows[LOG_LENGTH] = controller.next_log_length(history.rows[LOG_LENGTH], change)
-    of_tensor = history.tensors[LOG_UNIT].exp() * _schedule(history.ages, horizon)
+    units = (history.tensors[FIRST_LOG_UNIT] + growth).exp()
+    of_tensor = units * _schedule(history.ages, horizon)
     return history.rows[LOG_LENGTH].exp() * of_tensor[:, memory.constants.tensor_of_row]
 
 
@@ -141,7 +145,7 @@ def _decays(weights: Weights, memory: Memory, lengths: Tensor, going: Tensor) ->
     weights, whatever their length.
     """
     history, constants = memory.history, memory.constants
-    per_length = going * constants.decay_unit / history.tensors[LOG_UNIT].exp()
+    per_length = going * constants.decay_unit / history.tensors[FIRST_LOG_UNIT].exp()
     part = controller.decay(weights) * lengths * per_length[:, constants.tensor_of_row]
     return part.clamp(max=MOST_DECAY)
 
@@ -200,7 +204,7 @@ def _alive(memory: Memory, square: Tensor) -> Tensor:
         square: (N, T) sums of squares of the gradient.
     """
     history, constants = memory.history, memory.constants
-    effect = (square / constants.scalars_of_tensor).sqrt() * history.tensors[LOG_UNIT].exp()
+    effect = (square / constants.scalars_of_tensor).sqrt() * history.tensors[FIRST_LOG_UNIT].exp()
     least = effect.amax(-1, keepdim=True) * (torch.finfo(effect.dtype).eps / 4)
     return (effect > least).to(effect)
 
@@ -260,9 +264,14 @@ def _begin(weights: Weights, memory: Memory, sums: Sums) -> None:
     history.rows[LOG_LENGTH] = torch.where(
         is_new[constants.tensor_of_row], first, history.rows[LOG_LENGTH]
     )
-    weight = pooled(sums.squares[WEIGHT_ROW], constants.tensor_of_row, len(is_new))
-    unit = first_log_unit(weight, constants)
-    history.tensors[LOG_UNIT] = torch.where(is_new, unit, history.tensors[LOG_UNIT])
+    unit = log_unit(_weight(memory, sums), constants)
+    history.tensors[FIRST_LOG_UNIT] = torch.where(is_new, unit, history.tensors[FIRST_LOG_UNIT])
+
+
+def _weight(memory: Memory, sums: Sums) -> Tensor:
+    """Sums of squares of each matrix's weights, (N, T)."""
+    rows = sums.squares[WEIGHT_ROW]
+    return pooled(rows, memory.constants.tensor_of_row, len(memory.history.ages))
 
 
 def _of_tensors(memory: Memory, sums: Sums) -> Sums:
