@@ -4,9 +4,8 @@ All signals are free of scale: they stay as they are when weights are reparametr
 is multiplied, and when a network is wider. Axes as in ``controller``.
 """
 
-from dataclasses import dataclass
-
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor

@@ -66,6 +66,10 @@ def run(
     return start, updates
 
 
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
 def power_of(matrix: Tensor, power: float) -> Tensor:
     damped = matrix / matrix.diagonal().mean() + 1e-3 * torch.eye(len(matrix))
     return torch.from_numpy(fractional_matrix_power(damped.numpy(), -power).real)
@@ -84,12 +88,13 @@ class Twin:
 
     def __init__(self, weight, unit, first, answer, horizon=None):
         self.weight, self.unit, self.log_length = weight.clone(), unit, first
-        self.rms = float(weight.square().mean().sqrt())
+        self.rms = rms(weight)
         self.answer, self.horizon, self.age = answer.tolist(), horizon, 0
         self.fast = self.slow = torch.zeros_like(weight)
         self.left = self.right = self.square = 0.0
 
-    def step(self, g: Tensor) -> Tensor:
+    def step(self, g: Tensor, growth: float) -> Tensor:
+        """The update, where weights call for lengths that many times the first ones."""
         t, a = self.age, self.answer
         self.fast, self.slow = 0.9 * self.fast + 0.1 * g, 0.99 * self.slow + 0.01 * g
         fast, slow = self.fast / (1 - 0.9 ** (t + 1)), self.slow / (1 - 0.99 ** (t + 1))
@@ -106,13 +111,14 @@ class Twin:
             direction = self.roots[0] @ mixed @ self.roots[1]
         else:
             self.square = (1 - new) * self.square + new * g.square()
-            rms = self.square.sqrt()
-            direction = mixed / (rms + rms.square().mean().sqrt())
+            root = self.square.sqrt()
+            direction = mixed / (root + rms(root))
         change = 0.2 * math.tanh(0.2 * a[0])
-        self.log_length = max(-9.0, min(4.0, (1 - 1 / 100) * self.log_length + change))
+        self.log_length = max(-9.0, min(2.5, (1 - 1 / 100) * self.log_length + change))
         falling = 1 / (1 + t / 200) if self.horizon is None else 1 - t / self.horizon
         schedule = (t + 1) / (t + 10) * falling
-        length = self.unit * schedule * math.exp(self.log_length)
+        growth = max(1.0, min(20.0, growth))
+        length = self.unit * growth * schedule * math.exp(self.log_length)
         update = -length * direction / direction.square().mean().sqrt()
         if self.weight.dim() == 2:
             decay = 0.03 * math.exp(2.5 * math.tanh(a[4]))
@@ -133,19 +139,30 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
     signal, noise = [normal(*p.shape) for p in network().parameters()], 0.5 * seed
     gradients = [[s + noise * normal(*s.shape) for s in signal] for _ in range(STEPS)]
     start, updates = run(gradients, constant(answer, first), horizon)
-    kernels = [w for w in start if w.dim() == 2]
-    # How much larger than torch's the kernels begin, which units of vectors follow.
-    larger = [
-        math.log(float(w.square().mean().sqrt()) * math.sqrt(3 * w.shape[1])) for w in kernels
+
+    def larger(parameters: list[Tensor]) -> float:
+        """How much larger than torch's kernels are, which units of vectors follow."""
+        kernels = [w for w in parameters if w.dim() == 2]
+        logs = [math.log(rms(w) * math.sqrt(3 * w.shape[1])) for w in kernels]
+        return math.exp(sum(logs) / len(logs))
+
+    twins = [
+        Twin(
+            weight,
+            0.025 * math.sqrt(3) * rms(weight) if weight.dim() == 2 else 0.005 * larger(start),
+            float(first[KINDS.index(kind)]),
+            answer,
+            horizon,
+        )
+        for weight, kind in zip(start, ["first", "vector", "last", "vector"], strict=True)
     ]
-    of_vectors = 0.005 * math.exp(sum(larger) / len(larger))
-    kinds = ["first", "vector", "last", "vector"]
-    for i, (weight, kind) in enumerate(zip(start, kinds, strict=True)):
-        of_kernel = 0.05 * math.sqrt(3) * float(weight.square().mean().sqrt())
-        unit = of_kernel if weight.dim() == 2 else of_vectors
-        twin = Twin(weight, unit, float(first[KINDS.index(kind)]), answer, horizon)
-        for of_step, found in zip(gradients, updates, strict=True):
-            torch.testing.assert_close(found[i], twin.step(of_step[i]), rtol=1e-6, atol=1e-9)
+    for of_step, found in zip(gradients, updates, strict=True):
+        now = [twin.weight for twin in twins]
+        of_all = larger(now) / larger(start)
+        for i, twin in enumerate(twins):
+            growth = rms(now[i]) / twin.rms if now[i].dim() == 2 else of_all
+            expected = twin.step(of_step[i], growth)
+            torch.testing.assert_close(found[i], expected, rtol=1e-6, atol=1e-9)
 
 
 def test_weights_that_go_the_same_way_for_ever_stop_where_the_decay_says():

@@ -8,17 +8,18 @@ from support.optimizers import READERS
 from torch import Tensor, nn
 
 from l2o_graph.optim import step
-from l2o_graph.optim.blocks import KINDS, blocks_of
+from l2o_graph.optim.blocks import KINDS, MATRICES, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, weights_from
 from l2o_graph.optim.memory import arrange, gathered, scattered
 from l2o_graph.optim.signals import (
+    FIRST_LOG_UNIT,
     LOG_LENGTH,
-    LOG_UNIT,
     MOST,
     NUM_SIGNALS,
     OLDEST,
     corrected,
     cosine,
+    log_growth,
     observe,
     remaining,
 )
@@ -172,6 +173,19 @@ def bounded(x: float) -> float:
     return min(max(x, -MOST), MOST)
 
 
+def slow_growth(run: Run, age: int, matrix: int, kind: str) -> float:
+    """Logarithm of how much larger weights are than at first; vectors follow all kernels."""
+
+    def log_rms(at: int, m: int) -> float:
+        rows = [row for n, _, row in rows_of(run, run.weights[at]) if n == m]
+        return 0.5 * math.log(sum(dot(r, r) for r in rows) / sum(len(r) for r in rows))
+
+    kernels = {n for n, k, _ in rows_of(run, run.weights[0]) if k in MATRICES}
+    followed = kernels if kind == "vector" else {matrix}
+    grown = [log_rms(age, m) - log_rms(0, m) for m in followed]
+    return min(max(sum(grown) / len(grown), 0.0), math.log(20))
+
+
 def slow_signals(run: Run, age: int) -> Tensor:
     """Signals of all rows at one step, from the whole history."""
     gradients = [rows_of(run, g) for g in run.gradients[: age + 1]]
@@ -214,14 +228,15 @@ def slow_signals(run: Run, age: int) -> Tensor:
     answer = []
     for r, (m, kind, weights) in enumerate(rows_of(run, run.weights[age])):
         log_length = run.log_lengths[age][r].item()
-        log_unit = run.memory.history.tensors[LOG_UNIT, 0, m].item()
+        log_growth = slow_growth(run, age, m, kind)
+        log_unit = run.memory.history.tensors[FIRST_LOG_UNIT, 0, m].item() + log_growth
         rms = math.sqrt(dot(weights, weights) / len(weights))
         of_row = [[v[r] for v in values] for values in (products, g2, u2)]
         answer.append(
             [
                 *slow_cosines(*of_row, age), *tensor_cosines[m], *ratios[r], *of_network,
                 bounded((log_length + log_unit - math.log(rms)) / 8), log_length / 4,
-                math.log((age + 1) / 100) / 6,
+                log_growth / 2, math.log((age + 1) / 100) / 6,
                 *((kind == known) / 2 for known in KINDS),
             ]
         )  # fmt: skip
@@ -298,5 +313,8 @@ def test_signals_stay_bounded_when_gradients_come_and_go():
             torch.zeros_like(memory.history.rows[0]),
             scale * torch.rand(5, *memory.history.rows[0].shape, dtype=torch.float64),
         )
-        found = observe(sums, memory.history, memory.constants)
+        weight = torch.full_like(memory.history.tensors[0], scale)
+        growth = log_growth(weight, memory.history, memory.constants)
+        assert growth.min() >= 0
+        found = observe(sums, memory.history, memory.constants, growth)
         assert found.isfinite().all() and found.abs().max() <= MOST
