@@ -44,9 +44,9 @@ FIRST_SHARES = (0.1, 0.8, 0.1)
 # The power that matrices are whitened with before anything is learned, and the largest.
 FIRST_POWER, MOST_POWER = 0.45, 0.6
 
-# What weights shrink by in a step, over the part of their first RMS that the step is long, before
+# What weights shrink by in a step, over the part of their RMS that the step is long, before
 # anything is learned; and the logarithm of the most that this is changed by.
-FIRST_DECAY, MOST_DECAY_CHANGE = 0.03, 2.5
+FIRST_DECAY, MOST_DECAY_CHANGE = 0.1, 2.5
 
 # What the other weights count: see ``signals.COSINE_UNITS``.
 FIRST_LENGTH_UNIT, SHARES_UNIT, POWER_UNIT, DECAY_UNIT = 6.0, 6.0, 6.0, 3.0
@@ -195,5 +195,5 @@ def power(weights: Weights) -> Tensor:
 
 
 def decay(weights: Weights) -> Tensor:
-    """What weights shrink by, relative to a length over the first RMS of a matrix: (N, 1)."""
+    """What weights shrink by, relative to a length over the RMS of a matrix: (N, 1)."""
     return FIRST_DECAY * (MOST_DECAY_CHANGE * (DECAY_UNIT * weights["decay"]).tanh()).exp()

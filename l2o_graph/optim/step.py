@@ -94,7 +94,7 @@ def advance(
     # Of RMS 1 over each matrix, times the length of each row, downwards.
     unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
-    decays = _decays(weights, memory, lengths, going)
+    decays = _decays(weights, memory, lengths, growth, going)
     for stack, p in zip(stacks, parameters, strict=True):
         rows = slice(*stack.rows)
         stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
@@ -138,14 +138,16 @@ def _lengths(memory: Memory, change: Tensor, growth: Tensor, horizon: Tensor | N
     return history.rows[LOG_LENGTH].exp() * of_tensor[:, memory.constants.tensor_of_row]
 
 
-def _decays(weights: Weights, memory: Memory, lengths: Tensor, going: Tensor) -> Tensor:
+def _decays(
+    weights: Weights, memory: Memory, lengths: Tensor, growth: Tensor, going: Tensor
+) -> Tensor:
     """What part of its weights each row shrinks by, (N, R).
 
-    With a decay c, steps that go the same way for ever come to 1 / c times the first RMS of the
-    weights, whatever their length.
+    A decay c times the part of the weights that the step is long, whatever its length is.
     """
     history, constants = memory.history, memory.constants
-    per_length = going * constants.decay_unit / history.tensors[FIRST_LOG_UNIT].exp()
+    units = (history.tensors[FIRST_LOG_UNIT] + growth).exp()
+    per_length = going * constants.decay_unit / units
     part = controller.decay(weights) * lengths * per_length[:, constants.tensor_of_row]
     return part.clamp(max=MOST_DECAY)
 
