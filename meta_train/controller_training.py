@@ -41,7 +41,7 @@ from meta_train.run import (
     drive,
     prepared,
     read_state,
-    starting,
+    with_prefix,
     write_state,
 )
 
@@ -234,7 +234,7 @@ class ControllerTrainer:
         ages = parsed(list[int], record["ages"], "ages")
         for i, (draw, age) in enumerate(zip(trainer.draws, ages, strict=True)):
             course = trainer._start(draw)
-            restore_course(course, age, starting(f"course.{i}.", tensors))
+            restore_course(course, age, with_prefix(f"course.{i}.", tensors))
             trainer.courses.append(course)
         return trainer
 

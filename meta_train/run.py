@@ -181,7 +181,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     """
     parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     for i, (p, group) in enumerate(parameters):
-        found = starting(f"optimizer.{i}.", tensors)
+        found = with_prefix(f"optimizer.{i}.", tensors)
         if found:
             check_adam(found, p, f"optimizer.{i}")
             # A fused step reads its number on the parameter's device, any other on the CPU.
@@ -201,7 +201,7 @@ def check_adam(state: Mapping[str, Tensor], parameter: Tensor, name: str) -> Non
             )
 
 
-def starting(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, without it."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 

@@ -21,7 +21,7 @@ from meta_train.run import (
     prepared,
     read_state,
     restore_optimizer,
-    starting,
+    with_prefix,
     write_state,
 )
 from meta_train.tasks import Task, get_task
@@ -142,7 +142,7 @@ class MetaTrainer:
         trainer = MetaTrainer(
             MetaConfig(**{**config, "rule": RuleConfig(**config["rule"])}), device, data
         )
-        trainer.rule.load_state_dict(starting("rule.", tensors))
+        trainer.rule.load_state_dict(with_prefix("rule.", tensors))
         restore_optimizer(trainer.optimizer, tensors)
         trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
         trainer.seconds = record["seconds"]

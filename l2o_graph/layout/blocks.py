@@ -18,7 +18,7 @@ from l2o_graph.layout.spec import Bias, Kernel, NetSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class KernelBlock:
     """Some rows of a kernel's grid, all columns: the least that is worked on at once.
 
     Several rows of one group, or all rows of several groups.
@@ -32,7 +32,7 @@ class Piece:
         rows: Half-open range [start, stop) of the nodes that the rows are.
         columns: The same for the columns.
         from_rows: Whether rows are what is read.
-        again: Whether the scalars are updated by another kernel.
+        tied: Whether the scalars are updated by another kernel.
         share: Fraction of the rows of its groups that these are.
     """
 
@@ -44,7 +44,7 @@ class Piece:
     rows: tuple[int, int]
     columns: tuple[int, int]
     from_rows: bool
-    again: bool
+    tied: bool
     share: float
 
     @property
@@ -63,7 +63,7 @@ class Piece:
         return self.start + self.edges * math.prod(self.positions)
 
 
-Chunk = tuple[Piece, ...]
+Chunk = tuple[KernelBlock, ...]
 
 
 @dataclass(frozen=True, eq=False)  # a topology is itself: hashed by identity
@@ -102,7 +102,7 @@ class Topology:
 
         One row is the least a chunk holds. A network within the limit is a single chunk.
         """
-        chunks: list[list[Piece]] = [[]]
+        chunks: list[list[KernelBlock]] = [[]]
         room = most
         for k, kernel in enumerate(self.spec.kernels):
             groups, rows, _ = kernel.grid
@@ -120,7 +120,7 @@ class Topology:
                 row += taken
         return tuple(tuple(chunk) for chunk in chunks if chunk)
 
-    def _piece(self, k: int, row: int, most: int) -> Piece:
+    def _piece(self, k: int, row: int, most: int) -> KernelBlock:
         """At most so many rows, from a row on: whole groups, or rows of a single one."""
         kernel = self.spec.kernels[k]
         _, rows, columns = kernel.grid
@@ -129,7 +129,7 @@ class Topology:
         grid = (groups, rows, columns) if groups else (1, min(most, rows - within), columns)
         of_rows, of_columns = self.sides(kernel)
         of_columns += group * columns
-        return Piece(
+        return KernelBlock(
             kernel=k,
             parameter=kernel.parameter,
             start=kernel.start + row * kernel.row,
@@ -138,7 +138,7 @@ class Topology:
             rows=(of_rows + row, of_rows + row + grid[0] * grid[1]),
             columns=(of_columns, of_columns + grid[0] * columns),
             from_rows=kernel.from_rows,
-            again=kernel.again,
+            tied=kernel.tied,
             share=grid[1] / rows,
         )
 

@@ -16,21 +16,21 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-EdgeStates = Callable[[Chunk], Float[Tensor, "*B P E H"]]
+LazyEdges = Callable[[Chunk], Float[Tensor, "*B P E H"]]
 
 
-# Edges whose states are kept from layer to layer rather than worked out anew for each chunk: with
+# Edges whose states are kept from layer to layer rather than computed anew for each chunk: with
 # the default network's three times 128 bytes an edge, 400 MB.
 MOST_KEPT = 3 << 19
 
 
-def keeps_edges(topology: Topology, chunks: Sequence[Chunk]) -> bool:
-    """Whether the states of all edges are kept."""
+def fits_in_memory(topology: Topology, chunks: Sequence[Chunk]) -> bool:
+    """Whether the states of all edges are kept in memory."""
     return len(chunks) == 1 or topology.spec.num_edges <= MOST_KEPT
 
 
-def kept_if(single: bool) -> Callable[[Callable[[K], V]], Callable[[K], V]]:
-    """A decorator: answers are kept where a single chunk is all, else worked out anew each time."""
+def cached_if(single: bool) -> Callable[[Callable[[K], V]], Callable[[K], V]]:
+    """Decorator that caches answers, or where it does not, computes them anew each time."""
     return cache if single else lambda function: function
 
 

@@ -1,4 +1,4 @@
-"""What nodes keep of the messages that reached them so far: enough to add more of them."""
+"""Partial aggregates of messages, mergeable: a streaming mean and an online softmax."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ SMALLEST_VARIANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """What PNA keeps of the messages that reached n nodes: enough to add more of them.
+class PNAPartial:
+    """Partial PNA aggregate of the messages that reached n nodes.
 
     Attributes:
         count: Messages that reached each node, one number for all or one for each.
@@ -28,22 +28,22 @@ class Tally:
     high: Float[Tensor, "*B n H"]
 
     @staticmethod
-    def of(grid: Float[Tensor, "*B g r c H"], dim: int) -> "Tally":
-        """Tally the messages of groups of rows and columns along one of the two."""
+    def of(grid: Float[Tensor, "*B g r c H"], dim: int) -> "PNAPartial":
+        """Aggregate the messages of groups of rows and columns along one of the two."""
         # Not torch.aminmax: ten times slower on a CPU than one after the other.
         low, high = grid.amin(dim).flatten(-3, -2), grid.amax(dim).flatten(-3, -2)
         squares = grid.square().sum(dim)
         total = torch.cat([grid.sum(dim), squares], dim=-1).flatten(-3, -2)
-        return Tally(grid.shape[dim], total, low, high)
+        return PNAPartial(grid.shape[dim], total, low, high)
 
-    def part(self, start: int, stop: int) -> "Tally":
-        """Of some of the nodes."""
+    def part(self, start: int, stop: int) -> "PNAPartial":
+        """Slice of the nodes."""
         total, low, high = (x[..., start:stop, :] for x in (self.total, self.low, self.high))
-        return Tally(self.count, total, low, high)
+        return PNAPartial(self.count, total, low, high)
 
-    def beside(self, other: "Tally") -> "Tally":
-        """More messages to the same nodes."""
-        return Tally(
+    def merge(self, other: "PNAPartial") -> "PNAPartial":
+        """Merge with more messages to the same nodes."""
+        return PNAPartial(
             self.count + other.count,
             self.total + other.total,
             torch.minimum(self.low, other.low),
@@ -59,8 +59,8 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """What n nodes gathered from some of their pairs: enough to add more of them.
+class SoftmaxPartial:
+    """Partial attention of n nodes to some of their pairs, as in online softmax.
 
     Attributes:
         log_mass: Log of the sum of exp(score).
@@ -72,23 +72,23 @@ class Gathered:
     mean: Float[Tensor, "*B heads d n"]
     edges: Float[Tensor, "*B 2 n C"]
 
-    def part(self, start: int, stop: int) -> "Gathered":
-        """Of some of the nodes."""
+    def part(self, start: int, stop: int) -> "SoftmaxPartial":
+        """Slice of the nodes."""
         own = slice(start, stop)
-        return Gathered(self.log_mass[..., own], self.mean[..., own], self.edges[..., own, :])
+        return SoftmaxPartial(self.log_mass[..., own], self.mean[..., own], self.edges[..., own, :])
 
-    def beside(self, other: "Gathered") -> "Gathered":
-        """More pairs of the same nodes."""
+    def merge(self, other: "SoftmaxPartial") -> "SoftmaxPartial":
+        """Merge with more pairs of the same nodes."""
         log_mass = torch.logaddexp(self.log_mass, other.log_mass)
         own = (self.log_mass - log_mass).exp().unsqueeze(-2)
         others = (other.log_mass - log_mass).exp().unsqueeze(-2)
         mean = torch.addcmul(own * self.mean, others, other.mean)
-        return Gathered(log_mass, mean, self.edges + other.edges)
+        return SoftmaxPartial(log_mass, mean, self.edges + other.edges)
 
     @staticmethod
-    def cat(parts: Sequence["Gathered"]) -> "Gathered":
-        """As many pairs of further nodes, in order."""
-        return Gathered(
+    def cat(parts: Sequence["SoftmaxPartial"]) -> "SoftmaxPartial":
+        """Concatenate partials of further nodes, in order."""
+        return SoftmaxPartial(
             torch.cat([part.log_mass for part in parts], dim=-1),
             torch.cat([part.mean for part in parts], dim=-1),
             torch.cat([part.edges for part in parts], dim=-2),

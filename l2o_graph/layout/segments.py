@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from l2o_graph.layout.partials import Tally
+from l2o_graph.layout.partials import PNAPartial
 
 # Kinds of segments, in the order in which they lie: walked against the edges or along, and whether
 # they lead to nodes that are read.
@@ -25,7 +25,7 @@ LONGEST = 1 << 32  # more than any length: a kind times this is what segments ar
 
 
 @dataclass(frozen=True, slots=True)
-class Grids:
+class KernelTable:
     """Kernels of all networks of a batch, each (groups, rows, columns), edges numbered in order.
 
     Attributes:
@@ -96,12 +96,12 @@ class Segments:
         pairs = zip(self.grids(x), self.rows(of_segment), strict=True)
         return torch.cat([(grid + row).flatten(0, 1) for grid, row in pairs])
 
-    def tally(self, messages: Float[Tensor, "D H"]) -> Tally:
+    def tally(self, messages: Float[Tensor, "D H"]) -> PNAPartial:
         """What each of ``nodes`` keeps of its messages; of none, zeros."""
         # ``apply`` is declared to answer with one tensor, ``backward`` to take any number.
         sums, low, high = _Tallied.apply(messages, self)  # type: ignore[misc]
         alone = (self.degree == 0)[:, None]
-        return Tally(
+        return PNAPartial(
             self.degree.clamp(min=1)[:, None],
             self.added(sums),
             self._placed(low, math.inf).amin(1).masked_fill(alone, 0),
@@ -126,7 +126,7 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class DirectedEdges:
     """Directed edges of a batch, those against the direction of their edge, if any, first.
 
     Attributes:
@@ -151,7 +151,7 @@ def counted(counts: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " n"], Int64[Ten
     return owner, torch.arange(len(owner), device=counts.device) - first[owner]
 
 
-def walk(grids: Grids, read: Bool[Tensor, " N"], both: bool) -> Walk:
+def walk(grids: KernelTable, read: Bool[Tensor, " N"], both: bool) -> DirectedEdges:
     """Put all edges in segments.
 
     Args:
@@ -183,7 +183,7 @@ def walk(grids: Grids, read: Bool[Tensor, " N"], both: bool) -> Walk:
     segments = slice(sum(n for n, _ in runs[:begin]), sum(n for n, _ in runs[:end]))
     kept = slice(sum(map(math.prod, runs[:begin])), sum(map(math.prod, runs[:end])))
     everyone = torch.arange(len(read), device=read.device)
-    return Walk(
+    return DirectedEdges(
         _segments(runs, source, target, length, everyone),
         _segments(
             runs[begin:end], source[kept], target[segments], length[segments], everyone[read]
@@ -205,7 +205,9 @@ def _partner(edge: Int64[Tensor, " D"]) -> Int64[Tensor, " D"]:
     return torch.cat([where[1, backward], where[0, forward]])
 
 
-def _sides(grids: Grids, read: Tensor) -> tuple[Int64[Tensor, "sides 9"], Int64[Tensor, " sides"]]:
+def _sides(
+    grids: KernelTable, read: Tensor
+) -> tuple[Int64[Tensor, "sides 9"], Int64[Tensor, " sides"]]:
     """For the rows and for the columns of each kernel what they gather, sorted, and its kind."""
     g, zero = grids, torch.zeros_like(grids.rows)
     count = g.groups * g.rows * g.columns

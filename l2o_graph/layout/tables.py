@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from l2o_graph.layout.segments import Grids, Walk, counted, walk
+from l2o_graph.layout.segments import DirectedEdges, KernelTable, counted, walk
 from l2o_graph.layout.spec import ACTIVATIONS, CONSTANTS, Kernel, NetSpec
 
 R = TypeVar("R")
@@ -25,7 +25,7 @@ NO_ACTIVATION = len(KNOWN_ACTIVATIONS)  # of inputs and outputs: not even the ro
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """What a model has room for.
 
     Attributes:
@@ -68,7 +68,7 @@ class Layout:
     outputs: Int64[Tensor, " classes"]
 
 
-def layout_of(spec: NetSpec, room: Room) -> Layout:
+def layout_of(spec: NetSpec, room: Capacity) -> Layout:
     """Lay out a network.
 
     Raises:
@@ -111,7 +111,7 @@ def layout_of(spec: NetSpec, room: Room) -> Layout:
 _ROLES = ("input", "hidden", "output")
 
 
-def _sides(spec: NetSpec, kernel: Kernel, room: Room) -> tuple[int, int]:
+def _sides(spec: NetSpec, kernel: Kernel, room: Capacity) -> tuple[int, int]:
     """Height and width of a kernel."""
     sides = (1,) * (2 - len(kernel.positions)) + kernel.positions
     if len(sides) > 2 or max(sides) > room.kernel:
@@ -125,7 +125,7 @@ def _sides(spec: NetSpec, kernel: Kernel, room: Room) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _nodes(spec: NetSpec, room: Room, output: int) -> Int64[Tensor, "N 3"]:
+def _nodes(spec: NetSpec, room: Capacity, output: int) -> Int64[Tensor, "N 3"]:
     rows, at = [], {"input": 0, "output": output}
     for neurons in spec.neurons:
         if neurons.role == "hidden":
@@ -173,7 +173,7 @@ class Batch:
     network: Int64[Tensor, " N"]
     sizes: Int64[Tensor, " I"]
     outputs: Int64[Tensor, "I classes"]
-    walk: Walk
+    walk: DirectedEdges
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -213,7 +213,7 @@ def _moved(record: R, device: torch.device) -> R:
     return replace(record, **changes)  # type: ignore[type-var]  a dataclass
 
 
-class Layouts:
+class ArchitectureTables:
     """The layouts of some architectures, one behind the other.
 
     Args:
@@ -221,7 +221,7 @@ class Layouts:
         room: What they were made for.
     """
 
-    def __init__(self, layouts: Sequence[Layout], room: Room):
+    def __init__(self, layouts: Sequence[Layout], room: Capacity):
         self.side = room.kernel
         self.parameters = torch.tensor([layout.parameters for layout in layouts])
         self.kernels = _Table([layout.kernels for layout in layouts])
@@ -253,7 +253,7 @@ class Layouts:
         node, nodes = self.nodes.of(which)
         to, biases = self.biases.of(which)
         bias, step = counted(biases[:, 1])
-        grids = Grids(
+        grids = KernelTable(
             groups, rows, columns, row + first_node[network], column + first_node[network],
             from_rows,
         )  # fmt: skip

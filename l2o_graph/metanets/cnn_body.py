@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from l2o_graph.datasets.cnn.architecture import CNNArchitecture
 from l2o_graph.datasets.cnn.files import CNNs
 from l2o_graph.layout.spec import NetSpec
-from l2o_graph.layout.tables import Batch, Layouts, Room, layout_of
+from l2o_graph.layout.tables import ArchitectureTables, Batch, Capacity, layout_of
 from l2o_graph.metanets.cnn_config import CNNModelConfig
 from l2o_graph.metanets.cnn_embedding import EdgeEmbedding, NodeEmbedding
 from l2o_graph.metanets.heads import OutputNodes
@@ -31,7 +31,7 @@ class GraphBody(nn.Module):
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()
-        self.room = Room(config.max_kernel, config.inputs, config.depth, config.classes)
+        self.room = Capacity(config.max_kernel, config.inputs, config.depth, config.classes)
         hidden, is_gnn = config.hidden, config.model != "ng_t"
         self.scaled = config.scaled
         self.edges = EdgeEmbedding(config, hidden if is_gnn else hidden // 2)
@@ -47,10 +47,10 @@ class GraphBody(nn.Module):
 
     def read_one(self, spec: NetSpec, values: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
         """The same for a network that has no ``CNNArchitecture``."""
-        layouts = Layouts([layout_of(spec, self.room)], self.room)
+        layouts = ArchitectureTables([layout_of(spec, self.room)], self.room)
         return self.read(self.batch(layouts, torch.zeros(1, dtype=torch.long)), [values])
 
-    def batch(self, layouts: Layouts, which: Int64[Tensor, " I"]) -> Batch:
+    def batch(self, layouts: ArchitectureTables, which: Int64[Tensor, " I"]) -> Batch:
         """Networks side by side, as the model walks them."""
         return layouts.batch(which, self.edges.both_ways)
 
@@ -101,10 +101,10 @@ def backbone_of(config: CNNModelConfig) -> NGGNN | NGT | OrderedGraph:
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is cached may be needed for a backward pass later
-def layouts_of(architectures: tuple[CNNArchitecture, ...], room: Room) -> Layouts:
+def layouts_of(architectures: tuple[CNNArchitecture, ...], room: Capacity) -> ArchitectureTables:
     """Of networks that are read again and again.
 
     Raises:
         ValueError: For an architecture that there is no room for.
     """
-    return Layouts([layout_of(structure_of(each), room) for each in architectures], room)
+    return ArchitectureTables([layout_of(structure_of(each), room) for each in architectures], room)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology
-from l2o_graph.layout.edges import EdgeStates
+from l2o_graph.layout.edges import LazyEdges
 from l2o_graph.models.mlp import linear_maps
 
 
@@ -58,7 +58,7 @@ class ParameterDeltas(nn.Module):
         topology: Topology,
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "*B N H"],
-        edges: EdgeStates,
+        edges: LazyEdges,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Numbers of each kernel, (*B, out, in), and of each bias, (*B, out); K > 1 comes first."""
         forward = torch.cat([edges(chunk)[..., 0, :, :] for chunk in chunks], dim=-2)

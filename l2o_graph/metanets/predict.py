@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from l2o_graph.metanets.cnn_body import GraphBody
+from l2o_graph.metanets.descriptors import out_of_range
 from l2o_graph.metanets.predictor import GeneralizationPredictor
 from l2o_graph.metanets.structure import structure_of_module
-from l2o_graph.metanets.traits import unfamiliar
 from l2o_graph.tracing.checks import check_module, check_parameter
 
 
@@ -69,7 +69,7 @@ def predict_accuracy(
     values = torch.cat(list(weights.values()))
     with torch.no_grad():
         accuracy = model.body.read_one(spec, values).sigmoid().item()
-    strange = unfamiliar(spec, model.provenance.get("seen", {}))
+    strange = out_of_range(spec, model.provenance.get("seen", {}))
     if strange:
         warnings.warn(
             f"predict_accuracy: the network is unlike those that checkpoint '{checkpoint}' was "

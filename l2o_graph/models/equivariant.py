@@ -129,12 +129,12 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
         in the shape given here.
 
     Raises:
-        ValueError: When a parameter is loose, so that nothing is known of what permutes it, or
+        ValueError: When a parameter is unplaced, so that nothing is known of what permutes it, or
             more than one kernel or bias, or a kernel in groups: its axes are then not its neurons.
     """
-    if spec.loose:
-        names = ", ".join(repr(spec.names[i]) for i in spec.loose)
-        raise ValueError(f"expected only kernels and biases, found loose parameters {names}")
+    if spec.unplaced:
+        names = ", ".join(repr(spec.names[i]) for i in spec.unplaced)
+        raise ValueError(f"expected only kernels and biases, found unplaced parameters {names}")
     for k in (*spec.kernels, *spec.biases):
         if spec.is_constant(k.parameter):
             raise ValueError(f"expected only kernels and biases, found a constant ({k})")
@@ -199,7 +199,7 @@ def _letter(label: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class InputPool:
     """What is read of a tensor: its entries on a diagonal, averaged over all but some axes.
 
     Attributes:
@@ -213,10 +213,10 @@ class Pool:
     kept: Labels
 
     @staticmethod
-    def of(m: BasisMap) -> "Pool":
+    def of(m: BasisMap) -> "InputPool":
         """What a map reads; equal for all maps that read the same."""
         labels = _renumbered((*m.reads, *m.tied))
-        return Pool(m.source, labels[: len(m.reads)], labels[len(m.reads) :])
+        return InputPool(m.source, labels[: len(m.reads)], labels[len(m.reads) :])
 
     def __call__(self, x: Float[Tensor, "B C ..."]) -> Float[Tensor, "B C ..."]:
         """Average a tensor whose fixed axes are channels."""
@@ -229,7 +229,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
+class OutputMap:
     """All maps to one tensor that write alike: they are added before they are broadcast.
 
     Attributes:
@@ -242,7 +242,7 @@ class Landing:
     target: int
     writes: Labels
     tied: Labels
-    pools: tuple[Pool, ...]
+    pools: tuple[InputPool, ...]
 
     def broadcast(self, x: Float[Tensor, "B C n"], target: TensorSpec) -> Float[Tensor, "B C ..."]:
         """Write entries of the tied axes, flattened to n, where they belong.
@@ -287,16 +287,16 @@ class EquivariantLinear(nn.Module):
         self.space = tuple(space)
         self.in_channels, self.out_channels = in_channels, out_channels
         one = TensorSpec("one", ())
-        self.landings: list[Landing] = []
+        self.landings: list[OutputMap] = []
         self.weights = nn.ParameterList()
         for t, target in enumerate(self.space):
-            landings: dict[tuple[Labels, Labels], list[Pool]] = {}
+            landings: dict[tuple[Labels, Labels], list[InputPool]] = {}
             for s, source in enumerate((*self.space, one)):
                 for m in _maps_between(s, source, t, target):
-                    landings.setdefault((m.writes, m.tied), []).append(Pool.of(m))
+                    landings.setdefault((m.writes, m.tied), []).append(InputPool.of(m))
             # The least first: a sum has the full size only once a term has.
             for writes, tied in sorted(landings, key=lambda landing: len(landing[1])):
-                landing = Landing(t, writes, tied, tuple(landings[writes, tied]))
+                landing = OutputMap(t, writes, tied, tuple(landings[writes, tied]))
                 fan_in = sum(self._channels(pool.source) for pool in landing.pools)
                 outputs = out_channels * math.prod(target.fixed_shape)
                 weight = torch.randn(outputs, fan_in) / math.sqrt(fan_in * len(landings))

@@ -12,13 +12,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l2o_graph.layout.segments import Segments, Walk
+from l2o_graph.layout.segments import DirectedEdges, Segments
 from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
 
 
 def mixed_ng_gnn(
     model: NGGNN,
-    walk: Walk,
+    walk: DirectedEdges,
     network: Int64[Tensor, " N"],
     sizes: Int64[Tensor, " I"],
     nodes: Float[Tensor, "N H"],
@@ -63,7 +63,7 @@ class _States:
     inner: Float[Tensor, "D H"]
     outer: nn.Linear | None = None
 
-    def only(self, walk: Walk, segments: Segments) -> "_States":
+    def only(self, walk: DirectedEdges, segments: Segments) -> "_States":
         """Of the directed edges of some segments of a walk."""
         if len(segments.source) == len(self.inner):
             return self

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from l2o_graph.layout.segments import Segments, Walk
+from l2o_graph.layout.segments import DirectedEdges, Segments
 from l2o_graph.models.ng_t import NGT, EdgeUpdate, NGTLayer, NodeUpdate
 
 
@@ -32,7 +32,7 @@ class Pairs:
 
 
 def pairs_of(
-    walk: Walk, network: Int64[Tensor, " N"], sizes: Int64[Tensor, " I"], most_pairs: int
+    walk: DirectedEdges, network: Int64[Tensor, " N"], sizes: Int64[Tensor, " I"], most_pairs: int
 ) -> Pairs:
     """Find them.
 
@@ -62,7 +62,7 @@ def pairs_of(
 
 def mixed_ng_t(
     model: NGT,
-    walk: Walk,
+    walk: DirectedEdges,
     network: Int64[Tensor, " N"],
     sizes: Int64[Tensor, " I"],
     nodes: Float[Tensor, "N H"],
@@ -150,7 +150,10 @@ def _alone(
 
 
 def _next_edges(
-    update: EdgeUpdate, walk: Walk, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D C"]
+    update: EdgeUpdate,
+    walk: DirectedEdges,
+    nodes: Float[Tensor, "N H"],
+    edges: Float[Tensor, "D C"],
 ) -> Float[Tensor, "D C"]:
     """Update edges from the nodes that the layer made."""
     both = torch.cat([edges, edges.index_select(0, walk.partner)], dim=1)

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology
-from l2o_graph.layout.edges import EdgeStates, keeps_edges, kept_if, over_edges
-from l2o_graph.layout.runs import runs_of_chunks
+from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_edges
+from l2o_graph.layout.node_ranges import split_chunks
 
 PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
 
@@ -24,7 +24,7 @@ SMALLEST_SQUARE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Pooled:
+class MeanPartial:
     """What n nodes have of the kernels around them.
 
     Attributes:
@@ -35,21 +35,21 @@ class Pooled:
     total: Float[Tensor, "2 n C"]
     count: tuple[float, float]
 
-    def part(self, start: int, stop: int) -> "Pooled":
+    def part(self, start: int, stop: int) -> "MeanPartial":
         """Of some of the nodes."""
-        return Pooled(self.total[:, start:stop], self.count)
+        return MeanPartial(self.total[:, start:stop], self.count)
 
-    def beside(self, other: "Pooled") -> "Pooled":
+    def merge(self, other: "MeanPartial") -> "MeanPartial":
         """More kernels, or further rows of one, around the same nodes."""
         into, out_of = (a + b for a, b in zip(self.count, other.count, strict=True))
-        return Pooled(self.total + other.total, (into, out_of))
+        return MeanPartial(self.total + other.total, (into, out_of))
 
     @staticmethod
-    def of(means: Float[Tensor, "n C"], into: bool, count: float) -> "Pooled":
+    def of(means: Float[Tensor, "n C"], into: bool, count: float) -> "MeanPartial":
         """Means of the edges of one kernel, into the nodes or out of them."""
         nothing = torch.zeros_like(means)
         planes = (means, nothing) if into else (nothing, means)
-        return Pooled(torch.stack(planes), (count, 0.0) if into else (0.0, count))
+        return MeanPartial(torch.stack(planes), (count, 0.0) if into else (0.0, count))
 
     def means(self) -> Float[Tensor, "n two_C"]:
         """Beside each other; zeros where there is no kernel."""
@@ -72,18 +72,18 @@ def kernel_means(
         count alike.
     """
 
-    def sides() -> Iterator[Pooled]:
+    def sides() -> Iterator[MeanPartial]:
         for chunk in chunks:
             states, at = edges(chunk), 0
             for piece in chunk:
                 grid = states[at : at + piece.edges].unflatten(0, piece.grid)
                 at += piece.edges
-                yield Pooled.of(grid.mean(2).flatten(0, 1), not piece.from_rows, 1.0)
+                yield MeanPartial.of(grid.mean(2).flatten(0, 1), not piece.from_rows, 1.0)
                 means = piece.share * grid.mean(1).flatten(0, 1)
-                yield Pooled.of(means, piece.from_rows, piece.share)
+                yield MeanPartial.of(means, piece.from_rows, piece.share)
 
-    runs = runs_of_chunks(topology, chunks)
-    reached = runs.gather(sides(), [None] * len(runs.nodes), len(chunks))
+    runs = split_chunks(topology, chunks)
+    reached = runs.merge_all(sides(), [None] * len(runs.nodes), len(chunks))
     some = next(pooled.total for pooled in reached if pooled is not None)
     no_kernel = some.new_zeros(topology.spec.num_nodes, 2 * some.shape[2])
     return torch.cat(
@@ -180,8 +180,8 @@ class NFN(nn.Module):
         topology: Topology,
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "N H"],
-        edges: EdgeStates,
-    ) -> tuple[Float[Tensor, "N H"], EdgeStates]:
+        edges: LazyEdges,
+    ) -> tuple[Float[Tensor, "N H"], LazyEdges]:
         """Map nodes and edges, layer by layer.
 
         Args:
@@ -195,8 +195,8 @@ class NFN(nn.Module):
             With several chunks these are computed anew wherever they are asked for: between
             layers, only what was gathered at the nodes is kept.
         """
-        hold = kept_if(keeps_edges(topology, chunks))
-        paired: PairedEdges = hold(lambda chunk: torch.cat(edges(chunk).unbind(), dim=-1))
+        cached = cached_if(fits_in_memory(topology, chunks))
+        paired: PairedEdges = cached(lambda chunk: torch.cat(edges(chunk).unbind(), dim=-1))
         last = len(self.layers) - 1
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, NFNLayer)
@@ -205,8 +205,8 @@ class NFN(nn.Module):
             if k < last:
                 nodes = nn.functional.silu(self.node_norms[k](nodes))
             norm = self.edge_norms[k] if k < last else None
-            paired = hold(_after(layer, norm, layer.terms(contexts), paired))
-        return nodes, hold(lambda chunk: torch.stack(paired(chunk).chunk(2, dim=-1)))
+            paired = cached(_after(layer, norm, layer.terms(contexts), paired))
+        return nodes, cached(lambda chunk: torch.stack(paired(chunk).chunk(2, dim=-1)))
 
 
 def _norm(channels: int) -> nn.Module:

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology
-from l2o_graph.layout.edges import EdgeStates, keeps_edges, kept_if, over_planes
-from l2o_graph.layout.partials import Tally
-from l2o_graph.layout.runs import runs_of
+from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_planes
+from l2o_graph.layout.node_ranges import split_ranges
+from l2o_graph.layout.partials import PNAPartial
 
 
 class GraphNorm(nn.Module):
@@ -87,11 +87,11 @@ class NGGNNLayer(nn.Module):
         return torch.addcmul(shift, scale, terms)
 
     def next_nodes(
-        self, topology: Topology, chunks: Sequence[Chunk], nodes: Tensor, edges: EdgeStates
+        self, topology: Topology, chunks: Sequence[Chunk], nodes: Tensor, edges: LazyEdges
     ) -> Float[Tensor, "*B N H"]:
         """Gather the messages of all chunks and update the nodes."""
 
-        def sides() -> Iterator[Tally]:
+        def sides() -> Iterator[PNAPartial]:
             for chunk in chunks:
                 messages = self.messages(chunk, nodes, edges(chunk))
                 at = 0
@@ -100,12 +100,12 @@ class NGGNNLayer(nn.Module):
                     at = own.stop
                     grids = messages[..., own, :].unflatten(-2, piece.grid).unbind(-5)
                     dims = (-3, -2) if piece.from_rows else (-2, -3)  # what leads to one node
-                    yield from map(Tally.of, grids, dims)
+                    yield from map(PNAPartial.of, grids, dims)
 
         # A plane's edges lead to one side: forward edges to targets, their reverses to sources.
         ranges = [side for chunk in chunks for p in chunk for side in p.ends[: self.planes]]
-        runs = runs_of(tuple(ranges), topology.spec.num_nodes)
-        reached = runs.gather(sides(), [None] * len(runs.nodes), len(chunks))
+        runs = split_ranges(tuple(ranges), topology.spec.num_nodes)
+        reached = runs.merge_all(sides(), [None] * len(runs.nodes), len(chunks))
         no_messages = nodes.new_zeros(*nodes.shape[:-1], 4 * nodes.shape[-1])
         gathered = torch.cat(
             [
@@ -192,9 +192,9 @@ class NGGNN(nn.Module):
         topology: Topology,
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "*B N H"],
-        edges: EdgeStates,
+        edges: LazyEdges,
         last: Sequence[Chunk] | None = None,
-    ) -> tuple[Float[Tensor, "*B N H"], EdgeStates]:
+    ) -> tuple[Float[Tensor, "*B N H"], LazyEdges]:
         """Pass messages.
 
         Args:
@@ -211,8 +211,8 @@ class NGGNN(nn.Module):
             state follows from its own first state and the node states of each layer, so with
             several chunks it is computed anew wherever it is asked for, and never stored.
         """
-        hold = kept_if(keeps_edges(topology, chunks))
-        edges = hold(edges)
+        cached = cached_if(fits_in_memory(topology, chunks))
+        edges = cached(edges)
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, NGGNNLayer)
             is_last = k == len(self.norms)
@@ -223,10 +223,10 @@ class NGGNN(nn.Module):
                 alone = [norm(nodes[..., slice(*network), :]) for network in topology.networks]
                 nodes = self.dropout(nn.functional.silu(torch.cat(alone, dim=-2)))
             if not is_last or self.last_edges:
-                edges = hold(_after(layer, nodes, edges))
+                edges = cached(_after(layer, nodes, edges))
         return nodes, edges
 
 
-def _after(layer: NGGNNLayer, nodes: Tensor, edges: EdgeStates) -> EdgeStates:
+def _after(layer: NGGNNLayer, nodes: Tensor, edges: LazyEdges) -> LazyEdges:
     """Edge states one layer further."""
     return lambda chunk: layer.next_edges(chunk, nodes, edges(chunk))

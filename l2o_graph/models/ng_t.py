@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology
-from l2o_graph.layout.edges import EdgeStates, keeps_edges, kept_if, over_planes
-from l2o_graph.layout.partials import Gathered
-from l2o_graph.layout.runs import runs_of_chunks
+from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_planes
+from l2o_graph.layout.node_ranges import split_chunks
+from l2o_graph.layout.partials import SoftmaxPartial
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
 # scores take 4 MB a head.
@@ -85,9 +85,9 @@ class NodeUpdate(nn.Module):
         topology: Topology,
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "*B N H"],
-        edges: EdgeStates,
+        edges: LazyEdges,
         joined: Sequence[Bool[Tensor, "_ _"] | None],
-    ) -> Gathered:
+    ) -> SoftmaxPartial:
         """Let all nodes attend.
 
         Args:
@@ -113,9 +113,9 @@ class NodeUpdate(nn.Module):
         log_mass, mean = (torch.cat(x, dim=-1) for x in zip(*alone, strict=True))
         *batch, count, _ = nodes.shape
         no_edge = nodes.new_zeros(*batch, 2, count, self.averaged)
-        begin = Gathered(log_mass, mean, no_edge)
+        begin = SoftmaxPartial(log_mass, mean, no_edge)
 
-        def sides() -> Iterator[Gathered]:
+        def sides() -> Iterator[SoftmaxPartial]:
             for chunk in chunks:
                 states = edges(chunk)
                 at = 0
@@ -139,13 +139,13 @@ class NodeUpdate(nn.Module):
                     back = self._attend(col_q, row_k, row_v, into_columns, piece.grid, dim=-2)
                     # A plane's edges lead to one side and leave the other.
                     of_rows, of_columns = (grid.sum(dim).flatten(-3, -2) for dim in (-2, -3))
-                    yield Gathered(*into, of_rows.flip(-3) if to_rows else of_rows)
-                    yield Gathered(*back, of_columns if to_rows else of_columns.flip(-3))
+                    yield SoftmaxPartial(*into, of_rows.flip(-3) if to_rows else of_rows)
+                    yield SoftmaxPartial(*back, of_columns if to_rows else of_columns.flip(-3))
 
-        runs = runs_of_chunks(topology, chunks)
+        runs = split_chunks(topology, chunks)
         before = [begin.part(*run) for run in runs.nodes]
-        reached = runs.gather(sides(), before, len(chunks))
-        return Gathered.cat([each for each in reached if each is not None])
+        reached = runs.merge_all(sides(), before, len(chunks))
+        return SoftmaxPartial.cat([each for each in reached if each is not None])
 
     def _alone(
         self,
@@ -190,7 +190,7 @@ class NodeUpdate(nn.Module):
         return log_mass.flatten(-2), mean.flatten(-2)
 
     def forward(
-        self, nodes: Float[Tensor, "*B N H"], gathered: Gathered
+        self, nodes: Float[Tensor, "*B N H"], gathered: SoftmaxPartial
     ) -> Float[Tensor, "*B N H"]:
         """Update the nodes from what they gathered."""
         return self.post(nodes, self.out(gathered.mean.flatten(-3, -2).mT))
@@ -219,7 +219,7 @@ class EdgeUpdate(nn.Module):
         self.post = PostNorm(edge, hidden, dropout)
 
     def terms(
-        self, topology: Topology, nodes: Float[Tensor, "*B N H"], gathered: Gathered
+        self, topology: Topology, nodes: Float[Tensor, "*B N H"], gathered: SoftmaxPartial
     ) -> tuple[Float[Tensor, "*B N inner"], Float[Tensor, "*B N inner"]]:
         """What each node adds to the edges that lead to it and to those that leave it."""
         target, source = self.target(nodes), self.source(nodes)
@@ -293,9 +293,9 @@ class NGTLayer(nn.Module):
         topology: Topology,
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "*B N H"],
-        edges: EdgeStates,
+        edges: LazyEdges,
         joined: Sequence[Bool[Tensor, "_ _"] | None],
-    ) -> tuple[Float[Tensor, "*B N H"], EdgeStates]:
+    ) -> tuple[Float[Tensor, "*B N H"], LazyEdges]:
         """Update the nodes, and say how to update the edges of a chunk."""
         gathered = self.node.gather(topology, chunks, nodes, edges, joined)
         nodes, update = self.node(nodes, gathered), self.edge
@@ -360,9 +360,9 @@ class NGT(nn.Module):
         topology: Topology,
         chunks: Sequence[Chunk],
         nodes: Float[Tensor, "*B N H"],
-        edges: EdgeStates,
+        edges: LazyEdges,
         last: Sequence[Chunk] | None = None,
-    ) -> tuple[Float[Tensor, "*B N H"], EdgeStates]:
+    ) -> tuple[Float[Tensor, "*B N H"], LazyEdges]:
         """Attend.
 
         Args:
@@ -376,8 +376,8 @@ class NGT(nn.Module):
             Final node states, and a function that gives a chunk's final edge states. With
             several chunks these are computed anew wherever they are asked for, as in NG-GNN.
         """
-        hold = kept_if(keeps_edges(topology, chunks))
-        edges = hold(edges)
+        cached = cached_if(fits_in_memory(topology, chunks))
+        edges = cached(edges)
         joined = [
             pairs if pairs is None else pairs.to(nodes.device)
             for pairs in joined_pairs(topology, self.most_pairs)
@@ -385,7 +385,7 @@ class NGT(nn.Module):
         for k, layer in enumerate(self.layers, 1):
             attended = chunks if last is None or k < len(self.layers) else last
             nodes, updated = layer(topology, attended, nodes, edges, joined)
-            edges = hold(updated)
+            edges = cached(updated)
         return nodes, edges
 
 

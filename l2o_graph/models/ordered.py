@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from l2o_graph.layout.segments import Walk
+from l2o_graph.layout.segments import DirectedEdges
 
 
 class OrderedStep(nn.Module):
@@ -68,7 +68,7 @@ class OrderedGraph(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, walk: Walk, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D H"]
+        self, walk: DirectedEdges, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D H"]
     ) -> Float[Tensor, "n H"]:
         """Pass over all edges, from the inputs on.
 

@@ -7,34 +7,34 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Topology
+from l2o_graph.layout.node_ranges import split_ranges
 from l2o_graph.layout.positions import position_rows
-from l2o_graph.layout.runs import runs_of
 from l2o_graph.layout.spans import Scalars
 from l2o_graph.paper.features import NUM_FEATURES
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class SumPartial:
     """What biases bring to n nodes; several on one node add up."""
 
     x: Float[Tensor, "n H"]
 
-    def part(self, start: int, stop: int) -> "Rows":
+    def part(self, start: int, stop: int) -> "SumPartial":
         """Of some of the nodes."""
-        return Rows(self.x[start:stop])
+        return SumPartial(self.x[start:stop])
 
-    def beside(self, other: "Rows") -> "Rows":
+    def merge(self, other: "SumPartial") -> "SumPartial":
         """More biases on the same nodes."""
-        return Rows(self.x + other.x)
+        return SumPartial(self.x + other.x)
 
 
 def placed(topology: Topology, rows: Float[Tensor, "B H"]) -> Float[Tensor, "N H"]:
     """Rows of the biases, in order, at the nodes they sit on; zeros at the others."""
     biases = topology.spec.biases
-    runs = runs_of(tuple(map(topology.bias, biases)), topology.spec.num_nodes)
-    brought = [Rows(run) for run in rows.split([bias.size for bias in biases])]
+    runs = split_ranges(tuple(map(topology.bias, biases)), topology.spec.num_nodes)
+    brought = [SumPartial(run) for run in rows.split([bias.size for bias in biases])]
     zeros = rows.new_zeros(topology.spec.num_nodes, rows.shape[1])
-    reached = runs.gather(brought, [None] * len(runs.nodes))
+    reached = runs.merge_all(brought, [None] * len(runs.nodes))
     return torch.cat(
         [
             zeros[slice(*run)] if held is None else held.x

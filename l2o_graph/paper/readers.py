@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology
-from l2o_graph.layout.spans import Part, Scalars
+from l2o_graph.layout.spans import Scalars, Span
 from l2o_graph.models.mlp import linear_maps
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
@@ -25,16 +25,16 @@ from l2o_graph.registry import registering
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
-class Group:
+class WorkItem:
     """Parts that are worked on together.
 
     Attributes:
-        parts: Pieces of kernels, or all biases, or a run of a loose parameter.
+        parts: Pieces of kernels, or all biases, or a run of an unplaced parameter.
         chunk: The pieces, where the parts are of kernels; else empty.
         biases: Whether the parts are the biases.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[Span, ...]
     chunk: Chunk = ()
     biases: bool = False
 
@@ -43,8 +43,8 @@ class Group:
         return [(p.stop - p.start) // math.prod(p.positions) for p in self.parts]
 
 
-Features = Callable[[Group], Scalars]
-States = Callable[[Group], Float[Tensor, "cells C"]]
+Features = Callable[[WorkItem], Scalars]
+States = Callable[[WorkItem], Float[Tensor, "cells C"]]
 
 
 class GraphReader(nn.Module):
@@ -71,7 +71,7 @@ class GraphReader(nn.Module):
         self.of_edge, self.of_node = of_edge, of_node
         self.size = size
 
-    def forward(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
+    def forward(self, topology: Topology, groups: Sequence[WorkItem], features: Features) -> States:
         """Read the network.
 
         Args:
@@ -94,7 +94,7 @@ class GraphReader(nn.Module):
         if of_chunk:
             nodes, edges = self.backbone(topology, tuple(of_chunk), nodes, first_edges)
 
-        def states(group: Group) -> Tensor:
+        def states(group: WorkItem) -> Tensor:
             if group.chunk:
                 states = edges(group.chunk)
                 return self.of_node(states[0]) if self.of_edge is None else self.of_edge(states)
@@ -123,7 +123,7 @@ class TensorReader(nn.Module):
         self.read = nn.Sequential(*linear_maps(NUM_FEATURES, hidden, 2))
         self.cell = nn.LSTMCell(hidden, hidden)
 
-    def forward(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
+    def forward(self, topology: Topology, groups: Sequence[WorkItem], features: Features) -> States:
         """Read the network; as for ``GraphReader``."""
         sizes = [max(math.prod(shape), 1) for shape in topology.spec.shapes]
         zero = self.cell.weight_hh.new_zeros(1, self.size)
@@ -140,7 +140,7 @@ class TensorReader(nn.Module):
             memory = self.cell(x, memory)
             tensors.append(memory[0])
 
-        def states(group: Group) -> Tensor:
+        def states(group: WorkItem) -> Tensor:
             copies = zip(group.parts, group.cells(), strict=True)
             return torch.cat([tensors[part.parameter].expand(n, -1) for part, n in copies])
 
@@ -152,7 +152,7 @@ class NoReader(nn.Module):
 
     size = 0
 
-    def forward(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
+    def forward(self, topology: Topology, groups: Sequence[WorkItem], features: Features) -> States:
         """Read nothing."""
         return lambda group: features(group).x.new_zeros(sum(group.cells()), 0)
 
@@ -175,7 +175,9 @@ class Reader(Protocol):
 
     size: int
 
-    def __call__(self, topology: Topology, groups: Sequence[Group], features: Features) -> States:
+    def __call__(
+        self, topology: Topology, groups: Sequence[WorkItem], features: Features
+    ) -> States:
         """Read the network; as for ``GraphReader``."""
         ...
 

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Piece, Topology
-from l2o_graph.layout.edges import kept_if
-from l2o_graph.layout.spans import Part, Scalars
+from l2o_graph.layout.blocks import KernelBlock, Topology
+from l2o_graph.layout.edges import cached_if
+from l2o_graph.layout.spans import Scalars, Span
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.paper.head import PaperHead
-from l2o_graph.paper.observation import Observation, scalars_of
-from l2o_graph.paper.readers import REGISTERED, Group, reader_of
+from l2o_graph.paper.parameter_view import ParameterView, scalars_of
+from l2o_graph.paper.readers import REGISTERED, WorkItem, reader_of
 from l2o_graph.ranges import COUNT, check_choices, check_ranges
 
 # Factor of a step, and of the logarithm of its magnitude.
@@ -72,8 +72,8 @@ class UpdateRule(nn.Module):
         self.head = PaperHead(self.reader.size, config.inner, config.layers)
 
     def forward(
-        self, topology: Topology, observations: Sequence[Observation], chunk_size: int
-    ) -> Iterator[tuple[Part, Float[Tensor, " n"]]]:
+        self, topology: Topology, observations: Sequence[ParameterView], chunk_size: int
+    ) -> Iterator[tuple[Span, Float[Tensor, " n"]]]:
         """Updates of all parameters, in runs of at most ``chunk_size`` scalars, a row or a bias.
 
         Args:
@@ -87,13 +87,13 @@ class UpdateRule(nn.Module):
         groups = _groups(topology, observations, chunk_size)
 
         # Needed twice, before the graph is read and after: kept where a single chunk is all.
-        @kept_if(sum(bool(g.chunk) for g in groups) <= 1)
-        def of_graph(group: Group) -> Scalars:
+        @cached_if(sum(bool(g.chunk) for g in groups) <= 1)
+        def of_graph(group: WorkItem) -> Scalars:
             return scalars_of(observations, group.parts)
 
-        def features(group: Group) -> Scalars:
-            loose = not (group.chunk or group.biases)
-            return scalars_of(observations, group.parts) if loose else of_graph(group)
+        def features(group: WorkItem) -> Scalars:
+            unplaced = not (group.chunk or group.biases)
+            return scalars_of(observations, group.parts) if unplaced else of_graph(group)
 
         states = self.reader(topology, groups, features)
         for group in groups:
@@ -113,23 +113,23 @@ def untrained(config: RuleConfig, seed: int) -> UpdateRule:
 
 
 def _groups(
-    topology: Topology, observations: Sequence[Observation], chunk_size: int
-) -> list[Group]:
-    """All scalars of all parameters: kernels in chunks, the biases, then what is loose."""
+    topology: Topology, observations: Sequence[ParameterView], chunk_size: int
+) -> list[WorkItem]:
+    """All scalars of all parameters: kernels in chunks, the biases, then what is unplaced."""
     spec, groups = topology.spec, []
     for chunk in topology.chunks(chunk_size):
-        groups.append(Group(tuple(_of_piece(spec, piece) for piece in chunk), chunk))
+        groups.append(WorkItem(tuple(_of_piece(spec, piece) for piece in chunk), chunk))
     if spec.biases:
-        parts = [Part(b.parameter, b.start, b.start + b.size, (), b.again) for b in spec.biases]
-        groups.append(Group(tuple(parts), biases=True))
-    for i in spec.loose:
+        parts = [Span(b.parameter, b.start, b.start + b.size, (), b.tied) for b in spec.biases]
+        groups.append(WorkItem(tuple(parts), biases=True))
+    for i in spec.unplaced:
         for start in range(0, len(observations[i].weight), chunk_size):
             stop = min(start + chunk_size, len(observations[i].weight))
-            groups.append(Group((Part(i, start, stop, ()),)))
+            groups.append(WorkItem((Span(i, start, stop, ()),)))
     return groups
 
 
-def _of_piece(spec: NetSpec, piece: Piece) -> Part:
+def _of_piece(spec: NetSpec, piece: KernelBlock) -> Span:
     """The scalars of a piece of a kernel."""
-    fixed = piece.again or spec.is_constant(piece.parameter)
-    return Part(piece.parameter, piece.start, piece.stop, piece.positions, fixed)
+    fixed = piece.tied or spec.is_constant(piece.parameter)
+    return Span(piece.parameter, piece.start, piece.stop, piece.positions, fixed)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.layout.spans import Part
+from l2o_graph.layout.spans import Span
 from l2o_graph.layout.spec import CONSTANTS, NetSpec
 from l2o_graph.paper.features import MOMENTUM_DECAYS, next_momenta, zero_momenta
-from l2o_graph.paper.observation import observe
+from l2o_graph.paper.parameter_view import view_parameters
 from l2o_graph.paper.rule import UpdateRule
 
 # Scalars that a step works on at once; where each is an edge it takes some 2 kB meanwhile.
@@ -48,7 +48,7 @@ def updates(
     state: Sequence[State],
     chunk_size: int = CHUNK_SIZE,
     through_time: bool = False,
-) -> Iterator[tuple[Part, Tensor]]:
+) -> Iterator[tuple[Span, Tensor]]:
     """What is to be added to each parameter, in runs of scalars.
 
     Args:
@@ -78,7 +78,7 @@ def updates(
                 parameters.append(where.new_full((), constant).expand(spec.constant_size))
                 gradients.append(nothing)
                 momenta.append(nothing.expand(len(MOMENTUM_DECAYS), -1))
-        observations = observe(parameters, gradients, momenta, where.dtype)
+        observations = view_parameters(parameters, gradients, momenta, where.dtype)
     yield from rule(topology_of(spec), observations, chunk_size)
 
 

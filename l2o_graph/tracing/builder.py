@@ -12,7 +12,7 @@ MOST_GRIDS = 4096
 
 
 @dataclass(slots=True)
-class Found:
+class NodeSet:
     """A set of neurons so far."""
 
     name: str
@@ -81,7 +81,7 @@ class Weight:
         )
         return replace(self, shape=tuple(shape), strides=strides)
 
-    def turned(self) -> "Weight":
+    def transposed(self) -> "Weight":
         """With the first two axes exchanged."""
         return replace(
             self,
@@ -100,7 +100,7 @@ class Builder:
 
     def __init__(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]):
         self.names, self.shapes = list(names), list(shapes)
-        self.sets: list[Found] = []
+        self.sets: list[NodeSet] = []
         self.kernels: list[Kernel] = []
         self.biases: list[Bias] = []
         self.touched: set[int] = set()  # read since someone last looked
@@ -111,7 +111,7 @@ class Builder:
 
     def new_set(self, name: str, size: int, role: Role = "hidden") -> int:
         """A set of neurons; returns its index."""
-        self.sets.append(Found(name, size, role))
+        self.sets.append(NodeSet(name, size, role))
         return len(self.sets) - 1
 
     def new_meeting(self, kind: str, size: int) -> int:
@@ -141,10 +141,10 @@ class Builder:
             label = label.with_axis(axis, (Factor(self.sets[target].size, target, 1),)).only()
         first, *inside = label.axes[axis]
         assert first.set is not None
-        self.touch(first.set)
+        self.mark_read(first.set)
         return label, first.set, label.start.get(first.set, 0), first.size, tuple(inside)
 
-    def touch(self, *sets: int | None) -> None:
+    def mark_read(self, *sets: int | None) -> None:
         """Note that sets are read."""
         for s in sets:
             if s is not None:
@@ -153,13 +153,13 @@ class Builder:
 
     # What joins them ---------------------------------------------------------------------------
 
-    def join(self, kernel: Kernel) -> None:
+    def add_kernel(self, kernel: Kernel) -> None:
         """Add a kernel."""
-        self.kernels.append(replace(kernel, again=self._held(kernel)))
+        self.kernels.append(replace(kernel, tied=self._held(kernel)))
 
-    def sit(self, bias: Bias) -> None:
+    def add_bias(self, bias: Bias) -> None:
         """Add a bias."""
-        self.biases.append(replace(bias, again=self._held(bias)))
+        self.biases.append(replace(bias, tied=self._held(bias)))
 
     def _held(self, new: Kernel | Bias) -> bool:
         """Whether any of its scalars are held already."""
@@ -168,10 +168,10 @@ class Builder:
             and k.start < new.start + new.size
             and new.start < k.start + k.size
             for k in (*self.kernels, *self.biases)
-            if not k.again
+            if not k.tied
         )
 
-    def relate(
+    def connect(
         self, large: Sequence[Factor], small: Sequence[Factor], starts: tuple[int, int],
         large_reads: bool, kind: str, constant: int = 0,
     ) -> bool:  # fmt: skip
@@ -195,12 +195,12 @@ class Builder:
         of_large, of_small = large[0].set, small_set(small)
         if of_large is None or of_small is None:
             return False
-        self.touch(of_small, of_large)
+        self.mark_read(of_small, of_large)
         for groups, rows, large_start, small_start in grids:
             source, target = (of_small, of_large) if large_reads else (of_large, of_small)
             at = (small_start, large_start) if large_reads else (large_start, small_start)
             index = len(self.shapes) + constant
-            self.join(
+            self.add_kernel(
                 Kernel(
                     index, source, target, (groups, rows, 1), source_start=at[0],
                     target_start=at[1], from_rows=not large_reads, kind=kind,
@@ -238,7 +238,7 @@ class Builder:
             else:
                 small = [f if f.set == s else Factor(f.size) for f in factors]
                 start = label.start.get(s, 0)
-            if not self.relate(large, small, (at, start), True, kind):
+            if not self.connect(large, small, (at, start), True, kind):
                 return False
         for s in {f.set for f in large if f.set is not None}:
             self.sets[s].fresh = True
@@ -261,7 +261,7 @@ class Builder:
         size = self.sets[s].size
         own = self.ordered("places", size).set
         assert own is not None
-        self.join(Kernel(len(self.shapes), own, s, (size, 1, 1), kind="places"))
+        self.add_kernel(Kernel(len(self.shapes), own, s, (size, 1, 1), kind="places"))
 
     # One parameter in several places -----------------------------------------------------------
 
@@ -271,7 +271,7 @@ class Builder:
         for one in (*self.kernels, *self.biases):
             if one.parameter >= len(self.shapes):
                 continue
-            if one.again:
+            if one.tied:
                 for first in held.get(one.parameter, []):
                     if first.start < one.start + one.size and one.start < first.start + first.size:
                         self._tie_two(first, one)
@@ -279,9 +279,9 @@ class Builder:
             else:
                 held.setdefault(one.parameter, []).append(one)
 
-    def _tie_two(self, first: Kernel | Bias, again: Kernel | Bias) -> None:
-        ours, theirs = _sides(first), _sides(again)
-        alike = (first.start, [n for *_, n in ours]) == (again.start, [n for *_, n in theirs])
+    def _tie_two(self, first: Kernel | Bias, tied: Kernel | Bias) -> None:
+        ours, theirs = _sides(first), _sides(tied)
+        alike = (first.start, [n for *_, n in ours]) == (tied.start, [n for *_, n in theirs])
         if not alike:  # scalars that lie otherwise in each use: no permutation is known to fit
             for s, *_ in (*ours, *theirs):
                 if self.sets[s].role == "hidden":
@@ -290,7 +290,7 @@ class Builder:
         for (s, at, n), (t, there, _) in zip(ours, theirs, strict=True):
             ordered = self.sets[s].role != "hidden" and self.sets[t].role != "hidden"
             if not ordered and not self._move_together(s, at, t, there, n):
-                self.join(
+                self.add_kernel(
                     Kernel(
                         len(self.shapes), s, t, (n, 1, 1), source_start=at, target_start=there,
                         kind="tied",
@@ -334,7 +334,7 @@ class Builder:
             for s, *_ in _sides(use) if use.parameter in self.known else ():
                 if self.sets[s].role == "hidden":
                     self.sets[s].role = "output"
-        kernels, biases, loose = self._answered()
+        kernels, biases, unplaced = self._answered()
         depths = self._depths()
         return NetSpec(
             names=tuple(self.names),
@@ -345,19 +345,19 @@ class Builder:
             ),
             kernels=tuple(kernels),
             biases=tuple(biases),
-            loose=tuple(loose),
+            unplaced=tuple(unplaced),
         )
 
     def _answered(self) -> tuple[list[Kernel], list[Bias], list[int]]:
         """Kernels and biases, and the parameters that they do not hold as a whole."""
         held = [0] * len(self.shapes)
         for k in (*self.kernels, *self.biases):
-            if not k.again and k.parameter < len(held):
+            if not k.tied and k.parameter < len(held):
                 held[k.parameter] += k.size
-        loose = {i for i, shape in enumerate(self.shapes) if held[i] != math.prod(shape)}
-        kernels = [replace(k, again=True) if k.parameter in loose else k for k in self.kernels]
-        biases = [replace(b, again=True) if b.parameter in loose else b for b in self.biases]
-        return kernels, biases, sorted(loose)
+        unplaced = {i for i, shape in enumerate(self.shapes) if held[i] != math.prod(shape)}
+        kernels = [replace(k, tied=True) if k.parameter in unplaced else k for k in self.kernels]
+        biases = [replace(b, tied=True) if b.parameter in unplaced else b for b in self.biases]
+        return kernels, biases, sorted(unplaced)
 
     def _depths(self) -> list[int]:
         """Hidden layers from the inputs to each hidden set, the set itself not counted."""

@@ -349,10 +349,10 @@ def _entries(
     kind = "sum" if name in SUMS else "product"
     first, *others = labelled
     alone = data((1,) * out.dim())
-    answer: Label | None = trace.meet(trace.label(first), alone, out.shape, kind)
+    answer: Label | None = trace.combine(trace.label(first), alone, out.shape, kind)
     for t in (*others, *numbers):
         if answer is not None:
-            answer = trace.meet(answer, trace.label(t), out.shape, kind)
+            answer = trace.combine(answer, trace.label(t), out.shape, kind)
     for p in parameters:
         if answer is None:
             break

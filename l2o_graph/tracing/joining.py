@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec
-from l2o_graph.tracing.builder import Builder, Found
+from l2o_graph.tracing.builder import Builder, NodeSet
 from l2o_graph.tracing.network import Reading
 
 
@@ -55,7 +55,7 @@ def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
     for s in range(len(sets)):
         if of(s) == s:
             place[s] = len(builder.sets)
-            builder.sets.append(Found(sets[s].name, sets[s].size, sets[s].role))
+            builder.sets.append(NodeSet(sets[s].name, sets[s].size, sets[s].role))
     for s, neurons in enumerate(sets):
         found = builder.sets[place[of(s)]]
         found.activation = found.activation or neurons.activation
@@ -68,15 +68,15 @@ def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
         for kernel in spec.kernels:
             new = replace(
                 kernel, source=place[of(kernel.source + first)],
-                target=place[of(kernel.target + first)], again=False,
+                target=place[of(kernel.target + first)], tied=False,
             )  # fmt: skip
             if new not in seen and not _says_nothing(spec, new):
-                builder.join(new)
+                builder.add_kernel(new)
             seen.add(new)
         for bias in spec.biases:
-            on = replace(bias, neurons=place[of(bias.neurons + first)], again=False)
+            on = replace(bias, neurons=place[of(bias.neurons + first)], tied=False)
             if on not in seen:
-                builder.sit(on)
+                builder.add_bias(on)
             seen.add(on)
     outputs = [
         place[of(s)]
@@ -87,7 +87,7 @@ def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
 
 
 def _held(spec: NetSpec, use: Kernel | Bias) -> bool:
-    return not use.again and not spec.is_constant(use.parameter)
+    return not use.tied and not spec.is_constant(use.parameter)
 
 
 def _scalars(use: Kernel | Bias) -> tuple:

@@ -53,8 +53,8 @@ class Layers(Meetings):
         shape = tuple(weight.shape)
         out = shape[1] * groups if transposed else shape[0]
         if not first.dense and len(shape) == 2:  # the transpose of what the parameter stores
-            first, transposed = first.turned(), not transposed
-            others = [other.turned() for other in others]
+            first, transposed = first.transposed(), not transposed
+            others = [other.transposed() for other in others]
         known = self.builder.read(self.label(x), axis, self.name(weights))
         if known is None or not first.dense or (known[4] and (transposed or groups > 1)):
             return None
@@ -73,7 +73,7 @@ class Layers(Meetings):
             first.parameter, source, target, grid, positions, first.start, start,
             from_rows=transposed, kind=kind,
         )  # fmt: skip
-        self.builder.join(kernel)
+        self.builder.add_kernel(kernel)
         for other in others:
             self._made_of_too(kernel, first, other)
         if first.fixed:
@@ -125,7 +125,7 @@ class Layers(Meetings):
         for at in itertools.product(*(range(n) for n, _ in outside)):
             first = sum(i * step for i, (_, step) in zip(at, outside, strict=True))
             of_rows, of_columns = at[: len(rows_outside)], at[len(rows_outside) :]
-            self.builder.join(
+            self.builder.add_kernel(
                 Kernel(
                     weight.parameter, source, target, (1, *inner), (), weight.start + first,
                     start + rows[0] * number_of(of_rows, rows_outside),
@@ -157,11 +157,11 @@ class Layers(Meetings):
         if kernel.grid[0] == 1:
             sides.append((*columns, kernel.grid[2]))
         if not other.fixed and steps_of(other) == steps_of(weight):
-            self.builder.join(replace(kernel, parameter=other.parameter, start=other.start))
+            self.builder.add_kernel(replace(kernel, parameter=other.parameter, start=other.start))
         elif not other.fixed and len(wide) == 1 and wide[0] < len(sides):
             s, at, n = sides[wide[0]]
             if other.shape[wide[0]] == n and other.strides[wide[0]] == 1:
-                self.builder.sit(Bias(other.parameter, s, n, other.start, at))
+                self.builder.add_bias(Bias(other.parameter, s, n, other.start, at))
             else:
                 self.builder.fix(s)
         elif any(i < 2 for i in wide):
@@ -185,7 +185,7 @@ class Layers(Meetings):
         start = label.start.get(inner.set, 0)
         for i, steps in enumerate(itertools.product(*(range(f.size) for f in outer))):
             at = start + sum(n * f.stride for n, f in zip(steps, outer, strict=True))
-            self.builder.join(
+            self.builder.add_kernel(
                 Kernel(
                     weight.parameter, inner.set, target, (1, rows, columns), weight.shape[2:],
                     weight.start, at, i * out, from_rows=transposed,
@@ -209,7 +209,7 @@ class Layers(Meetings):
                 return self._own(label, weight, [axis], "sum")
             assert factor.set is not None
             at = label.start.get(factor.set, 0)
-            self.builder.sit(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
+            self.builder.add_bias(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
             if weight.fixed:
                 self.builder.fix(factor.set)
         if not self.weights(tensor):
@@ -235,7 +235,7 @@ class Layers(Meetings):
         if inside or math.prod(weights[0].shape) != count:
             return self._all_own(label, weights, axis)
         target = self.builder.new_set(self.name(weights), count)
-        self.builder.join(
+        self.builder.add_kernel(
             Kernel(
                 weights[0].parameter, source, target, (count, 1, 1), (), weights[0].start, start,
                 kind=kind,
@@ -243,7 +243,7 @@ class Layers(Meetings):
         )  # fmt: skip
         for other in weights[1:]:
             if other.dense and math.prod(other.shape) == count:
-                self.builder.join(
+                self.builder.add_kernel(
                     Kernel(
                         other.parameter, source, target, (count, 1, 1), (), other.start, start,
                         kind=kind,
@@ -283,11 +283,11 @@ class Layers(Meetings):
             return told_apart(label, ends)
         size = math.prod(sizes)
         own = self.builder.new_set(self.builder.names[weight.parameter], size)
-        self.builder.sit(Bias(weight.parameter, own, size, weight.start))
+        self.builder.add_bias(Bias(weight.parameter, own, size, weight.start))
         mine: list[Axis] = [()] * len(label.axes)
         for at, factor in zip(ends, numbered(sizes, own), strict=True):
             mine[at] = (factor,)
-        return self.meet(label, Label(tuple(mine)), label.shape, kind, alike=kind == "sum")
+        return self.combine(label, Label(tuple(mine)), label.shape, kind, alike=kind == "sum")
 
     def lookup(self, index: Tensor, table: Tensor) -> Label | None:
         """Rows of a table, picked by an index: each row is an input of its own."""
@@ -303,7 +303,7 @@ class Layers(Meetings):
             first.parameter, source, target, (1, rows, columns), (), first.start, from_rows=True,
             kind="lookup",
         )  # fmt: skip
-        self.builder.join(kernel)
+        self.builder.add_kernel(kernel)
         for other in others:
             self._made_of_too(kernel, first, other)
         if first.fixed:

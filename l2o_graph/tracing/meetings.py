@@ -12,7 +12,7 @@ from l2o_graph.tracing.labels import Axis, Factor, Label, alike, joined, refined
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Operand:
     """Neurons of one set on their way to a meeting.
 
     Attributes:
@@ -31,7 +31,7 @@ class Side:
 class Meetings(Known):
     """Neurons of several sets, or of one, put together by edges of the constants."""
 
-    def meet(
+    def combine(
         self, one: Label, other: Label, shape: Sequence[int], kind: str, alike: bool = True
     ) -> Label | None:
         """Entries of two tensors that come together, after broadcasting to a shape.
@@ -62,7 +62,7 @@ class Meetings(Known):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
             sides, others = (
                 [
-                    Side(s, tuple(_of(factors[i], s) for i in where), label.start.get(s, 0), 0)
+                    Operand(s, tuple(_of(factors[i], s) for i in where), label.start.get(s, 0), 0)
                     for s in sets
                 ]
                 for factors, label, sets in (
@@ -94,7 +94,7 @@ class Meetings(Known):
             b = self.builder.ordered("places", b.size)
         return axis, a, b
 
-    def _meeting_place(self, sides: list["Side"], sizes: list[int], kind: str) -> int | None:
+    def _meeting_place(self, sides: list["Operand"], sizes: list[int], kind: str) -> int | None:
         """A set with a neuron for each entry, joined to all sides."""
         size, target = math.prod(sizes), None
         if kind == "sum":  # neurons that nothing else has read yet can take the others in
@@ -112,7 +112,7 @@ class Meetings(Known):
         if target is None:
             target = self.builder.new_meeting(kind, size)
         for side in sides:
-            if side.set != target and not self.builder.relate(
+            if side.set != target and not self.builder.connect(
                 numbered(sizes, target), side.factors, (0, side.start), True, kind, side.constant
             ):
                 return None
@@ -128,7 +128,7 @@ class Meetings(Known):
             places = [(i, f) for i, axis in enumerate(label.axes) for f in axis if f.set == s]
             kept = [f.size for i, f in places if i not in lost]
             if not kept:
-                self.builder.touch(s)
+                self.builder.mark_read(s)
                 if math.prod(f.size for _, f in places) < self.builder.sets[s].size:
                     self.builder.lose([s])  # the sum tells these neurons from the others
             if len(kept) == len(places) or not kept:
@@ -137,7 +137,7 @@ class Meetings(Known):
             stays = iter(numbered(kept, target))
             small = [Factor(f.size) if i in lost else next(stays) for i, f in places]
             large = [f for _, f in places]
-            if not self.builder.relate(large, small, (start.get(s, 0), 0), False, kind):
+            if not self.builder.connect(large, small, (start.get(s, 0), 0), False, kind):
                 return None
             self.builder.sets[target].fresh = True
             stays = iter(numbered(kept, target))
@@ -163,7 +163,7 @@ class Meetings(Known):
         if shared is None or len(self.builder.sets) == sets_before:
             self.builder.lose(apart)
             return label
-        return self.meet(label, shared, label.shape, "sum")
+        return self.combine(label, shared, label.shape, "sum")
 
     def contract(self, one: Label, other: Label) -> Label | None:
         """A product of matrices, (..., i, k) and (..., k, j)."""
@@ -171,7 +171,7 @@ class Meetings(Known):
         right = Label((*other.axes[:-2], (), *other.axes[-2:]), other.start)
         batch = torch.broadcast_shapes(one.shape[:-2], other.shape[:-2])
         shape = (*batch, *one.shape[-2:], other.shape[-1])
-        met = self.meet(left, right, shape, "product", alike=False)
+        met = self.combine(left, right, shape, "product", alike=False)
         if met is None:
             return None
         summed = self.reduce(met, [-2], "sum")

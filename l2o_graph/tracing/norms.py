@@ -54,7 +54,7 @@ def group_norm(
     grouped = Label(((group,), (channel,)), before.start)
     statistics = trace.reduce(grouped, [1], "statistics")
     after = label.axes[1][0].cut(within)
-    met = statistics and trace.meet(
+    met = statistics and trace.combine(
         Label(((after[0],), (after[1],)), label.start), statistics, (groups, within), "sum"
     )
     return label.with_axis(1, (Factor(channels.size, met.sets()[0], 1),)).only() if met else None

@@ -79,7 +79,7 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
     elif all(f.set is None for f in outer) and inner[0].set is not None:  # each reads all of them
         source = trace.builder.new_meeting("copy", experts * rows)
         of_outer, of_inner = numbered([experts, rows], source)
-        if not trace.builder.relate(
+        if not trace.builder.connect(
             [of_outer, of_inner], [Factor(experts), *inner], (0, label.start.get(inner[0].set, 0)),
             True, "copy",
         ):  # fmt: skip
@@ -87,10 +87,10 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
     else:
         return None
     assert source is not None
-    trace.builder.touch(source)
+    trace.builder.mark_read(source)
     target = trace.builder.new_set(name, experts * columns)
     grid = (experts, rows, columns) if from_rows else (experts, columns, rows)
-    trace.builder.join(
+    trace.builder.add_kernel(
         Kernel(first.parameter, source, target, grid, (), first.start, from_rows=from_rows)
     )
     of_outer, of_inner = numbered([experts, columns], target)
@@ -105,7 +105,7 @@ def product_and_sum(trace: Trace, out: Tensor, c: Tensor, a: Tensor, b: Tensor, 
         return trace.added(label, c)
     if label is None or trace.is_even(c):
         return label
-    return trace.meet(label, trace.label(c), out.shape, "sum")
+    return trace.combine(label, trace.label(c), out.shape, "sum")
 
 
 @operation("linear", "mkldnn_linear", "_addmm_activation")

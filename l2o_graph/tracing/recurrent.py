@@ -32,7 +32,7 @@ def gates(
         source, source_start, columns = x, 0, trace.builder.sets[x].size
     for w in trace.weights(weight)[:1]:
         for gate in range(w.shape[0] // size):
-            trace.builder.join(
+            trace.builder.add_kernel(
                 Kernel(
                     w.parameter, source, target, (1, size, columns), (),
                     w.start + gate * size * columns, source_start, kind=f"gate {gate}",
@@ -40,7 +40,7 @@ def gates(
             )  # fmt: skip
     for b in trace.weights(bias)[:1]:
         for gate in range(b.shape[0] // size):
-            trace.builder.sit(Bias(b.parameter, target, size, b.start + gate * size))
+            trace.builder.add_bias(Bias(b.parameter, target, size, b.start + gate * size))
 
 
 def begins(trace: Trace, target: int, states: Tensor | None, number: int | None = None) -> None:
@@ -62,7 +62,7 @@ def begins(trace: Trace, target: int, states: Tensor | None, number: int | None 
         if number is not None:
             del outer[0]
         if last == (size, 1) and all(n == 1 or stride == 0 for n, stride in outer):
-            trace.builder.sit(Bias(weight.parameter, target, size, at))
+            trace.builder.add_bias(Bias(weight.parameter, target, size, at))
             return
     if label.sets():
         first = label.start.get(label.sets()[0], 0)
@@ -70,7 +70,7 @@ def begins(trace: Trace, target: int, states: Tensor | None, number: int | None 
         if label.sets() == [target] and not first:
             return
         own = numbered([size], target)
-        if alike and trace.builder.relate(own, label.axes[-1], (0, first), True, "state"):
+        if alike and trace.builder.connect(own, label.axes[-1], (0, first), True, "state"):
             return
         trace.builder.lose(label.sets())
     elif trace.is_even(states):
@@ -107,7 +107,7 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
                 shown = trace.builder.new_set(f"{name} projected", projected)
                 (w, *_) = trace.weights(own["weight_hr"])
                 grid = (1, projected, module.hidden_size)
-                trace.builder.join(Kernel(w.parameter, hidden, shown, grid, (), w.start))
+                trace.builder.add_kernel(Kernel(w.parameter, hidden, shown, grid, (), w.start))
             gates(trace, shown, hidden, own["weight_hh"], own.get("bias_hh"), name)
             number = layer * directions + direction
             # States of LSTMs are (shown, hidden), of others (hidden,).

@@ -92,7 +92,7 @@ def scatter(
         return None
     one, other = (label.with_axis(dim, ()) for label in labels)
     shape = [1 if i == dim else n for i, n in enumerate(out.shape)]
-    met = trace.meet(one, other, shape, "sum")
+    met = trace.combine(one, other, shape, "sum")
     return met and met.with_axis(dim, data(out.shape[dim : dim + 1]).axes[0])
 
 
@@ -135,7 +135,7 @@ def pad(trace: Trace, out: Tensor, x: Tensor, widths: list[int], *_: Any) -> Lab
         target = trace.builder.new_meeting("padding", size)
         large = numbered([f.size for f in factors], target)
         starts = (before, label.start.get(source, 0))
-        if not trace.builder.relate(large, factors, starts, True, "padding"):
+        if not trace.builder.connect(large, factors, starts, True, "padding"):
             return None
         axes[axis] = (Factor(size, target, 1),)
     return Label(tuple(axes), label.start).only()
@@ -186,7 +186,7 @@ def _put(
     mine = Label(tuple(label.axes[i] for i in behind), label.start).only()
     if not mine.sets():  # what is written over has no order that would matter
         mine = data((1,) * len(behind))
-    met = trace.meet(mine, inner, shape, "sum") if behind else mine
+    met = trace.combine(mine, inner, shape, "sum") if behind else mine
     if met is None:
         return None
     axes = list(label.axes)
@@ -201,7 +201,7 @@ def copy(trace: Trace, out: Tensor, x: Tensor, new: Tensor, *_: Any) -> Label | 
     if trace.is_weight(new):
         trace.derive(out, trace.weights(new))
         return None
-    return trace.meet(trace.label(new), data((1,) * out.dim()), out.shape, "sum")
+    return trace.combine(trace.label(new), data((1,) * out.dim()), out.shape, "sum")
 
 
 @operation("channel_shuffle", "native_channel_shuffle")
@@ -233,7 +233,7 @@ def pixel_shuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | 
     large = numbered([x.shape[-3] // square, square], target)
     if not builder.copy(label, channels[0].cut(square), large, 0, "square"):
         return None
-    if not builder.relate(
+    if not builder.connect(
         large, [Factor(large[0].size), Factor(square, own, 1)], (0, 0), True, "square"
     ):
         return None

@@ -65,9 +65,9 @@ class Trace(Layers):
             rest.append(one.with_axis(axis, ()).only())
         shape = [1 if i == axis else n for i, n in enumerate(out.shape)]
         first = next((i for i, label in enumerate(rest) if label.sets()), 0)
-        answer: Label | None = self.meet(rest[first], data((1,) * out.dim()), shape, "sum")
+        answer: Label | None = self.combine(rest[first], data((1,) * out.dim()), shape, "sum")
         for label in (*rest[:first], *rest[first + 1 :]):
-            answer = answer and self.meet(answer, label, shape, "sum")
+            answer = answer and self.combine(answer, label, shape, "sum")
         for t in tensors:
             if answer is not None and target is None and self.is_weight(t):
                 answer = self.added(answer, t)
@@ -122,7 +122,7 @@ class Trace(Layers):
             if not self.builder.copy(label, factors, large, at, "concatenation"):
                 return None
             there = [Factor(f.size, places) for f in large]
-            if told and not self.builder.relate(large, there, (at, n), True, "pieces"):
+            if told and not self.builder.connect(large, there, (at, n), True, "pieces"):
                 return None
             at += width
         self.builder.sets[target].fresh = True
@@ -182,7 +182,7 @@ class Trace(Layers):
             return not wide
         at, others = label.start.get(factor.set, 0), math.prod(n for _, n, _ in wide) // size
         if not wide or (others == 1 and stride == 1):
-            self.builder.sit(Bias(weight.parameter, factor.set, size, weight.start, at))
+            self.builder.add_bias(Bias(weight.parameter, factor.set, size, weight.start, at))
             return True
         name = self.builder.names[weight.parameter]
         positions = tuple(n for a, n, _ in wide if a > axis)
@@ -194,7 +194,7 @@ class Trace(Layers):
             return False
         source = self.builder.ordered(f"places of {name}", places).set
         assert source is not None
-        self.builder.join(
+        self.builder.add_kernel(
             Kernel(
                 weight.parameter, source, factor.set, grid, positions, weight.start,
                 target_start=at, from_rows=from_rows, kind="lookup",

@@ -91,11 +91,11 @@ def predictions(folders: Mapping[str, Path]) -> bytes:
     return plot_predictions(found)
 
 
-def _held_out(*traits: str) -> list[Row]:
+def _held_out(*descriptors: str) -> list[Row]:
     """Models that are tested on what they have not seen the like of."""
     return [
         Row(f"{label}, {trait} held out", (model, "--hold-out", trait))
-        for trait in traits
+        for trait in descriptors
         for label, model in (("StatNN", "stat_nn"), ("NG-GNN", "ng_gnn"), ("NG-T", "ng_t"))
     ]
 

@@ -32,8 +32,8 @@ from l2o_graph.cnn import (
 from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.metanets.cnn_config import Zoo
 from l2o_graph.metanets.config import ON_GRAPHS
+from l2o_graph.metanets.descriptors import NAMES, RANGES, descriptors, ranges
 from l2o_graph.metanets.structure import structure_of
-from l2o_graph.metanets.traits import NAMES, RANGES, span, traits
 from l2o_graph.storage.files import write_atomically
 from meta_train.run import Result
 from meta_train.supervised.epochs import EpochConfig, EpochTrainer, in_words
@@ -56,8 +56,9 @@ class CNNTrainingConfig(EpochConfig):
         piece: Networks that are worked on at once, as many as the cache holds; a step adds up
             the gradients of its pieces.
         augment: Whether networks are changed at random: see ``augmented``.
-        hold_out: "TRAIT=VALUE", as "depth=5": networks that have it (``l2o_graph.metanets.traits``)
-            are not trained on and not validated on, and only they are tested; "" for no trait.
+        hold_out: "TRAIT=VALUE", as "depth=5": networks that have it
+            (``l2o_graph.metanets.descriptors``) are not trained on and not validated on, and
+            only they are tested; "" for no trait.
     """
 
     task: str = "cnn_park"
@@ -167,7 +168,9 @@ def held_out(splits: Mapping[str, CNNs], trait: str) -> dict[str, CNNs]:
         raise ValueError(f"hold_out: expected TRAIT=VALUE, of {expected}, found '{trait}'")
     left = {}
     for split, networks in splits.items():
-        found = [value in map(str, traits(structure_of(a))[key]) for a in networks.architectures]
+        found = [
+            value in map(str, descriptors(structure_of(a))[key]) for a in networks.architectures
+        ]
         index = (torch.tensor(found)[networks.which] == (split == "test")).nonzero().flatten()
         if not len(index):
             which = "with" if split == "test" else "without"
@@ -235,7 +238,7 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use."""
         train = self.zoo["train"]
-        seen = span(structure_of(train.architectures[i]) for i in train.which.unique().tolist())
+        seen = ranges(structure_of(train.architectures[i]) for i in train.which.unique().tolist())
         save_cnn_model(path, self.model, {**self.provenance(), "seen": seen})
 
     def load_best(self, path: Path) -> None:

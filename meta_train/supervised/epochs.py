@@ -23,7 +23,7 @@ from meta_train.run import (
     read_state,
     record_point,
     restore_optimizer,
-    starting,
+    with_prefix,
     write_state,
 )
 
@@ -272,7 +272,7 @@ class EpochTrainer(ABC, Generic[C, M]):
     def resume(self: T, path: Path) -> T:
         """Take over a state that ``save`` wrote."""
         record, tensors = read_state(path)
-        self.model.load_state_dict(starting("model.", tensors))
+        self.model.load_state_dict(with_prefix("model.", tensors))
         restore_optimizer(self.optimizer, tensors)
         self.step, self.steps = record["step"], record.get("steps", self.steps)
         self.seconds = record["seconds"]

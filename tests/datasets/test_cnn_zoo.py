@@ -323,12 +323,12 @@ def test_bad_requests_get_one_line(park, options, expected, capsys):
 
 
 def test_checkpoints_are_closer_at_first_and_end_with_training():
-    assert Recipe(100, 1, 10).stops == (1, 4, 9, 16, 25, 36, 49, 64, 81, 100)
-    assert Recipe(10, 1, 10).stops == tuple(range(1, 11))
+    assert Recipe(100, 1, 10).checkpoint_steps == (1, 4, 9, 16, 25, 36, 49, 64, 81, 100)
+    assert Recipe(10, 1, 10).checkpoint_steps == tuple(range(1, 11))
     for steps in range(7, 60):
-        stops = Recipe(steps, 1, 7).stops
-        assert sorted(set(stops)) == list(stops)
-        assert stops[-1] == steps
+        checkpoint_steps = Recipe(steps, 1, 7).checkpoint_steps
+        assert sorted(set(checkpoint_steps)) == list(checkpoint_steps)
+        assert checkpoint_steps[-1] == steps
 
 
 def generators(count, first=0):

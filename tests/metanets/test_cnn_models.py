@@ -28,12 +28,12 @@ from l2o_graph.cnn import save_cnn_model as save_model
 from l2o_graph.datasets.cnn.files import unflattened
 from l2o_graph.datasets.cnn.small import ARCHITECTURE
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.layout.segments import Grids, walk
-from l2o_graph.layout.tables import Layouts, Room, layout_of
+from l2o_graph.layout.segments import KernelTable, walk
+from l2o_graph.layout.tables import ArchitectureTables, Capacity, layout_of
 from l2o_graph.metanets.cnn_body import layouts_of
+from l2o_graph.metanets.descriptors import out_of_range, ranges
 from l2o_graph.metanets.predictor import FORMAT
 from l2o_graph.metanets.structure import structure_of, structure_of_module
-from l2o_graph.metanets.traits import span, unfamiliar
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.models.stat_nn import layer_statistics
 from l2o_graph.storage.files import parse
@@ -163,9 +163,11 @@ def test_fan_in_counts_what_leads_to_one_neuron():
         nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, (1, 3), groups=2), nn.ReLU(),
         nn.ConvTranspose2d(6, 3, 2), nn.Flatten(), nn.Linear(3 * 5 * 3, 2),
     )  # fmt: skip
-    room = Room(kernel=15, inputs=2, depth=4, classes=2)
+    room = Capacity(kernel=15, inputs=2, depth=4, classes=2)
     spec = structure_of_module(module, torch.zeros(1, 2, 6, 6))
-    batch = Layouts([layout_of(spec, room)], room).batch(torch.zeros(1, dtype=torch.long), False)
+    batch = ArchitectureTables([layout_of(spec, room)], room).batch(
+        torch.zeros(1, dtype=torch.long), False
+    )
     counts = [(2 * 9, 2 * 4 * 9), (2 * 3, 6 * 2 * 3), (6 * 4, 6 * 3 * 4), (3 * 15, 2 * 3 * 15)]
     assert batch.fan_in.tolist() == [fan_in for fan_in, scalars in counts for _ in range(scalars)]
     ones = torch.ones(spec.num_parameters)
@@ -212,7 +214,7 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
     nodes = 100
     # What is read are sets of neurons: a kernel leads to all of one or to none.
     read = torch.isin(torch.arange(nodes) // 10, torch.tensor(sorted(tens), dtype=torch.long))
-    grids = Grids(
+    grids = KernelTable(
         *(torch.tensor(columns[key]) for key in ("groups", "rows", "columns")),
         torch.tensor(row), torch.tensor(column), torch.tensor(columns["from_rows"]),
     )  # fmt: skip
@@ -254,7 +256,7 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
 
 def test_equal_messages_share_the_gradient_of_an_extreme():
     one = torch.ones(1, dtype=torch.long)
-    grids = Grids(one, one, 3 * one, 0 * one, one, one < 0)
+    grids = KernelTable(one, one, 3 * one, 0 * one, one, one < 0)
     found = walk(grids, torch.tensor([True, False, False, False]), both=True)
     messages = torch.tensor([[1.0], [2.0], [1.0]], requires_grad=True)
     low = found.last.tally(messages).low
@@ -484,7 +486,7 @@ class Residual(nn.Module):
 def path(tmp_path):
     """A checkpoint that has seen the mixed architectures."""
     model = made("ng_t").float()
-    seen = {"seen": span(structure_of(a) for a in MIXED)}
+    seen = {"seen": ranges(structure_of(a) for a in MIXED)}
     save_model(tmp_path / "deep" / "predictor.safetensors", model, seen)
     return tmp_path / "deep" / "predictor.safetensors"
 
@@ -541,11 +543,11 @@ def test_a_module_of_any_kind_is_read_with_a_warning_of_what_is_new(path):
 
 
 def test_unfamiliar_networks_are_told_by_what_is_unlike():
-    seen = span(structure_of(a) for a in MIXED)
-    assert all(not unfamiliar(structure_of(a), seen) for a in MIXED)
+    seen = ranges(structure_of(a) for a in MIXED)
+    assert all(not out_of_range(structure_of(a), seen) for a in MIXED)
     assert seen["depth"] == [1, 4] and seen["kernel"] == [1, 5] and seen["inputs"] == [1, 2]
     deep = architecture((3, *[9] * 5), (7, *[3] * 4), ("leaky_relu",) * 5, (-1,) * 5, 2)
-    assert unfamiliar(structure_of(deep), seen) == [
+    assert out_of_range(structure_of(deep), seen) == [
         "depth 5 (seen: 1 to 4)", "width 9 (seen: 2 to 5)", "kernel 7 (seen: 1 to 5)",
         "inputs 3 (seen: 1 to 2)", "classes 2 (seen: 3)",
         "activation leaky_relu (seen: gelu, none, relu, sigmoid, silu, tanh)",

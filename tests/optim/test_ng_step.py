@@ -167,7 +167,7 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
 
 
 def test_weights_that_go_the_same_way_for_ever_stop_where_the_decay_says():
-    """At 1 / c times their RMS, the first one where c is above 1; biases do not decay, and go on."""
+    """At 1 / c times their first RMS, where c is above 1; biases do not decay, and go on."""
     answer = torch.zeros(5, dtype=torch.float64)
     answer[4] = 10.0
     gradient = [torch.ones(p.shape).double() for p in network().parameters()]

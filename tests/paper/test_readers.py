@@ -7,7 +7,7 @@ from support.rules import random_like, random_rule
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.paper.observation import observe
+from l2o_graph.paper.parameter_view import view_parameters
 from l2o_graph.paper.rule import RuleConfig, UpdateRule
 from l2o_graph.paper.step import State, update
 from l2o_graph.tracing.by_order import spec_of_module
@@ -33,7 +33,7 @@ def test_the_states_of_the_lstm_equal_the_slow_twin():
     weights = [p.detach() for p in network().parameters()]
     gradients = random_like(weights, 0)
     momenta = [g.expand(5, *g.shape) for g in gradients]
-    seen = observe(weights, gradients, momenta, torch.float64)
+    seen = view_parameters(weights, gradients, momenta, torch.float64)
     slow = [reference.features(w, [g]).flatten(1) for w, g in zip(weights, gradients, strict=True)]
     expected = reference.lstm_states(rule, slow)
 

@@ -9,9 +9,9 @@ from support.rules import paper_cnn, random_like, random_rule
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.layout.spans import Part
+from l2o_graph.layout.spans import Span
 from l2o_graph.paper.embedding import PaddedEmbedding
-from l2o_graph.paper.observation import Observation, observe, scalars_of
+from l2o_graph.paper.parameter_view import ParameterView, scalars_of, view_parameters
 from l2o_graph.paper.rule import PAPER, RuleConfig, UpdateRule
 from l2o_graph.paper.step import State, update
 from l2o_graph.tracing.by_order import spec_of_module
@@ -108,7 +108,7 @@ def test_kernels_and_biases_are_padded_as_published():
     expected = torch.stack([torch.stack(s) for s in reference.first_edges(embedding, edges)])
 
     momenta = [g.expand(5, *g.shape) for g in gradients]
-    seen = observe(weights, gradients, momenta, torch.float64)
+    seen = view_parameters(weights, gradients, momenta, torch.float64)
     parts = [whole(seen, kernel.parameter, kernel.positions) for kernel in spec.kernels]
     biases = [whole(seen, bias.parameter, ()) for bias in spec.biases]
     found = embedding.edges(scalars_of(seen, parts))
@@ -118,9 +118,9 @@ def test_kernels_and_biases_are_padded_as_published():
     torch.testing.assert_close(found, states, rtol=1e-5, atol=1e-5)
 
 
-def whole(seen: list[Observation], i: int, positions: tuple[int, ...]) -> Part:
+def whole(seen: list[ParameterView], i: int, positions: tuple[int, ...]) -> Span:
     """All scalars of a parameter."""
-    return Part(i, 0, len(seen[i].weight), positions)
+    return Span(i, 0, len(seen[i].weight), positions)
 
 
 @pytest.mark.parametrize("direction, magnitude", [(0.0, 5.0), (2.0, 0.0), (-0.5, 30.0)])

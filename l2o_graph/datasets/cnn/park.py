@@ -83,7 +83,7 @@ def _train(number: int, generator: torch.Generator, images: Images, recipe: Reci
     optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0, fused=True)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, recipe.steps)
     done, kept = 0, []
-    for stop in recipe.stops:
+    for stop in recipe.checkpoint_steps:
         for _ in range(done, stop):
             index = torch.randint(len(images.train_x), (recipe.batch,), generator=generator)
             logits = _answers(module, images, images.train_x[index])

@@ -35,7 +35,7 @@ class Recipe:
             )
 
     @property
-    def stops(self) -> tuple[int, ...]:
+    def checkpoint_steps(self) -> tuple[int, ...]:
         """Steps done at each checkpoint: they lie closer at first, where more changes."""
         n = self.checkpoints
         return tuple(max(k, round(self.steps * (k / n) ** 2)) for k in range(1, n + 1))

@@ -132,7 +132,7 @@ def train_small(
     values = torch.stack(rows).requires_grad_()
     seen = [max(1, round(h.fraction * len(images.train_x))) for h in drawn]
     update, done, kept = Update(drawn), 0, []
-    for stop in recipe.stops:
+    for stop in recipe.checkpoint_steps:
         for _ in range(done, stop):
             index = torch.stack(
                 [

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2o_graph.layout.spans import Part, Scalars
+from l2o_graph.layout.spans import Scalars, Span
 from l2o_graph.paper.features import NUM_FEATURES, log_sign
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class ParameterView:
     """One parameter as a step sees it.
 
     Attributes:
@@ -35,12 +35,12 @@ class Observation:
         return torch.cat([self.weight[None, start:stop], self.gradient[None, start:stop], momenta])
 
 
-def observe(
+def view_parameters(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
     momenta: Sequence[Tensor],
     dtype: torch.dtype,
-) -> list[Observation]:
+) -> list[ParameterView]:
     """Observe every parameter; differentiable where gradients are enabled.
 
     Args:
@@ -50,7 +50,7 @@ def observe(
         dtype: What to compute in.
     """
     return [
-        Observation(
+        ParameterView(
             p.reshape(-1).to(dtype),
             g.reshape(-1).to(dtype),
             (m.flatten(1) if m.dim() > 1 else m[:, None]).to(dtype),
@@ -59,7 +59,7 @@ def observe(
     ]
 
 
-def scalars_of(observations: Sequence[Observation], parts: Sequence[Part]) -> Scalars:
+def scalars_of(observations: Sequence[ParameterView], parts: Sequence[Span]) -> Scalars:
     """The features of some parts' scalars: 7 logarithms and 7 signs."""
     if not parts:
         return Scalars((), observations[0].weight.new_zeros(NUM_FEATURES, 0))

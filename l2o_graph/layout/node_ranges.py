@@ -1,4 +1,4 @@
-"""What nodes gather from several blocks, put together run by run."""
+"""Merges the partial aggregates of several blocks, one range of nodes at a time."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l2o_graph.layout.blocks import Chunk, Topology
 
-G = TypeVar("G", bound="Gatherable")
+G = TypeVar("G", bound="Partial")
 
 
 # From so many chunks on, what stays of each is kept apart from what goes.
@@ -20,23 +20,23 @@ MANY_CHUNKS = 8
 
 
 @runtime_checkable
-class Gatherable(Protocol):
-    """What n nodes gathered: enough to add more of the same."""
+class Partial(Protocol):
+    """Partial aggregate of n nodes that can be merged with more of the same."""
 
     def part(self: G, start: int, stop: int) -> G:
-        """Of some of the nodes."""
+        """Slice of the nodes."""
         ...
 
-    def beside(self: G, other: G) -> G:
-        """More that the same nodes gathered."""
+    def merge(self: G, other: G) -> G:
+        """Merge with another of the same nodes."""
         ...
 
 
-class Shelf:
-    """Room for small tensors that stay while large ones come and go; not differentiable.
+class Arena:
+    """Preallocated arena for small tensors that outlive large ones; not differentiable.
 
     A small tensor lands where a large one was just freed, and the next large one no longer fits
-    there: without the shelf, a step on GPT-2 small takes three times the memory that it uses.
+    there: without the arena, a step on GPT-2 small takes three times the memory that it uses.
 
     Args:
         runs: Half-open range [start, stop) of the nodes of each run that has a place here.
@@ -48,7 +48,7 @@ class Shelf:
         self._kept: dict[int, dict[str, Tensor]] = {}
 
     def put(self, run: int, value: G) -> G:
-        """A copy of what the nodes of a run gathered, in the room of what was there before."""
+        """Copy the partial of a range, in place of the one before."""
         # Whatever is gathered is a dataclass, which a Protocol cannot say to the type checker.
         tensors = {
             f.name: getattr(value, f.name)
@@ -71,8 +71,8 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
-    """All nodes in runs, so that whatever reaches one node of a run reaches all of it.
+class NodeRanges:
+    """Partition of all nodes such that whatever reaches one node of a range reaches all of it.
 
     Attributes:
         nodes: Half-open range [start, stop) of the nodes of each run.
@@ -83,31 +83,31 @@ class Runs:
     nodes: tuple[tuple[int, int], ...]
     reached: tuple[tuple[tuple[int, int, int], ...], ...]
 
-    def gather(
+    def merge_all(
         self, brought: Iterable[G], begin: Sequence[G | None], chunks: int = 1
     ) -> list[G | None]:
-        """Put together what the ranges bring, one after the other.
+        """Merge the partials of ranges, one after the other.
 
         Args:
-            brought: What each range brings.
-            begin: What each run has before.
+            brought: Partial of each range.
+            begin: Partial of each part before the first.
             chunks: Number of chunks that the ranges come from.
         """
-        held, shelf = list(begin), None
+        held, arena = list(begin), None
         if chunks >= MANY_CHUNKS and not torch.is_grad_enabled():
-            shelf = Shelf(self.nodes)
+            arena = Arena(self.nodes)
         for runs, each in zip(self.reached, brought, strict=True):
             for run, start, stop in runs:
                 part = each if len(runs) == 1 else each.part(start, stop)
                 known = held[run]
-                both = part if known is None else known.beside(part)
-                held[run] = both if shelf is None else shelf.put(run, both)
+                both = part if known is None else known.merge(part)
+                held[run] = both if arena is None else arena.put(run, both)
         return held
 
 
 @lru_cache(maxsize=64)
-def runs_of(ranges: tuple[tuple[int, int], ...], nodes: int) -> Runs:
-    """The coarsest runs of nodes that no range cuts."""
+def split_ranges(ranges: tuple[tuple[int, int], ...], nodes: int) -> NodeRanges:
+    """Coarsest partition of the nodes that no range cuts."""
     cuts = sorted({0, nodes, *itertools.chain.from_iterable(ranges)})
     runs = tuple(itertools.pairwise(cuts))
     number = {start: i for i, (start, _) in enumerate(runs)}
@@ -118,10 +118,10 @@ def runs_of(ranges: tuple[tuple[int, int], ...], nodes: int) -> Runs:
         )
         for start, stop in ranges
     )
-    return Runs(runs, reached)
+    return NodeRanges(runs, reached)
 
 
-def runs_of_chunks(topology: Topology, chunks: Sequence[Chunk]) -> Runs:
-    """Runs for the rows and the columns of each piece, in turn."""
+def split_chunks(topology: Topology, chunks: Sequence[Chunk]) -> NodeRanges:
+    """Partition for the rows and the columns of each block, in turn."""
     ranges = tuple(side for chunk in chunks for p in chunk for side in (p.rows, p.columns))
-    return runs_of(ranges, topology.spec.num_nodes)
+    return split_ranges(ranges, topology.spec.num_nodes)

@@ -9,10 +9,10 @@ from l2o_graph.layout.spec import NetSpec
 RANGES = ("depth", "width", "kernel", "inputs", "classes")
 NAMES = ("activation", "operation")
 
-Traits = dict[str, list[Any]]
+Descriptors = dict[str, list[Any]]
 
 
-def traits(spec: NetSpec) -> Traits:
+def descriptors(spec: NetSpec) -> Descriptors:
     """Of one network.
 
     Returns:
@@ -22,7 +22,7 @@ def traits(spec: NetSpec) -> Traits:
     """
     hidden = [n for n in spec.neurons if n.role == "hidden"]
     kinds = {k.kind for k in spec.kernels}
-    if spec.loose:
+    if spec.unplaced:
         kinds.add("something unknown")
     return {
         "depth": [max((n.depth + 1 for n in hidden), default=0)],
@@ -35,20 +35,20 @@ def traits(spec: NetSpec) -> Traits:
     }
 
 
-def span(specs: Iterable[NetSpec]) -> Traits:
+def ranges(specs: Iterable[NetSpec]) -> Descriptors:
     """Of many: from the least to the greatest of numbers, and all names."""
     found: dict[str, set[Any]] = {key: set() for key in (*RANGES, *NAMES)}
     for spec in specs:
-        for key, values in traits(spec).items():
+        for key, values in descriptors(spec).items():
             found[key].update(values)
     ends = {key: [min(found[key]), max(found[key])] for key in RANGES if found[key]}
     return ends | {key: sorted(found[key]) for key in NAMES}
 
 
-def unfamiliar(spec: NetSpec, seen: Mapping[str, Any]) -> list[str]:
+def out_of_range(spec: NetSpec, seen: Mapping[str, Any]) -> list[str]:
     """In what a network lies outside of a span, in words; in nothing, none."""
     answer = []
-    for key, values in traits(spec).items():
+    for key, values in descriptors(spec).items():
         if key not in seen:
             continue
         if key in RANGES:
