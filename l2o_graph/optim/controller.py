@@ -32,8 +32,8 @@ MOST_CHANGE = 0.2
 # What a sum of signals counts in it. Lengths add their changes up, so that a weight that is off by
 # a little makes them e times too long; perturbed weights would all but forbid lengths to be long.
 CHANGE_UNIT = 0.2
-# The longest step is about half as large as the weights.
-SHORTEST, LONGEST = -9.0, 2.5
+# At most twice the unit: units follow weights, so that steps that are too long feed on themselves.
+SHORTEST, LONGEST = -9.0, 0.7
 # Lengths start at their unit and tend to it, when nothing speaks against it, over so many steps.
 FORGOTTEN_AFTER = 100
 
