@@ -39,15 +39,15 @@ class Arena:
     there: without the arena, a step on GPT-2 small takes three times the memory that it uses.
 
     Args:
-        runs: Half-open range [start, stop) of the nodes of each run that has a place here.
+        ranges: Half-open ranges [start, stop) of nodes, each of which has a place here.
     """
 
-    def __init__(self, runs: tuple[tuple[int, int], ...]):
-        self._runs = runs
+    def __init__(self, ranges: tuple[tuple[int, int], ...]):
+        self._ranges = ranges
         self._free = torch.empty(0)
         self._kept: dict[int, dict[str, Tensor]] = {}
 
-    def put(self, run: int, value: G) -> G:
+    def put(self, at: int, value: G) -> G:
         """Copy the partial of a range, in place of the one before."""
         # Whatever is gathered is a dataclass, which a Protocol cannot say to the type checker.
         tensors = {
@@ -55,17 +55,17 @@ class Arena:
             for f in dataclasses.fields(value)  # type: ignore[arg-type]  a dataclass
             if isinstance(getattr(value, f.name), Tensor)
         }
-        if run not in self._kept:
-            self._kept[run] = {name: self._room(t, run) for name, t in tensors.items()}
-        kept = self._kept[run]
+        if at not in self._kept:
+            self._kept[at] = {name: self._room(t, at) for name, t in tensors.items()}
+        kept = self._kept[at]
         for name, t in tensors.items():
             kept[name].copy_(t)
         return dataclasses.replace(value, **kept)  # type: ignore[type-var]  a dataclass
 
-    def _room(self, like: Tensor, run: int) -> Tensor:
-        size, (start, stop) = like.numel(), self._runs[run]
+    def _room(self, like: Tensor, at: int) -> Tensor:
+        size, (start, stop) = like.numel(), self._ranges[at]
         if self._free.numel() < size or self._free.dtype != like.dtype:  # enough for all nodes
-            self._free = like.new_empty(size // (stop - start) * self._runs[-1][1])
+            self._free = like.new_empty(size // (stop - start) * self._ranges[-1][1])
         room, self._free = self._free[:size], self._free[size:]
         return room.view(like.shape)
 
@@ -75,9 +75,9 @@ class NodeRanges:
     """Partition of all nodes such that whatever reaches one node of a range reaches all of it.
 
     Attributes:
-        nodes: Half-open range [start, stop) of the nodes of each run.
-        reached: For each range that was asked for, the runs it is made of, and where in the range
-            each begins and ends.
+        nodes: Half-open ranges [start, stop) of the partition.
+        reached: For each range that was asked for, the ranges of the partition that it is made
+            of, and where in it each begins and ends.
     """
 
     nodes: tuple[tuple[int, int], ...]
@@ -96,12 +96,12 @@ class NodeRanges:
         held, arena = list(begin), None
         if chunks >= MANY_CHUNKS and not torch.is_grad_enabled():
             arena = Arena(self.nodes)
-        for runs, each in zip(self.reached, brought, strict=True):
-            for run, start, stop in runs:
-                part = each if len(runs) == 1 else each.part(start, stop)
-                known = held[run]
+        for within, each in zip(self.reached, brought, strict=True):
+            for at, start, stop in within:
+                part = each if len(within) == 1 else each.part(start, stop)
+                known = held[at]
                 both = part if known is None else known.merge(part)
-                held[run] = both if arena is None else arena.put(run, both)
+                held[at] = both if arena is None else arena.put(at, both)
         return held
 
 
@@ -109,16 +109,17 @@ class NodeRanges:
 def split_ranges(ranges: tuple[tuple[int, int], ...], nodes: int) -> NodeRanges:
     """Coarsest partition of the nodes that no range cuts."""
     cuts = sorted({0, nodes, *itertools.chain.from_iterable(ranges)})
-    runs = tuple(itertools.pairwise(cuts))
-    number = {start: i for i, (start, _) in enumerate(runs)}
-    number[nodes] = len(runs)
+    parts = tuple(itertools.pairwise(cuts))
+    number = {start: i for i, (start, _) in enumerate(parts)}
+    number[nodes] = len(parts)
     reached = tuple(
         tuple(
-            (i, runs[i][0] - start, runs[i][1] - start) for i in range(number[start], number[stop])
+            (i, parts[i][0] - start, parts[i][1] - start)
+            for i in range(number[start], number[stop])
         )
         for start, stop in ranges
     )
-    return NodeRanges(runs, reached)
+    return NodeRanges(parts, reached)
 
 
 def split_chunks(topology: Topology, chunks: Sequence[Chunk]) -> NodeRanges:

@@ -82,14 +82,14 @@ def kernel_means(
                 means = piece.share * grid.mean(1).flatten(0, 1)
                 yield MeanPartial.of(means, piece.from_rows, piece.share)
 
-    runs = split_chunks(topology, chunks)
-    reached = runs.merge_all(sides(), [None] * len(runs.nodes), len(chunks))
+    parts = split_chunks(topology, chunks)
+    reached = parts.merge_all(sides(), [None] * len(parts.nodes), len(chunks))
     some = next(pooled.total for pooled in reached if pooled is not None)
     no_kernel = some.new_zeros(topology.spec.num_nodes, 2 * some.shape[2])
     return torch.cat(
         [
             no_kernel[slice(*run)] if pooled is None else pooled.means()
-            for run, pooled in zip(runs.nodes, reached, strict=True)
+            for run, pooled in zip(parts.nodes, reached, strict=True)
         ]
     )
 

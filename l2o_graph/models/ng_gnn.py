@@ -104,13 +104,13 @@ class NGGNNLayer(nn.Module):
 
         # A plane's edges lead to one side: forward edges to targets, their reverses to sources.
         ranges = [side for chunk in chunks for p in chunk for side in p.ends[: self.planes]]
-        runs = split_ranges(tuple(ranges), topology.spec.num_nodes)
-        reached = runs.merge_all(sides(), [None] * len(runs.nodes), len(chunks))
+        parts = split_ranges(tuple(ranges), topology.spec.num_nodes)
+        reached = parts.merge_all(sides(), [None] * len(parts.nodes), len(chunks))
         no_messages = nodes.new_zeros(*nodes.shape[:-1], 4 * nodes.shape[-1])
         gathered = torch.cat(
             [
                 no_messages[..., slice(*run), :] if tally is None else tally.aggregates()
-                for run, tally in zip(runs.nodes, reached, strict=True)
+                for run, tally in zip(parts.nodes, reached, strict=True)
             ],
             dim=-2,
         )

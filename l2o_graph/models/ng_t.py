@@ -142,9 +142,9 @@ class NodeUpdate(nn.Module):
                     yield SoftmaxPartial(*into, of_rows.flip(-3) if to_rows else of_rows)
                     yield SoftmaxPartial(*back, of_columns if to_rows else of_columns.flip(-3))
 
-        runs = split_chunks(topology, chunks)
-        before = [begin.part(*run) for run in runs.nodes]
-        reached = runs.merge_all(sides(), before, len(chunks))
+        parts = split_chunks(topology, chunks)
+        before = [begin.part(*run) for run in parts.nodes]
+        reached = parts.merge_all(sides(), before, len(chunks))
         return SoftmaxPartial.cat([each for each in reached if each is not None])
 
     def _alone(

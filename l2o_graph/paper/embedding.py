@@ -31,14 +31,14 @@ class SumPartial:
 def placed(topology: Topology, rows: Float[Tensor, "B H"]) -> Float[Tensor, "N H"]:
     """Rows of the biases, in order, at the nodes they sit on; zeros at the others."""
     biases = topology.spec.biases
-    runs = split_ranges(tuple(map(topology.bias, biases)), topology.spec.num_nodes)
+    parts = split_ranges(tuple(map(topology.bias, biases)), topology.spec.num_nodes)
     brought = [SumPartial(run) for run in rows.split([bias.size for bias in biases])]
     zeros = rows.new_zeros(topology.spec.num_nodes, rows.shape[1])
-    reached = runs.merge_all(brought, [None] * len(runs.nodes))
+    reached = parts.merge_all(brought, [None] * len(parts.nodes))
     return torch.cat(
         [
             zeros[slice(*run)] if held is None else held.x
-            for run, held in zip(runs.nodes, reached, strict=True)
+            for run, held in zip(parts.nodes, reached, strict=True)
         ]
     )
 
