@@ -40,13 +40,13 @@ def to_data(graph: NeuralGraph) -> "torch_geometric.data.Data":
         attributes.append(padded.transpose(0, 1).flatten(1))
     forward = torch.cat(index, dim=1).to(x.device)
     edges = torch.cat([x.new_zeros(0, features * widest), *attributes])
-    unplaced = [graph.parameter(i).reshape(features, -1) for i in graph.spec.unplaced]
+    loose = [graph.parameter(i).reshape(features, -1) for i in graph.spec.loose]
     return Data(
         x=x.flatten(1),
         edge_index=torch.cat([forward, forward.flip(0)], dim=1),
         edge_attr=torch.cat([edges, edges]),
         activation=node_activations(graph.spec).to(x.device),
-        unplaced=torch.cat([x.new_zeros(features, 0), *unplaced], dim=1),
+        loose=torch.cat([x.new_zeros(features, 0), *loose], dim=1),
         spec=dataclasses.asdict(graph.spec),
         num_nodes=graph.spec.num_nodes,
     )
@@ -66,7 +66,7 @@ def from_data(data: "torch_geometric.data.Data") -> NeuralGraph:
         )
     slots = _slots(topology)
     x = x.unflatten(1, (-1, max(slots, default=0) + 1))
-    features, edge, unplaced = x.shape[1], 0, 0
+    features, edge, loose = x.shape[1], 0, 0
     graph = NeuralGraph(spec, x.new_zeros(features, spec.num_parameters))
     for bias, slot in zip(spec.biases, slots, strict=True):
         graph.scalars(bias)[:] = x[slice(*topology.bias(bias)), :, slot].T
@@ -77,11 +77,11 @@ def from_data(data: "torch_geometric.data.Data") -> NeuralGraph:
         if not spec.is_constant(kernel.parameter):
             cells = cells[:, :, : math.prod(kernel.positions)]
             graph.scalars(kernel)[:] = cells.transpose(0, 1).flatten(1)
-    for i in spec.unplaced:
+    for i in spec.loose:
         size = math.prod(spec.shapes[i])
-        part = data.unplaced[:, unplaced : unplaced + size]
+        part = data.loose[:, loose : loose + size]
         graph.parameter(i)[:] = part.reshape(features, *spec.shapes[i])
-        unplaced += size
+        loose += size
     return graph
 
 
@@ -103,5 +103,5 @@ def _spec_from_dict(record: dict) -> NetSpec:
             for k in record["kernels"]
         ),
         biases=tuple(Bias(**b) for b in record["biases"]),
-        unplaced=tuple(record["unplaced"]),
+        loose=tuple(record["loose"]),
     )

@@ -91,7 +91,7 @@ class NeuralGraph:
             has fewer; ``edge_index`` (2, 2E)
             forward edges kernel by kernel and then the same reversed; ``edge_attr``
             (2E, F * K) with K the most positions of any kernel, smaller kernels padded at the
-            end; ``activation`` (N,) as ``node_activations`` numbers them; ``unplaced`` (F, L) what
+            end; ``activation`` (N,) as ``node_activations`` numbers them; ``loose`` (F, L) what
             lies outside the graph; ``spec``, to come back.
         """
         from l2o_graph.graph.exchange import to_data

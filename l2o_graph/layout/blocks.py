@@ -32,7 +32,7 @@ class KernelBlock:
         rows: Half-open range [start, stop) of the nodes that the rows are.
         columns: The same for the columns.
         from_rows: Whether rows are what is read.
-        tied: Whether the scalars are updated by another kernel.
+        again: Whether the scalars are updated by another kernel.
         share: Fraction of the rows of its groups that these are.
     """
 
@@ -44,7 +44,7 @@ class KernelBlock:
     rows: tuple[int, int]
     columns: tuple[int, int]
     from_rows: bool
-    tied: bool
+    again: bool
     share: float
 
     @property
@@ -138,7 +138,7 @@ class Topology:
             rows=(of_rows + row, of_rows + row + grid[0] * grid[1]),
             columns=(of_columns, of_columns + grid[0] * columns),
             from_rows=kernel.from_rows,
-            tied=kernel.tied,
+            again=kernel.again,
             share=grid[1] / rows,
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 class Span:
     """A run of scalars of one parameter, a grid of cells with K positions each.
 
-    A cell of a kernel is an edge; of a bias or an unplaced parameter it is a single scalar.
+    A cell of a kernel is an edge; of a bias or a loose parameter it is a single scalar.
 
     Attributes:
         parameter: Index of the parameter.

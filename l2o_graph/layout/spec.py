@@ -1,7 +1,7 @@
 """NetSpec: the neurons of a network and what joins them.
 
 A kernel joins two sets of neurons, a bias sits on one set, and a parameter that fits neither is
-unplaced: it lies outside the graph and is updated from its own features alone.
+loose: it lies outside the graph and is updated from its own features alone.
 """
 
 import math
@@ -67,7 +67,7 @@ class Kernel:
         source_start: First neuron that it reads, within its set.
         target_start: First neuron that it writes, within its set.
         from_rows: Whether rows are what is read and columns what is written.
-        tied: Whether an earlier kernel or bias owns these scalars (weight tying): they are read
+        again: Whether an earlier kernel or bias owns these scalars (weight tying): they are read
             here and updated there.
         kind: What it does, for people and for models that ask.
     """
@@ -81,7 +81,7 @@ class Kernel:
     source_start: int = 0
     target_start: int = 0
     from_rows: bool = False
-    tied: bool = False
+    again: bool = False
     kind: str = "dense"
 
     @property
@@ -105,7 +105,7 @@ class Bias:
         size: Number of scalars.
         start: First of them within the flattened parameter.
         neurons_start: First neuron within the set.
-        tied: As of a kernel.
+        again: As of a kernel.
     """
 
     parameter: int
@@ -113,7 +113,7 @@ class Bias:
     size: int
     start: int = 0
     neurons_start: int = 0
-    tied: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class NetSpec:
         neurons: The sets of neurons, in the order in which the network computes them.
         kernels: What joins two sets.
         biases: What sits on one set.
-        unplaced: Indices of the parameters outside the graph.
+        loose: Indices of the parameters outside the graph.
     """
 
     names: tuple[str, ...]
@@ -134,7 +134,7 @@ class NetSpec:
     neurons: tuple[Neurons, ...]
     kernels: tuple[Kernel, ...]
     biases: tuple[Bias, ...]
-    unplaced: tuple[int, ...]
+    loose: tuple[int, ...]
 
     @property
     def num_nodes(self) -> int:
@@ -194,7 +194,7 @@ class NetSpec:
                     for b in other.biases
                 ),
             ),
-            unplaced=(*self.unplaced, *(i + parameters for i in other.unplaced)),
+            loose=(*self.loose, *(i + parameters for i in other.loose)),
         )
 
     def __str__(self) -> str:
@@ -207,8 +207,8 @@ class NetSpec:
             place.setdefault(k.parameter, []).append(self._place_of(k))
         for b in self.biases:
             place.setdefault(b.parameter, []).append(f"bias of {self.neurons[b.neurons].name}")
-        for i in self.unplaced:
-            place.setdefault(i, []).append("unplaced: updated from its own features alone")
+        for i in self.loose:
+            place.setdefault(i, []).append("loose: updated from its own features alone")
         for i, name in enumerate(self.names):
             said = "; ".join(dict.fromkeys(place[i]))
             lines.append(f"  {name} {list(self.shapes[i])}: {said}")

@@ -22,7 +22,7 @@ def descriptors(spec: NetSpec) -> Descriptors:
     """
     hidden = [n for n in spec.neurons if n.role == "hidden"]
     kinds = {k.kind for k in spec.kernels}
-    if spec.unplaced:
+    if spec.loose:
         kinds.add("something unknown")
     return {
         "depth": [max((n.depth + 1 for n in hidden), default=0)],

@@ -129,12 +129,12 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
         in the shape given here.
 
     Raises:
-        ValueError: When a parameter is unplaced, so that nothing is known of what permutes it, or
+        ValueError: When a parameter is loose, so that nothing is known of what permutes it, or
             more than one kernel or bias, or a kernel in groups: its axes are then not its neurons.
     """
-    if spec.unplaced:
-        names = ", ".join(repr(spec.names[i]) for i in spec.unplaced)
-        raise ValueError(f"expected only kernels and biases, found unplaced parameters {names}")
+    if spec.loose:
+        names = ", ".join(repr(spec.names[i]) for i in spec.loose)
+        raise ValueError(f"expected only kernels and biases, found loose parameters {names}")
     for k in (*spec.kernels, *spec.biases):
         if spec.is_constant(k.parameter):
             raise ValueError(f"expected only kernels and biases, found a constant ({k})")

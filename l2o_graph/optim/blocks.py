@@ -95,10 +95,10 @@ def blocks_of(spec: NetSpec) -> tuple[Block, ...]:
     kernels: dict[int, list[Kernel]] = {}
     biases: dict[int, list[Bias]] = {}
     for bias in spec.biases:
-        if not bias.tied:
+        if not bias.again:
             biases.setdefault(bias.parameter, []).append(bias)
     for kernel in spec.kernels:
-        if not kernel.tied and not spec.is_constant(kernel.parameter):
+        if not kernel.again and not spec.is_constant(kernel.parameter):
             kernels.setdefault(kernel.parameter, []).append(kernel)
     answer: list[Block] = []
     for i, shape in enumerate(spec.shapes):

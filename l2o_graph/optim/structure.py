@@ -201,11 +201,11 @@ class Structure:
                 f"parallelism does, and these cannot be followed; its structure is inferred from "
                 f"the order of its layers"
             )
-        elif spec.unplaced:
+        elif spec.loose:
             warn(
                 f"{self.owner}: the model was not called before this step, so its "
                 f"structure is inferred from the order of its layers, which leaves "
-                f"{len(spec.unplaced)} of {len(spec.shapes)} parameters to their own features"
+                f"{len(spec.loose)} of {len(spec.shapes)} parameters to their own features"
             )
         return spec
 

@@ -29,7 +29,7 @@ class WorkItem:
     """Parts that are worked on together.
 
     Attributes:
-        parts: Pieces of kernels, or all biases, or a run of an unplaced parameter.
+        parts: Pieces of kernels, or all biases, or a run of a loose parameter.
         chunk: The pieces, where the parts are of kernels; else empty.
         biases: Whether the parts are the biases.
     """

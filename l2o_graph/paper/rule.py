@@ -92,8 +92,8 @@ class UpdateRule(nn.Module):
             return scalars_of(observations, group.parts)
 
         def features(group: WorkItem) -> Scalars:
-            unplaced = not (group.chunk or group.biases)
-            return scalars_of(observations, group.parts) if unplaced else of_graph(group)
+            loose = not (group.chunk or group.biases)
+            return scalars_of(observations, group.parts) if loose else of_graph(group)
 
         states = self.reader(topology, groups, features)
         for group in groups:
@@ -115,14 +115,14 @@ def untrained(config: RuleConfig, seed: int) -> UpdateRule:
 def _groups(
     topology: Topology, observations: Sequence[ParameterView], chunk_size: int
 ) -> list[WorkItem]:
-    """All scalars of all parameters: kernels in chunks, the biases, then what is unplaced."""
+    """All scalars of all parameters: kernels in chunks, the biases, then what is loose."""
     spec, groups = topology.spec, []
     for chunk in topology.chunks(chunk_size):
         groups.append(WorkItem(tuple(_of_piece(spec, piece) for piece in chunk), chunk))
     if spec.biases:
-        parts = [Span(b.parameter, b.start, b.start + b.size, (), b.tied) for b in spec.biases]
+        parts = [Span(b.parameter, b.start, b.start + b.size, (), b.again) for b in spec.biases]
         groups.append(WorkItem(tuple(parts), biases=True))
-    for i in spec.unplaced:
+    for i in spec.loose:
         for start in range(0, len(observations[i].weight), chunk_size):
             stop = min(start + chunk_size, len(observations[i].weight))
             groups.append(WorkItem((Span(i, start, stop, ()),)))
@@ -131,5 +131,5 @@ def _groups(
 
 def _of_piece(spec: NetSpec, piece: KernelBlock) -> Span:
     """The scalars of a piece of a kernel."""
-    fixed = piece.tied or spec.is_constant(piece.parameter)
+    fixed = piece.again or spec.is_constant(piece.parameter)
     return Span(piece.parameter, piece.start, piece.stop, piece.positions, fixed)

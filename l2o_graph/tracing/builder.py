@@ -155,11 +155,11 @@ class Builder:
 
     def add_kernel(self, kernel: Kernel) -> None:
         """Add a kernel."""
-        self.kernels.append(replace(kernel, tied=self._held(kernel)))
+        self.kernels.append(replace(kernel, again=self._held(kernel)))
 
     def add_bias(self, bias: Bias) -> None:
         """Add a bias."""
-        self.biases.append(replace(bias, tied=self._held(bias)))
+        self.biases.append(replace(bias, again=self._held(bias)))
 
     def _held(self, new: Kernel | Bias) -> bool:
         """Whether any of its scalars are held already."""
@@ -168,7 +168,7 @@ class Builder:
             and k.start < new.start + new.size
             and new.start < k.start + k.size
             for k in (*self.kernels, *self.biases)
-            if not k.tied
+            if not k.again
         )
 
     def connect(
@@ -271,7 +271,7 @@ class Builder:
         for one in (*self.kernels, *self.biases):
             if one.parameter >= len(self.shapes):
                 continue
-            if one.tied:
+            if one.again:
                 for first in held.get(one.parameter, []):
                     if first.start < one.start + one.size and one.start < first.start + first.size:
                         self._tie_two(first, one)
@@ -279,9 +279,9 @@ class Builder:
             else:
                 held.setdefault(one.parameter, []).append(one)
 
-    def _tie_two(self, first: Kernel | Bias, tied: Kernel | Bias) -> None:
-        ours, theirs = _sides(first), _sides(tied)
-        alike = (first.start, [n for *_, n in ours]) == (tied.start, [n for *_, n in theirs])
+    def _tie_two(self, first: Kernel | Bias, again: Kernel | Bias) -> None:
+        ours, theirs = _sides(first), _sides(again)
+        alike = (first.start, [n for *_, n in ours]) == (again.start, [n for *_, n in theirs])
         if not alike:  # scalars that lie otherwise in each use: no permutation is known to fit
             for s, *_ in (*ours, *theirs):
                 if self.sets[s].role == "hidden":
@@ -334,7 +334,7 @@ class Builder:
             for s, *_ in _sides(use) if use.parameter in self.known else ():
                 if self.sets[s].role == "hidden":
                     self.sets[s].role = "output"
-        kernels, biases, unplaced = self._answered()
+        kernels, biases, loose = self._answered()
         depths = self._depths()
         return NetSpec(
             names=tuple(self.names),
@@ -345,19 +345,19 @@ class Builder:
             ),
             kernels=tuple(kernels),
             biases=tuple(biases),
-            unplaced=tuple(unplaced),
+            loose=tuple(loose),
         )
 
     def _answered(self) -> tuple[list[Kernel], list[Bias], list[int]]:
         """Kernels and biases, and the parameters that they do not hold as a whole."""
         held = [0] * len(self.shapes)
         for k in (*self.kernels, *self.biases):
-            if not k.tied and k.parameter < len(held):
+            if not k.again and k.parameter < len(held):
                 held[k.parameter] += k.size
-        unplaced = {i for i, shape in enumerate(self.shapes) if held[i] != math.prod(shape)}
-        kernels = [replace(k, tied=True) if k.parameter in unplaced else k for k in self.kernels]
-        biases = [replace(b, tied=True) if b.parameter in unplaced else b for b in self.biases]
-        return kernels, biases, sorted(unplaced)
+        loose = {i for i, shape in enumerate(self.shapes) if held[i] != math.prod(shape)}
+        kernels = [replace(k, again=True) if k.parameter in loose else k for k in self.kernels]
+        biases = [replace(b, again=True) if b.parameter in loose else b for b in self.biases]
+        return kernels, biases, sorted(loose)
 
     def _depths(self) -> list[int]:
         """Hidden layers from the inputs to each hidden set, the set itself not counted."""

@@ -16,7 +16,7 @@ from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
 from l2o_graph.tracing.checks import check_parameter
 
 # Modules whose weight is [out, in, *positions], and those with a factor for each neuron; every
-# other module's parameters are unplaced.
+# other module's parameters are loose.
 KERNEL_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -123,7 +123,7 @@ def _side_by_side(spec: NetSpec, members: int) -> NetSpec:
             for b in spec.biases
             for member in range(members)
         ),
-        unplaced=spec.unplaced,
+        loose=spec.loose,
     )
 
 
@@ -219,7 +219,7 @@ def _chain(
         neurons=neurons,
         kernels=tuple(kernels),
         biases=tuple(biases),
-        unplaced=tuple(i for i in range(len(shapes)) if i not in placed),
+        loose=tuple(i for i in range(len(shapes)) if i not in placed),
     )
 
 

@@ -68,13 +68,13 @@ def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
         for kernel in spec.kernels:
             new = replace(
                 kernel, source=place[of(kernel.source + first)],
-                target=place[of(kernel.target + first)], tied=False,
+                target=place[of(kernel.target + first)], again=False,
             )  # fmt: skip
             if new not in seen and not _says_nothing(spec, new):
                 builder.add_kernel(new)
             seen.add(new)
         for bias in spec.biases:
-            on = replace(bias, neurons=place[of(bias.neurons + first)], tied=False)
+            on = replace(bias, neurons=place[of(bias.neurons + first)], again=False)
             if on not in seen:
                 builder.add_bias(on)
             seen.add(on)
@@ -87,7 +87,7 @@ def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
 
 
 def _held(spec: NetSpec, use: Kernel | Bias) -> bool:
-    return not use.tied and not spec.is_constant(use.parameter)
+    return not use.again and not spec.is_constant(use.parameter)
 
 
 def _scalars(use: Kernel | Bias) -> tuple:

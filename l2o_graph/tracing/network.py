@@ -66,7 +66,7 @@ class Reading:
     @property
     def placed(self) -> frozenset[int]:
         """The parameters that were read and have a place in the graph."""
-        return self.used - set(self.spec.unplaced)
+        return self.used - set(self.spec.loose)
 
     @property
     def unknown(self) -> list[str]:
@@ -74,7 +74,7 @@ class Reading:
         spec = self.spec
         # A single number has no place in any graph, and what was not used needs none.
         return [
-            spec.names[i] for i in spec.unplaced if math.prod(spec.shapes[i]) > 1 and i in self.used
+            spec.names[i] for i in spec.loose if math.prod(spec.shapes[i]) > 1 and i in self.used
         ]
 
 

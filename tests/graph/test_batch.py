@@ -96,7 +96,7 @@ def test_a_batch_knows_its_networks():
     assert [stop - start for start, stop in topology_of(batch).networks] == sizes
     assert batch.num_parameters == sum(spec.num_parameters for spec in every)
     assert batch.num_edges == sum(spec.num_edges for spec in every)
-    assert len(batch.unplaced) == sum(len(spec.unplaced) for spec in every)
+    assert len(batch.loose) == sum(len(spec.loose) for spec in every)
     constants = [k for k in batch.kernels if batch.is_constant(k.parameter)]
     assert len(constants) == sum(s.is_constant(k.parameter) for s in every for k in s.kernels)
 

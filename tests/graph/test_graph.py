@@ -30,11 +30,11 @@ NETWORKS = {
     "small cnn": small_cnn(),
     "paper": paper_cnn(1, 4),
     "1d": nn.Sequential(nn.Conv1d(2, 3, 5), nn.Flatten(), nn.Linear(3 * 9, 2)),
-    "only unplaced": nn.BatchNorm1d(4),
+    "only loose": nn.BatchNorm1d(4),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "only unplaced"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "only loose"])
 def test_data_is_the_graph_built_edge_by_edge(name):
     network = NETWORKS[name]
     values = [p[None] for p in random_like(network.parameters(), 0)]

@@ -47,7 +47,7 @@ def test_pairs_see_the_same_and_gradients_reach_every_instance(family, seed):
     assert problems.shapes == problems.spec.shapes == tuple(tuple(p.shape[1:]) for p in start)
     assert all(p.shape[0] == problems.pairs == PAIRS and p.dtype == torch.float32 for p in start)
     assert problems.family == family and problems.name.startswith(family)
-    assert not problems.spec.unplaced
+    assert not problems.spec.loose
 
     parameters = in_pairs(start)
     loss = problems.loss(parameters, batch)

@@ -391,7 +391,7 @@ def test_first_answers_are_of_unit_order(mode, agreeing):
 
 
 def test_a_loose_parameter_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"found unplaced parameters '1.weight'$"):
+    with pytest.raises(ValueError, match=r"found loose parameters '1.weight'$"):
         space_of(nn.Sequential(nn.Conv2d(1, 2, 3), nn.PReLU(2)), "np")
 
 

@@ -36,7 +36,7 @@ def joining(pairs: list[tuple[int, int]]) -> NetSpec:
         neurons=tuple(Neurons(str(n), size, "hidden", n) for n, size in enumerate(sizes)),
         kernels=tuple(kernels),
         biases=(Bias(0, 0, 2),),
-        unplaced=(),
+        loose=(),
     )
 
 

@@ -98,9 +98,9 @@ def test_put_is_the_inverse_of_take(name):
         own = whole[:, block.start : block.start + block.size]
         assert torch.equal(block.put(matrices), own)
         assert torch.equal(block.take(whole[0]), matrices[0])
-        tied = torch.zeros_like(whole)
-        tied[:, block.start : block.start + block.size] = block.put(matrices)
-        assert torch.equal(block.take(tied), matrices)
+        again = torch.zeros_like(whole)
+        again[:, block.start : block.start + block.size] = block.put(matrices)
+        assert torch.equal(block.take(again), matrices)
 
 
 @pytest.mark.parametrize("name", [*OWN, *NETWORKS])
@@ -202,7 +202,7 @@ def test_first_and_last_kernels_are_known():
 def test_what_fits_nowhere_has_torchs_rows_and_no_neurons():
     spec = spec_of_module(nn.Bilinear(5, 4, 6))
     block, bias = blocks_of(spec)
-    assert spec.unplaced == (0, 1)
+    assert spec.loose == (0, 1)
     assert block.matrix == (1, 6, 20) and block.kind == "hidden"
     assert block.target is None and bias.kind == "vector"
 

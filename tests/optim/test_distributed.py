@@ -143,7 +143,7 @@ def _skip(checkpoint: Path, validates: bool) -> list[Tensor]:
             model.eval()(batch(0, 0)[0])
         model.train()
     ends = train(used, optimizer, range(6))
-    assert optimizer._structure.traced is not None and optimizer._structure.traced.unplaced == ()
+    assert optimizer._structure.traced is not None and optimizer._structure.traced.loose == ()
     return ends
 
 

@@ -223,7 +223,7 @@ def test_an_unknown_module_is_named_and_can_be_made_known(checkpoint, monkeypatc
         trace.set_label(output, trace.dense(inputs[0], -1, module.matrix))
 
     spec = spec_of_computation(net, (x,))
-    assert spec.unplaced == ()
+    assert spec.loose == ()
     kernels = [(spec.names[k.parameter], k.grid) for k in spec.kernels]
     assert kernels == [("0.weight", (1, 5, 4)), ("1.matrix", (1, 3, 5)), ("2.weight", (1, 2, 3))]
 

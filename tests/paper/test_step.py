@@ -66,7 +66,7 @@ def test_whole_step_equals_the_slow_twin(model):
 def test_the_whole_step_of_a_network_with_loose_parameters_equals_the_slow_twin():
     network = nn.Sequential(nn.LayerNorm(5)).double()
     spec, parameters = prepared(network)
-    assert spec.unplaced
+    assert spec.loose
     history = [random_like(parameters, seed) for seed in range(2)]
     found = several_steps(RULES["ff"], spec, parameters, history)[-1]
     slow = reference.update_without_graph(RULES["ff"], parameters, list(zip(*history, strict=True)))

@@ -27,7 +27,7 @@ def branched() -> NetSpec:
             for i, pair in enumerate(pairs)
         ),
         biases=(),
-        unplaced=(),
+        loose=(),
     )
 
 
@@ -41,7 +41,7 @@ def mixed() -> NetSpec:
         Kernel(6, 0, 2, (2, 1, 2), target_start=4),  # sums of pairs, of the constant 2
         Kernel(2, 2, 3, (1, 3, 2), source_start=3, from_rows=True),  # a part of a set
         Kernel(3, 1, 1, (1, 6, 6)),
-        Kernel(2, 2, 3, (1, 2, 2), start=2, source_start=1, from_rows=True, tied=True),
+        Kernel(2, 2, 3, (1, 2, 2), start=2, source_start=1, from_rows=True, again=True),
         Kernel(4, 0, 2, (2, 2, 3), from_rows=True),  # transposed, in groups
     ]
     return NetSpec(
@@ -50,7 +50,7 @@ def mixed() -> NetSpec:
         neurons=tuple(Neurons(str(n), size, "hidden", n) for n, size in enumerate(sizes)),
         kernels=tuple(kernels),
         biases=(),
-        unplaced=(),
+        loose=(),
     )
 
 

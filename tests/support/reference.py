@@ -230,7 +230,7 @@ def update(rule, network: nn.Module, histories: Sequence[Sequence[Tensor]]) -> l
             runs[node.parameter].append(answered(rule, node.values, state))
     nothing = torch.zeros(rule.config.hidden, dtype=torch.float64)
     for run, x in zip(runs, seen, strict=True):
-        if not run:  # unplaced
+        if not run:  # loose
             run += [answered(rule, scalar, nothing) for scalar in x.flatten(1).T]
     return [torch.stack(run).view_as(x[0]) for run, x in zip(runs, seen, strict=True)]
 

@@ -20,7 +20,7 @@ def by_names(network: nn.Module) -> NetSpec:
 def joins(spec: NetSpec) -> tuple:
     """What a specification says but for names."""
     sets = [(n.size, n.role, n.depth) for n in spec.neurons]
-    return spec.shapes, sets, spec.kernels, spec.biases, spec.unplaced
+    return spec.shapes, sets, spec.kernels, spec.biases, spec.loose
 
 
 READERS = [spec_of_module, by_parameters, by_names]
@@ -65,7 +65,7 @@ def test_mlp_is_a_chain_of_sets(read):
         (4, 2, 3),
     ]
     assert [(b.parameter, b.neurons) for b in spec.biases] == [(1, 1), (3, 2), (5, 3)]
-    assert spec.unplaced == ()
+    assert spec.loose == ()
     assert (spec.num_nodes, spec.num_edges, spec.num_parameters) == (16, 55, 67)
 
 
@@ -80,7 +80,7 @@ def test_sizes_of_the_paper_networks(read, inputs, hidden, counts):
 @pytest.mark.parametrize("name, gamma", [("norm", 1), ("norm behind a bias", 2)])
 def test_a_norm_is_a_diagonal_to_neurons_of_its_own(read, name, gamma):
     spec = read(NETWORKS[name])
-    assert spec.unplaced == ()
+    assert spec.loose == ()
     assert [n.size for n in spec.neurons] == [3, 4, 4, 2]
     assert [n.depth for n in spec.neurons] == [0, 0, 0, 0]
     scale = spec.kernels[1]
@@ -130,7 +130,7 @@ def test_a_multiple_of_a_linear_layer_is_not_a_flattened_map():
 def test_what_is_no_kernel_is_loose_in_a_module(layer):
     spec = spec_of_module(nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.Conv2d(4, 2, 1)))
     behind = 2 + len(list(layer.parameters()))
-    assert spec.unplaced == tuple(range(2, behind))
+    assert spec.loose == tuple(range(2, behind))
     assert [k.parameter for k in spec.kernels] == [0, behind]
     assert [n.size for n in spec.neurons] == [3, 4, 2]
 
@@ -147,7 +147,7 @@ def test_a_single_number_is_loose(read):
     network.temperature = nn.Parameter(torch.tensor(1.0))
     spec = read(network)
     # A module's own parameters come in the order in which they were registered.
-    assert (spec.shapes[2], spec.unplaced, spec.num_parameters) == ((), (2,), 9)
+    assert (spec.shapes[2], spec.loose, spec.num_parameters) == ((), (2,), 9)
 
 
 def test_without_names_an_odd_run_of_vectors_starts_with_the_bias():
@@ -157,15 +157,15 @@ def test_without_names_an_odd_run_of_vectors_starts_with_the_bias():
         spec = spec_of_parameters([kernel, *[vector] * length])
         assert tuple(b.parameter - 1 for b in spec.biases) == expected
         assert len(spec.kernels) == 1 + length - len(expected)
-        assert spec.unplaced == ()
+        assert spec.loose == ()
 
 
 def test_a_vector_of_another_length_or_before_any_kernel_is_loose():
     kernel, other, fitting = torch.zeros(4, 3), torch.zeros(5), torch.zeros(4)
-    assert spec_of_parameters([kernel, other]).unplaced == (1,)
-    assert spec_of_parameters([fitting, kernel]).unplaced == (0,)
-    assert spec_of_parameters([kernel, other], ["a.weight", "a.bias"]).unplaced == (1,)
-    assert spec_of_parameters([kernel, fitting], ["a.weight", "b.scale"]).unplaced == (1,)
+    assert spec_of_parameters([kernel, other]).loose == (1,)
+    assert spec_of_parameters([fitting, kernel]).loose == (0,)
+    assert spec_of_parameters([kernel, other], ["a.weight", "a.bias"]).loose == (1,)
+    assert spec_of_parameters([kernel, fitting], ["a.weight", "b.scale"]).loose == (1,)
 
 
 def test_no_parameters_are_refused():
@@ -186,7 +186,7 @@ def test_printing_says_what_was_understood():
     assert str(spec_of_module(network)) == "\n".join(
         [
             "19 neurons, 48 edges, 1489 parameters",
-            "  temperature []: unplaced: updated from its own features alone",
+            "  temperature []: loose: updated from its own features alone",
             "  0.weight [4, 1, 3, 3]: input [1] -> 0 [4], 3x3 positions",
             "  0.bias [4]: bias of 0",
             "  1.weight [4]: 0 [4] -> 1 [4], one by one (norm)",
@@ -203,7 +203,7 @@ def test_named_biases_find_their_kernels_in_groups_of_another_order():
     spec = spec_of_parameters([p for _, p in kernels_first], [name for name, _ in kernels_first])
     found = {spec.names[b.parameter]: spec.neurons[b.neurons].name for b in spec.biases}
     assert found == {"0.bias": "0", "2.bias": "2", "4.bias": "output"}
-    assert spec.unplaced == ()
+    assert spec.loose == ()
 
 
 def test_stacked_members_are_networks_side_by_side():
@@ -212,7 +212,7 @@ def test_stacked_members_are_networks_side_by_side():
     one, spec = spec_of_parameters(members[0].parameters()), spec_of_parameters(stacked.values())
     assert [n.size for n in spec.neurons] == [5 * n.size for n in one.neurons]
     assert [k.grid for k in spec.kernels] == [(5, 6, 4), (5, 3, 6)]
-    assert spec.unplaced == () and [n.role for n in spec.neurons] == ["input", "hidden", "output"]
+    assert spec.loose == () and [n.role for n in spec.neurons] == ["input", "hidden", "output"]
     on_first = [(b.start, b.neurons_start, b.size) for b in spec.biases if b.parameter == 1]
     assert on_first == [(6 * i, 6 * i, 6) for i in range(5)]
 

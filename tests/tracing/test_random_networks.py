@@ -135,7 +135,7 @@ def test_symmetries_of_a_random_network(first, plan, seed):
     net = network(first, plan, seed)
     x, y = torch.randn(6, TOKENS, INPUTS).double(), torch.randn(6, TOKENS, OUTPUTS).double()
     spec = spec_of_computation(net, (x,))
-    assert spec.unplaced == ()
+    assert spec.loose == ()
     before = [p.detach().clone() for p in net.parameters()]
     symmetry = random_symmetry(spec, seed)
     after = moved(spec, before, symmetry)

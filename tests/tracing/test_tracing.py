@@ -38,11 +38,11 @@ def output(net: nn.Module, parameters: list[Tensor], x: Tensor) -> Tensor:
 def test_every_parameter_has_its_place(name):
     net, x, _ = prepared(NETWORKS[name])
     spec = spec_of_computation(net, (x,))
-    assert [spec.names[i] for i in spec.unplaced] == []
+    assert [spec.names[i] for i in spec.loose] == []
     assert spec.shapes == tuple(tuple(p.shape) for p in net.parameters())
     held = [torch.zeros(p.numel(), dtype=torch.int) for p in net.parameters()]
     for k in (*spec.kernels, *spec.biases):
-        if not spec.is_constant(k.parameter) and not k.tied:
+        if not spec.is_constant(k.parameter) and not k.again:
             held[k.parameter][k.start : k.start + k.size] += 1
     assert all((h == 1).all() for h in held), "each scalar once"
 
@@ -164,12 +164,12 @@ class Twice(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.linear, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
-        self.tied, self.norm_again, self.last = self.linear, self.norm, nn.Linear(4, 4)
+        self.again, self.norm_again, self.last = self.linear, self.norm, nn.Linear(4, 4)
         self.last.weight = self.first.weight
 
     def forward(self, x):
         x = self.norm(self.linear(self.first(x))).relu()
-        return self.last(self.norm_again(self.tied(x)))
+        return self.last(self.norm_again(self.again(x)))
 
 
 def test_a_network_with_a_layer_under_two_names_stays_as_it_is():
@@ -179,9 +179,9 @@ def test_a_network_with_a_layer_under_two_names_stays_as_it_is():
     spec = spec_of_computation(module, (x,))
     assert {key: id(p) for key, p in module.named_parameters(remove_duplicate=False)} == held
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
-    assert not spec.unplaced
+    assert not spec.loose
     of_linear = [k for k in spec.kernels if k.parameter == spec.names.index("linear.weight")]
-    assert [k.tied for k in of_linear] == [False, True]
+    assert [k.again for k in of_linear] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["resnet", "gated", "unet"])

@@ -75,7 +75,7 @@ def _structure(network: str) -> list[Any]:
     followed = neural_graph(model, batch)
     guessed = neural_graph(model.named_parameters())
     data = followed.to_data()
-    tensors = [data.x, data.edge_index, data.edge_attr, data.activation, data.unplaced]
-    tied = type(followed).from_data(data)
-    told = [repr(g.spec) + str(g.spec) for g in (followed, guessed, tied)]
-    return [told, followed.values, tensors, tied.values]
+    tensors = [data.x, data.edge_index, data.edge_attr, data.activation, data.loose]
+    again = type(followed).from_data(data)
+    told = [repr(g.spec) + str(g.spec) for g in (followed, guessed, again)]
+    return [told, followed.values, tensors, again.values]
