@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ MANY_CHUNKS = 8
 
 @runtime_checkable
 class Partial(Protocol):
-    """Partial aggregate of n nodes that can be merged with more of the same."""
+    """Partial aggregate of n nodes, a dataclass, that can be merged with more of the same."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def part(self: G, start: int, stop: int) -> G:
         """Slice of the nodes."""
@@ -49,10 +51,9 @@ class Arena:
 
     def put(self, at: int, value: G) -> G:
         """Copy the partial of a range, in place of the one before."""
-        # Whatever is gathered is a dataclass, which a Protocol cannot say to the type checker.
         tensors = {
             f.name: getattr(value, f.name)
-            for f in dataclasses.fields(value)  # type: ignore[arg-type]  a dataclass
+            for f in dataclasses.fields(value)
             if isinstance(getattr(value, f.name), Tensor)
         }
         if at not in self._kept:
@@ -60,7 +61,7 @@ class Arena:
         kept = self._kept[at]
         for name, t in tensors.items():
             kept[name].copy_(t)
-        return dataclasses.replace(value, **kept)  # type: ignore[type-var]  a dataclass
+        return dataclasses.replace(value, **kept)
 
     def _room(self, like: Tensor, at: int) -> Tensor:
         size, (start, stop) = like.numel(), self._ranges[at]

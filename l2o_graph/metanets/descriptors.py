@@ -35,7 +35,7 @@ def descriptors(spec: NetSpec) -> Descriptors:
     }
 
 
-def ranges(specs: Iterable[NetSpec]) -> Descriptors:
+def ranges_of(specs: Iterable[NetSpec]) -> Descriptors:
     """Of many: from the least to the greatest of numbers, and all names."""
     found: dict[str, set[Any]] = {key: set() for key in (*RANGES, *NAMES)}
     for spec in specs:

@@ -28,10 +28,10 @@ from l2o_graph.optim.signals import (
 )
 from l2o_graph.optim.whitening import Side, sides
 
-# Units of lengths, that is of first steps, for layers that begin as torch has them: of kernels
-# relative to 1 / sqrt(fan-in), of all else absolute; on small CNNs these did well by themselves.
+# Units of lengths for layers that are as torch begins them: of kernels relative to
+# 1 / sqrt(fan-in), of all else absolute.
 KERNEL_STEP, VECTOR_STEP = 0.025, 0.005
-# The same in units of first weights. Those of vectors, 0 or 1 as often as not, say nothing.
+# The same in units of the weights. Those of vectors, 0 or 1 as often as not, say nothing.
 RELATIVE_UNITS: dict[Kind, float] = {
     **dict.fromkeys(MATRICES, 3**0.5 * KERNEL_STEP),
     "diagonal": 0.05,
@@ -249,11 +249,11 @@ def arrange(
         scalars_of_row=like.new_tensor([b.matrix[2] for _, b in index]),
         rows_of_tensor=like.new_tensor([b.matrix[1] for b in of_tensor]),
         scalars_of_tensor=like.new_tensor([b.matrix[1] * b.matrix[2] for b in of_tensor]),
-        fan_in=like.new_tensor([b.matrix[2] for b in of_tensor]),
+        log_torch_rms=-0.5 * (3 * like.new_tensor([b.matrix[2] for b in of_tensor])).log(),
         is_matrix=torch.tensor([b.kind in MATRICES for b in of_tensor], device=like.device),
         kinds=kinds,
-        relative_unit=like.new_tensor([RELATIVE_UNITS[b.kind] for b in of_tensor]),
-        absolute_unit=like.new_tensor([_absolute_unit(b) for b in of_tensor]),
+        log_relative_unit=like.new_tensor([RELATIVE_UNITS[b.kind] for b in of_tensor]).log(),
+        log_absolute_unit=like.new_tensor([_absolute_unit(b) for b in of_tensor]).log(),
         decay_unit=like.new_tensor(
             [RELATIVE_UNITS[b.kind] if b.kind in DECAYING else 0.0 for b in of_tensor]
         ),

@@ -102,11 +102,12 @@ class Constants:
         scalars_of_row: (R,) number of scalars of each row.
         rows_of_tensor: (T,) number of rows of each matrix.
         scalars_of_tensor: (T,) number of scalars of each matrix.
-        fan_in: (T,) number of values that one neuron reads.
+        log_torch_rms: (T,) logarithm of the RMS that torch begins weights with, 1 / sqrt(3 fan-in).
         is_matrix: (T,) whether a matrix is one.
         kinds: (R, 6) indicators of what a row's block is.
-        relative_unit: (T,) unit of its lengths in units of its weights, 0 where these say nothing.
-        absolute_unit: (T,) unit of its lengths otherwise.
+        log_relative_unit: (T,) logarithm of the unit of its lengths in units of its weights, -inf
+            where these say nothing.
+        log_absolute_unit: (T,) logarithm of the unit of its lengths otherwise.
         decay_unit: (T,) relative unit of matrices whose weights decay, 0 of others.
         cosine_weights: (3, 1, 1) weight of a new cosine in its averages.
         cosine_units: (3, 1, 1) factor of each average of cosines.
@@ -120,11 +121,11 @@ class Constants:
     scalars_of_row: Tensor
     rows_of_tensor: Tensor
     scalars_of_tensor: Tensor
-    fan_in: Tensor
+    log_torch_rms: Tensor
     is_matrix: Tensor
     kinds: Tensor
-    relative_unit: Tensor
-    absolute_unit: Tensor
+    log_relative_unit: Tensor
+    log_absolute_unit: Tensor
     decay_unit: Tensor
     cosine_weights: Tensor
     cosine_units: Tensor
@@ -159,11 +160,11 @@ def log_unit(weight: Tensor, constants: "Constants") -> Tensor:
     rms = (weight / constants.scalars_of_tensor).sqrt()
     log_rms = rms.clamp(min=1e-30).log()
     counts = ((rms > 0) & constants.is_matrix).to(rms)
-    of_torch = (log_rms + 0.5 * (3 * constants.fan_in).log()) * counts
+    of_torch = (log_rms - constants.log_torch_rms) * counts
     network = of_torch.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
-    known = (rms > 0) & (constants.relative_unit > 0)
-    relative = log_rms + constants.relative_unit.clamp(min=1e-30).log()
-    return torch.where(known, relative, network + constants.absolute_unit.log())
+    known = (rms > 0) & constants.log_relative_unit.isfinite()
+    relative = log_rms + constants.log_relative_unit
+    return torch.where(known, relative, network + constants.log_absolute_unit)
 
 
 def log_growth(weight: Tensor, history: History, constants: Constants) -> Tensor:

@@ -80,8 +80,9 @@ def advance(
     )
     alive = _alive(memory, square)
     growth = log_growth(_weight(memory, sums), memory.history, memory.constants)
+    units = (memory.history.tensors[FIRST_LOG_UNIT] + growth).exp()
     change = _changes(config, weights, memory, sums, squares, alive, growth)
-    lengths = _lengths(memory, change, growth, horizon)
+    lengths = _lengths(memory, change, units, horizon)
     # From here on the last update is the coming one: of large networks, one direction at a time.
     for stack, direction in zip(stacks, _directions(weights, memory, gradients, sums), strict=True):
         stack.last.copy_(direction)
@@ -94,7 +95,7 @@ def advance(
     # Of RMS 1 over each matrix, times the length of each row, downwards.
     unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
-    decays = _decays(weights, memory, lengths, growth, going)
+    decays = _decays(weights, memory, lengths, units, going)
     for stack, p in zip(stacks, parameters, strict=True):
         rows = slice(*stack.rows)
         stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
@@ -129,24 +130,22 @@ def _changes(
     return _mean_of_rows(memory, change)[:, of_row] if config.grain == "tensor" else change
 
 
-def _lengths(memory: Memory, change: Tensor, growth: Tensor, horizon: Tensor | None) -> Tensor:
+def _lengths(memory: Memory, change: Tensor, units: Tensor, horizon: Tensor | None) -> Tensor:
     """Length of each row's step, (N, R); what is remembered of it changes."""
     history = memory.history
     history.rows[LOG_LENGTH] = controller.next_log_length(history.rows[LOG_LENGTH], change)
-    units = (history.tensors[FIRST_LOG_UNIT] + growth).exp()
     of_tensor = units * _schedule(history.ages, horizon)
     return history.rows[LOG_LENGTH].exp() * of_tensor[:, memory.constants.tensor_of_row]
 
 
 def _decays(
-    weights: Weights, memory: Memory, lengths: Tensor, growth: Tensor, going: Tensor
+    weights: Weights, memory: Memory, lengths: Tensor, units: Tensor, going: Tensor
 ) -> Tensor:
     """What part of its weights each row shrinks by, (N, R).
 
     A decay c times the part of the weights that the step is long, whatever its length is.
     """
-    history, constants = memory.history, memory.constants
-    units = (history.tensors[FIRST_LOG_UNIT] + growth).exp()
+    constants = memory.constants
     per_length = going * constants.decay_unit / units
     part = controller.decay(weights) * lengths * per_length[:, constants.tensor_of_row]
     return part.clamp(max=MOST_DECAY)

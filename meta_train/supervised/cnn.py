@@ -32,7 +32,7 @@ from l2o_graph.cnn import (
 from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.metanets.cnn_config import Zoo
 from l2o_graph.metanets.config import ON_GRAPHS
-from l2o_graph.metanets.descriptors import NAMES, RANGES, descriptors, ranges
+from l2o_graph.metanets.descriptors import NAMES, RANGES, descriptors, ranges_of
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.storage.files import write_atomically
 from meta_train.run import Result
@@ -238,7 +238,9 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use."""
         train = self.zoo["train"]
-        seen = ranges(structure_of(train.architectures[i]) for i in train.which.unique().tolist())
+        seen = ranges_of(
+            structure_of(train.architectures[i]) for i in train.which.unique().tolist()
+        )
         save_cnn_model(path, self.model, {**self.provenance(), "seen": seen})
 
     def load_best(self, path: Path) -> None:

@@ -31,7 +31,7 @@ from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.segments import KernelTable, walk
 from l2o_graph.layout.tables import ArchitectureTables, Capacity, layout_of
 from l2o_graph.metanets.cnn_body import layouts_of
-from l2o_graph.metanets.descriptors import out_of_range, ranges
+from l2o_graph.metanets.descriptors import out_of_range, ranges_of
 from l2o_graph.metanets.predictor import FORMAT
 from l2o_graph.metanets.structure import structure_of, structure_of_module
 from l2o_graph.models.ng_t import NGT
@@ -486,7 +486,7 @@ class Residual(nn.Module):
 def path(tmp_path):
     """A checkpoint that has seen the mixed architectures."""
     model = made("ng_t").float()
-    seen = {"seen": ranges(structure_of(a) for a in MIXED)}
+    seen = {"seen": ranges_of(structure_of(a) for a in MIXED)}
     save_model(tmp_path / "deep" / "predictor.safetensors", model, seen)
     return tmp_path / "deep" / "predictor.safetensors"
 
@@ -543,7 +543,7 @@ def test_a_module_of_any_kind_is_read_with_a_warning_of_what_is_new(path):
 
 
 def test_unfamiliar_networks_are_told_by_what_is_unlike():
-    seen = ranges(structure_of(a) for a in MIXED)
+    seen = ranges_of(structure_of(a) for a in MIXED)
     assert all(not out_of_range(structure_of(a), seen) for a in MIXED)
     assert seen["depth"] == [1, 4] and seen["kernel"] == [1, 5] and seen["inputs"] == [1, 2]
     deep = architecture((3, *[9] * 5), (7, *[3] * 4), ("leaky_relu",) * 5, (-1,) * 5, 2)
