@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from l2o_graph.optim.averaging import AVERAGED_PART
+from l2o_graph.optim.averaging import follow, share_of_average
 from l2o_graph.optim.base import LONGEST_GRADIENT
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.controller import ControllerConfig, Weights
@@ -47,7 +47,7 @@ class Course:
         parameters: Parameters of each stack, (2P, M, r, c).
         length: Number of steps until it ends.
         told: Whether the networks are told their length.
-        averages: Averaged parameters, likewise.
+        offsets: How far ahead of its average each is led, likewise: see ``averaging``.
         age: Number of steps so far.
     """
 
@@ -56,7 +56,7 @@ class Course:
     parameters: list[Tensor]
     length: int
     told: bool
-    averages: list[Tensor]
+    offsets: list[Tensor]
     age: int = 0
 
     @property
@@ -89,9 +89,7 @@ class Course:
                 updates, _ = advance(
                     config, weights, self.memory, gradients, self.parameters, horizon
                 )
-                self.parameters = [p + u for p, u in zip(self.parameters, updates, strict=True)]
-                weight = 1 / (1 + AVERAGED_PART * step)
-                torch._foreach_lerp_(self.averages, self.parameters, weight)
+                follow(self.parameters, self.offsets, updates, step)
             if (step + 1) % LOOK_EVERY == 0:
                 held_out = self.problems.held_out(flat(self, self.parameters))
                 looks += [] if held_out is None else [held_out]
@@ -104,7 +102,9 @@ class Course:
     @torch.no_grad()
     def _of_averages(self) -> Tensor:
         """Loss of the averaged parameters, (2P,), on batches that are still to come."""
-        parameters = flat(self, self.averages)
+        of_base = 1 - share_of_average(self.age)
+        averages = torch._foreach_sub(self.parameters, self.offsets, alpha=of_base)
+        parameters = flat(self, list(averages))
         held_out = self.problems.held_out(parameters)
         if held_out is not None:
             return held_out
@@ -178,7 +178,8 @@ def start(
     memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)
     both = [repeated(p, 2).flatten(1) for p in problems.start()]
     parameters = [p.contiguous() for p in gathered(memory, both)]
-    return Course(problems, memory, parameters, length, told, [p.clone() for p in parameters])
+    offsets = [torch.zeros_like(p) for p in parameters]
+    return Course(problems, memory, parameters, length, told, offsets)
 
 
 def score(losses: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def tensors_of_course(course: Course) -> dict[str, Tensor]:
     found = {"rows": history.rows, "tensors": history.tensors, "ages": history.ages}
     for s, (stack, p) in enumerate(zip(course.memory.stacks, course.parameters, strict=True)):
         found |= {f"{s}.{name}": t for name, t in stack.owned().items()}
-        found |= {f"{s}.parameter": p, f"{s}.average": course.averages[s]}
+        found |= {f"{s}.parameter": p, f"{s}.offset": course.offsets[s]}
     return found
 
 

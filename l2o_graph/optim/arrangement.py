@@ -12,11 +12,11 @@ from torch import Tensor
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import state_type
-from l2o_graph.optim.averaging import AVERAGED_PART
+from l2o_graph.optim.averaging import follow
 from l2o_graph.optim.blocks import Block, blocks_of
 from l2o_graph.optim.controller import Controller
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
-from l2o_graph.optim.sharded import Sharing, whole
+from l2o_graph.optim.sharded import Sharing
 from l2o_graph.optim.step import advance
 
 
@@ -70,15 +70,15 @@ class Arrangement:
         one = parameters[0]
         like = torch.zeros((), device=one.device, dtype=state_type(one))
         for p, state in zip(parameters, states, strict=True):
-            average = state.get("average")
-            if average is None or average.shape != p.shape:  # new, or of another shape meanwhile
+            offset = state.get("offset")
+            if offset is None or offset.shape != p.shape:  # new, or of another shape meanwhile
                 state.clear()
                 state["step"] = torch.zeros((), dtype=like.dtype)
-                start = whole(p).to(like, copy=True).contiguous()
-                state["average"] = start if sharing is None else sharing.mine_of(p, start)
+                start = like.new_zeros(p.shape)
+                state["offset"] = start if sharing is None else sharing.mine_of(p, start)
             else:
                 state["step"] = state["step"].to("cpu", like.dtype)
-                state["average"] = average.to(like.to(average.device) if average.is_meta else like)
+                state["offset"] = offset.to(like.to(offset.device) if offset.is_meta else like)
         mine = None
         if sharing is not None:
             mine = [sharing.is_mine(parameters[place[b.parameter]]) for b in blocks]
@@ -88,6 +88,7 @@ class Arrangement:
         for state, own in zip(states, views, strict=True):
             if int(state["step"]) and not _fits(state, own):
                 state["step"].zero_()
+                state["offset"].zero_()
                 anew += 1
         if anew:  # ages have changed, and stacks are of one age
             memory, views = _laid_out(spec, blocks, states, place, like, mine, summed)
@@ -137,30 +138,19 @@ class Arrangement:
             told if horizon else None,
         )
         found = scattered(self.memory, updates)
-        by_group: dict[int, list[int]] = {}
+        alike: dict[tuple[int, int], list[int]] = {}
         for j in here:
-            by_group.setdefault(id(group_of[self.parameters[j]]), []).append(j)
-        for members in by_group.values():
+            alike.setdefault((id(group_of[self.parameters[j]]), self.ages[j]), []).append(j)
+        for (_, age), members in alike.items():
             group = group_of[self.parameters[members[0]]]
             chosen = [weights[self.parameters[j]] for j in members]
+            offsets = [self.states[j]["offset"] for j in members]
             moves = [found[self.index[j]].view(self.shapes[j]) for j in members]
-            _move(chosen, moves, group["lr"], group["weight_decay"])
-        self._average(here, weights)
-        if self.sharing is not None:
-            self.sharing.from_owners(self.parameters, weights)
-
-    def _average(self, here: Sequence[int], weights: Mapping[Tensor, Tensor]) -> None:
-        """Let averages take in the weights after the step; count it."""
-        by_age: dict[int, list[int]] = {}
-        for j in here:
-            by_age.setdefault(self.ages[j], []).append(j)
-        for age, members in by_age.items():
-            averages = [self.states[j]["average"] for j in members]
-            moved = [weights[self.parameters[j]] for j in members]
-            moved = [w.to(a) for w, a in zip(moved, averages, strict=True)]
-            torch._foreach_lerp_(averages, moved, 1 / (1 + AVERAGED_PART * age))
+            _move(chosen, offsets, moves, age, group["lr"], group["weight_decay"])
         torch._foreach_add_([state["step"] for state in self.states], 1)
         self.ages = [age + 1 for age in self.ages]
+        if self.sharing is not None:
+            self.sharing.from_owners(self.parameters, weights)
 
 
 def _laid_out(
@@ -221,41 +211,49 @@ def _take_over(state: dict[str, Tensor], mine: dict[str, Tensor]) -> None:
     if int(state["step"]) and _fits(state, mine):
         for name, tensor in mine.items():
             tensor.copy_(state[name])
-    kept = {name: state[name] for name in ("step", "average")}
+    kept = {name: state[name] for name in ("step", "offset")}
     state.clear()
     state.update({**kept, **mine})
 
 
 def _move(
     parameters: list[Tensor],
+    offsets: list[Tensor],
     updates: list[Tensor],
+    age: int,
     lr: float | Tensor,
     weight_decay: float | Tensor,
 ) -> None:
-    """Add updates to the parameters of a group, after what weight decay takes away.
+    """Make the step of parameters of a group, with what weight decay takes away.
 
     AdamW changes a weight by about lr a step and takes lr * weight_decay of it away. The RMS of
     an update stands for the former here. What is of low precision is rounded once.
 
     Args:
         parameters: To change in place.
+        offsets: See ``averaging.follow``.
         updates: What the rule answers, in the type that it computes in.
-        lr: Factor of all.
+        age: Number of steps before this one.
+        lr: Factor of all; with 0, parameters stay.
         weight_decay: Weight decay of the group.
     """
     if isinstance(lr, Tensor):
         lr = lr.reshape(()).to(updates[0])
+    elif lr == 0:
+        return
     if isinstance(weight_decay, Tensor):
         weight_decay = weight_decay.reshape(()).to(updates[0])
     wide = [p.to(u) for p, u in zip(parameters, updates, strict=True)]
+    moves = updates
+    if isinstance(lr, Tensor) or lr != 1:
+        moves = list(torch._foreach_mul(updates, lr))
     if isinstance(weight_decay, Tensor) or weight_decay:
         sizes = updates[0].new_tensor([u.numel() for u in updates])
         rms = torch.stack(torch._foreach_norm(updates)) / sizes.sqrt()
-        kept = (1 - rms * lr * weight_decay).clamp(min=0)
-        torch._foreach_mul_(wide, list(kept.unbind()))
-    if isinstance(lr, Tensor) or lr != 1:
-        updates = list(torch._foreach_mul(updates, lr))
-    torch._foreach_add_(wide, updates)
+        taken = (rms * lr * weight_decay).clamp(max=1)
+        shrunk = torch._foreach_mul(wide, list(taken.unbind()))
+        moves = torch._foreach_sub(moves, shrunk)
+    follow(wide, offsets, list(moves), age)
     for p, w in zip(parameters, wide, strict=True):
         if w is not p:
             p.copy_(w)

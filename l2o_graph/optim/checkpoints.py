@@ -15,7 +15,7 @@ from l2o_graph.storage.models import model_of, save_model
 
 FORMAT, OLD_FORMAT = "l2o_graph controller", "l2o_graph learned optimizer"
 # Raised whenever what a controller sees or what its answers mean changes.
-RULE_VERSION = 6
+RULE_VERSION = 7
 
 
 # An alias is whatever is best of its kind.

@@ -14,6 +14,7 @@ from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import state_type
 from l2o_graph.optim.account import Account, account_of
 from l2o_graph.optim.arrangement import Arrangement
+from l2o_graph.optim.averaging import share_of_average
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
 from l2o_graph.optim.controller import Controller
@@ -199,8 +200,8 @@ class NGOptimizer(LearnedOptimizer):
     def averaged(self) -> Iterator[None]:
         """Put averaged weights in the place of the weights, to evaluate or to save them.
 
-        They are the mean over about the last 5 % of the steps so far. Statistics of batch norms
-        stay those of the weights in training.
+        They are the mean over about the last tenth of the steps so far of where updates have led.
+        Statistics of batch norms stay those of the weights in training.
 
         Raises:
             RuntimeError: Where it is entered already.
@@ -210,13 +211,14 @@ class NGOptimizer(LearnedOptimizer):
         try:
             with torch.no_grad():
                 for p, state in self.state.items():
-                    average = state.get("average")
-                    if average is not None and average.shape == p.shape:
+                    offset = state.get("offset")
+                    if offset is not None and offset.shape == p.shape:
                         self._stash[p] = p.detach().clone()
                         if self._sharing is None:
-                            p.copy_(average)
+                            p.copy_(offset)
                         else:
-                            self._sharing.give(p, average)
+                            self._sharing.give(p, offset)
+                        p.mul_(share_of_average(int(state["step"])) - 1).add_(self._stash[p])
             yield
         finally:
             stash, self._stash = self._stash, None

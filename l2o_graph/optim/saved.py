@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2o_graph.optim.sharded import Sharing, whole
+from l2o_graph.optim.sharded import Sharing
 
 MOST_STEPS = 1e9  # whatever is above is no number of steps
 
@@ -37,23 +37,18 @@ def with_step(saved: Any, key: Any) -> dict[str, Any]:
     return {**saved, "step": step if isinstance(step, Tensor) else torch.tensor(float(count))}
 
 
-def check_numbers(saved: Mapping[str, Tensor], key: Any, parameter: Tensor) -> None:
+def check_numbers(saved: Mapping[str, Tensor], key: Any) -> None:
     """Refuse what one step would carry into all weights: NaN, and numbers that are infinite.
-
-    An average may have them where the parameter itself does, as a mask has that nobody trains.
 
     Args:
         saved: State of the parameter, tensors by name.
         key: Key of the parameter in the state, for errors.
-        parameter: The parameter.
 
     Raises:
         ValueError: Naming the parameter and the tensor.
     """
     for name, tensor in saved.items():
         bad = ~tensor.isfinite()
-        if name == "average":
-            bad &= whole(parameter).isfinite().to(bad.device)
         if bool(bad.any()):
             raise ValueError(
                 f"state_dict: for parameter {key}, expected finite numbers, found {int(bad.sum())} "
@@ -63,22 +58,22 @@ def check_numbers(saved: Mapping[str, Tensor], key: Any, parameter: Tensor) -> N
 
 def check_state(saved: Mapping[str, Any], key: Any, parameter: Tensor) -> None:
     """Raise for what is not the state of a parameter of ``NGOptimizer``."""
-    if not {"step", "average"} <= saved.keys():
+    if not {"step", "offset"} <= saved.keys():
         raise ValueError(
-            f"state_dict: expected a step and an average of parameter {key}, found {sorted(saved)}"
+            f"state_dict: expected a step and an offset of parameter {key}, found {sorted(saved)}"
         )
     for name, value in saved.items():
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"state_dict: for parameter {key}, expected tensors, found '{name}': {value!r}"
             )
-    shape = saved["average"].shape
+    shape = saved["offset"].shape
     if shape != parameter.shape:
         raise ValueError(
-            f"state_dict: expected an average of shape {list(parameter.shape)} for parameter "
+            f"state_dict: expected an offset of shape {list(parameter.shape)} for parameter "
             f"{key}, found {list(shape)}"
         )
-    check_numbers(saved, key, parameter)
+    check_numbers(saved, key)
 
 
 def is_owned(name: str) -> bool:

@@ -136,8 +136,8 @@ class Constants:
 
 
 LOG_LENGTH, ROW_COSINES, LAST_SQUARE, FIRST_SQUARE = 0, slice(1, 4), 4, 5
-TENSOR_COSINES, FIRST_LOG_UNIT = slice(0, 3), 3
-NUM_OF_ROW, NUM_OF_TENSOR = 6, 4
+TENSOR_COSINES, FIRST_LOG_UNIT, RECENT_SQUARE, LONG_SQUARE = slice(0, 3), 3, 4, 5
+NUM_OF_ROW, NUM_OF_TENSOR = 6, 6
 
 
 def pooled(rows: Tensor, tensor_of_row: Tensor, tensors: int) -> Tensor:

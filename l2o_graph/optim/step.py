@@ -20,6 +20,8 @@ from l2o_graph.optim.signals import (
     FIRST_SQUARE,
     GRADIENT_ROW,
     LOG_LENGTH,
+    LONG_SQUARE,
+    RECENT_SQUARE,
     SLOW,
     TINY,
     WEIGHT_ROW,
@@ -34,12 +36,14 @@ from l2o_graph.optim.signals import (
 
 # Without a word about the end, lengths fall as 1 / t on their own, halved after so many steps:
 # whenever a run stops, the steps before were short.
-HALVED_AFTER = 200
+HALVED_AFTER = 300
 # They begin at a tenth and are half of what they will be after so many steps: what was too long at
 # first is not always recovered from.
 GROWN_AFTER = 10
 # A gradient of this fraction of its first one has vanished: below it steps are shorter with it.
 VANISHED = 1e-5
+# They are shorter, too, where gradients are small beside those of about this part of the run.
+LONG_PART = 0.25
 # The most that weights shrink by in a step.
 MOST_DECAY = 0.1
 
@@ -211,18 +215,25 @@ def _alive(memory: Memory, square: Tensor) -> Tensor:
 
 
 def _fading(memory: Memory, square: Tensor) -> Tensor:
-    """Factor of the steps of matrices whose gradient has all but vanished, (N, T), up to 1.
+    """Factor of the steps of matrices whose gradient vanishes, (N, T), up to 1.
 
-    Directions have no scale: on few examples that are all told apart, steps would go on for ever
-    towards weights without end.
+    Directions have no scale: on few examples that are all told apart, steps would go on at full
+    length. It is the RMS of about 10 gradients over that of the last quarter of the run, and 0
+    in the end.
 
     Args:
-        memory: Memory of the networks; first squares are known.
+        memory: Memory of the networks, whose means of squares take this gradient in; first
+            squares are known.
         square: (N, T) sums of squares of the gradient.
     """
-    now = square / memory.constants.rows_of_tensor
-    first = _mean_of_rows(memory, memory.history.rows[FIRST_SQUARE])
-    return ((now / (first + TINY)).sqrt() / VANISHED).clamp(max=1)
+    history = memory.history
+    recent, long = history.tensors[RECENT_SQUARE], history.tensors[LONG_SQUARE]
+    recent.lerp_(square, (1 / (1 + history.ages)).clamp(min=1 - FAST).expand_as(square))
+    long.lerp_(square, (1 / (1 + LONG_PART * history.ages)).expand_as(square))
+    first = _mean_of_rows(memory, history.rows[FIRST_SQUARE])
+    of_first = square / memory.constants.rows_of_tensor / (first + TINY)
+    of_long = (recent / (long + TINY)).clamp(max=1)
+    return of_long.sqrt() * (of_first.sqrt() / VANISHED).clamp(max=1)
 
 
 def _row_sums(

@@ -167,7 +167,7 @@ class PaperOptimizer(LearnedOptimizer):
             raise ValueError(
                 f"state_dict: expected shapes {shapes} for parameter {key}, found {found}"
             )
-        check_numbers(saved, key, parameter)
+        check_numbers(saved, key)
         kind = state_type(parameter)
         return {k: v.to(parameter.device, kind, copy=True) for k, v in saved.items()}
 

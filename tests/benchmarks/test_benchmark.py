@@ -208,9 +208,11 @@ def test_accuracies_of_averaged_weights_are_those_and_training_goes_on(checkpoin
     weights = [p.detach().clone() for p in problem.module.parameters()]
     assert training.accuracy() == 0.5
     (optimizer,) = training.optimizers
-    for p, w, found in zip(problem.module.parameters(), weights, seen[0], strict=True):
+    with optimizer.averaged():
+        averages = [p.detach().clone() for p in problem.module.parameters()]
+    for p, w, found, a in zip(problem.module.parameters(), weights, seen[0], averages, strict=True):
         assert torch.equal(p, w)
-        assert torch.equal(found, optimizer.state[p]["average"])
+        assert torch.equal(found, a)
     assert not all(torch.equal(a, b) for a, b in zip(weights, seen[0], strict=True))
     training.step()
 

@@ -131,7 +131,7 @@ def test_a_refused_group_leaves_no_trace(group, error, checkpoint):
 
 # All that is remembered of a matrix or a vector, but how old it is.
 NAMES = (
-    "average", "momenta", "square", "left_gram", "left_root", "right_gram", "right_root", "rows",
+    "offset", "momenta", "square", "left_gram", "left_root", "right_gram", "right_root", "rows",
     "tensors",
 )  # fmt: skip
 
@@ -166,10 +166,10 @@ def other_optimizer(checkpoint):
     return torch.optim.AdamW(mlp().parameters()).state_dict(), "random0@.*found 'None'"
 
 
-def missing_average(checkpoint):
+def missing_offset(checkpoint):
     content = state_of(mlp(), checkpoint)
-    del content["state"][3]["average"]
-    return content, r"a step and an average of parameter 3, found \['momenta'"
+    del content["state"][3]["offset"]
+    return content, r"a step and an offset of parameter 3, found \['momenta'"
 
 
 def numbers_for_tensors(checkpoint):
@@ -221,7 +221,7 @@ def a_horizon_that_is_none(checkpoint):
         other_shapes,
         other_checkpoint,
         other_optimizer,
-        missing_average,
+        missing_offset,
         numbers_for_tensors,
         no_state,
         with_steps(torch.tensor(-1.0), "-1.0"),

@@ -101,7 +101,7 @@ def test_state_is_float32_tensors_for_each_parameter_and_nothing_else(make, chec
     for i, p in enumerate(model.parameters()):
         state = content["state"][i]
         assert all(isinstance(t, Tensor) and t.dtype == torch.float32 for t in state.values())
-        assert state["step"].shape == () and state["average"].shape == p.shape
+        assert state["step"].shape == () and state["offset"].shape == p.shape
         assert state["momenta"].numel() == 3 * p.numel()
     (group,) = content["param_groups"]
     assert all(

@@ -117,4 +117,4 @@ def _evolved(family: str) -> list[Any]:
     estimate, difference = named("gradient", "perturbations")(
         named("score", "Course")(losses), noise
     )
-    return [losses, estimate, difference, course.parameters, course.averages]
+    return [losses, estimate, difference, course.parameters, course.offsets]
