@@ -42,7 +42,7 @@ def main(steps: int = 200) -> float:
         return (predicted == images.test_y).float().mean().item()
 
     print(f"test accuracy of the last weights {accuracy():.1%}")
-    with optimizer.averaged():  # the mean over about the last 5 % of the steps
+    with optimizer.averaged():  # the mean over about the last tenth of the steps
         averaged = accuracy()
     print(f"test accuracy of averaged weights {averaged:.1%}")
     return averaged

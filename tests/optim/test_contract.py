@@ -17,6 +17,7 @@ from support.optimizers import (
 from torch import Tensor, nn
 
 import l2o_graph.optim.structure
+from l2o_graph.optim.averaging import follow
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
@@ -67,12 +68,12 @@ def first_update(parameters: list[Tensor], checkpoint) -> list[Tensor]:
 def test_pure_update_and_step_agree_bit_for_bit(make, checkpoint):
     parameters = list(make().parameters())
     pure, rule = copies(parameters), Pure(parameters, checkpoint)
+    offsets = [torch.zeros_like(p) for p in pure]
     optimizer = NGOptimizer(parameters, checkpoint=checkpoint)
     for seed in range(5):
         give_gradients(parameters, seed)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        updates = rule.update(pure, gradients)
-        pure = [p + update for p, update in zip(pure, updates, strict=True)]
+        follow(pure, offsets, rule.update(pure, gradients), seed)
         optimizer.step()
         assert equal(pure, parameters)
     assert all(optimizer.state[p]["step"] == 5 for p in parameters)

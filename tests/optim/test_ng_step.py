@@ -92,6 +92,7 @@ class Twin:
         self.answer, self.horizon, self.age = answer.tolist(), horizon, 0
         self.fast = self.slow = torch.zeros_like(weight)
         self.left = self.right = self.square = 0.0
+        self.recent = self.long = 0.0
 
     def step(self, g: Tensor, growth: float) -> Tensor:
         """The update, where weights call for lengths that many times the first ones."""
@@ -115,10 +116,13 @@ class Twin:
             direction = mixed / (root + rms(root))
         change = 0.2 * math.tanh(0.2 * a[0])
         self.log_length = max(-9.0, min(0.7, (1 - 1 / 100) * self.log_length + change))
-        falling = 1 / (1 + t / 200) if self.horizon is None else 1 - t / self.horizon
+        falling = 1 / (1 + t / 300) if self.horizon is None else 1 - t / self.horizon
         schedule = (t + 1) / (t + 10) * falling
         growth = max(1.0, min(20.0, growth))
         length = self.unit * growth * schedule * math.exp(self.log_length)
+        self.recent += max(0.1, 1 / (1 + t)) * (float(g.square().sum()) - self.recent)
+        self.long += (float(g.square().sum()) - self.long) / (1 + t / 4)
+        length *= math.sqrt(min(1.0, self.recent / self.long))
         update = -length * direction / direction.square().mean().sqrt()
         if self.weight.dim() == 2:
             decay = 0.1 * math.exp(2.5 * math.tanh(a[4]))
@@ -138,7 +142,8 @@ def test_steps_are_those_of_the_formulas(seed, horizon):
 
     answer, first = 2 * normal(5), 0.6 * normal(len(KINDS))
     signal, noise = [normal(*p.shape) for p in network().parameters()], 0.5 * seed
-    gradients = [[s + noise * normal(*s.shape) for s in signal] for _ in range(STEPS)]
+    size = 0.7 if seed == 1 else 1.1  # of a gradient, in that of the one before
+    gradients = [[size**t * (s + noise * normal(*s.shape)) for s in signal] for t in range(STEPS)]
     start, updates = run(gradients, constant(answer, first), horizon)
 
     def larger(parameters: list[Tensor]) -> float:
@@ -236,3 +241,19 @@ def test_in_blocks_neurons_may_be_permuted_within_them_and_blocks_as_a_whole(
         for a, b in zip(of_found, permuted(of_expected), strict=True)
     )
     assert apart < 1e-9 if alike else apart > 1e-2
+
+
+@pytest.mark.parametrize(("size", "shorter"), [(1.0, 1.0), (1e-3, 1e-3), (1e3, 1.0)])
+def test_steps_fade_with_gradients_and_not_with_their_scale(size, shorter):
+    """Where they fall within the run, not where the loss has other units or they grow."""
+    torch.manual_seed(0)
+    signal = [torch.randn(p.shape).double() for p in network().parameters()]
+    weights = constant(torch.zeros(5).double(), torch.zeros(6).double())
+    later = [[size * s for s in signal]] * 100
+    _, same = run([signal] * 200, weights)
+    _, changed = run([signal] * 100 + later, weights)
+    _, in_other_units = run([[size * s for s in signal]] * 200, weights)
+    for i, update in enumerate(same[-1]):
+        assert rms(in_other_units[-1][i]) == pytest.approx(rms(update), rel=1e-3)
+        # The last quarter of a run of 200 steps still has a part of the first hundred in it.
+        assert shorter <= rms(changed[-1][i]) / rms(update) < max(5 * shorter, 1.1)
