@@ -113,14 +113,14 @@ class Topology:
                     chunks.append([])
                     room = most
                     continue
-                piece = self._piece(k, row, max(fit, 1))
-                chunks[-1].append(piece)
-                taken = piece.grid[0] * piece.grid[1]
+                block = self._block(k, row, max(fit, 1))
+                chunks[-1].append(block)
+                taken = block.grid[0] * block.grid[1]
                 room -= taken * kernel.row
                 row += taken
         return tuple(tuple(chunk) for chunk in chunks if chunk)
 
-    def _piece(self, k: int, row: int, most: int) -> KernelBlock:
+    def _block(self, k: int, row: int, most: int) -> KernelBlock:
         """At most so many rows, from a row on: whole groups, or rows of a single one."""
         kernel = self.spec.kernels[k]
         _, rows, columns = kernel.grid

@@ -39,13 +39,13 @@ def over_edges(
     target_term: Float[Tensor, "*B N H"],
     source_term: Float[Tensor, "*B N H"],
 ) -> list[Float[Tensor, "*B _ H"]]:
-    """For each piece, a term of the node an edge leads to plus a term of the node it leaves."""
+    """For each block, a term of the node an edge leads to plus a term of the node it leaves."""
     answer = []
-    for piece in chunk:
-        groups, rows, columns = piece.grid
-        terms = (source_term, target_term) if piece.from_rows else (target_term, source_term)
-        of_rows = terms[0][..., slice(*piece.rows), :].unflatten(-2, (groups, rows, 1))
-        of_columns = terms[1][..., slice(*piece.columns), :].unflatten(-2, (groups, 1, columns))
+    for block in chunk:
+        groups, rows, columns = block.grid
+        terms = (source_term, target_term) if block.from_rows else (target_term, source_term)
+        of_rows = terms[0][..., slice(*block.rows), :].unflatten(-2, (groups, rows, 1))
+        of_columns = terms[1][..., slice(*block.columns), :].unflatten(-2, (groups, 1, columns))
         answer.append((of_rows + of_columns).flatten(-4, -2))
     return answer
 

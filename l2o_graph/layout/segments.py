@@ -96,7 +96,7 @@ class Segments:
         pairs = zip(self.grids(x), self.rows(of_segment), strict=True)
         return torch.cat([(grid + row).flatten(0, 1) for grid, row in pairs])
 
-    def tally(self, messages: Float[Tensor, "D H"]) -> PNAPartial:
+    def partial(self, messages: Float[Tensor, "D H"]) -> PNAPartial:
         """What each of ``nodes`` keeps of its messages; of none, zeros."""
         # ``apply`` is declared to answer with one tensor, ``backward`` to take any number.
         sums, low, high = _Tallied.apply(messages, self)  # type: ignore[misc]
@@ -151,7 +151,7 @@ def counted(counts: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " n"], Int64[Ten
     return owner, torch.arange(len(owner), device=counts.device) - first[owner]
 
 
-def walk(grids: KernelTable, read: Bool[Tensor, " N"], both: bool) -> DirectedEdges:
+def directed_edges(grids: KernelTable, read: Bool[Tensor, " N"], both: bool) -> DirectedEdges:
     """Put all edges in segments.
 
     Args:

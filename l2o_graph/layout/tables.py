@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from l2o_graph.layout.segments import DirectedEdges, KernelTable, counted, walk
+from l2o_graph.layout.segments import DirectedEdges, KernelTable, counted, directed_edges
 from l2o_graph.layout.spec import ACTIVATIONS, CONSTANTS, Kernel, NetSpec
 
 R = TypeVar("R")
@@ -159,7 +159,7 @@ class Batch:
         sizes: Nodes of each network.
         outputs: For each network its output nodes, as indices among those of all networks, behind
             the number of these for those that it has not.
-        walk: Its edges.
+        directed: Its edges.
     """
 
     scalars: Int64[Tensor, " n"]
@@ -173,7 +173,7 @@ class Batch:
     network: Int64[Tensor, " N"]
     sizes: Int64[Tensor, " I"]
     outputs: Int64[Tensor, "I classes"]
-    walk: DirectedEdges
+    directed: DirectedEdges
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -273,7 +273,7 @@ class ArchitectureTables:
             network=node,
             sizes=sizes,
             outputs=number_of_output.masked_fill(absent, int((~absent).sum())),
-            walk=walk(grids, nodes[:, 2] > 0, both_ways),
+            directed=directed_edges(grids, nodes[:, 2] > 0, both_ways),
         )
 
 

@@ -68,9 +68,9 @@ class GraphBody(nn.Module):
         self, batch: Batch, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D C"]
     ) -> Float[Tensor, "n H"]:
         """Last states of output nodes."""
-        of_network = batch.walk, batch.network, batch.sizes
+        of_network = batch.directed, batch.network, batch.sizes
         if isinstance(self.backbone, OrderedGraph):
-            return self.backbone(batch.walk, nodes, edges)
+            return self.backbone(batch.directed, nodes, edges)
         if isinstance(self.backbone, NGGNN):
             return mixed_ng_gnn(self.backbone, *of_network, nodes, edges)
         return mixed_ng_t(self.backbone, *of_network, nodes, edges)

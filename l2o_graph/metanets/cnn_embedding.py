@@ -55,7 +55,7 @@ class EdgeEmbedding(nn.Module):
         self.linear = own
 
     def forward(self, batch: Batch, kernels: Float[Tensor, "E K"]) -> Float[Tensor, "D C"]:
-        """First states in the order of ``batch.walk``."""
+        """First states in the order of ``batch.directed``."""
         convolutions = len(kernels) - (0 if self.linear is None else batch.dense)
         parts = [self._states(self.kernel, kernels[:convolutions])]
         if self.linear is not None:
@@ -63,8 +63,8 @@ class EdgeEmbedding(nn.Module):
             parts.append(self._states(self.linear, dense))
         of_reverse, of_forward = (torch.cat(states) for states in zip(*parts, strict=True))
         if not self.both_ways:
-            return of_forward[batch.walk.edge]
-        backward, forward = batch.walk.edge.chunk(2)
+            return of_forward[batch.directed.edge]
+        backward, forward = batch.directed.edge.chunk(2)
         if not self.reverse:  # a row for all convolutions, and one for all linear layers
             dense = (backward >= convolutions).long()
             backward = dense if len(of_reverse) > 1 else torch.zeros_like(dense)

@@ -98,4 +98,4 @@ def spec_of_layout(layout: Sequence[int]) -> NetSpec:
 def by_kernel(topology: Topology) -> tuple[Chunk, ...]:
     """A chunk for each kernel: what no one asks for is not worked out, what one does not joined."""
     (whole,) = topology.chunks(topology.spec.num_parameters)
-    return tuple((piece,) for piece in whole)
+    return tuple((block,) for block in whole)

@@ -18,7 +18,7 @@ from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
 
 def mixed_ng_gnn(
     model: NGGNN,
-    walk: DirectedEdges,
+    directed: DirectedEdges,
     network: Int64[Tensor, " N"],
     sizes: Int64[Tensor, " I"],
     nodes: Float[Tensor, "N H"],
@@ -28,11 +28,11 @@ def mixed_ng_gnn(
 
     Args:
         model: With ``last_edges=False``.
-        walk: The edges.
+        directed: The edges.
         network: Which network each node belongs to.
         sizes: Nodes of each network.
         nodes: First states.
-        edges: First states of the edges, in the order of ``walk``.
+        edges: First states of the edges, in the order of ``directed``.
 
     Returns:
         Last states of the nodes that are read.
@@ -41,14 +41,14 @@ def mixed_ng_gnn(
     layers = [layer for layer in model.layers if isinstance(layer, NGGNNLayer)]
     for layer, following, norm in zip(layers, layers[1:], model.norms, strict=False):
         assert isinstance(norm, GraphNorm)
-        nodes = _next_nodes(layer, walk.all, nodes, states)
+        nodes = _next_nodes(layer, directed.all, nodes, states)
         nodes = model.dropout(F.silu(_normed(norm, network, sizes, nodes)))
-        ahead = walk.last if following is layers[-1] else walk.all
-        states = states.only(walk, ahead)
+        ahead = directed.last if following is layers[-1] else directed.all
+        states = states.only(directed, ahead)
         terms = ahead.spread(layer.target(nodes), layer.source(nodes))
         hidden = F.silu(states.mapped(layer.edge.weight, layer.edge.bias) + terms)
         states = _States(hidden, layer.out)
-    return _next_nodes(layers[-1], walk.last, nodes, states.only(walk, walk.last))
+    return _next_nodes(layers[-1], directed.last, nodes, states.only(directed, directed.last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ class _States:
     inner: Float[Tensor, "D H"]
     outer: nn.Linear | None = None
 
-    def only(self, walk: DirectedEdges, segments: Segments) -> "_States":
-        """Of the directed edges of some segments of a walk."""
+    def only(self, directed: DirectedEdges, segments: Segments) -> "_States":
+        """Of the directed edges of some segments."""
         if len(segments.source) == len(self.inner):
             return self
-        return _States(self.inner[walk.kept], self.outer)
+        return _States(self.inner[directed.kept], self.outer)
 
     def mapped(
         self, weight: Float[Tensor, "out H"], bias: Float[Tensor, " out"]
@@ -90,8 +90,8 @@ def _next_nodes(
         edges.mapped(weight, bias)
         for weight, bias in zip(layer.film.weight.chunk(2), layer.film.bias.chunk(2), strict=True)
     )
-    tally = segments.tally(torch.addcmul(shift, scale, terms))
-    gathered = tally.aggregates().masked_fill((segments.degree == 0)[:, None], 0)
+    partial = segments.partial(torch.addcmul(shift, scale, terms))
+    gathered = partial.aggregates().masked_fill((segments.degree == 0)[:, None], 0)
     own = nodes if len(segments.nodes) == len(nodes) else nodes[segments.nodes]
     return layer.received(own, gathered, segments.degree)
 

@@ -32,12 +32,15 @@ class Pairs:
 
 
 def pairs_of(
-    walk: DirectedEdges, network: Int64[Tensor, " N"], sizes: Int64[Tensor, " I"], most_pairs: int
+    directed: DirectedEdges,
+    network: Int64[Tensor, " N"],
+    sizes: Int64[Tensor, " I"],
+    most_pairs: int,
 ) -> Pairs:
     """Find them.
 
     Args:
-        walk: The edges.
+        directed: The edges.
         network: Which network each node belongs to.
         sizes: Nodes of each network.
         most_pairs: Networks of more have no pairs here.
@@ -51,8 +54,8 @@ def pairs_of(
     place = nodes.new_zeros(count * most).index_copy_(0, inside, nodes).view(count, most)
     absent = torch.arange(most, device=nodes.device) >= sizes[small][:, None]
     left_out = absent[:, None].repeat(1, most, 1)
-    source, lengths = walk.all.source, walk.all.lengths
-    target = walk.all.target.repeat_interleave(lengths)
+    source, lengths = directed.all.source, directed.all.lengths
+    target = directed.all.target.repeat_interleave(lengths)
     own = small[network[source]]
     source, target = source[own], target[own]
     left_out[index[network[source]], number[target], number[source]] = True
@@ -62,7 +65,7 @@ def pairs_of(
 
 def mixed_ng_t(
     model: NGT,
-    walk: DirectedEdges,
+    directed: DirectedEdges,
     network: Int64[Tensor, " N"],
     sizes: Int64[Tensor, " I"],
     nodes: Float[Tensor, "N H"],
@@ -72,7 +75,7 @@ def mixed_ng_t(
 
     Args:
         model: With ``last_edges=False`` and ``plain``, and not ``axial``.
-        walk: The edges.
+        directed: The edges.
         network: Which network each node belongs to.
         sizes: Nodes of each network.
         nodes: First states.
@@ -86,15 +89,15 @@ def mixed_ng_t(
     """
     if not all(layer.node.plain for layer in model.layers if isinstance(layer, NGTLayer)):
         raise ValueError("NG-T: expected plain attention where there is no edge, found none")
-    pairs = pairs_of(walk, network, sizes, model.most_pairs)
+    pairs = pairs_of(directed, network, sizes, model.most_pairs)
     for layer in model.layers:
         assert isinstance(layer, NGTLayer)
         if layer.edge is None:
-            gathered = _attended(layer.node, walk.last, pairs, nodes, edges[walk.kept])
-            return layer.node.post(nodes[walk.last.nodes], layer.node.out(gathered))
-        gathered = _attended(layer.node, walk.all, pairs, nodes, edges)
+            gathered = _attended(layer.node, directed.last, pairs, nodes, edges[directed.kept])
+            return layer.node.post(nodes[directed.last.nodes], layer.node.out(gathered))
+        gathered = _attended(layer.node, directed.all, pairs, nodes, edges)
         nodes = layer.node.post(nodes, layer.node.out(gathered))
-        edges = _next_edges(layer.edge, walk, nodes, edges)
+        edges = _next_edges(layer.edge, directed, nodes, edges)
     raise ValueError("NG-T: expected a last layer without an edge update, found none")
 
 
@@ -151,11 +154,11 @@ def _alone(
 
 def _next_edges(
     update: EdgeUpdate,
-    walk: DirectedEdges,
+    directed: DirectedEdges,
     nodes: Float[Tensor, "N H"],
     edges: Float[Tensor, "D C"],
 ) -> Float[Tensor, "D C"]:
     """Update edges from the nodes that the layer made."""
-    both = torch.cat([edges, edges.index_select(0, walk.partner)], dim=1)
-    terms = walk.all.spread(update.target(nodes), update.source(nodes))
+    both = torch.cat([edges, edges.index_select(0, directed.partner)], dim=1)
+    terms = directed.all.spread(update.target(nodes), update.source(nodes))
     return update.post(edges, update.out(F.gelu(update.edge(both) + terms)))

@@ -75,12 +75,12 @@ def kernel_means(
     def sides() -> Iterator[MeanPartial]:
         for chunk in chunks:
             states, at = edges(chunk), 0
-            for piece in chunk:
-                grid = states[at : at + piece.edges].unflatten(0, piece.grid)
-                at += piece.edges
-                yield MeanPartial.of(grid.mean(2).flatten(0, 1), not piece.from_rows, 1.0)
-                means = piece.share * grid.mean(1).flatten(0, 1)
-                yield MeanPartial.of(means, piece.from_rows, piece.share)
+            for block in chunk:
+                grid = states[at : at + block.edges].unflatten(0, block.grid)
+                at += block.edges
+                yield MeanPartial.of(grid.mean(2).flatten(0, 1), not block.from_rows, 1.0)
+                means = block.share * grid.mean(1).flatten(0, 1)
+                yield MeanPartial.of(means, block.from_rows, block.share)
 
     parts = split_chunks(topology, chunks)
     reached = parts.merge_all(sides(), [None] * len(parts.nodes), len(chunks))

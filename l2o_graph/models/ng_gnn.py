@@ -95,11 +95,11 @@ class NGGNNLayer(nn.Module):
             for chunk in chunks:
                 messages = self.messages(chunk, nodes, edges(chunk))
                 at = 0
-                for piece in chunk:
-                    own = slice(at, at + piece.edges)
+                for block in chunk:
+                    own = slice(at, at + block.edges)
                     at = own.stop
-                    grids = messages[..., own, :].unflatten(-2, piece.grid).unbind(-5)
-                    dims = (-3, -2) if piece.from_rows else (-2, -3)  # what leads to one node
+                    grids = messages[..., own, :].unflatten(-2, block.grid).unbind(-5)
+                    dims = (-3, -2) if block.from_rows else (-2, -3)  # what leads to one node
                     yield from map(PNAPartial.of, grids, dims)
 
         # A plane's edges lead to one side: forward edges to targets, their reverses to sources.
@@ -109,8 +109,8 @@ class NGGNNLayer(nn.Module):
         no_messages = nodes.new_zeros(*nodes.shape[:-1], 4 * nodes.shape[-1])
         gathered = torch.cat(
             [
-                no_messages[..., slice(*run), :] if tally is None else tally.aggregates()
-                for run, tally in zip(parts.nodes, reached, strict=True)
+                no_messages[..., slice(*span), :] if partial is None else partial.aggregates()
+                for span, partial in zip(parts.nodes, reached, strict=True)
             ],
             dim=-2,
         )

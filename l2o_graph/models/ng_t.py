@@ -119,24 +119,24 @@ class NodeUpdate(nn.Module):
             for chunk in chunks:
                 states = edges(chunk)
                 at = 0
-                for piece in chunk:
-                    groups, rows, columns = piece.grid
-                    own = slice(at, at + piece.edges)
+                for block in chunk:
+                    groups, rows, columns = block.grid
+                    own = slice(at, at + block.edges)
                     at = own.stop
-                    to_rows = int(piece.from_rows)  # the plane of edges that lead there
-                    grid = states[..., own, : self.averaged].unflatten(-2, piece.grid)
+                    to_rows = int(block.from_rows)  # the plane of edges that lead there
+                    grid = states[..., own, : self.averaged].unflatten(-2, block.grid)
                     planes = states[..., own, :].unbind(-3)
                     into_rows, into_columns = planes[to_rows], planes[1 - to_rows]
                     row_q, row_k, row_v = (
-                        x[..., slice(*piece.rows)].unflatten(-1, (groups, rows, 1))
+                        x[..., slice(*block.rows)].unflatten(-1, (groups, rows, 1))
                         for x in (queries, keys, values)
                     )
                     col_q, col_k, col_v = (
-                        x[..., slice(*piece.columns)].unflatten(-1, (groups, 1, columns))
+                        x[..., slice(*block.columns)].unflatten(-1, (groups, 1, columns))
                         for x in (queries, keys, values)
                     )
-                    into = self._attend(row_q, col_k, col_v, into_rows, piece.grid, dim=-1)
-                    back = self._attend(col_q, row_k, row_v, into_columns, piece.grid, dim=-2)
+                    into = self._attend(row_q, col_k, col_v, into_rows, block.grid, dim=-1)
+                    back = self._attend(col_q, row_k, row_v, into_columns, block.grid, dim=-2)
                     # A plane's edges lead to one side and leave the other.
                     of_rows, of_columns = (grid.sum(dim).flatten(-3, -2) for dim in (-2, -3))
                     yield SoftmaxPartial(*into, of_rows.flip(-3) if to_rows else of_rows)

@@ -68,12 +68,12 @@ class OrderedGraph(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, walk: DirectedEdges, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D H"]
+        self, directed: DirectedEdges, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D H"]
     ) -> Float[Tensor, "n H"]:
         """Pass over all edges, from the inputs on.
 
         Args:
-            walk: The edges, along the flow alone.
+            directed: The edges, along the flow alone.
             nodes: What each node has of its own; where no edge leads to, it stays that.
             edges: What each edge multiplies by, W_e phi + b_e.
 
@@ -83,7 +83,7 @@ class OrderedGraph(nn.Module):
         Raises:
             ValueError: For a graph with a cycle.
         """
-        segments = walk.all
+        segments = directed.all
         source = segments.source
         target = segments.target.repeat_interleave(segments.lengths)
         level = levels(len(nodes), source, target)
@@ -96,7 +96,7 @@ class OrderedGraph(nn.Module):
             heard = torch.zeros_like(nodes).index_add(0, target[arriving], said)[own] * scale[own]
             coming = self.dropout(self.norm(self.cell(heard, nodes[own])))
             states = states.index_copy(0, own, coming)
-        return states[walk.last.nodes]
+        return states[directed.last.nodes]
 
 
 def levels(

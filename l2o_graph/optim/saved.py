@@ -60,7 +60,8 @@ def check_state(saved: Mapping[str, Any], key: Any, parameter: Tensor) -> None:
     """Raise for what is not the state of a parameter of ``NGOptimizer``."""
     if not {"step", "offset"} <= saved.keys():
         raise ValueError(
-            f"state_dict: expected a step and an offset of parameter {key}, found {sorted(saved)}"
+            f"state_dict: expected a step and an offset of parameter {key}, found {sorted(saved)}; "
+            "states of earlier versions of the rule do not load"
         )
     for name, value in saved.items():
         if not isinstance(value, Tensor):

@@ -118,7 +118,7 @@ def _groups(
     """All scalars of all parameters: kernels in chunks, the biases, then what is loose."""
     spec, groups = topology.spec, []
     for chunk in topology.chunks(chunk_size):
-        groups.append(WorkItem(tuple(_of_piece(spec, piece) for piece in chunk), chunk))
+        groups.append(WorkItem(tuple(_span_of(spec, block) for block in chunk), chunk))
     if spec.biases:
         parts = [Span(b.parameter, b.start, b.start + b.size, (), b.again) for b in spec.biases]
         groups.append(WorkItem(tuple(parts), biases=True))
@@ -129,7 +129,7 @@ def _groups(
     return groups
 
 
-def _of_piece(spec: NetSpec, piece: KernelBlock) -> Span:
-    """The scalars of a piece of a kernel."""
-    fixed = piece.again or spec.is_constant(piece.parameter)
-    return Span(piece.parameter, piece.start, piece.stop, piece.positions, fixed)
+def _span_of(spec: NetSpec, block: KernelBlock) -> Span:
+    """The scalars of a block of a kernel."""
+    fixed = block.again or spec.is_constant(block.parameter)
+    return Span(block.parameter, block.start, block.stop, block.positions, fixed)

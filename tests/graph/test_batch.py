@@ -80,7 +80,7 @@ def test_batch_axes_hold_networks_of_one_architecture(name, network, most):
 def test_nodes_that_are_read_need_the_last_messages_that_reach_them_alone(name):
     torch.manual_seed(1)
     topology, model = topology_of(SPECS["mlp"]), MODELS[name]().double()
-    first, second = ((piece,) for piece in topology.chunks(10**6)[0])
+    first, second = ((block,) for block in topology.chunks(10**6)[0])
     nodes, edges = first_states(topology)
     rows = rows_of(topology, edges)
     every, _ = model(topology, (first, second), nodes, rows)

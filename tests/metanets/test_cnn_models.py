@@ -28,7 +28,7 @@ from l2o_graph.cnn import save_cnn_model as save_model
 from l2o_graph.datasets.cnn.files import unflattened
 from l2o_graph.datasets.cnn.small import ARCHITECTURE
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.layout.segments import KernelTable, walk
+from l2o_graph.layout.segments import KernelTable, directed_edges
 from l2o_graph.layout.tables import ArchitectureTables, Capacity, layout_of
 from l2o_graph.metanets.cnn_body import layouts_of
 from l2o_graph.metanets.descriptors import out_of_range, ranges_of
@@ -227,7 +227,7 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
                 for c in range(cols):
                     ends = row[i] + g * rows + r, column[i] + g * cols + c
                     pairs.append(ends if columns["from_rows"][i] else ends[::-1])
-    found = walk(grids, read, both)
+    found = directed_edges(grids, read, both)
     assert len(found.edge) == len(pairs) * (2 if both else 1)
     torch.manual_seed(0)
     messages = torch.randn(len(found.edge), 2, dtype=torch.float64, requires_grad=True)
@@ -239,7 +239,7 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
         if both:
             assert found.edge[found.partner[place]] == edge and found.partner[place] != place
         into[target].append(messages[place])
-    tally = found.all.tally(messages)
+    partial = found.all.partial(messages)
     nothing = [torch.zeros(2, dtype=torch.float64)]
     gathered = [torch.stack(m or nothing) for m in into]
     expected = [
@@ -247,8 +247,8 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
         torch.stack([m.amax(0) for m in gathered]),
         torch.stack([torch.cat([m.sum(0), m.square().sum(0)]) for m in gathered]),
     ]
-    assert_same_with_gradients([tally.low, tally.high, tally.total], expected, [messages])
-    last = found.last.tally(messages[found.kept])
+    assert_same_with_gradients([partial.low, partial.high, partial.total], expected, [messages])
+    last = found.last.partial(messages[found.kept])
     assert torch.equal(found.last.nodes, read.nonzero().flatten())
     for part, whole in zip((last.low, last.high, last.total), expected, strict=True):
         torch.testing.assert_close(part, whole[read])
@@ -257,9 +257,9 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
 def test_equal_messages_share_the_gradient_of_an_extreme():
     one = torch.ones(1, dtype=torch.long)
     grids = KernelTable(one, one, 3 * one, 0 * one, one, one < 0)
-    found = walk(grids, torch.tensor([True, False, False, False]), both=True)
+    found = directed_edges(grids, torch.tensor([True, False, False, False]), both=True)
     messages = torch.tensor([[1.0], [2.0], [1.0]], requires_grad=True)
-    low = found.last.tally(messages).low
+    low = found.last.partial(messages).low
     low.sum().backward()
     assert messages.grad is not None
     assert messages.grad.flatten().tolist() == [0.5, 0, 0.5]

@@ -202,7 +202,7 @@ def largest_tensor(spec: NetSpec, most: int, **options) -> int:
     model = NGT(4, layers=2, heads=1, **options)
 
     def zeros(chunk):
-        sizes = [piece.edges for piece in chunk]
+        sizes = [block.edges for block in chunk]
         return torch.zeros(2, sum(sizes), 4)
 
     with torch.no_grad(), LargestTensor() as largest:

@@ -102,11 +102,11 @@ def rows_of(topology: Topology, edges: torch.Tensor):
 
     def states(chunk: Chunk) -> torch.Tensor:
         runs = []
-        for piece in chunk:
-            kernel = topology.spec.kernels[piece.kernel]
-            before = sum(math.prod(k.grid) for k in topology.spec.kernels[: piece.kernel])
-            before += (piece.start - kernel.start) // math.prod(kernel.positions)
-            runs.append(edges[..., before : before + piece.edges, :])
+        for block in chunk:
+            kernel = topology.spec.kernels[block.kernel]
+            before = sum(math.prod(k.grid) for k in topology.spec.kernels[: block.kernel])
+            before += (block.start - kernel.start) // math.prod(kernel.positions)
+            runs.append(edges[..., before : before + block.edges, :])
         return torch.cat(runs, dim=-2)
 
     return states

@@ -119,7 +119,7 @@ def logits(model: GeneralizationPredictor, graphs: Sequence[NeuralGraph]) -> Ten
     graph = NeuralGraph.batch(graphs)
     topology = topology_of(graph.spec)
     (whole,) = topology.chunks(graph.spec.num_parameters + graph.spec.num_edges)
-    chunks = tuple((piece,) for piece in whole)
+    chunks = tuple((block,) for block in whole)
 
     def edges(chunk) -> Tensor:
         return first_edges(model, graph, graph.spec.kernels[chunk[0].kernel])
