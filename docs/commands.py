@@ -83,12 +83,6 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "`ng_averaged`, `ng_told`.",
     ),
     (
-        "meta_train.transfer",
-        (),
-        "Find where an optimizer stops working: other widths, depths, batches, lengths and "
-        "networks.",
-    ),
-    (
         "meta_train.step_cost",
         (),
         "Measure what a step costs, in forward and backward passes ([figures](results.md#cost)).",

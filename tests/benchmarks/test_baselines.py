@@ -7,6 +7,7 @@ from support.rules import paper_cnn
 
 from l2o_graph import NGOptimizer
 from meta_train.benchmarks.baselines import (
+    BEST_RATES,
     QUINTIC,
     Muon,
     base_of,
@@ -110,3 +111,7 @@ def test_labels_and_names_of_variants():
     assert label_of("mine_averaged") == "mine (learned, averaged weights)"
     names = ("ng", "ng_told", "ng_t", "ng_t_averaged")
     assert [base_of(name) for name in names] == ["ng", "ng", "ng_t", "ng_t"]
+
+
+def test_a_best_rate_is_known_of_every_contender():
+    assert set(BEST_RATES) == set(contenders())

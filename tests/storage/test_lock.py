@@ -20,7 +20,6 @@ from meta_train.__main__ import main as meta_train
 from meta_train.benchmarks.optimizers import main as benchmark
 from meta_train.benchmarks.strangers.__main__ import main as strangers
 from meta_train.benchmarks.tables import main as tables
-from meta_train.benchmarks.transfer import main as transfer
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -111,7 +110,6 @@ COMMANDS = {
     "meta_train": (meta_train, ["--task", "general"]),
     "paper": (meta_train, ["--preset", "paper", "--task", "fmnist_sample"]),
     "benchmark": (benchmark, ["--tasks", "fmnist_sample", "--optimizers", "adam", "--seeds", "1"]),
-    "transfer": (transfer, ["--optimizers", "adam"]),
     "strangers": (strangers, ["--tasks", "flow", "--optimizers", "adamw-default"]),
     "inr": (fit_inrs, ["--source", "fmnist_sample", "--count", "8", "--steps", "1"]),
     "zoo": (train_zoo, ["--dataset", "fmnist_sample", "--runs", "1", "--test-images", "50"]),
@@ -119,8 +117,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_that_writes_a_folder_refuses_one_in_use(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("meta_train.benchmarks.transfer.PLACES", [("nothing", "fmnist_sample", 1)])
+def test_every_command_that_writes_a_folder_refuses_one_in_use(name, tmp_path, capsys):
     command, options = COMMANDS[name]
     with another_process(tmp_path) as process:
         status = command([*options, "--out", str(tmp_path)])
