@@ -52,8 +52,8 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "meta_train",
         ("--task", "mnist_inr"),
         "Train a model that reads networks which hold images: to tell what they draw "
-        "(`mnist_inr`, `fmnist_inr`, `sample_inr`) or to change it (`mnist_dilation`, "
-        "`sample_dilation`). [More](inr.md#train-them).",
+        "(`mnist_inr`, `fmnist_inr`, `cifar10_inr`, `sample_inr`) or to change it "
+        "(`mnist_dilation`, `sample_dilation`). [More](inr.md#train-them).",
     ),
     (
         "meta_train",

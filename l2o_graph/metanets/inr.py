@@ -257,7 +257,7 @@ class INREditor(INRModel):
         weights: Sequence[Float[Tensor, "I _ _"]],
         biases: Sequence[Float[Tensor, "I _"]],
         size: tuple[int, int] = (28, 28),
-    ) -> Float[Tensor, "I height width"]:
+    ) -> Float[Tensor, "I *C height width"]:
         """Draw what edited networks hold: of several answers the mean of their images.
 
         Args:
@@ -266,10 +266,10 @@ class INREditor(INRModel):
             size: Height and width in pixels.
 
         Returns:
-            Images (I, height, width).
+            Images (I, height, width), or (I, C, height, width): see ``render``.
 
         Raises:
-            ValueError: As for ``INRClassifier``, and for networks with several outputs.
+            ValueError: As for ``INRClassifier``.
 
         Source:
             The mean of several answers: OCE (arXiv 2602.01083).

@@ -60,5 +60,5 @@ class ProbeBody(nn.Module):
 
 
 def said_of_images(responses: Sequence[Float[Tensor, "I _ M"]]) -> Float[Tensor, "I answers"]:
-    """What the outputs say at the probes, grey values from 0 to 1, brought to a size of about 1."""
+    """What the outputs say at the probes, from 0 to 1, brought to a size of about 1."""
     return (3 * (responses[-1] - OFFSET)).flatten(1)

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from l2o_graph.datasets.images import load_images
+from l2o_graph.datasets.inr.generate import layout_for
 from l2o_graph.inr import (
     AMOUNTS,
     INRClassifier,
@@ -42,12 +43,18 @@ from meta_train.supervised.epochs import EpochConfig, EpochTrainer, in_words
 INR_TASKS: dict[str, tuple[str, Task]] = {
     "mnist_inr": ("mnist", "classify"),
     "fmnist_inr": ("fmnist", "classify"),
+    "cifar10_inr": ("cifar10", "classify"),
     "mnist_dilation": ("mnist", "edit"),
     "sample_inr": ("fmnist_sample", "classify"),
     "sample_dilation": ("fmnist_sample", "edit"),
 }
 # Changes that leave a class of each dataset what it is.
-SMALL = {"mnist": "small", "fmnist": "mirrored", "fmnist_sample": "mirrored"}
+SMALL = {
+    "mnist": "small",
+    "fmnist": "mirrored",
+    "cifar10": "small-mirrored",
+    "fmnist_sample": "mirrored",
+}
 SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 128
 
@@ -110,7 +117,7 @@ def default_recipe(
     kind = _kind(task)
     if model in ("ordered", "probegen"):
         config = INRTrainingConfig(
-            task=task, model=inr_config(model, kind, **sizes), epochs=20, batch=32, cooldown=1.0,
+            task=task, model=_model(task, model, **sizes), epochs=20, batch=32, cooldown=1.0,
             augment=SMALL[INR_TASKS[task][0]],
         )  # fmt: skip
         if kind == "edit":
@@ -119,14 +126,14 @@ def default_recipe(
             )
         return config
     changes = {"dropout": 0.0, "fourier": 0.0, **sizes}
-    return INRTrainingConfig(task=task, model=inr_config(model, kind, **changes))
+    return INRTrainingConfig(task=task, model=_model(task, model, **changes))
 
 
 def paper_recipe(task: str = "mnist_inr", model: str = "ng_gnn", **sizes: Any) -> INRTrainingConfig:
     """The recipe of Kofinas et al. 2024, section 4.1, and of their scripts: see above."""
     kind = _kind(task)
     config = INRTrainingConfig(
-        task=task, model=inr_config(model, kind, **sizes), epochs=100, batch=128, warmup=1000,
+        task=task, model=_model(task, model, **sizes), epochs=100, batch=128, warmup=1000,
         cooldown=0.0, augment="published",
     )  # fmt: skip
     if kind == "edit":
@@ -138,6 +145,12 @@ def _kind(task: str) -> Task:
     if task not in INR_TASKS:
         raise ValueError(f"unknown task '{task}', expected one of {sorted(INR_TASKS)}")
     return INR_TASKS[task][1]
+
+
+def _model(task: str, model: str, **changes: Any) -> INRModelConfig:
+    """A model for the networks of a task, with changes."""
+    source, kind = INR_TASKS[task]
+    return inr_config(model, kind, **{"layout": layout_for(source), **changes})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ def fit_one(image, weights, biases, recipe, rates):
     """One network, one module, torch's Adam; returns it and the steps it took."""
     module = Siren(weights, biases)
     optimizer = torch.optim.Adam(module.parameters(), betas=recipe.betas)
-    points, target = pixel_by_pixel(*image.shape), image.reshape(-1, 1)
+    points, target = pixel_by_pixel(*image.shape[-2:]), image.reshape(len(biases[-1]), -1).T
     for step, rate in enumerate(rates):
         optimizer.param_groups[0]["lr"] = rate
         loss = nn.functional.mse_loss(module(points), target)
@@ -27,9 +27,17 @@ def fit_one(image, weights, biases, recipe, rates):
     return module, len(rates)
 
 
-@pytest.mark.parametrize("layout", [(2, 32, 32, 1), (2, 5, 1), (2, 7, 3, 6, 1)])
+def drawable(layout, count, size):
+    """Random images as networks of a layout draw them: grey ones have no axis of channels."""
+    shape = (count, *size) if layout[-1] == 1 else (count, layout[-1], *size)
+    return torch.rand(shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "layout", [(2, 32, 32, 1), (2, 5, 1), (2, 7, 3, 6, 1), (2, 32, 32, 3), (2, 6, 2)]
+)
 def test_fit_is_adam_through_autograd_on_one_network_at_a_time(layout):
-    images = torch.rand(4, 6, 9, dtype=torch.float64)
+    images = drawable(layout, 4, (6, 9))
     weights, biases = networks(4, layout, dtype=torch.float64)
     before = copy.deepcopy((weights, biases))
     recipe = Recipe(steps=10, lr=3e-3, betas=(0.8, 0.95), tail=0.4)
@@ -44,10 +52,11 @@ def test_fit_is_adam_through_autograd_on_one_network_at_a_time(layout):
         assert torch.equal(old, new), "what was given must stay as it was"
 
 
-def test_steps_see_interleaved_grids_by_turns_and_all_pixels_at_the_end():
+@pytest.mark.parametrize("layout", [(2, 32, 32, 1), (2, 32, 32, 3)])
+def test_steps_see_interleaved_grids_by_turns_and_all_pixels_at_the_end(layout):
     """The error of a step is the mean over the grid that it sees, filled up to 16 by its first."""
-    images = torch.rand(2, 5, 7, dtype=torch.float64)
-    weights, biases = networks(2, dtype=torch.float64)
+    images = drawable(layout, 2, (5, 7))
+    weights, biases = networks(2, layout, dtype=torch.float64)
     recipe = Recipe(steps=10, lr=1e-3, betas=(0.9, 0.99), grids=2)
     (*fitted,) = zip(*fit(images, weights, biases, recipe), strict=True)
     where = torch.arange(35).view(5, 7)
@@ -63,7 +72,7 @@ def test_steps_see_interleaved_grids_by_turns_and_all_pixels_at_the_end():
             [p[None] for p in parameters[::2]], [p[None] for p in parameters[1::2]], (5, 7)
         )
         optimizer.zero_grad()
-        (drawn - images[:1]).flatten()[index].square().mean().backward()
+        (drawn - images[:1]).flatten(-2)[..., index].square().mean().backward()
         optimizer.step()
     for (w, b), v, c in zip(fitted, parameters[::2], parameters[1::2], strict=True):
         torch.testing.assert_close(w[0], v.detach(), rtol=1e-9, atol=1e-12)
@@ -104,6 +113,20 @@ def test_render_is_the_module_on_every_pixel(size):
         twin = Siren(single(weights, i), single(biases, i))
         expected = twin(pixel_by_pixel(*size)).detach().view(size)
         torch.testing.assert_close(pixels[i], expected)
+
+
+def test_colours_are_drawn_channel_by_channel():
+    weights, biases = networks(3, (2, 8, 8, 3), dtype=torch.float64)
+    pixels = render(weights, biases, (4, 6))
+    assert pixels.shape == (3, 3, 4, 6)
+    for channel in range(3):
+        last = weights[-1][:, channel : channel + 1], biases[-1][:, channel : channel + 1]
+        grey = render([*weights[:-1], last[0]], [*biases[:-1], last[1]], (4, 6))
+        torch.testing.assert_close(pixels[:, channel], grey)
+    assert (pixels[:, 0] - pixels[:, 1]).abs().max() > 1e-2
+    twin = Siren(single(weights, 2), single(biases, 2))
+    expected = twin(pixel_by_pixel(4, 6)).detach().T.view(3, 4, 6)
+    torch.testing.assert_close(pixels[2], expected)
 
 
 def test_other_omegas_and_points_of_ones_own():
@@ -176,6 +199,9 @@ def test_psnr_is_that_of_each_image():
     images = torch.zeros(2, 4, 4)
     pixels = torch.stack([torch.full((4, 4), 0.1), torch.full((4, 4), 0.01)])
     torch.testing.assert_close(psnr(pixels, images), torch.tensor([20.0, 40.0]))
+    # Of three channels one is off by 0.3: 0.09 / 3 on average.
+    colours = torch.stack([torch.full((4, 4), off) for off in (0.3, 0.0, 0.0)])[None]
+    torch.testing.assert_close(psnr(colours, torch.zeros(1, 3, 4, 4)), torch.tensor([15.2287875]))
 
 
 def test_modules_are_stacked_to_what_draws_the_same():
@@ -213,10 +239,12 @@ def test_errors_name_the_layer():
         render(weights, biases[:2])
     with pytest.raises(ValueError, match=r"expected 2 inputs, found layout \(32, 32, 1\)"):
         render(weights[1:], biases[1:])
-    with pytest.raises(ValueError, match=r"expected one output, grey, found layout \(2, 32, 32\)"):
-        render(weights[:2], biases[:2])
-    with pytest.raises(ValueError, match="expected 4 networks from 2 coordinates to 1 grey value"):
+    with pytest.raises(ValueError, match=r"expected 4 networks of layout \(2, ..., 1\), as the"):
         fit(torch.rand(4, 28, 28), weights, biases)
+    with pytest.raises(ValueError, match=r"\(2, ..., 3\), .* found 3 of layout \(2, 32, 32, 1\)"):
+        fit(torch.rand(3, 3, 28, 28), weights, biases)
+    with pytest.raises(ValueError, match=r"or \(I, C, height, width\) with C > 1, found \(3, 1, "):
+        fit(torch.rand(3, 1, 28, 28), weights, biases)
     with pytest.raises(ValueError, match="tail: expected from 0 to 1, found 2"):
         Recipe(steps=1, lr=1.0, betas=(0.9, 0.9), tail=2.0)
 

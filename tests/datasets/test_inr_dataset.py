@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.photographs import photographs
 from support.stop import stopped
 
 from l2o_graph.datasets.images import load_images
+from l2o_graph.datasets.inr import generate
 from l2o_graph.datasets.inr.files import write_shard
-from l2o_graph.datasets.inr.generate import Settings, main, plan
+from l2o_graph.datasets.inr.generate import Settings, layout_for, main, plan
 from l2o_graph.inr import RECIPES, fit, initialise, load_inrs, psnr, read_published, render
 from l2o_graph.storage.shards import shard_name
 
@@ -289,6 +291,37 @@ def test_bad_requests_get_one_line(small, options, expected, capsys):
     assert expected in error
 
 
+@pytest.fixture
+def in_colour(monkeypatch):
+    images = photographs()
+    monkeypatch.setattr(generate, "_load", lambda source, data_root: images)
+    return images
+
+
+def test_networks_of_colours_have_an_output_a_channel(in_colour, tmp_path):
+    run(tmp_path, "--source", "cifar10", "--count", "12", "4", "8", "--steps", "40")
+    with safe_open(tmp_path / "train-00001.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["record"])["layout"] == [2, 32, 32, 3]
+    for split, x in (("train", in_colour.train_x), ("test", in_colour.test_x)):
+        inrs = load_inrs(tmp_path, split)
+        assert inrs.layout == (2, 32, 32, 3)
+        drawn = render(inrs.weights, inrs.biases, (8, 8))
+        assert torch.equal(psnr(drawn, x[inrs.index].float() / 255), inrs.psnr)
+        assert bool((psnr(drawn, x[inrs.index.roll(1)].float() / 255) < inrs.psnr).all())
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_that_come_class_by_class_are_taken_by_turns(in_colour, tmp_path):
+    run(tmp_path, "--source", "cifar10", "--count", "12", "4", "8")
+    train, val, test = (load_inrs(tmp_path, split) for split in ("train", "val", "test"))
+    assert train.labels.tolist() == 3 * [0, 1, 2, 3] and val.labels.tolist() == [0, 1, 2, 3]
+    assert train.index.tolist() == [0, 12, 24, 36, 1, 13, 25, 37, 2, 14, 26, 38]
+    assert val.index.tolist() == [11, 23, 35, 47], "a twelfth of the training images, the last"
+    assert test.index.tolist() == [0, 5, 10, 15, 1, 6, 11, 16]
+    for inrs, y in ((train, in_colour.train_y), (test, in_colour.test_y)):
+        assert torch.equal(y[inrs.index], inrs.labels)
+
+
 def test_a_fit_that_diverges_is_reported_and_not_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], lr=1e30))
     run(tmp_path, "--count", "9", "0", "0", expect=2)
@@ -402,12 +435,15 @@ def test_what_is_wrong_with_a_published_folder_is_said(published, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "least"), [("mnist", 28.0), ("fmnist", 27.0)])
+@pytest.mark.parametrize(
+    ("source", "least"), [("mnist", 28.0), ("fmnist", 27.0), ("cifar10", 27.0)]
+)
 def test_the_default_recipe_fits_real_images(source, least):
     try:
-        images = load_images(source).train_x[:64, 0].float() / 255
+        images = (load_images(source).train_x[:64].float() / 255).squeeze(1)
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    weights, biases = initialise([torch.Generator().manual_seed(i) for i in range(64)])
-    fitted = fit(images, weights, biases)
-    assert float(psnr(render(*fitted), images).median()) >= least
+    generators = [torch.Generator().manual_seed(i) for i in range(64)]
+    fitted = fit(images, *initialise(generators, layout_for(source)))
+    drawn = render(*fitted, (images.shape[-2], images.shape[-1]))
+    assert float(psnr(drawn, images).median()) >= least

@@ -114,14 +114,17 @@ def test_probegen_is_an_mlp_on_what_networks_answer_at_generated_points():
     [("ordered", {}), ("ordered", {"probes": 3}), ("ordered", {"probes": 3, "generated": True}),
      ("probegen", {"probes": 4, "layers": 2}), ("ng_gnn", {"canonical": True, "layers": 2})],
 )  # fmt: skip
-def test_logits_stay_when_hidden_neurons_change_places(model, changes):
-    model = made(model, **changes)
-    weights, biases = inrs()
+@pytest.mark.parametrize("layout", [LAYOUT, (2, 6, 5, 3)])
+def test_logits_stay_when_hidden_neurons_change_places(model, layout, changes):
+    model = made(model, layout=layout, **changes)
+    weights, biases = inrs(layout=layout)
     found = model(weights, biases)
     other = permuted(weights, biases)
     torch.testing.assert_close(model(*other[:2]), found, rtol=0, atol=1e-9)
     outputs = [*weights[:-1], weights[-1].flip(1)], [*biases[:-1], biases[-1].flip(1)]
     assert (model(*outputs) - found).abs().max() > 1e-4, "outputs are told apart"
+    torn = [other[0][0], *weights[1:]], biases  # rows of one layer without columns of the next
+    assert (model(*torn) - found).abs().max() > 1e-4, "it is another network"
     one = model([w[1:2] for w in weights], [b[1:2] for b in biases])
     torch.testing.assert_close(one, found[1:2], rtol=0, atol=1e-12)
 

@@ -8,9 +8,11 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.photographs import photographs
 from support.pictures import size
 from support.stop import check_resumes
 
+from l2o_graph.datasets.inr import generate
 from l2o_graph.datasets.inr.generate import main as fit_inrs
 from l2o_graph.inr import INRClassifier, inr_config, load_inr_model, load_inrs, render
 from meta_train.__main__ import main
@@ -38,6 +40,18 @@ def inrs(tmp_path_factory):
     out = tmp_path_factory.mktemp("inrs")
     given = ["--source", "fmnist_sample", "--jobs", "1", "--steps", "60", "--batch", "8"]
     assert fit_inrs([*given, "--count", "24", "8", "8", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def in_colour(tmp_path_factory):
+    """24 images in colour to train on, 4 and 8 to judge by."""
+    out = tmp_path_factory.mktemp("colours")
+    given = ["--source", "cifar10", "--jobs", "1", "--steps", "20", "--batch", "8"]
+    images = photographs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "_load", lambda source, data_root: images)
+        assert fit_inrs([*given, "--count", "24", "4", "8", "--out", str(out)]) == 0
     return out
 
 
@@ -115,6 +129,30 @@ def test_every_model_trains(model, inrs):
     assert 0 <= trainer.evaluate()["val_accuracy"] <= 1
 
 
+@pytest.mark.parametrize("model", ["ordered", "ng_gnn"])
+def test_models_read_networks_of_colours(model, in_colour, tmp_path):
+    given = ["--task", "cifar10_inr", "--model", model, "--probes", "2", "--hidden", "8"]
+    given += ["--epochs", "2", "--batch", "8", "--inrs", str(in_colour), "--out", str(tmp_path)]
+    assert main(given) == 0
+    reader = INRClassifier.from_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert reader.config.layout == (2, 32, 32, 3)
+    test = load_inrs(in_colour, "test")
+    right = reader(test.weights, test.biases).argmax(1) == test.labels
+    assert right.float().mean().item() == pytest.approx(reader.provenance["test_accuracy"])
+
+
+def test_grey_networks_and_those_of_colours_are_not_taken_for_each_other(
+    inrs, in_colour, tmp_path, capsys
+):
+    given = ["--model", "mlp", "--hidden", "8", "--epochs", "1", "--out", str(tmp_path)]
+    for task, folder, layouts in (
+        ("cifar10_inr", inrs, "(2, 32, 32, 3), found (2, 32, 32, 1)"),
+        ("mnist_inr", in_colour, "(2, 32, 32, 1), found (2, 32, 32, 3)"),
+    ):
+        assert main(["--task", task, "--inrs", str(folder), *given]) == 2
+        assert f"INRs '{folder}': expected layout {layouts}" in capsys.readouterr().err
+
+
 def test_an_editor_starts_next_to_leaving_images_as_they_are(inrs, tmp_path):
     model = inr_config("ng_gnn", "edit", hidden=8, layers=2)
     config = dataclasses.replace(TINY, task="sample_dilation", model=model, epochs=1)
@@ -182,6 +220,9 @@ def test_recipes():
     edits = paper_recipe("mnist_dilation")
     assert (edits.epochs, edits.warmup, edits.clip, edits.augment) == (200, 10_000, 1.0, "none")
     assert paper_recipe().epochs == 100
+    for recipe in (default_recipe, paper_recipe):
+        assert recipe("fmnist_inr", "ordered").model.layout == (2, 32, 32, 1)
+        assert recipe("cifar10_inr", "ordered").model.layout == (2, 32, 32, 3)
     with pytest.raises(ValueError, match="unknown task 'inr', expected one of"):
         paper_recipe("inr")
 

@@ -58,7 +58,8 @@ AMOUNTS = {
     "small-mirrored": replace(_SMALL, mirrored=True),
     "mirrored": Amounts(0.04, rotation=4.0, stretch=0.05, shear=0.04, mirrored=True),
 }
-"""Amounts by name: those of the release of Navon et al. 2023, for digits, and two for clothes."""
+"""Amounts by name: those of the release of Navon et al. 2023, for digits, and two for clothes and
+photographs."""
 
 Networks = tuple[tuple[Float[Tensor, "I _ _"], ...], tuple[Float[Tensor, "I _"], ...]]
 

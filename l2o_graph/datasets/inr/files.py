@@ -36,7 +36,7 @@ class INRs:
             in the training file.
         view: 0, and 1 and on for further networks of the same image.
         psnr: PSNR of each network on its image, in dB; None where it is not on record.
-        layout: Widths, from the two coordinates to the grey value.
+        layout: Widths, from the two coordinates to the channels of an image.
         omega0: Factor in every sine.
     """
 

@@ -16,6 +16,7 @@ from l2o_graph.datasets.inr.siren import (
     OFFSET,
     OMEGA0,
     Output,
+    channels_of,
     coordinates,
     layout_of,
 )
@@ -27,7 +28,7 @@ WHOLE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a network is fitted: Adam on the mean squared error of its pixels.
+    """How a network is fitted: Adam on the mean squared error of its pixels, over all channels.
 
     Attributes:
         steps: Number of steps of Adam.
@@ -76,7 +77,7 @@ RECIPES = {
 
 
 def fit(
-    images: Float[Tensor, "_ height width"],
+    images: Float[Tensor, "_ *C height width"],
     weights: Sequence[Float[Tensor, "I _ _"]],
     biases: Sequence[Float[Tensor, "I _"]],
     recipe: Recipe = RECIPES["default"],
@@ -90,7 +91,8 @@ def fit(
     of 8 to 32 suit the cache of a CPU.
 
     Args:
-        images: Images (I, height, width) in [0, 1], on the device and in the dtype to work in.
+        images: Images (I, height, width), or of C channels (I, C, height, width), in [0, 1], on the
+            device and in the dtype to work in.
         weights: First weights of each layer, (I, out, in), on the same.
         biases: First biases of each layer, (I, out).
         recipe: How many steps of which size.
@@ -100,13 +102,13 @@ def fit(
         Weights and biases in new tensors; they are not checked for being finite.
 
     Raises:
-        ValueError: For tensors that do not make one network an image.
+        ValueError: For tensors that do not make one network an image, with an output a channel.
     """
-    layout = layout_of(weights, biases)
-    if len(weights[0]) != len(images) or (layout[0], layout[-1]) != (2, 1):
+    layout, channels = layout_of(weights, biases), channels_of(images)
+    if len(weights[0]) != len(images) or (layout[0], layout[-1]) != (2, channels):
         raise ValueError(
-            f"fit: expected {len(images)} networks from 2 coordinates to 1 grey value, found "
-            f"{len(weights[0])} of layout {layout}"
+            f"fit: expected {len(images)} networks of layout (2, ..., {channels}), as the images "
+            f"are, found {len(weights[0])} of layout {layout}"
         )
     start = [t for pair in zip(weights, biases, strict=True) for t in pair]
     size = sum(t.numel() for t in start)
@@ -141,7 +143,7 @@ class _View:
 
     Attributes:
         points: Places of Q pixels, (2, Q).
-        target: What each of I networks is to say there, (I, 1, Q).
+        target: What each of I networks is to say there, (I, C, Q).
         hidden: Sines of each hidden layer.
         slopes: Their derivatives.
         error: Of the output.
@@ -156,12 +158,12 @@ class _View:
 
 
 def _views(
-    layout: Sequence[int], images: Float[Tensor, "I height width"], grids: int
+    layout: Sequence[int], images: Float[Tensor, "I *C height width"], grids: int
 ) -> list[_View]:
     """All pixels; and if there are several grids, those of each."""
-    height, width = images.shape[1:]
+    height, width = images.shape[-2:]
     points = coordinates(height, width, dtype=images.dtype).to(images.device)
-    target = images.flatten(1)[:, None] - OFFSET
+    target = images.reshape(len(images), layout[-1], height * width) - OFFSET
     views = [_View(layout, points, target)]
     grid = (torch.arange(height)[:, None] + torch.arange(width)).flatten() % grids
     for number in range(grids if grids > 1 else 0):
@@ -186,7 +188,7 @@ def _backward(
     torch.baddbmm(biases[-1][..., None], weights[-1], inputs[-1], out=view.error)
     view.error -= view.target
     loss = view.error.square().mean((1, 2))
-    delta = view.error.mul_(2 / view.points.shape[1])
+    delta = view.error.mul_(2 / view.error.shape[1:].numel())
     for i in reversed(range(len(weights))):
         torch.bmm(delta, inputs[i].mT, out=gradients[2 * i])
         torch.sum(delta, 2, out=gradients[2 * i + 1])

@@ -4,7 +4,8 @@
     python -m l2o_graph.datasets.inr --source mnist --views 10 --out data/mnist_inrs_10
 
 Read them with ``l2o_graph.inr.load_inrs``. Validation images are the last twelfth of the training
-images, 5,000 of MNIST's; only training images get more than one view. Every network starts from
+images, 5,000 of MNIST's; only training images get more than one view. Images that come class by
+class, as out of folders, are taken from all classes by turns. Every network starts from
 weights of its own, drawn from the seed, the source, the split, the image and the view, and shares
 nothing with the others of its batch or shard. A shard appears whole or not at all, and the same
 command goes on with those that are missing; with a larger --count a set grows.
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from l2o_graph.commands import ERRORS, run_command
-from l2o_graph.datasets.images import Images, load_images
+from l2o_graph.datasets.images import NORMALISATION, Images, load_images
 from l2o_graph.datasets.inr.files import FORMAT, checked, write_shard
 from l2o_graph.datasets.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.datasets.inr.picture import contact_sheet
@@ -38,7 +39,7 @@ from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import held
 from l2o_graph.storage.shards import read_tensor, shard_name
 
-SOURCES = ("mnist", "fmnist", "fmnist_sample")
+SOURCES = ("mnist", "fmnist", "cifar10", "fmnist_sample")
 SPLITS = ("train", "val", "test")
 VALIDATION_SHARE = 12  # one in so many training images, from the end
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95)
@@ -111,6 +112,11 @@ class Shard:
         return len(read_tensor(self.path, "label"))
 
 
+def layout_for(source: str) -> tuple[int, ...]:
+    """Widths of the networks of a source, with an output for each channel of its images."""
+    return (*LAYOUT[:-1], len(NORMALISATION[source][0]))
+
+
 def plan(settings: Settings) -> list[Shard]:
     """Check everything that can be checked before any work, and list the shards.
 
@@ -140,7 +146,7 @@ def plan(settings: Settings) -> list[Shard]:
             "split": split,
             "images": images,
             "views": views,
-            "layout": list(LAYOUT),
+            "layout": list(layout_for(settings.source)),
             "omega0": OMEGA0,
             "recipe": {**asdict(settings.recipe), "betas": list(settings.recipe.betas)},
             "seed": settings.seed,
@@ -182,16 +188,17 @@ def fit_shard(settings: Settings, shard: Shard) -> Shard:
     data = _load(settings.source, settings.data_root)
     rows = torch.arange(shard.start, shard.stop)
     view, position = rows // shard.images, rows % shard.images
-    x, y, first = _of_split(data, shard.split)
-    index, images = position + first, x[position, 0].float() / 255
+    x, y, numbers = _of_split(data, shard.split)
+    index = numbers[position]
+    images = _in_floats(x[index])
     weights, biases = _fit_in_batches(settings, images, _generators(settings, shard, index, view))
     inrs = checked(
         weights,
         biases,
-        labels=y[position],
+        labels=y[index],
         index=index,
         view=view,
-        psnr=psnr(render(weights, biases, (images.shape[1], images.shape[2])), images),
+        psnr=psnr(_drawn(weights, biases, images), images),
         omega0=OMEGA0,
         origin=f"of {shard.path.name}, just fitted",
     )
@@ -221,9 +228,9 @@ def figure(settings: Settings, shard: Shard) -> bytes:
     weights, biases = (
         [read_tensor(path, f"{kind}.{i}")[chosen] for i in layers] for kind in ("weight", "bias")
     )
-    x, _, first = _of_split(_load(settings.source, settings.data_root), shard.split)
-    images = x[read_tensor(path, "index")[chosen] - first, 0].float() / 255
-    pixels = render(weights, biases, (images.shape[1], images.shape[2]))
+    x, _, _ = _of_split(_load(settings.source, settings.data_root), shard.split)
+    images = _in_floats(x[read_tensor(path, "index")[chosen]])
+    pixels = _drawn(weights, biases, images)
     captions = [f"{decibels:.1f} dB" for decibels in psnr(pixels, images).tolist()]
     return contact_sheet({"image": images, "network": pixels}, captions)
 
@@ -287,19 +294,39 @@ def _load(source: str, data_root: str | None) -> Images:
     return load_images(source, data_root)
 
 
-def _of_split(data: Images, split: str) -> tuple[Tensor, Tensor, int]:
-    """Images and labels of a split, and the number of its first image in the dataset's file."""
+def _of_split(data: Images, split: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Images and labels of the file that a split is of, and the numbers of its images in there."""
     if split == "test":
-        return data.test_x, data.test_y, 0
-    training = len(data.train_x) - len(data.train_x) // VALIDATION_SHARE
-    if split == "train":
-        return data.train_x[:training], data.train_y[:training], 0
-    return data.train_x[training:], data.train_y[training:], training
+        return data.test_x, data.test_y, _mixed(data.test_y)
+    numbers = _mixed(data.train_y)
+    training = len(numbers) - len(numbers) // VALIDATION_SHARE
+    chosen = numbers[:training] if split == "train" else numbers[training:]
+    return data.train_x, data.train_y, chosen
+
+
+def _mixed(labels: Tensor) -> Tensor:
+    """Numbers of all images: as they come, or where they come class by class, these by turns."""
+    numbers = torch.arange(len(labels))
+    if bool((labels.diff() < 0).any()):
+        return numbers
+    sizes = labels.bincount()
+    within = numbers - (sizes.cumsum(0) - sizes)[labels]
+    return within.argsort(stable=True)
+
+
+def _in_floats(pixels: Tensor) -> Tensor:
+    """Images from 0 to 1 as ``render`` draws them: grey ones have no axis of channels."""
+    return (pixels.float() / 255).squeeze(1)
+
+
+def _drawn(weights: Sequence[Tensor], biases: Sequence[Tensor], images: Tensor) -> Tensor:
+    """What networks draw in the size of images."""
+    return render(weights, biases, (images.shape[-2], images.shape[-1]))
 
 
 def _counts(settings: Settings, data: Images) -> dict[str, int]:
     """Images of each split."""
-    there = [len(_of_split(data, split)[0]) for split in SPLITS]
+    there = [len(_of_split(data, split)[2]) for split in SPLITS]
     given = settings.count
     if not given:
         counts = there
@@ -329,7 +356,8 @@ def _fit_in_batches(
     settings: Settings, images: Tensor, generators: Sequence[torch.Generator]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases of one network an image."""
-    drawn = initialise(generators, output=settings.recipe.output)
+    layout = layout_for(settings.source)
+    drawn = initialise(generators, layout, output=settings.recipe.output)
     parts = []
     for part in torch.arange(len(images)).split(settings.batch):
         # The last batch is filled up: rounding depends on the size of a batch.
@@ -338,4 +366,4 @@ def _fit_in_batches(
         fitted = fit(images[full].to(settings.device), weights, biases, settings.recipe)
         parts.append([t[: len(part)].cpu() for kind in fitted for t in kind])
     whole = [torch.cat(layer) for layer in zip(*parts, strict=True)]
-    return whole[: len(LAYOUT) - 1], whole[len(LAYOUT) - 1 :]
+    return whole[: len(layout) - 1], whole[len(layout) - 1 :]

@@ -1,4 +1,4 @@
-"""Rows of grey images beneath each other, as PNG."""
+"""Rows of images beneath each other, as PNG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,13 @@ from torch import Tensor
 
 
 def contact_sheet(
-    rows: Mapping[str, Float[Tensor, "n height width"]], captions: Sequence[str] = ()
+    rows: Mapping[str, Float[Tensor, "n *C height width"]], captions: Sequence[str] = ()
 ) -> bytes:
     """A PNG of as many columns as there are images.
 
     Args:
-        rows: A label for each row, and its images, 0 black to 1 white; what lies outside is cut.
+        rows: A label for each row, and its images, 0 black to 1 white, grey or of three colours
+            (n, 3, height, width); what lies outside is cut.
         captions: Beneath the columns; none by default.
     """
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
@@ -24,7 +25,7 @@ def contact_sheet(
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=True):
-            axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(_channels_last(image).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     for axis, caption in zip(axes[-1], captions, strict=False):
@@ -32,3 +33,7 @@ def contact_sheet(
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def _channels_last(image: Float[Tensor, "*C height width"]) -> Float[Tensor, "height width *C"]:
+    return image if image.dim() == 2 else image.movedim(0, -1)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from l2o_graph.tracing.checks import check_module, check_parameter
 
-LAYOUT = (2, 32, 32, 1)
+LAYOUT = (2, 32, 32, 1)  # of grey images; those of C channels have C outputs
 OMEGA0 = 30.0
 OFFSET = 0.5
 
@@ -67,7 +67,7 @@ def initialise(
 
     Args:
         generators: A generator for each of the I networks, from which its random numbers come.
-        layout: Widths, from the two coordinates to the grey value.
+        layout: Widths, from the two coordinates to the channels of an image.
         omega0: Factor in every sine.
         output: The last layer is drawn like the others ("sine"), or it and its bias as torch
             draws a linear layer ("linear"): uniform within ±1 / sqrt(fan-in). The latter is what
@@ -226,7 +226,7 @@ def responses(
         omega0: Factor in every sine.
 
     Returns:
-        The points, then what each layer says: sines, and at the output the grey value.
+        The points, then what each layer says: sines, and at the output the image's channels.
     """
     answers = [points.expand(len(weights[0]), -1, -1)]
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -240,8 +240,8 @@ def render(
     biases: Sequence[Float[Tensor, "I _"]],
     size: tuple[int, int] = (28, 28),
     omega0: float = OMEGA0,
-) -> Float[Tensor, "I height width"]:
-    """Draw the images that networks hold.
+) -> Float[Tensor, "I *C height width"]:
+    """Draw the images that networks hold: grey by one output, in C channels by C outputs.
 
     Args:
         weights: Weights of each layer, (I, out, in).
@@ -250,31 +250,45 @@ def render(
         omega0: Factor in every sine.
 
     Returns:
-        Images (I, height, width), about 0 to 1, not clipped.
+        Images (I, height, width), or with several outputs (I, C, height, width), about 0 to 1, not
+        clipped.
 
     Raises:
-        ValueError: For tensors that do not make networks from two coordinates to one grey value.
+        ValueError: For tensors that do not make networks on two coordinates.
     """
-    layout = layout_of(weights, biases)
-    if layout[-1] != 1:
-        raise ValueError(f"INRs: expected one output, grey, found layout {layout}")
     points = coordinates(*size, dtype=weights[0].dtype)
-    return evaluate(weights, biases, points, omega0).view(-1, *size)
+    return evaluate(weights, biases, points, omega0).unflatten(2, size).squeeze(1)
+
+
+def channels_of(images: Float[Tensor, "I *C height width"]) -> int:
+    """Channels of images as ``render`` draws them: 1 of (I, height, width), else C.
+
+    Raises:
+        ValueError: For other shapes, that of grey images with an axis of one channel among them.
+    """
+    if images.dim() == 3:
+        return 1
+    if images.dim() == 4 and images.shape[1] > 1:
+        return images.shape[1]
+    raise ValueError(
+        "images: expected (I, height, width), or (I, C, height, width) with C > 1, found "
+        f"{tuple(images.shape)}"
+    )
 
 
 def psnr(
-    pixels: Float[Tensor, "I height width"], images: Float[Tensor, "I height width"]
+    pixels: Float[Tensor, "I *C height width"], images: Float[Tensor, "I *C height width"]
 ) -> Float[Tensor, " I"]:
     """Compute peak signal-to-noise ratios, for a peak of 1.
 
     Args:
-        pixels: What networks draw, (I, height, width).
+        pixels: What networks draw, (I, height, width) or (I, C, height, width).
         images: What they should draw, likewise.
 
     Returns:
-        -10 log10 of the mean squared error of each image, in dB, (I,).
+        -10 log10 of the mean squared error of each image, over pixels and channels, in dB, (I,).
     """
-    return -10 * (pixels - images).square().mean((1, 2)).log10()
+    return -10 * (pixels - images).square().mean(tuple(range(1, pixels.dim()))).log10()
 
 
 def _uniform(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
