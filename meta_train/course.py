@@ -5,9 +5,6 @@ controllers that differ from the present one by a perturbation and by its negati
 each network's loss; the state at its end is where the next one goes on.
 """
 
-# pyright: reportPrivateImportUsage=false
-# torch has no public names for its functions of many tensors at once.
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from l2o_graph.optim.averaging import follow, share_of_average
+from l2o_graph.optim.averaging import averages_of, follow
 from l2o_graph.optim.base import LONGEST_GRADIENT
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.controller import ControllerConfig, Weights
@@ -102,9 +99,7 @@ class Course:
     @torch.no_grad()
     def _of_averages(self) -> Tensor:
         """Loss of the averaged parameters, (2P,), on batches that are still to come."""
-        of_base = 1 - share_of_average(self.age)
-        averages = torch._foreach_sub(self.parameters, self.offsets, alpha=of_base)
-        parameters = flat(self, list(averages))
+        parameters = flat(self, averages_of(self.parameters, self.offsets, self.age))
         held_out = self.problems.held_out(parameters)
         if held_out is not None:
             return held_out

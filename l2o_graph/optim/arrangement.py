@@ -234,7 +234,7 @@ def _move(
         offsets: See ``averaging.follow``.
         updates: What the rule answers, in the type that it computes in.
         age: Number of steps before this one.
-        lr: Factor of all; with 0, parameters stay.
+        lr: Factor of all; with the number 0, parameters stay.
         weight_decay: Weight decay of the group.
     """
     if isinstance(lr, Tensor):

@@ -45,3 +45,8 @@ def follow(
     torch._foreach_add_(parameters, updates, alpha=1 - before)
     torch._foreach_add_(parameters, offsets, alpha=before - kept * after)
     torch._foreach_mul_(offsets, kept)
+
+
+def averages_of(parameters: list[Tensor], offsets: list[Tensor], age: int) -> list[Tensor]:
+    """Average x of each of the parameters y, after so many steps, by its offset z - x."""
+    return list(torch._foreach_sub(parameters, offsets, alpha=1 - share_of_average(age)))

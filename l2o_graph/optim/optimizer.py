@@ -14,7 +14,7 @@ from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import state_type
 from l2o_graph.optim.account import Account, account_of
 from l2o_graph.optim.arrangement import Arrangement
-from l2o_graph.optim.averaging import share_of_average
+from l2o_graph.optim.averaging import averages_of
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
 from l2o_graph.optim.controller import Controller
@@ -218,7 +218,8 @@ class NGOptimizer(LearnedOptimizer):
                             p.copy_(offset)
                         else:
                             self._sharing.give(p, offset)
-                        p.mul_(share_of_average(int(state["step"])) - 1).add_(self._stash[p])
+                        (average,) = averages_of([self._stash[p]], [p], int(state["step"]))
+                        p.copy_(average)
             yield
         finally:
             stash, self._stash = self._stash, None
