@@ -54,29 +54,32 @@ class Account:
 
     Attributes:
         entries: In the order of the parameters.
+        note: What else there is to say of the network; empty for nothing.
     """
 
     entries: tuple[Entry, ...]
+    note: str = ""
 
     def __str__(self) -> str:
         rows = [TITLES, *(entry.cells() for entry in self.entries)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(TITLES))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(line.rstrip() for line in [*lines, *filter(None, [self.note])])
 
     def _repr_html_(self) -> str:
         def row(tag: str, cells: Sequence[str]) -> str:
             return "<tr>" + "".join(f"<{tag}>{c}</{tag}>" for c in cells) + "</tr>"
 
         body = "".join(row("td", entry.cells()) for entry in self.entries)
-        return f"<table>{row('th', TITLES)}{body}</table>"
+        return f"<table>{row('th', TITLES)}{body}</table>{self.note}"
 
 
 def account_of(
     spec: NetSpec,
     parameters: Sequence[Tensor],
     remembered: Callable[[Tensor], Mapping[str, Tensor]],
+    note: str = "",
 ) -> Account:
     """Account for all parameters of a network.
 
@@ -84,6 +87,7 @@ def account_of(
         spec: The network.
         parameters: In its order.
         remembered: What there is of each.
+        note: What else there is to say.
     """
     blocks: dict[int, list[Block]] = {}
     for block in blocks_of(spec):
@@ -97,7 +101,7 @@ def account_of(
         entries.append(
             Entry(spec.names[i], tuple(p.shape), _kind(found), _direction(found), length, share)
         )
-    return Account(tuple(entries))
+    return Account(tuple(entries), note)
 
 
 def _rms(tensors: Sequence[Tensor]) -> float | None:

@@ -117,8 +117,17 @@ class Arrangement:
         group_of: Mapping[Tensor, dict[str, Any]],
         gradient_of: Mapping[Tensor, Tensor],
         horizon: int,
+        few: Tensor | None = None,
     ) -> None:
-        """Update all parameters and what is remembered of them."""
+        """Update all parameters and what is remembered of them.
+
+        Args:
+            controller: What was learned.
+            group_of: Group of each parameter.
+            gradient_of: Gradient of each.
+            horizon: Number of steps of the whole run, 0 if it is not told.
+            few: How far training is on few examples, see ``Examples.few``.
+        """
         given = {p: gradient_of[p] for p in self.parameters}
         weights = {p: p.detach() for p in self.parameters}
         if self.sharing is not None:
@@ -136,6 +145,7 @@ class Arrangement:
             gathered(self.memory, gradients),
             gathered(self.memory, current),
             told if horizon else None,
+            None if few is None else few.to(told),
         )
         found = scattered(self.memory, updates)
         alike: dict[tuple[int, int], list[int]] = {}

@@ -17,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import is_sharded
+from l2o_graph.optim.examples import Examples
 from l2o_graph.optim.sharded import Sharing, here, replaced, sharing_of
 from l2o_graph.optim.structure import Structure
 from l2o_graph.optim.warn import warn
@@ -41,6 +42,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "checkpoint".
         model: The network that the parameters belong to, whose structure is read from its first
             batch; None to infer it from order, shape and, where given, name.
+        examples: Counter of what the model is trained on, where the rule depends on it.
 
     Raises:
         ValueError: For an empty list of parameters, an ``lr`` or ``weight_decay`` that is no finite
@@ -53,12 +55,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
     # Whether parameters may be sharded over processes, as DTensors.
     takes_shards: ClassVar[bool] = False
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], model: nn.Module | None):
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        model: nn.Module | None,
+        examples: Examples | None = None,
+    ):
         _refuse_shares(type(self).__name__)
         if model is not None:
             check_module(model, "model")
         # Before the base class, which adds the groups.
-        self._structure = Structure(type(self).__name__, model)
+        self._structure = Structure(type(self).__name__, model, examples)
         super().__init__(params, defaults)
         # Whoever has not imported it does not need it, and it is not a dependency.
         if "higher.optim" in sys.modules:

@@ -18,6 +18,7 @@ from l2o_graph.optim.averaging import averages_of
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
 from l2o_graph.optim.controller import Controller
+from l2o_graph.optim.examples import Examples
 from l2o_graph.optim.saved import check_state, is_owned, sharded_state, with_step
 from l2o_graph.optim.sharded import whole
 from l2o_graph.optim.warn import warn
@@ -49,8 +50,9 @@ class NGOptimizer(LearnedOptimizer):
             the latter, so that 0.01 to 0.1 mean about what they mean there.
         checkpoint: A name of ``list_checkpoints()``, a path to a file, or a controller.
         model: The network that the parameters belong to: its structure is then read from the
-            first batch that it is called with, rather than inferred from order and shapes. A
-            pickle or a deep copy of the optimizer holds it too.
+            first batch that it is called with, rather than inferred from order and shapes, and
+            weights decay more where the same few examples come again and again. A pickle or a
+            deep copy of the optimizer holds it too.
         total_steps: Number of steps that there will be, if that is known: lengths then end near 0.
             Without it the optimizer can be stopped at any time. Where a state is loaded, what was
             given here holds, or what the state has where nothing was.
@@ -98,7 +100,13 @@ class NGOptimizer(LearnedOptimizer):
             "total_steps": total_steps,
             "checkpoint": loaded.identity,
         }
-        super().__init__(params, defaults, model)
+        super().__init__(params, defaults, model, Examples())
+
+    @property
+    def _examples(self) -> Examples:
+        """What is counted of the rows that the model is trained on."""
+        assert self._structure.examples is not None
+        return self._structure.examples
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -113,9 +121,10 @@ class NGOptimizer(LearnedOptimizer):
     ) -> None:
         self._refuse_inside_of_averaged("step()")
         arrangements = self._arranged(group_of, [p for p in gradient_of if p.numel()])
-        horizon = self._horizon(arrangements)
+        horizon, few = self._horizon(arrangements), self._examples.few()
+        self._examples.end_step()
         for one in arrangements:
-            one.step(self._controller_for(one), group_of, gradient_of, horizon)
+            one.step(self._controller_for(one), group_of, gradient_of, horizon, few)
 
     def _arranged(
         self, group_of: dict[Tensor, dict[str, Any]], active: Sequence[Tensor]
@@ -250,19 +259,22 @@ class NGOptimizer(LearnedOptimizer):
             momenta = {name: t for name, t in state.items() if name.startswith("momenta")}
             return {name: sharing.spread(p, t) for name, t in momenta.items()}
 
-        return account_of(spec, parameters, remembered)
+        return account_of(spec, parameters, remembered, str(self._examples))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, as of any optimizer.
+        """The state, as of any optimizer, and as "examples" what was counted of these.
 
         Of sharded parameters it is made of DTensors, and every rank has to call this at the same
         time. ``optimizer.state`` itself has tensors on the rank that owns a parameter, and their
         shapes on the meta device elsewhere.
         """
 
-        def as_saved(_: Any, found: dict[str, Any]) -> dict[str, Any] | None:
+        def as_saved(_: Any, found: dict[str, Any]) -> dict[str, Any]:
             sharing = self._sharing
-            return None if sharing is None else sharded_state(found, sharing, self._parameters())
+            if sharing is not None:
+                found = sharded_state(found, sharing, self._parameters())
+            counted = {"examples": self._examples.state()} if self._examples.rows else {}
+            return {**found, **counted}
 
         handle = self.register_state_dict_post_hook(as_saved, prepend=True)
         try:
@@ -274,13 +286,17 @@ class NGOptimizer(LearnedOptimizer):
         """Load a state; it stays float32 for parameters of lower precision.
 
         Raises:
-            ValueError: For the state of another checkpoint or of another model, and for numbers
-                that are not finite. The optimizer is then as it was.
+            ValueError: For the state of another checkpoint or of another model, for numbers that
+                are not finite, and for a count of examples that is none. The optimizer is then as
+                it was.
             RuntimeError: Inside of ``averaged()``.
         """
         self._refuse_inside_of_averaged("load_state_dict()")
         told = self.param_groups[0]["total_steps"]
+        examples = Examples.of(state_dict.get("examples"))
         super().load_state_dict(state_dict)
+        self._examples.__dict__.update(examples.__dict__)
+        self._structure.watch()
         self._forget()
         self._agree_on(told)
 

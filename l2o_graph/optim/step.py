@@ -46,6 +46,10 @@ VANISHED = 1e-5
 LONG_PART = 0.25
 # The most that weights shrink by in a step.
 MOST_DECAY = 0.1
+# On few examples weights decay by this part of the length of a step.
+DECAY_ON_FEW = 0.6
+# Where the cosine between gradient and weights is below this, their size does not matter.
+LEAST_ALONG = 1e-4
 
 # Powers of all matrices, (N, T): worked out in steps that renew some, once.
 Powers = Callable[[], Tensor]
@@ -58,6 +62,7 @@ def advance(
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],
     horizon: Tensor | None = None,
+    few: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Make one step of all blocks; the memory is of the step after, in place.
 
@@ -68,6 +73,8 @@ def advance(
         gradients: Gradients of each stack here, (B, r, c).
         parameters: Parameters of each stack here, likewise.
         horizon: (N,) number of steps of the whole run, 0 for none; None for none of them.
+        few: () how far training is on few examples, from 0 to 1; None if it is not known to be.
+            Then weights decay more, and units of lengths do not grow with them.
 
     Returns:
         What is to be added to each stack here, (B, r, c), and the RMS of each matrix's update,
@@ -84,6 +91,9 @@ def advance(
     )
     alive = _alive(memory, square)
     growth = log_growth(_weight(memory, sums), memory.history, memory.constants)
+    if few is not None:
+        growth = growth * (1 - few)
+        few = few * _sized(memory, gradients, parameters, sums)
     units = (memory.history.tensors[FIRST_LOG_UNIT] + growth).exp()
     change = _changes(config, weights, memory, sums, squares, alive, growth)
     lengths = _lengths(memory, change, units, horizon)
@@ -99,7 +109,7 @@ def advance(
     # Of RMS 1 over each matrix, times the length of each row, downwards.
     unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
-    decays = _decays(weights, memory, lengths, units, going)
+    decays = _decays(weights, memory, lengths, units, going, few)
     for stack, p in zip(stacks, parameters, strict=True):
         rows = slice(*stack.rows)
         stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
@@ -143,15 +153,23 @@ def _lengths(memory: Memory, change: Tensor, units: Tensor, horizon: Tensor | No
 
 
 def _decays(
-    weights: Weights, memory: Memory, lengths: Tensor, units: Tensor, going: Tensor
+    weights: Weights,
+    memory: Memory,
+    lengths: Tensor,
+    units: Tensor,
+    going: Tensor,
+    few: Tensor | None,
 ) -> Tensor:
     """What part of its weights each row shrinks by, (N, R).
 
     A decay c times the part of the weights that the step is long, whatever its length is.
     """
     constants = memory.constants
+    decay = controller.decay(weights)
+    if few is not None:
+        decay = (decay + few * (DECAY_ON_FEW - decay))[:, constants.tensor_of_row]
     per_length = going * constants.decay_unit / units
-    part = controller.decay(weights) * lengths * per_length[:, constants.tensor_of_row]
+    part = decay * lengths * per_length[:, constants.tensor_of_row]
     return part.clamp(max=MOST_DECAY)
 
 
@@ -212,6 +230,26 @@ def _alive(memory: Memory, square: Tensor) -> Tensor:
     effect = (square / constants.scalars_of_tensor).sqrt() * history.tensors[FIRST_LOG_UNIT].exp()
     least = effect.amax(-1, keepdim=True) * (torch.finfo(effect.dtype).eps / 4)
     return (effect > least).to(effect)
+
+
+def _sized(
+    memory: Memory, gradients: Sequence[Tensor], parameters: Sequence[Tensor], sums: Sums
+) -> Tensor:
+    """Whether the size of a matrix matters to the loss, (N, T), as numbers 1 and 0.
+
+    Not where a norm follows: the gradient is then at right angles to the weights, and decay would
+    do nothing but make steps longer beside them.
+    """
+    sets = len(memory.history.tensors[0])
+    found = [
+        torch.linalg.vecdot(g, p).view(1, sets, -1)
+        for g, p in zip(gradients, parameters, strict=True)
+    ]
+    along = memory.of_all_ranks(memory.laid(found, "rows", (1, sets, -1))[0])
+    constants = memory.constants
+    of_all = torch.stack([along, sums.squares[GRADIENT_ROW], sums.squares[WEIGHT_ROW]])
+    along, gradient, weight = pooled(of_all, constants.tensor_of_row, len(memory.history.ages))
+    return (along.square() > LEAST_ALONG**2 * gradient * weight).to(along)
 
 
 def _fading(memory: Memory, square: Tensor) -> Tensor:

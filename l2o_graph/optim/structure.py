@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from l2o_graph.layout.spec import NetSpec
+from l2o_graph.optim.examples import Examples
 from l2o_graph.optim.warn import warn
 from l2o_graph.optim.watching import Watching, of_all_ranks
 from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
@@ -23,6 +24,7 @@ class Structure:
     Args:
         owner: Name of the optimizer's type, for warnings.
         model: The network that the parameters belong to, or None.
+        examples: Counter of what the model is trained on, or None.
 
     Attributes:
         spec: The structure that was asked for last; None where it has to be found anew.
@@ -30,10 +32,11 @@ class Structure:
         watching: Hooks on the model, as long as its calls are watched.
     """
 
-    def __init__(self, owner: str, model: nn.Module | None):
-        self.owner, self.model = owner, model
+    def __init__(self, owner: str, model: nn.Module | None, examples: Examples | None = None):
+        self.owner, self.model, self.examples = owner, model, examples
         self.shards: Any = None
         self.watching: Watching | None = None
+        self._counting: Watching | None = None  # hooks that count examples, and nothing else
         self._known: Reading | None = None
         self._news: list[Reading] = []
         self._warned: set[str] = set()  # names of parameters that a warning was about
@@ -48,7 +51,7 @@ class Structure:
 
     def copy(self) -> "Structure":
         """Copy what calls have told, for a copy or a pickle of the optimizer; nothing watches."""
-        new = Structure(self.owner, self.model)
+        new = Structure(self.owner, self.model, self.examples)
         new._known, new._warned = self._known, set(self._warned)
         return new
 
@@ -64,8 +67,19 @@ class Structure:
 
     def watch(self) -> None:
         """Watch calls of the model, until all of its parameters were seen at work."""
-        if self.model is not None and self.watching is None and not self.is_complete:
-            self.watching = Watching(self.model, self)
+        if self.model is not None and self.watching is None:
+            self._put_hooks(structure=not self.is_complete)
+
+    def _put_hooks(self, structure: bool) -> None:
+        """Put other hooks on the model: for its structure and examples, or for these alone."""
+        assert self.model is not None
+        for old in (self.watching, self._counting):
+            if old is not None:
+                old.leave()
+        counts = self.examples is not None and not self.examples.is_over
+        self.watching = Watching(self.model, self, self.examples) if structure else None
+        alone = counts and not structure
+        self._counting = Watching(self.model, None, self.examples) if alone else None
 
     def read(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> None:
         """Follow the model through a batch, of which nothing remains."""
@@ -131,16 +145,12 @@ class Structure:
         tired = watching is not None and watching.is_tired() and not unseen
         # Of other inputs or another mode than what was watched.
         again = set() if done else unseen - self._asked
-        if done or tired or again:
-            if watching is not None:
-                watching.leave()
-            self.watching = None
-        if again:
-            self._asked |= again
-            self.watching = Watching(self.model, self)
-            if watching is not None:
-                self.watching.was_compiled = watching.was_compiled
-                self.watching.was_sharded = watching.was_sharded
+        self._asked |= again
+        if (done or tired or again) and (again or watching is not None):
+            self._put_hooks(structure=bool(again))
+        if watching is not None and self.watching is not None:
+            self.watching.was_compiled = watching.was_compiled
+            self.watching.was_sharded = watching.was_sharded
         self._warn_of_unknown()
 
     def _unseen(self, gradient_of: Mapping[Tensor, Tensor]) -> set[int]:

@@ -1,13 +1,17 @@
-"""Watching the calls that a user makes of a model, as they are computed."""
+"""Watching the calls that a user makes of a model: what it computes, and of which examples."""
 
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from l2o_graph.optim.examples import Examples
 
 if TYPE_CHECKING:
     from l2o_graph.optim.structure import Structure
@@ -19,14 +23,16 @@ MOST_CALLS = 8
 
 
 class Watching:
-    """Hooks on a model that show an optimizer what it computes, and go when all was seen.
+    """Hooks on a model that show an optimizer what it computes and of what, until all was seen.
 
     They see the user's own calls: nothing is run besides, and nothing of the calls is changed. A
     copy or a pickle of the model holds hooks that do nothing.
 
     Args:
         model: The model, as it was given to the optimizer.
-        structure: Listener to what calls tell; the hooks go when it goes.
+        structure: Listener to what calls tell of the structure; the hooks go when it goes. Without
+            one, examples alone are counted.
+        examples: Counter of the rows of what the model is trained on.
 
     Attributes:
         group: The processes that train it together: of the DistributedDataParallel by way of which
@@ -35,8 +41,14 @@ class Watching:
         was_sharded: Whether it was seen to compute with tensors that are sharded.
     """
 
-    def __init__(self, model: nn.Module | None = None, structure: "Structure | None" = None):
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        structure: "Structure | None" = None,
+        examples: Examples | None = None,
+    ):
         self._structure = None if structure is None else weakref.ref(structure, self._alone)
+        self._examples = None if examples is None else weakref.ref(examples, self._alone)
         self._stack, self._watch, self._depth = ExitStack(), None, 0
         self._calls = {True: 0, False: 0}
         self.group: Any = None
@@ -57,16 +69,20 @@ class Watching:
         self.leave()
 
     def _attach(self, module: nn.Module) -> None:
-        before = module.register_forward_pre_hook(self.before, prepend=True, with_kwargs=True)
-        after = module.register_forward_hook(self.after, always_call=True)
-        for handle in (before, after):
+        handles = [module.register_forward_pre_hook(self.before, prepend=True, with_kwargs=True)]
+        if self._structure is not None:
+            handles.append(module.register_forward_hook(self.after, always_call=True))
+        for handle in handles:
             self._stack.callback(handle.remove)
         # ``module.compile()`` leaves a compiled call in the module, inside of which hooks see
         # nothing; as long as calls are watched they are not compiled.
         compiled = module._compiled_call_impl
         if compiled is not None:
-            module._compiled_call_impl = module._call_impl
-            self._stack.callback(_put_back, weakref.ref(module), compiled)
+            instead = module._call_impl
+            if self._structure is None:
+                instead = partial(_counted, weakref.ref(self), weakref.ref(module), compiled)
+            module._compiled_call_impl = instead
+            self._stack.callback(_put_back, weakref.ref(module), compiled, instead)
         # The protocol by which torch.jit.script asks for what it can compile; hooks it cannot.
         module.__dict__["__prepare_scriptable__"] = Scriptable(self, module)
         self._stack.callback(module.__dict__.pop, "__prepare_scriptable__", None)
@@ -85,6 +101,7 @@ class Watching:
         if torch.compiler.is_compiling():
             self.was_compiled = True
             return
+        self.count(module, (args, kwargs))
         structure = self._structure and self._structure()
         if structure is None or self._module is None or module not in self._watched:
             return
@@ -101,6 +118,21 @@ class Watching:
 
         self._calls[module.training] += 1
         self._watch = Watch(self._module).__enter__()
+
+    def count(self, module: nn.Module, inputs: Any) -> None:
+        """Count the examples of a call that is one of training."""
+        examples = self._examples and self._examples()
+        # Public, though not among the names that the module exports.
+        is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if examples is None or is_tracing or is_in_torch_dispatch_mode():
+            return
+        if self._watch is None and module.training and torch.is_grad_enabled():
+            try:
+                examples.see(inputs)
+            except RuntimeError:  # inside of torch.func, say, nothing can be counted
+                examples.is_over = True
+        if examples.is_over and self._structure is None:
+            self.leave()
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> None:
         """After the model has computed, or failed to."""
@@ -162,8 +194,22 @@ def _replicas_of(module: nn.Module) -> Any:
     return replicas.process_group if dist.get_world_size(replicas.process_group) > 1 else None
 
 
-def _put_back(module: "weakref.ref[nn.Module]", compiled: Any) -> None:
+def _counted(
+    watching: "weakref.ref[Watching]",
+    module: "weakref.ref[nn.Module]",
+    compiled: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call what is compiled, after a look at what it is called with."""
+    counts, called = watching(), module()
+    if counts is not None and called is not None:
+        counts.count(called, (args, kwargs))
+    return compiled(*args, **kwargs)
+
+
+def _put_back(module: "weakref.ref[nn.Module]", compiled: Any, instead: Any) -> None:
     """Give a module its compiled call back, if it was not compiled anew."""
     found = module()
-    if found is not None and found._compiled_call_impl == found._call_impl:
+    if found is not None and found._compiled_call_impl == instead:
         found._compiled_call_impl = compiled

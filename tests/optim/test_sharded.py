@@ -136,7 +136,9 @@ def sharded(model: nn.Module) -> nn.Module:
 def new(model: nn.Module, checkpoint: Path, how: str = "model") -> NGOptimizer:
     parameters = model.named_parameters() if how == "named" else model.parameters()
     told = model if how == "model" else None
-    return NGOptimizer(parameters, weight_decay=0.1, model=told, checkpoint=checkpoint)
+    optimizer = NGOptimizer(parameters, weight_decay=0.1, model=told, checkpoint=checkpoint)
+    optimizer._examples.is_over = True  # several processes count none, so neither does their twin
+    return optimizer
 
 
 def train(

@@ -46,9 +46,9 @@ def test_the_first_call_of_the_model_tells_its_structure(checkpoint):
     net, x = Skip(), torch.randn(3, 4)
     twin = copy.deepcopy(net)
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
-    assert len(net._forward_pre_hooks) == 1
+    assert len(net._forward_hooks) == 1
     step(optimizer, net, x)
-    assert not net._forward_pre_hooks
+    assert not net._forward_hooks
     expected = NGOptimizer(twin.parameters(), checkpoint=checkpoint, model=twin)
     expected.read_structure((x,))
     step(expected, twin, x)
@@ -78,11 +78,11 @@ def test_one_hook_waits_for_the_first_batch_however_often_a_state_is_loaded(chec
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     for _ in range(3):
         optimizer.load_state_dict(optimizer.state_dict())
-        assert len(net._forward_pre_hooks) == 1
+        assert len(net._forward_hooks) == 1
     step(optimizer, net, x)
-    assert not net._forward_pre_hooks
+    assert not net._forward_hooks
     optimizer.load_state_dict(optimizer.state_dict())
-    assert not net._forward_pre_hooks and optimizer._structure.traced is not None
+    assert not net._forward_hooks and optimizer._structure.traced is not None
 
 
 @pytest.mark.parametrize("when", ["before the first call", "after it"])
