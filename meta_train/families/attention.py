@@ -4,9 +4,10 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import cross_entropy, next_tokens
+from meta_train.families.base import Plan
+from meta_train.families.criteria import next_tokens
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Stream
 from meta_train.families.images import Pictures
@@ -113,11 +114,9 @@ def attention(dice: Dice, pictures: Pictures) -> Plan:
         size = dice.pick(7, 14) if layers == 1 else 7
         embed = nn.Linear(size, width)
         module = Transformer(embed, size, width, layers, activation, 10, causal=False)
-        criterion, said = cross_entropy, f"rows of {size} x {size} images"
+        criterion, said = F.cross_entropy, f"rows of {size} x {size} images"
         batch = batch // 2 if size == 14 else batch
-
-        def make(dice: Dice) -> Batch:
-            return pictures.draw(dice, batch, size)
+        examples = Stream(dice, pictures.batches(batch, size, axes=2))
     else:
         kind, vocabulary, length = dice.pick(*SEQUENCES), dice.integer(6, 16), dice.pick(8, 8, 12)
         sequences = SEQUENCES[kind](dice, vocabulary, length)
@@ -127,18 +126,11 @@ def attention(dice: Dice, pictures: Pictures) -> Plan:
         )
         criterion = next_tokens
         said = f"{kind}, {vocabulary} tokens{', tied' if tied else ''}"
-
-        def make(dice: Dice) -> Batch:
-            return sequences(dice, batch)
+        examples = Stream(dice, lambda dice: sequences(dice, batch))
 
     start = initial(module, dice)
     for name in ("embed.weight", "positions.weight"):
         if name == "positions.weight" or isinstance(embed, nn.Embedding):
             start[name] *= spread
-    return Plan(
-        name=f"attention {shape}, {said}, batches of {batch}",
-        module=module,
-        start=start,
-        examples=Stream(dice, make),
-        criterion=criterion,
-    )
+    name = f"attention {shape}, {said}, batches of {batch}"
+    return Plan(name, module, start, examples, criterion)

@@ -4,9 +4,10 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from meta_train.families.base import Batch, Examples, Plan
-from meta_train.families.criteria import cross_entropy, squared
+from meta_train.families.criteria import squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import FixedSet, Stream, rows
 from meta_train.families.images import Pictures
@@ -82,7 +83,7 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
         module: nn.Module = Bag(words, width, hidden)
         name = f"bags of {length} of {words} words, width {width}, hidden {hidden}"
         examples: Examples = Stream(dice, make)
-        criterion = cross_entropy
+        criterion = F.cross_entropy
     else:
         users, things, rank = dice.integer(40, 120), dice.integer(30, 80), dice.integer(2, 5)
         left, right = dice.normal(users, rank), dice.normal(things, rank) / sqrt(rank)
@@ -104,10 +105,4 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
     for key, part in module.named_modules():
         if isinstance(part, nn.Embedding):
             start[f"{key}.weight"] *= spread
-    return Plan(
-        name=f"embedding of {name}, batches of {batch}",
-        module=module,
-        start=start,
-        examples=examples,
-        criterion=criterion,
-    )
+    return Plan(f"embedding of {name}, batches of {batch}", module, start, examples, criterion)

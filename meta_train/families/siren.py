@@ -82,11 +82,8 @@ def siren(dice: Dice, pictures: Pictures) -> Plan:
         return rows(places, index), rows(values, index)
 
     kind = "relu on Fourier features" if fourier else f"omega {module.omega:g}"
-    return Plan(
-        name=f"siren {dashed(sizes)}, {kind}, "
-        f"of {size} x {size}, {f'batches of {batch}' if batch else 'all pixels'}",
-        module=module,
-        start=start,
-        examples=Stream(dice, make) if batch else FixedSet(dice, (places, values)),
-        criterion=squared,
+    name = f"siren {dashed(sizes)}, {kind}, of {size} x {size}, " + (
+        f"batches of {batch}" if batch else "all pixels"
     )
+    examples = Stream(dice, make) if batch else FixedSet(dice, (places, values))
+    return Plan(name, module, start, examples, squared)
