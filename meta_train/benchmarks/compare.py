@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from l2o_graph.ranges import COUNT, THREADS, check_ranges
+from meta_train.benchmarks.report import table
 from meta_train.controller_training import VALIDATION_SEED
 from meta_train.course import LEAST_LOSS, start
 from meta_train.families import HELD_OUT
@@ -110,21 +112,15 @@ def markdown(found: dict[str, dict[str, list[Outcome]]]) -> str:
     """Tables of means by family, and of the pairs of controllers."""
     names = list(found)
     families = list(found[names[0]])
-    lines = ["| family | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    rows = [["family", *names]]
     for family in families:
         cells = []
         for name in names:
             outcomes = found[name][family]
-            last = sum(o.last for o in outcomes) / len(outcomes)
-            averaged = sum(o.averaged for o in outcomes) / len(outcomes)
+            last, averaged = fmean(o.last for o in outcomes), fmean(o.averaged for o in outcomes)
             cells.append(f"{last:.3f}, {averaged:.3f}")
-        mark = " (held out)" if FAMILIES[family].held_out else ""
-        lines.append(f"| {family}{mark} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| pair | families | of the weights | p | of averaged weights | p |",
-        "|---" * 6 + "|",
-    ]
+        rows.append([family + (" (held out)" if FAMILIES[family].held_out else ""), *cells])
+    pairs = [["pair", "families", "of the weights", "p", "of averaged weights", "p"]]
     groups = {
         "trained on": [f for f in families if not FAMILIES[f].held_out],
         "held out": [f for f in families if FAMILIES[f].held_out],
@@ -142,16 +138,13 @@ def markdown(found: dict[str, dict[str, list[Outcome]]]) -> str:
                 for x, y in zip(found[a][family], found[b][family], strict=True)
             ]
             cells += [_with_spread(differences), f"{_p_value(differences):.2g}"]
-        lines.append(f"| {a} - {b} | {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        pairs.append([f"{a} - {b}", label, *cells])
+    return f"{table(rows)}\n\n{table(pairs)}"
 
 
 def _with_spread(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:+.3f}"
-    error = stats.sem(values)
-    return f"{mean:+.3f} ± {error:.3f}"
+    text = f"{fmean(values):+.3f}"
+    return text + (f" ± {stats.sem(values):.3f}" if len(values) > 1 else "")
 
 
 def _p_value(differences: Sequence[float]) -> float:

@@ -1,7 +1,6 @@
 """Networks that start from, or are taught by, another: adapted, distilled, bootstrapped."""
 
 import copy
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -15,13 +14,15 @@ from meta_train.benchmarks.strangers.task import (
     Batch,
     Problem,
     Task,
+    batches_of,
+    cross_entropy,
     generator,
     lower,
     percent_right,
     pick,
     seeded,
 )
-from meta_train.benchmarks.strangers.vision import TESTED, classified, cross_entropy
+from meta_train.benchmarks.strangers.vision import TESTED, classified
 from meta_train.tasks.image_classification import cnn
 
 FEW = 500  # images of the new kind
@@ -49,16 +50,6 @@ def trained(root: str | None) -> nn.Module:
     return copy.deepcopy(_trained(root)).requires_grad_(True)
 
 
-def _few(x: Tensor, y: Tensor, seed: int) -> Callable[[int], Batch]:
-    """Batches of 32 out of a few images."""
-
-    def of_step(step: int) -> Batch:
-        chosen = pick(len(x), 32, seed, step)
-        return x[chosen], y[chosen]
-
-    return of_step
-
-
 def adapted(seed: int, root: str | None) -> Problem:
     """A trained CNN gets used to noise and a quarter turn, on 500 images."""
     data = images("fmnist", root)
@@ -74,7 +65,7 @@ def adapted(seed: int, root: str | None) -> Problem:
     return Problem(
         trained(root),
         cross_entropy,
-        _few(x, y, seed),
+        batches_of((x, y), 32, seed),
         lambda net: percent_right(net, tested, data.test_y[:TESTED]),
     )
 
@@ -91,7 +82,7 @@ def new_head(seed: int, root: str | None) -> Problem:
     return Problem(
         net,
         cross_entropy,
-        _few(x, y, seed),
+        batches_of((x, y), 32, seed),
         lambda net: percent_right(net, tested, data.test_y[:TESTED]),
     )
 

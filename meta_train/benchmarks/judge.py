@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from meta_train.benchmarks.strangers.records import Record
+from meta_train.benchmarks.records import Record
 from meta_train.benchmarks.strangers.task import Merit
 
 LEVEL_POINTS, LEVEL_SHARE = 0.3, 0.02
