@@ -44,10 +44,7 @@ Labels = tuple[int, ...]  # the letters of one side of an einsum formula
 class Axis:
     """What an axis of a tensor runs over; equal axes are permuted together.
 
-    Attributes:
-        name: Tells it from others.
-        size: How many entries it has.
-        permutable: Whether their order means nothing.
+    The order of the entries of a permutable one means nothing.
     """
 
     name: str
@@ -57,12 +54,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor of a weight space.
-
-    Attributes:
-        name: For people.
-        axes: What each of its axes runs over, in order.
-    """
+    """A tensor of a weight space: its name, for people, and what each of its axes runs over."""
 
     name: str
     axes: tuple[Axis, ...]

@@ -37,14 +37,7 @@ def pairs_of(
     sizes: Int64[Tensor, " I"],
     most_pairs: int,
 ) -> Pairs:
-    """Find them.
-
-    Args:
-        directed: The edges.
-        network: Which network each node belongs to.
-        sizes: Nodes of each network.
-        most_pairs: Networks of more have no pairs here.
-    """
+    """Find them; networks of more than ``most_pairs`` pairs have none."""
     small = sizes.square() <= most_pairs
     count, index = int(small.sum()), small.cumsum(0) - 1
     most = int(sizes[small].max()) if count else 0

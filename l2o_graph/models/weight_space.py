@@ -48,11 +48,7 @@ def equivariant_net(
 ) -> nn.Sequential:
     """Equivariant linear layers with an ``Activation`` between each two: features to features.
 
-    Args:
-        space: The parameters, and what permutes them.
-        channels: Of the first features, behind each hidden layer, and of the answer.
-        norm: See ``Activation``.
-        dropout: See ``Activation``.
+    ``channels`` are those of the first features, behind each hidden layer, and of the answer.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
@@ -65,15 +61,9 @@ Reduce = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def pooled(space: Sequence[TensorSpec], features: Features, reduce: Reduce) -> Float[Tensor, "I F"]:
-    """Features reduced over permutable axes; fixed axes are kept, as more features.
+    """Features reduced over permutable axes, by ``torch.mean`` or ``torch.amax``.
 
-    Args:
-        space: The parameters, and what permutes them.
-        features: Of them.
-        reduce: ``torch.mean`` or ``torch.amax``.
-
-    Returns:
-        F = C times ``pooled_size(space)``.
+    Fixed axes are kept, as more features: F = C times ``pooled_size(space)``.
     """
     answer = []
     for spec, x in zip(space, features, strict=True):

@@ -14,13 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology
-from l2o_graph.layout.spans import Scalars, Span
 from l2o_graph.models.mlp import linear_maps
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.paper.embedding import PaddedEmbedding
-from l2o_graph.paper.features import NUM_FEATURES
+from l2o_graph.paper.features import NUM_FEATURES, Scalars, Span
 from l2o_graph.registry import registering
 
 

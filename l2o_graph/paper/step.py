@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.layout.spans import Span
 from l2o_graph.layout.spec import CONSTANTS, NetSpec
-from l2o_graph.paper.features import MOMENTUM_DECAYS, next_momenta, zero_momenta
-from l2o_graph.paper.parameter_view import view_parameters
+from l2o_graph.paper.features import (
+    MOMENTUM_DECAYS,
+    Span,
+    next_momenta,
+    view_parameters,
+    zero_momenta,
+)
 from l2o_graph.paper.rule import UpdateRule
 
 # Scalars that a step works on at once; where each is an edge it takes some 2 kB meanwhile.

@@ -137,16 +137,11 @@ class Layers(Meetings):
         return label.with_axis(last, axis).only()
 
     def _made_of_too(self, kernel: Kernel, weight: Weight, other: Weight) -> None:
-        """Another parameter that the weight of a kernel was made of, entry by entry.
+        """Another parameter, of one shape, that the weight of a kernel was made of entry by entry.
 
         One that has as many entries is a kernel beside it, the lengths of rows or columns, as in
         weight normalisation, sit on the neurons; neurons that it tells apart otherwise keep their
         order.
-
-        Args:
-            kernel: The kernel.
-            weight: Its own parameter.
-            other: The other one, of the same shape.
         """
         wide = [
             i for i, (n, step) in enumerate(zip(*steps_of(other), strict=True)) if n > 1 and step
@@ -266,12 +261,7 @@ class Layers(Meetings):
         """A parameter that meets a tensor as neurons of its own, one for each of its scalars.
 
         So it is where a scalar serves several neurons, as those of a norm that all heads share.
-
-        Args:
-            label: Label of the tensor.
-            weight: The parameter.
-            axes: Axes of the label, one for each axis of the parameter longer than 1.
-            kind: What brings them together.
+        ``axes`` are those of the label, one for each axis of the parameter longer than 1.
         """
         sizes = [n for n, step in zip(*steps_of(weight), strict=True) if n > 1 and step]
         ends = [axis % len(label.axes) for axis in axes]

@@ -44,13 +44,9 @@ def gates(
 
 
 def begins(trace: Trace, target: int, states: Tensor | None, number: int | None = None) -> None:
-    """The neurons of a set begin as what the last axis of a tensor is.
+    """The neurons of a set begin as what the last axis of a tensor is, None being zeros.
 
-    Args:
-        trace: What is known.
-        target: The set.
-        states: The tensor; None for zeros.
-        number: Which entry of its first axis; None for all of it.
+    ``number`` is which entry of its first axis; None for all of it.
     """
     if states is None:
         return

@@ -87,18 +87,10 @@ class Trace(Layers):
         self, tensors: Sequence[Tensor], labels: Sequence[Label],
         among: Sequence[Sequence[Axis]], taken: Sequence[tuple[int, int]], axis: int, size: int,
     ) -> int | None:  # fmt: skip
-        """A set of neurons for tensors one after the other along an axis.
+        """A set of neurons for tensors one after the other along an axis, of ``size`` in the end.
 
-        Args:
-            tensors: The pieces.
-            labels: Labels of the pieces.
-            among: Their other axes, in factors of the same sizes.
-            taken: Which of those factors (axis, number) the set runs through as well.
-            axis: Along which they lie.
-            size: Size of that axis in the end.
-
-        Returns:
-            Its index, those that lie along the axis next to each other; None where it cannot be.
+        ``among`` are the other axes of each, in factors of the same sizes, and ``taken`` says which
+        of those (axis, number) the set runs through as well. None where it cannot be.
         """
         outer = [among[0][i][j].size for i, j in taken]
         target = self.builder.new_meeting("concatenation", math.prod(outer) * size)
@@ -131,14 +123,8 @@ class Trace(Layers):
     def added(self, label: Label, tensor: Tensor, kind: str = "sum") -> Label | None:
         """A parameter that is added to a tensor with a label, aligned at its last axis.
 
-        Args:
-            label: Label of the tensor.
-            tensor: The parameter.
-            kind: "sum", or "product" where it multiplies the tensor.
-
-        Returns:
-            What comes of it; where the parameter has no place the neurons that it tells apart
-            keep their order.
+        ``kind`` is "sum", or "product" where it multiplies. Where it has no place the neurons that
+        it tells apart keep their order.
         """
         for weight in self.weights(tensor):
             axes = [
