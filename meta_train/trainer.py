@@ -25,8 +25,7 @@ from meta_train.run import (
     write_state,
 )
 from meta_train.tasks import Task, get_task
-from meta_train.through_time import through_time
-from meta_train.unroll import greedy, roll_out
+from meta_train.unroll import greedy, roll_out, through_time
 
 # Held-out rollouts start from seeds that neither training (1,000 and up) nor the benchmark
 # (101 to 105) uses.

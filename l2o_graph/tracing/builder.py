@@ -37,10 +37,15 @@ class Weight:
     fixed: bool = False
 
     @property
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """Size and stride of each axis."""
+        return tuple(zip(self.shape, self.strides, strict=True))
+
+    @property
     def dense(self) -> bool:
         """Whether the scalars lie together, in the order of the axes."""
         expected = 1
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+        for size, stride in reversed(self.steps):
             if size > 1 and stride != expected:
                 return False
             expected *= size
@@ -49,7 +54,7 @@ class Weight:
     @property
     def solid(self) -> bool:
         """Whether it is dense but for axes along which its scalars repeat."""
-        kept = [(n, step) for n, step in zip(self.shape, self.strides, strict=True) if step]
+        kept = [(n, step) for n, step in self.steps if step]
         shape, strides = tuple(n for n, _ in kept), tuple(step for _, step in kept)
         return replace(self, shape=shape, strides=strides).dense
 

@@ -27,7 +27,6 @@ from l2o_graph.tracing.labels import (
     told_apart,
 )
 from l2o_graph.tracing.layers import Layers
-from l2o_graph.tracing.strides import steps_of
 
 
 class Trace(Layers):
@@ -128,9 +127,7 @@ class Trace(Layers):
         """
         for weight in self.weights(tensor):
             axes = [
-                i - len(weight.shape)
-                for i, (n, step) in enumerate(zip(*steps_of(weight), strict=True))
-                if n > 1 and step
+                i - len(weight.shape) for i, (n, step) in enumerate(weight.steps) if n > 1 and step
             ]
             wide = [axis for axis in axes if -axis <= len(label.axes)]
             if kind == "sum" and self._placed(label, weight):
@@ -146,7 +143,7 @@ class Trace(Layers):
         """Whether a parameter that is added finds its place as a bias or as rows of a table."""
         wide = [
             (axis - len(weight.shape), n, stride)
-            for axis, (n, stride) in enumerate(zip(weight.shape, weight.strides, strict=True))
+            for axis, (n, stride) in enumerate(weight.steps)
             if n > 1 and stride
         ]
         of_neurons = [
