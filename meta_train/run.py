@@ -111,13 +111,7 @@ def prepared(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[P
 def begin(
     state: Path, settings: Mapping[str, Any], resume: Callable[[Path], T], new: Callable[[], T]
 ) -> T:
-    """The trainer of a run: of its saved state if there is one.
-
-    Args:
-        state: Where that lies.
-        settings: Settings of the run.
-        resume: Reads a state.
-        new: Starts afresh.
+    """The trainer of a run: of its saved state if there is one, or new.
 
     Raises:
         ValueError: For a state of other settings, and a state or a log that is damaged.
@@ -144,12 +138,9 @@ def begin(
 
 
 def write_state(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a state as safetensors with a JSON header; no pickle.
+    """Write a state as safetensors with a JSON header, no pickle; whole or not at all.
 
-    Args:
-        path: Destination; what was there before stays if anything fails.
-        record: Anything that JSON can hold; "config" is the settings of the run.
-        tensors: On any device.
+    The entry "config" of the record is the settings of the run.
     """
     content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     write_atomically(path, save(content, {"record": json.dumps(record)}))
@@ -224,12 +215,7 @@ def drive(
 ) -> Result:
     """Train to the end. Ctrl-C ends the run after the step it is in, state saved.
 
-    Args:
-        trainer: What ``begin`` gave.
-        state: As for ``begin``; log and checkpoint lie beside it.
-        evaluate_every: Steps from one evaluation to the next.
-        save_every: Steps from one saved state to the next.
-        describe: An evaluation in words.
+    Log and checkpoint lie beside the state. ``describe`` puts an evaluation in words.
     """
     log, best = state.with_name("log.jsonl"), state.with_name("checkpoint.safetensors")
     with log.open("a") as lines, _StopOnInterrupt() as stop, _Board(state.parent) as board:

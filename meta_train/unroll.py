@@ -75,14 +75,7 @@ def unrolled(
     state: Sequence[State],
     steps: int,
 ) -> list[Tensor]:
-    """Train a network, and keep the graph of all of it.
-
-    Args:
-        rule: The learned optimizer.
-        problem: Problem that is trained.
-        parameters: Where it starts; each requires gradients.
-        state: The optimizer's state there.
-        steps: Number of training steps.
+    """Train a network from parameters that require gradients, and keep the graph of all of it.
 
     Returns:
         The loss before each step and the one after the last, each on a batch that no update has

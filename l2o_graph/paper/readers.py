@@ -25,13 +25,7 @@ from l2o_graph.registry import registering
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
 class WorkItem:
-    """Parts that are worked on together.
-
-    Attributes:
-        parts: Pieces of kernels, or all biases, or a run of a loose parameter.
-        chunk: The pieces, where the parts are of kernels; else empty.
-        biases: Whether the parts are the biases.
-    """
+    """Parts that are worked on together: all biases, a run of a loose parameter, or a chunk."""
 
     parts: tuple[Span, ...]
     chunk: Chunk = ()

@@ -102,11 +102,6 @@ class UpdateRule(nn.Module):
     ) -> Iterator[tuple[Span, Float[Tensor, " n"]]]:
         """Updates of all parameters, in runs of at most ``chunk_size`` scalars, a row or a bias.
 
-        Args:
-            topology: Places of all neurons and kernels.
-            observations: One for each parameter.
-            chunk_size: Scalars worked on at once.
-
         Yields:
             A run of scalars and what is to be added to it.
         """

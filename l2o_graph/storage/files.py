@@ -67,12 +67,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def clear_partial(folder: Path, name: str | None = None) -> None:
-    """Remove what processes that have ended had half written.
-
-    Args:
-        folder: Where it lies.
-        name: Name of the one file that it was to become; None for any.
-    """
+    """Remove what processes that have ended had half written in a folder, of one file or of any."""
     for path in folder.iterdir():
         match = PARTIAL.fullmatch(path.name)
         if match and name in (None, match["name"]) and not _is_running(int(match["process"])):

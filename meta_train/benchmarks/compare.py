@@ -41,9 +41,7 @@ LAST_PART = 10
 class Outcome:
     """What a controller came to on a draw of a family.
 
-    Attributes:
-        last: Mean logarithm of the last losses, relative to the start.
-        averaged: The same of the averaged weights.
+    Mean logarithms of the last losses, relative to the start, and of those of averaged weights.
     """
 
     last: float
@@ -64,17 +62,7 @@ def outcome(
     told: bool = False,
     data_root: str | Path | None = None,
 ) -> Outcome:
-    """Train networks of a draw from start to end.
-
-    Args:
-        controller: What sets their steps.
-        family: Name of a family.
-        seed: Seed of the draw.
-        steps: Number of steps.
-        pairs: Number of instances.
-        told: Whether the end is told.
-        data_root: Folder where images lie.
-    """
+    """Train networks of a draw of a family from start to end, told the end or not."""
     course = start(family, seed, pairs, steps, told, validation=True, data_root=data_root)
     vectors = controller.vector().expand(2 * pairs, -1)
     weights = weights_from(controller.config, vectors)

@@ -32,13 +32,8 @@ RULE = (
 class Entry:
     """An optimizer at one rate on one task.
 
-    Attributes:
-        optimizer: Name.
-        rate: Learning rate.
-        merits: By seed; None where there was no number.
-        starts: By seed, before training.
-        diverged: In any seed.
-        is_learned: Whether it is the learned one.
+    ``merits`` are by seed, None where there was no number, and ``starts`` those before training;
+    ``diverged`` is whether any seed did.
     """
 
     optimizer: str

@@ -52,12 +52,7 @@ class GPT2(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A network to measure on.
-
-    Attributes:
-        make: The network.
-        batch: What it is given.
-    """
+    """A network to measure on, and a batch for it."""
 
     make: Callable[[], nn.Module]
     batch: Callable[[], Tensor]

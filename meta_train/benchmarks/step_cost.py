@@ -95,12 +95,8 @@ OPTIMIZERS = ("AdamW", "Muon", "SOAP", NG)
 class Cost:
     """What the steps of an optimizer took on a network.
 
-    Attributes:
-        net: A key of ``NETS``.
-        optimizer: One of ``OPTIMIZERS``.
-        pass_seconds: Median of a forward and backward pass.
-        seconds: Mean of one step, and of that the median over rounds.
-        slowest: The longest of the steps in a row, and of that the median over rounds.
+    Medians over rounds: of a forward and backward pass, of the mean of some steps in a row, and of
+    the longest of these.
     """
 
     net: str

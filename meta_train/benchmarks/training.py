@@ -28,12 +28,7 @@ def stops(steps: int) -> list[int]:
 
 
 def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Record:
-    """Train and judge.
-
-    Args:
-        run: What to do.
-        checkpoint: Checkpoint of a learned optimizer.
-        root: Folder where datasets lie.
+    """Do a run and judge it, with data of a folder and the checkpoint of a learned optimizer.
 
     Raises:
         RuntimeError: When the checkpoint is no longer the one that the run was planned with.

@@ -20,12 +20,7 @@ HEADS = 2
 
 
 class Attention(nn.Module):
-    """Self-attention of two heads.
-
-    Args:
-        width: Width of the stream.
-        causal: Whether tokens see only those before.
-    """
+    """Self-attention of two heads; if causal, tokens see only those before."""
 
     def __init__(self, width: int, causal: bool):
         super().__init__()
@@ -62,7 +57,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers on embedded tokens with learned positions.
+    """Layers on embedded tokens with learned positions, of which there are ``length`` at most.
 
     Args:
         embed: nn.Linear for patches of images, nn.Embedding for tokens.

@@ -19,13 +19,7 @@ CLASSES = 6
 
 
 class Bag(nn.Module):
-    """Mean of the words' vectors, and an MLP on it.
-
-    Args:
-        words: In the table.
-        width: Width of a vector.
-        hidden: Neurons of a hidden layer, or 0 for none.
-    """
+    """Mean of the words' vectors, and an MLP on it, with a hidden layer unless that is 0."""
 
     def __init__(self, words: int, width: int, hidden: int):
         super().__init__()
@@ -38,14 +32,7 @@ class Bag(nn.Module):
 
 
 class Ratings(nn.Module):
-    """Products of a user's vector and a thing's, plus what either has on average.
-
-    Args:
-        users: In the first table.
-        things: In the second table.
-        width: Width of a vector.
-        biased: Whether users and things have averages.
-    """
+    """Products of a user's vector and a thing's; if biased, plus what either has on average."""
 
     def __init__(self, users: int, things: int, width: int, biased: bool):
         super().__init__()

@@ -32,12 +32,7 @@ class Pictures:
 
     @staticmethod
     def load(root: str | Path | None = None, validation: bool = False) -> "Pictures":
-        """The images, loaded once in a process.
-
-        Args:
-            root: Folder where datasets lie, by default where L2O_GRAPH_DATA says.
-            validation: Whether to show those of validation.
-        """
+        """The images of a folder, by default that of L2O_GRAPH_DATA; loaded once in a process."""
         folder = data_root(root)
         return _load(folder if (folder / "FashionMNIST").exists() else None, validation)
 

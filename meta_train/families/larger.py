@@ -141,12 +141,7 @@ def language(dice: Dice, pictures: Pictures) -> Plan:
 
 
 class Restorer(nn.Module):
-    """Convolutions that keep the size of an image, the last one added to what was read.
-
-    Args:
-        channels: Number of channels of each but the last.
-        activation: One of ``ACTIVATIONS``.
-    """
+    """Convolutions that keep the size of an image, the last one added to what was read."""
 
     def __init__(self, channels: list[int], activation: str):
         super().__init__()

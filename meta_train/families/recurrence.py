@@ -26,12 +26,7 @@ KINDS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
 class Twin(nn.Module):
     """A recurrent layer of torch and a linear one: what structure is taken from.
 
-    Args:
-        kind: One of ``KINDS``.
-        inputs: At each step.
-        hidden: Neurons.
-        answers: Outputs.
-        everywhere: Whether every step is answered; the last one alone otherwise.
+    ``kind`` is one of ``KINDS``; ``everywhere`` says whether every step is answered, or the last.
     """
 
     def __init__(self, kind: str, inputs: int, hidden: int, answers: int, everywhere: bool):

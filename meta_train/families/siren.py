@@ -18,12 +18,7 @@ from meta_train.families.registry import register_family
 
 
 class Siren(nn.Module):
-    """Linear layers with sin(omega x) in between (Sitzmann et al. 2020).
-
-    Args:
-        sizes: Sizes of the inputs, the hidden layers and the outputs.
-        omega: Frequency of the first layer and of all others.
-    """
+    """Linear layers of these sizes with sin(omega x) in between (Sitzmann et al. 2020)."""
 
     def __init__(self, sizes: Sequence[int], omega: float):
         super().__init__()

@@ -42,12 +42,7 @@ def of_table(
 ) -> Callable[[int, str | None], Problem]:
     """An MLP on the rows of a table, judged by those that it is not trained on.
 
-    Args:
-        name: Name of the table.
-        widths: Widths of the MLP.
-        batch: Rows in a batch.
-        loss: Loss on rows and targets.
-        judge: Figure of merit on other rows and targets.
+    ``loss`` and ``judge`` are of the network and a batch of rows and targets.
     """
 
     def make(seed: int, root: str | None) -> Problem:

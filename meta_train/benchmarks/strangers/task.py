@@ -13,12 +13,7 @@ Batch = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Merit:
-    """A figure of merit.
-
-    Attributes:
-        name: In words, with its unit.
-        higher: Whether more of it is better.
-    """
+    """A figure of merit: its name, with its unit, and whether more of it is better."""
 
     name: str
     higher: bool

@@ -31,14 +31,7 @@ WRONG = 0.3  # fraction of labels that are drawn at random
 def classified(
     dataset: str, build: Callable[[], nn.Module], batch: int, wrong: float = 0.0
 ) -> Callable[[int, str | None], Problem]:
-    """Images to classes.
-
-    Args:
-        dataset: Dataset of the images.
-        build: The network.
-        batch: Images in a batch.
-        wrong: Share of training labels that are drawn at random.
-    """
+    """Images of a dataset to classes; a share ``wrong`` of training labels is drawn at random."""
 
     def make(seed: int, root: str | None) -> Problem:
         data = images(dataset, root)
