@@ -3,9 +3,10 @@
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -250,6 +251,46 @@ def drive(
         trainer.save(state)
     finished = trainer.step == trainer.steps
     return Result(best if best.exists() else None, state, log, trainer.step, finished)
+
+
+class OuterLoop:
+    """What meta-trainers share, which are a ``Trainer`` in outer steps; ``config`` is the run."""
+
+    count = "outer_step"
+
+    def __init__(self, config: Any):
+        self.config, self.step, self.steps, self.seconds = config, 0, config.outer_steps, 0.0
+        self.evaluations: list[dict[str, Any]] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run, as JSON holds it."""
+        return asdict(self.config)
+
+    def progress(self) -> dict[str, Any]:
+        """What ``write_state`` is to keep of every run."""
+        return {
+            "config": self.settings, "outer_step": self.step, "seconds": self.seconds,
+            "curve": self.evaluations,
+        }  # fmt: skip
+
+    def go_on(self, record: Mapping[str, Any]) -> None:
+        """Take over the progress of a saved run."""
+        self.step, self.evaluations = record["outer_step"], record["curve"]
+        self.seconds = record["seconds"]
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """How a checkpoint came about."""
+        return {
+            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
+            "commit": commit(),
+            **more,
+            "config": self.settings,
+            "outer_steps": self.step,
+            "minutes": round(self.seconds / 60, 1),
+            "torch": torch.__version__,
+            "curve": self.evaluations,
+        }
 
 
 def record_point(log: Path, point: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from scipy import stats
-from torch import Tensor
 from tqdm import tqdm
 
 from l2o_graph.commands import run_command
@@ -35,6 +34,7 @@ from meta_train.families.registry import FAMILIES
 START = "start"
 # Windows of the end of a course whose mean is its last loss: a tenth of them.
 LAST_PART = 10
+PAIRS = 4  # of instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +48,23 @@ class Outcome:
     averaged: float
 
 
-def start_of(config: ControllerConfig) -> Controller:
-    """A controller before it has learned anything: its answers are 0."""
-    return Controller(config)
-
-
 def outcome(
     controller: Controller,
     family: str,
     seed: int,
     steps: int,
-    pairs: int = 4,
     told: bool = False,
     data_root: str | Path | None = None,
 ) -> Outcome:
     """Train networks of a draw of a family from start to end, told the end or not."""
-    course = start(family, seed, pairs, steps, told, validation=True, data_root=data_root)
-    vectors = controller.vector().expand(2 * pairs, -1)
+    course = start(family, seed, PAIRS, steps, told, validation=True, data_root=data_root)
+    vectors = controller.vector().expand(2 * PAIRS, -1)
     weights = weights_from(controller.config, vectors)
     losses = course.span(controller.config, weights, steps)
     raw, averaged = losses[:-1], losses[-1]
     last = raw[-max(len(raw) // LAST_PART, 1) :].mean(0)
-    return Outcome(_mean_log(last), _mean_log(averaged))
-
-
-def _mean_log(losses: Tensor) -> float:
-    return float((losses + LEAST_LOSS).log().mean())
+    logs = ((each + LEAST_LOSS).log().mean() for each in (last, averaged))
+    return Outcome(*map(float, logs))
 
 
 def compare(
@@ -172,7 +163,7 @@ def _compared(given: argparse.Namespace) -> list[str]:
         name, _, path = text.partition("=")
         if name == START and not path:
             config = next(iter(loaded.values())).config if loaded else ControllerConfig()
-            loaded[name] = start_of(config)
+            loaded[name] = Controller(config)  # its answers are 0
         else:
             loaded[name] = load_checkpoint(path or name).controller
     families = given.families or list(HELD_OUT)
