@@ -219,13 +219,13 @@ def drive(
     Log and checkpoint lie beside the state. ``describe`` puts an evaluation in words.
     """
     log, best = state.with_name("log.jsonl"), state.with_name("checkpoint.safetensors")
-    with log.open("a") as lines, _StopOnInterrupt() as stop, _Board(state.parent) as board:
+    with log.open("a") as lines, _stopping() as stop, _board(state.parent) as add:
         bar = tqdm(total=trainer.steps, initial=trainer.step, unit=trainer.count.replace("_", " "))
 
         def report(record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
             lines.flush()
-            board.add(record, record[trainer.count])
+            add(record, record[trainer.count])
 
         def evaluate() -> None:
             point = trainer.evaluate()
@@ -313,53 +313,49 @@ def commit() -> str:
     return answer.stdout.strip()
 
 
-class _StopOnInterrupt:
+class _Stop:
+    """Whether Ctrl-C asked to stop."""
+
+    asked = False
+
+
+@contextmanager
+def _stopping() -> Iterator[_Stop]:
     """Ctrl-C asks to stop at the next chance; a second one stops at once."""
+    stop = _Stop()
 
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_StopOnInterrupt":
-        try:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:  # not in the main thread: nobody can press Ctrl-C here
-            self._before = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        stop.asked = True
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread: nobody can press Ctrl-C here
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-class _Board:
-    """TensorBoard, where it is installed."""
+@contextmanager
+def _board(out: Path) -> Iterator[Callable[[dict[str, Any], int], None]]:
+    """What logs every number of a record to TensorBoard, where it is installed."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        yield lambda record, step: None
+        return
+    with SummaryWriter(str(out / "tensorboard")) as writer:
 
-    def __init__(self, out: Path):
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            self._writer = None
-        else:
-            self._writer = SummaryWriter(str(out / "tensorboard"))
-
-    def __enter__(self) -> "_Board":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def add(self, record: dict[str, Any], step: int) -> None:
-        """Log every number of a record."""
-        if self._writer is not None:
+        def add(record: dict[str, Any], step: int) -> None:
             for key, value in record.items():
                 if isinstance(value, int | float):
-                    self._writer.add_scalar(key, value, step)
+                    writer.add_scalar(key, value, step)
+
+        yield add
 
 
 def _check_progress(trainer: Trainer) -> None:

@@ -9,15 +9,12 @@ controllers the mean difference over draws of families, with a paired t-test.
 
 import argparse
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, stdev
 
 import torch
-from scipy import stats
 from tqdm import tqdm
 
 from l2o_graph.commands import run_command
@@ -25,6 +22,7 @@ from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from l2o_graph.ranges import COUNT, THREADS, check_ranges
+from meta_train.benchmarks.judge import paired_p
 from meta_train.benchmarks.report import table
 from meta_train.controller_training import VALIDATION_SEED
 from meta_train.course import LEAST_LOSS, start
@@ -116,23 +114,14 @@ def markdown(found: dict[str, dict[str, list[Outcome]]]) -> str:
                 for family in chosen
                 for x, y in zip(found[a][family], found[b][family], strict=True)
             ]
-            cells += [_with_spread(differences), f"{_p_value(differences):.2g}"]
+            cells += [_with_spread(differences), f"{paired_p(differences):.2g}"]
         pairs.append([f"{a} - {b}", label, *cells])
     return f"{table(rows)}\n\n{table(pairs)}"
 
 
 def _with_spread(values: Sequence[float]) -> str:
     text = f"{fmean(values):+.3f}"
-    return text + (f" ± {stats.sem(values):.3f}" if len(values) > 1 else "")
-
-
-def _p_value(differences: Sequence[float]) -> float:
-    """Of a paired t-test against 0; 1 where nothing differs."""
-    if len(differences) < 2 or all(d == 0 for d in differences):
-        return 1.0
-    found: Any = stats.ttest_1samp(differences, 0.0)  # scipy has no types of its results
-    p = float(found.pvalue)
-    return 1.0 if math.isnan(p) else p
+    return text + (f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

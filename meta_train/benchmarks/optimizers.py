@@ -25,8 +25,9 @@ from l2o_graph.storage.files import check_writable
 from l2o_graph.storage.lock import held
 from meta_train.benchmarks import contenders, records
 from meta_train.benchmarks.contenders import Contender
+from meta_train.benchmarks.judge import text
 from meta_train.benchmarks.records import Record, Run
-from meta_train.benchmarks.report import Outcome, stopped_early, text, write
+from meta_train.benchmarks.report import Outcome, stopped_early, write
 from meta_train.benchmarks.strangers import tasks
 from meta_train.benchmarks.strangers.task import Task
 from meta_train.benchmarks.training import stops, train

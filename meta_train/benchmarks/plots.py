@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from meta_train.benchmarks.judge import Standing, gain
+from meta_train.benchmarks.judge import Standing, gain, text
 from meta_train.benchmarks.records import Record
 from meta_train.benchmarks.strangers.task import Merit, Task
 
@@ -54,8 +54,9 @@ def dots(
             if standing is None:
                 continue
             best = behind[i][j] == 0
+            figures = text(task.merit, [standing.entry.mean])
             axis.text(
-                j, i, _figure(task.merit, standing), ha="center", va="center", fontsize=7.5,
+                j, i, figures, ha="center", va="center", fontsize=7.5,
                 color="white" if far < 0.55 * FURTHEST else "black",
                 fontweight="bold" if best else "normal",
             )  # fmt: skip
@@ -154,13 +155,6 @@ def _behind(merit: Merit, table: Mapping[str, Standing], name: str) -> float | N
         return None
     mine = table[name].entry.mean
     return max(gain(merit, s.entry.mean, mine) for s in table.values())
-
-
-def _figure(merit: Merit, standing: Standing) -> str:
-    mean = standing.entry.mean
-    if mean is None:
-        return "diverged"
-    return f"{mean:.1f}" if merit.higher else f"{mean:.3g}"
 
 
 def _losses(

@@ -20,10 +20,11 @@ from meta_train.benchmarks.judge import (
     over_tasks,
     standings,
     summaries,
+    text,
 )
 from meta_train.benchmarks.plots import curves, dots
 from meta_train.benchmarks.records import Record
-from meta_train.benchmarks.strangers.task import Merit, Task
+from meta_train.benchmarks.strangers.task import Task
 from meta_train.benchmarks.training import FRACTIONS, stops
 
 
@@ -172,16 +173,6 @@ def passes(outcome: Outcome, task: Task, name: str) -> tuple[float | None, float
         median(r.update_seconds / r.pass_seconds for r in own),
         median(r.update_seconds_mean / r.pass_seconds for r in own),
     )
-
-
-def text(merit: Merit, values: Sequence[float | None]) -> str:
-    """Mean and, of more than one value, standard deviation."""
-    numbers = [value for value in values if value is not None]
-    if not values or len(numbers) < len(values):
-        return "diverged"
-    if merit.higher:
-        return spread(numbers, 1)
-    return f"{fmean(numbers):.3g}" + (f" ± {stdev(numbers):.1g}" if len(numbers) > 1 else "")
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -61,13 +61,9 @@ def adapted(seed: int, root: str | None) -> Problem:
     draws = generator(seed)
     chosen = torch.randperm(len(data.train_x), generator=draws)[:FEW]
     x, y = spoiled(data.train_x[chosen], draws), data.train_y[chosen]
-    tested = spoiled(data.test_x[:TESTED], generator(0))
-    return Problem(
-        trained(root),
-        cross_entropy,
-        batches_of((x, y), 32, seed),
-        lambda net: percent_right(net, tested, data.test_y[:TESTED]),
-    )
+    tested = spoiled(data.test_x[:TESTED], generator(0)), data.test_y[:TESTED]
+    batches = batches_of((x, y), 32, seed)
+    return Problem(trained(root), cross_entropy, batches, lambda net: percent_right(net, *tested))
 
 
 def new_head(seed: int, root: str | None) -> Problem:
@@ -78,13 +74,9 @@ def new_head(seed: int, root: str | None) -> Problem:
     net[-1] = seeded(seed, lambda: nn.Linear(32, 10))
     chosen = torch.randperm(len(data.train_x), generator=generator(seed))[:FEW]
     x, y = data.normalise(data.train_x[chosen]), data.train_y[chosen]
-    tested = data.normalise(data.test_x[:TESTED])
-    return Problem(
-        net,
-        cross_entropy,
-        batches_of((x, y), 32, seed),
-        lambda net: percent_right(net, tested, data.test_y[:TESTED]),
-    )
+    tested = data.normalise(data.test_x[:TESTED]), data.test_y[:TESTED]
+    batches = batches_of((x, y), 32, seed)
+    return Problem(net, cross_entropy, batches, lambda net: percent_right(net, *tested))
 
 
 def distilled(seed: int, root: str | None) -> Problem:
