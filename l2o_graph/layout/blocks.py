@@ -144,7 +144,7 @@ class Topology:
         )
 
 
-def blocks_of(chunk: Chunk) -> Iterator[tuple[KernelBlock, slice]]:
+def with_edges(chunk: Chunk) -> Iterator[tuple[KernelBlock, slice]]:
     """The blocks of a chunk, and where their edges lie among those of all."""
     at = 0
     for block in chunk:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology, blocks_of
+from l2o_graph.layout.blocks import Chunk, Topology, with_edges
 from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_edges
 from l2o_graph.layout.node_ranges import split_chunks
 
@@ -68,7 +68,7 @@ def kernel_means(
     def sides() -> Iterator[MeanPartial]:
         for chunk in chunks:
             states = edges(chunk)
-            for block, own in blocks_of(chunk):
+            for block, own in with_edges(chunk):
                 grid = states[own].unflatten(0, block.grid)
                 yield MeanPartial.of(grid.mean(2).flatten(0, 1), not block.from_rows, 1.0)
                 means = block.share * grid.mean(1).flatten(0, 1)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology, blocks_of
+from l2o_graph.layout.blocks import Chunk, Topology, with_edges
 from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_planes
 from l2o_graph.layout.node_ranges import split_ranges
 from l2o_graph.layout.partials import PNAPartial
@@ -94,7 +94,7 @@ class NGGNNLayer(nn.Module):
         def sides() -> Iterator[PNAPartial]:
             for chunk in chunks:
                 messages = self.messages(chunk, nodes, edges(chunk))
-                for block, own in blocks_of(chunk):
+                for block, own in with_edges(chunk):
                     grids = messages[..., own, :].unflatten(-2, block.grid).unbind(-5)
                     dims = (-3, -2) if block.from_rows else (-2, -3)  # what leads to one node
                     yield from map(PNAPartial.of, grids, dims)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology, blocks_of
+from l2o_graph.layout.blocks import Chunk, Topology, with_edges
 from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_planes
 from l2o_graph.layout.node_ranges import split_chunks
 from l2o_graph.layout.partials import SoftmaxPartial
@@ -110,7 +110,7 @@ class NodeUpdate(nn.Module):
         def sides() -> Iterator[SoftmaxPartial]:
             for chunk in chunks:
                 states = edges(chunk)
-                for block, own in blocks_of(chunk):
+                for block, own in with_edges(chunk):
                     groups, rows, columns = block.grid
                     to_rows = int(block.from_rows)  # the plane of edges that lead there
                     grid = states[..., own, : self.averaged].unflatten(-2, block.grid)

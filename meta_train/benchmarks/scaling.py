@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
@@ -28,26 +27,18 @@ from l2o_graph.commands import run_command
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, THREADS
 from meta_train.benchmarks.report import table
-from meta_train.benchmarks.strangers.networks import Block, mlp
+from meta_train.benchmarks.strangers.networks import GPT, mlp
 from meta_train.tasks.image_classification import cnn
 
 MEMORY, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 GIGABYTE = 1e9
 
 
-class GPT2(nn.Module):
+def gpt2(words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12) -> GPT:
     """A decoder of the shape of GPT-2 small, 124 M parameters; the head is the embedding."""
-
-    def __init__(self, words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12):
-        super().__init__()
-        self.word, self.place = nn.Embedding(words, width), nn.Embedding(tokens, width)
-        self.blocks = nn.Sequential(*(Block(width, width // 64, True) for _ in range(blocks)))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Scores (batch, tokens, words) of words (batch, tokens)."""
-        x = self.word(text) + self.place(torch.arange(text.shape[1], device=text.device))
-        return F.linear(self.norm(self.blocks(x)), self.word.weight)
+    net = GPT(words, tokens, width, blocks, width // 64)
+    net.head.weight = net.word.weight
+    return net
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +58,7 @@ CASES = {
     **{f"CNN, width {width}": _cnn(width) for width in (16, 32, 64, 128, 256, 512, 1024)},
     "MLP, width 1024": Case(lambda: mlp(784, 1024, 1024, 1024, 10), lambda: torch.randn(4, 784)),
     "resnet18": Case(resnet18, lambda: torch.randn(2, 3, 64, 64)),
-    "GPT-2 small": Case(GPT2, lambda: torch.randint(0, 50257, (1, 8))),
+    "GPT-2 small": Case(gpt2, lambda: torch.randint(0, 50257, (1, 8))),
 }
 
 

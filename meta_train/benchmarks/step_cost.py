@@ -31,7 +31,7 @@ from l2o_graph.ranges import COUNT, THREADS
 from meta_train.benchmarks.contenders import LIBRARY, made
 from meta_train.benchmarks.muon import split
 from meta_train.benchmarks.report import table
-from meta_train.benchmarks.scaling import GPT2
+from meta_train.benchmarks.scaling import gpt2
 from meta_train.benchmarks.strangers.networks import mlp
 from meta_train.tasks.image_classification import cnn
 
@@ -64,7 +64,7 @@ class Net:
 WORDS = 2048
 NETS = {
     "gpt": Net(
-        "GPT, 5.3 M, 8 x 128 tokens", lambda: GPT2(WORDS, 128, 256, 6),
+        "GPT, 5.3 M, 8 x 128 tokens", lambda: gpt2(WORDS, 128, 256, 6),
         lambda: torch.randint(0, WORDS, (8, 128)), WORDS, 0.6,
     ),
     "resnet18": Net(
