@@ -192,12 +192,9 @@ def _letter(label: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class InputPool:
-    """What is read of a tensor: its entries on a diagonal, averaged over all but some axes.
+    """What is read of a tensor: its entries on a diagonal, averaged over all but the axes kept.
 
-    Attributes:
-        source: Index of the tensor.
-        reads: A label for each of its permutable axes.
-        kept: Labels of the axes of the answer.
+    ``reads`` has a label for each of its permutable axes, ``kept`` those of the answer's axes.
     """
 
     source: int
@@ -224,11 +221,8 @@ class InputPool:
 class OutputMap:
     """All maps to one tensor that write alike: they are added before they are broadcast.
 
-    Attributes:
-        target: Index of the tensor.
-        writes: A label for each of its permutable axes.
-        tied: Labels along which what is written varies.
-        pools: What the maps read.
+    ``writes`` has a label for each of its permutable axes, ``tied`` those along which what is
+    written varies; ``pools`` are what the maps read.
     """
 
     target: int

@@ -16,18 +16,13 @@ Features = Sequence[Float[Tensor, "I C ..."]]
 
 
 class Activation(nn.Module):
-    """Norm, ReLU and dropout of features.
+    """Norm, ReLU and dropout of features, C channels of each tensor of a network.
 
     The norm is ``BatchNorm1d`` on each tensor's channels, over networks and all entries: as
     indifferent to permutations, also to another for each network. In training it takes at least
-    two networks, and there alone a network's answer depends on its batch.
-
-    Args:
-        tensors: How many a network has.
-        channels: Of each.
-        norm: Whether there is a norm.
-        dropout: Share of the channels of each tensor of each network dropped in training. Single
-            entries would not be missed: the layers read means.
+    two networks, and there alone a network's answer depends on its batch. Dropout is of whole
+    channels of each tensor of each network: single entries would not be missed, as the layers read
+    means.
     """
 
     def __init__(self, tensors: int, channels: int, norm: bool, dropout: float):
