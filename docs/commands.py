@@ -235,6 +235,7 @@ def page() -> str:
         "l2o_graph.inr",
         "l2o_graph.cnn",
         "meta_train.config",
+        "meta_train.evolution_config",
         "meta_train.supervised.inr",
         "meta_train.supervised.cnn",
     ):

@@ -20,8 +20,9 @@ from l2o_graph.metanets.inr_config import Model as INRModel
 from l2o_graph.optim.controller import ControllerConfig, Grain, Reader
 from l2o_graph.paper.rule import Model
 from l2o_graph.ranges import THREADS
-from meta_train.config import CONTROLLER_TASKS, Estimator, EvolutionConfig, MetaConfig, paper_recipe
+from meta_train.config import Estimator, MetaConfig, paper_recipe
 from meta_train.controller_training import train_controller
+from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
 from meta_train.run import Result
 from meta_train.supervised import cnn as cnn_training
 from meta_train.supervised import inr as inr_training
