@@ -20,7 +20,6 @@ from l2o_graph.optim.checkpoints import load_checkpoint, save_controller
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from l2o_graph.ranges import COUNT_OR_NONE
 from meta_train import evolution
-from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
 from meta_train.course import (
     LEAST_LOSS,
     MOST_LOSS,
@@ -30,6 +29,7 @@ from meta_train.course import (
     start,
     tensors_of_course,
 )
+from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
 from meta_train.families import FAMILIES, HELD_OUT
 from meta_train.parsing import parsed
 from meta_train.run import (
