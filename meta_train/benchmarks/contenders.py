@@ -52,9 +52,13 @@ class Contender:
         return self.decays or self.told
 
 
-def made(net: nn.Module, checkpoint: str, total_steps: int | None = None) -> NGOptimizer:
+def made(
+    net: nn.Module, checkpoint: str, rate: float = 1.0, total_steps: int | None = None
+) -> NGOptimizer:
     """NGOptimizer as its users make it."""
-    return NGOptimizer(net.parameters(), model=net, checkpoint=checkpoint, total_steps=total_steps)
+    return NGOptimizer(
+        net.parameters(), rate, model=net, checkpoint=checkpoint, total_steps=total_steps
+    )
 
 
 def identity(checkpoint: str) -> str:
@@ -90,10 +94,10 @@ def contenders(checkpoint: str = "general") -> dict[str, Contender]:
         return [*found, AdamW(rest, lr=AUXILIARY * rate)]
 
     def ng(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-        return [made(net, checkpoint)]
+        return [made(net, checkpoint, rate)]
 
     def ng_told(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-        return [made(net, checkpoint, steps)]
+        return [made(net, checkpoint, rate, steps)]
 
     nesterov = one(SGD, momentum=0.9, nesterov=True)
     return {

@@ -73,7 +73,8 @@ def plan(settings: Settings, wanted: Sequence[Task], known: dict[str, Contender]
     own = {name: c for name, c in known.items() if not c.run_of}
     # What is read from another contender's runs needs these, asked for or not.
     sources = contenders.contenders(settings.checkpoint)
-    own |= {c.run_of: sources[c.run_of] for c in known.values() if c.run_of}
+    for needed in [c.run_of for c in known.values() if c.run_of]:
+        own.setdefault(needed, sources[needed])
     learned = any(c.is_learned for c in own.values())
     checkpoint = contenders.identity(settings.checkpoint) if learned else ""
     return [

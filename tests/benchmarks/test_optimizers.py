@@ -75,7 +75,7 @@ class StandIn(torch.optim.AdamW):
 def stand_in(monkeypatch):
     StandIn.made = []
 
-    def made(net, checkpoint, total_steps=None):
+    def made(net, checkpoint, rate, total_steps=None):
         StandIn.made.append(total_steps)
         return StandIn(net.parameters())
 
