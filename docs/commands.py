@@ -62,25 +62,22 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "of one (`cnn_small`). [More](generalization.md#train-them).",
     ),
     (
-        "meta_train.strangers",
+        "meta_train.benchmark",
         (),
-        "Compare `NGOptimizer` with tuned and untuned rivals on tasks that people have "
-        '([figures](results.md#tasks-of-strangers)). `pip install -e ".[strangers]"` has what '
-        "some of them need. `--tasks` also takes `all` or `quick`, `--optimizers` also `all` or "
-        "`rivals`; `--data-root sample` trains on stand-ins from the package.",
+        "Compare `NGOptimizer` with tuned and untuned rivals ([figures](results.md)); "
+        "`python -m meta_train.strangers` is the same. Tasks are those that people have, listed "
+        "below, and those of `--preset paper` above, also with settings "
+        "(`fmnist_cnn:width=64,batch=32`), for 1,000 steps at seeds from 101 on. `--tasks` also "
+        "takes `all` or `quick`, of the first, and `--optimizers` also `all`, which is all but "
+        "`adam` and `sgd`, or `rivals`; `--data-root sample` trains on stand-ins from the "
+        "package. With `--steps 0` each task has its own number. "
+        '`pip install -e ".[strangers]"` has what some need. Other devices than the CPU are for '
+        "tasks of `--preset paper`.",
     ),
     (
         "meta_train.compare",
         (),
         "Compare controllers on families of problems that meta-training does not see.",
-    ),
-    (
-        "meta_train.benchmark",
-        (),
-        "Compare optimizers on one or several tasks, over several seeds, each at the best rate of "
-        "its grid: a table and curves. Tasks: those of `--preset paper` above, also with settings "
-        "(`fmnist_cnn:width=64,batch=32`). Optimizers: `adam`, `adamw`, `sgd`, `muon`, `ng`, "
-        "`ng_averaged`, `ng_told`.",
     ),
     (
         "meta_train.step_cost",
@@ -126,13 +123,11 @@ WORDS = {
     "runs": "number of networks to train",
     "seeds": "number of seeds",
     "shard": "number of networks, or runs, in a file",
-    "shorter": "factor of the steps of every run, to try things out",
     "size": "side of the images in pixels; 0: half of theirs",
     "test_images": "number of images that accuracies are taken on; 0: all",
     "threads": "number of CPU threads; torch's own choice if not given",
     "told": "tell the optimizer how many steps there will be",
     "train_images": "number of images to train on; 0: all",
-    "tune_seeds": "number of seeds that choose the rate of a grid; 0: all",
     "views": "number of networks of a training image",
     "zoo": "folder of the networks",
     "checkpoint": "a learned optimizer: a name or a file",

@@ -10,23 +10,26 @@ to download it, the sample of FashionMNIST in the package has to do.
 import argparse
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
-import torch
 from tqdm import tqdm
 
 from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_root
 from l2o_graph.ranges import COUNT
 from l2o_graph.storage.files import check_writable, write_atomically
-from meta_train.benchmarks.baselines import BEST_RATES, PACKAGED, contenders, label_of
-from meta_train.benchmarks.plots import Curve, Panel, plot_curves
-from meta_train.benchmarks.training import Training
-from meta_train.tasks import Task, get_task
+from meta_train.benchmarks.contenders import contenders
+from meta_train.benchmarks.plots import curves
+from meta_train.benchmarks.records import Record, Run
+from meta_train.benchmarks.report import Outcome
+from meta_train.benchmarks.strangers.tasks import find
+from meta_train.benchmarks.training import train
+from meta_train.tasks import get_task
 
-SEED = 101
-OPTIMIZERS = ("adam", "muon", "ng")
+# What did best of each grid on the task fmnist_cnn (docs/results.md).
+RATES = {"adam": 0.02, "muon": 0.05, "ng": 1.0}
 STEPS, SAMPLE_STEPS = 600, 300
 PATIENCE = 10.0  # seconds that a download may be silent
 
@@ -47,70 +50,58 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
         COUNT.check("steps", steps)
     out = Path(out)
     check_writable(out.parent)
-    task, data, full = choose_task(root)
+    name, data, full = choose_task(root)
     steps = steps or (STEPS if full else SAMPLE_STEPS)
-    known = contenders()
-    labels = {
-        name: known[name].label + ("" if name in PACKAGED else f", {BEST_RATES[name]:g}")
-        for name in OPTIMIZERS
-    }
-    trainings = {
-        name: Training(
-            task.problem(SEED, torch.device("cpu")), known[name], BEST_RATES[name], steps
-        )
-        for name in OPTIMIZERS
-    }
-    with tqdm(range(steps), unit="step", mininterval=0.5) as progress:
-        for step in progress:
-            for training in trainings.values():
-                training.step()
-            if step % 10 == 0:
-                losses = {n: f"{fmean(t.losses[-20:]):.3f}" for n, t in trainings.items()}
-                progress.set_postfix(losses)
-    print(table(labels, trainings))
-    curves = [Curve(name, labels[name], [t.losses]) for name, t in trainings.items()]
-    write_atomically(out, plot_curves([Panel(data, curves)]))
+    records: dict[str, Record] = {}
+    with tqdm(RATES.items(), unit="optimizer") as progress:
+        for optimizer, rate in progress:
+            progress.set_description(optimizer)
+            records[optimizer] = train(Run(name, optimizer, rate, 1, steps), root=root)
+    known = {optimizer: contenders()[optimizer] for optimizer in RATES}
+    labels = {o: f"{c.label}, {RATES[o]:g}" if o != "ng" else c.label for o, c in known.items()}
+    print(table(labels, records))
+    task = replace(find(name), label=data, steps=steps)
+    tables = Outcome([task], known, list(records.values()), {}, []).tables(list(records.values()))
+    write_atomically(out, curves([task], tables, list(records.values()), labels))
     print(f"\nwrote {out}")
     return out
 
 
-def choose_task(root: str | None) -> tuple[Task, str, bool]:
+def choose_task(root: str | None) -> tuple[str, str, bool]:
     """The task on all of FashionMNIST if that is to be had, else on the sample; says which."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)  # torchvision would wait for a silent server for ever
     try:
-        task = get_task("fmnist_cnn")
-        data = task.load(root)
+        data = get_task("fmnist_cnn").load(root)
         print(f"data: all of {data}, in {data_root(root).resolve()}")
-        return task, data, True
+        return "fmnist_cnn", data, True
     except DatasetNotFoundError as error:
-        task = get_task("fmnist_sample")
-        data = task.load(None)
+        data = get_task("fmnist_sample").load(None)
         reason = " ".join(str(error.__cause__).split())
         print(
             f"data: {data} (6,000 of 60,000 images); the whole is not in "
             f"{data_root(root).resolve()} and could not be downloaded ({reason}). Give its folder "
             f"with --data-root or {DATA_VARIABLE}."
         )
-        return task, data, False
+        return "fmnist_sample", data, False
     finally:
         socket.setdefaulttimeout(before)
 
 
-def table(labels: dict[str, str], trainings: dict[str, Training]) -> str:
+def table(labels: Mapping[str, str], records: Mapping[str, Record]) -> str:
     """One line for each optimizer, and one for the averaged weights of the learned one."""
-    lines = [
-        "",
-        f"{'optimizer':40} {'test accuracy':>14} {'loss, last 100':>15} {'ms/update':>10} "
-        f"{'ms/step':>8}",
-    ]
-    for name, t in trainings.items():
+    columns = f"{'test accuracy':>14} {'loss at the end':>15} {'ms/update':>10} {'ms/step':>8}"
+    lines = ["", f"{'optimizer':30} {columns}"]
+    for name, record in records.items():
+        tenth = -(-len(record.curve) // 10)
+        times = record.update_seconds, record.pass_seconds + record.update_seconds
         lines.append(
-            f"{labels[name]:40} {t.accuracy():14.2%} {fmean(t.losses[-100:]):15.3f} "
-            f"{1e3 * median(t.update_seconds):10.1f} {1e3 * median(t.step_seconds):8.1f}"
+            f"{labels[name]:30} {record.merit or 0:12.2f} % {fmean(record.curve[-tenth:]):15.3f} "
+            f"{1e3 * times[0]:10.1f} {1e3 * times[1]:8.1f}"
         )
-        if name in PACKAGED:
-            lines.append(f"{label_of(f'{name}_averaged'):40} {t.accuracy(averaged=True):14.2%}")
+        if name == "ng":
+            averaged = record.averaged[record.run.steps] or 0
+            lines.append(f"{labels[name] + ', averaged weights':30} {averaged:12.2f} %")
     return "\n".join(lines)
 
 

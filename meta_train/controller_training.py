@@ -7,7 +7,6 @@ all processes make the same step of the weights.
 """
 
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,9 +33,9 @@ from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
 from meta_train.families import FAMILIES, HELD_OUT
 from meta_train.parsing import parsed
 from meta_train.run import (
+    OuterLoop,
     Result,
     begin,
-    commit,
     copy_in,
     drive,
     prepared,
@@ -70,7 +69,7 @@ class Draw:
     told: bool
 
 
-class ControllerTrainer:
+class ControllerTrainer(OuterLoop):
     """A run in progress, between two outer steps: a ``meta_train.run.Trainer``.
 
     Args:
@@ -78,10 +77,11 @@ class ControllerTrainer:
         data_root: Folder where images lie.
     """
 
-    count = "outer_step"
+    config: EvolutionConfig
 
     def __init__(self, config: EvolutionConfig, data_root: str | Path | None = None):
-        self.config, self.data_root = config, data_root
+        super().__init__(config)
+        self.data_root = data_root
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             controller = Controller(config.controller)
@@ -98,17 +98,9 @@ class ControllerTrainer:
         self.velocity = torch.zeros_like(self.weights)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.families = CONTROLLER_TASKS[config.task]
-        self.step, self.steps = 0, config.outer_steps
         self.started = 0
-        self.seconds = 0.0
-        self.evaluations: list[dict[str, Any]] = []
         self.draws: list[Draw] = []
         self.courses: list[Course] = []
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The run, as JSON holds it."""
-        return asdict(self.config)
 
     def mine(self, pairs: int) -> slice:
         """Of so many instances, those of this process."""
@@ -199,11 +191,8 @@ class ControllerTrainer:
         for i, course in enumerate(self.courses):
             tensors |= {f"course.{i}.{k}": t for k, t in tensors_of_course(course).items()}
         record = {
-            "config": asdict(self.config),
-            "outer_step": self.step,
+            **self.progress(),
             "started": self.started,
-            "seconds": self.seconds,
-            "curve": self.evaluations,
             "draws": [asdict(draw) for draw in self.draws],
             "ages": [course.age for course in self.courses],
         }
@@ -213,7 +202,7 @@ class ControllerTrainer:
         """Write the controller with its averaged weights, a checkpoint."""
         controller = Controller(self.config.controller)
         controller.set_vector(self.kept)
-        save_controller(path, controller, _provenance(self))
+        save_controller(path, controller, self.provenance())
 
     @staticmethod
     def resume(path: Path, data_root: str | Path | None = None) -> "ControllerTrainer":
@@ -225,8 +214,8 @@ class ControllerTrainer:
         for name in ("weights", "average", "velocity"):
             copy_in(getattr(trainer, name), tensors, name)
         trainer.generator.set_state(tensors["generator"])
-        trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
-        trainer.started, trainer.seconds = record["started"], record["seconds"]
+        trainer.go_on(record)
+        trainer.started = record["started"]
         COUNT_OR_NONE.check("started", trainer.started)
         trainer.draws = parsed(list[Draw], record["draws"], "draws")
         if not trainer.draws:
@@ -284,18 +273,12 @@ def held_out_score(
     family: str,
     steps: int,
     data_root: str | Path | None = None,
-    told: bool = False,
-    seed: int = VALIDATION_SEED,
-    draws: int = 2,
 ) -> float:
     """Mean logarithm of the loss at the end of courses of validation, relative to the start."""
-    ends = []
-    for i in range(draws):
-        course = start(
-            family, seed + i, config.evaluate_pairs, steps, told, validation=True,
-            data_root=data_root,
-        )  # fmt: skip
-        vectors = weights.expand(2 * config.evaluate_pairs, -1)
+    pairs, ends = config.evaluate_pairs, []
+    for seed in (VALIDATION_SEED, VALIDATION_SEED + 1):
+        course = start(family, seed, pairs, steps, told=False, validation=True, data_root=data_root)
+        vectors = weights.expand(2 * pairs, -1)
         losses = course.span(config.controller, weights_from(config.controller, vectors), steps)
         last = losses[-max(len(losses) // 10, 1) :]
         ends.append(float((last.mean(0) + LEAST_LOSS).log().mean()))
@@ -341,15 +324,3 @@ def train_controller(
             new=lambda: ControllerTrainer(config, data_root).begin(),
         )
         return drive(trainer, state, config.evaluate_every, config.save_every, describe)
-
-
-def _provenance(trainer: ControllerTrainer) -> dict[str, Any]:
-    return {
-        "command": "python -m meta_train " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "config": asdict(trainer.config),
-        "outer_steps": trainer.step,
-        "minutes": round(trainer.seconds / 60, 1),
-        "torch": torch.__version__,
-        "curve": trainer.evaluations,
-    }

@@ -157,17 +157,9 @@ def start(
     validation: bool = False,
     data_root: str | Path | None = None,
 ) -> Course:
-    """Begin a course.
+    """Begin a course of so many steps: see ``meta_train.families.draw`` for the other arguments.
 
-    Args:
-        family: Name of a family.
-        seed: Seed of the instances.
-        pairs: Number of instances P in all processes.
-        length: Number of steps.
-        told: Whether the networks are told it.
-        mine: Which of the instances this process has.
-        validation: Whether to take images that training does not use.
-        data_root: Folder where images lie.
+    Its networks are told the length, or not.
     """
     problems = draw(family, seed, pairs, mine, validation, data_root)
     memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)

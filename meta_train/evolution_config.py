@@ -23,33 +23,12 @@ OF_IMAGES = (
 CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
     "fmnist_cnn": OF_IMAGES,
     "general": (
-        "image_cnn",
-        "few_examples",
-        "language",
-        "autoencoder",
-        "wide",
-        "fine_tune",
-        "patches",
-        "classifier",
-        "restore",
-        "embedding",
-        "few_examples",
-        "language",
-        "image_cnn",
-        "regression",
-        "wide",
-        "full_cnn",
-        "patches",
-        "siren",
-        "attention",
-        "ill_posed",
-        "restore",
-        "few_examples",
-        "recurrence",
-        "language",
-        "cnn",
+        "image_cnn", "few_examples", "language", "autoencoder", "wide", "fine_tune", "patches",
+        "classifier", "restore", "embedding", "few_examples", "language", "image_cnn", "regression",
+        "wide", "full_cnn", "patches", "siren", "attention", "ill_posed", "restore", "few_examples",
+        "recurrence", "language", "cnn",
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -111,13 +112,7 @@ def prepared(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[P
 def begin(
     state: Path, settings: Mapping[str, Any], resume: Callable[[Path], T], new: Callable[[], T]
 ) -> T:
-    """The trainer of a run: of its saved state if there is one.
-
-    Args:
-        state: Where that lies.
-        settings: Settings of the run.
-        resume: Reads a state.
-        new: Starts afresh.
+    """The trainer of a run: of its saved state if there is one, or new.
 
     Raises:
         ValueError: For a state of other settings, and a state or a log that is damaged.
@@ -144,12 +139,9 @@ def begin(
 
 
 def write_state(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a state as safetensors with a JSON header; no pickle.
+    """Write a state as safetensors with a JSON header, no pickle; whole or not at all.
 
-    Args:
-        path: Destination; what was there before stays if anything fails.
-        record: Anything that JSON can hold; "config" is the settings of the run.
-        tensors: On any device.
+    The entry "config" of the record is the settings of the run.
     """
     content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     write_atomically(path, save(content, {"record": json.dumps(record)}))
@@ -224,21 +216,16 @@ def drive(
 ) -> Result:
     """Train to the end. Ctrl-C ends the run after the step it is in, state saved.
 
-    Args:
-        trainer: What ``begin`` gave.
-        state: As for ``begin``; log and checkpoint lie beside it.
-        evaluate_every: Steps from one evaluation to the next.
-        save_every: Steps from one saved state to the next.
-        describe: An evaluation in words.
+    Log and checkpoint lie beside the state. ``describe`` puts an evaluation in words.
     """
     log, best = state.with_name("log.jsonl"), state.with_name("checkpoint.safetensors")
-    with log.open("a") as lines, _StopOnInterrupt() as stop, _Board(state.parent) as board:
+    with log.open("a") as lines, _stopping() as stop, _board(state.parent) as add:
         bar = tqdm(total=trainer.steps, initial=trainer.step, unit=trainer.count.replace("_", " "))
 
         def report(record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
             lines.flush()
-            board.add(record, record[trainer.count])
+            add(record, record[trainer.count])
 
         def evaluate() -> None:
             point = trainer.evaluate()
@@ -266,6 +253,46 @@ def drive(
     return Result(best if best.exists() else None, state, log, trainer.step, finished)
 
 
+class OuterLoop:
+    """What meta-trainers share, which are a ``Trainer`` in outer steps; ``config`` is the run."""
+
+    count = "outer_step"
+
+    def __init__(self, config: Any):
+        self.config, self.step, self.steps, self.seconds = config, 0, config.outer_steps, 0.0
+        self.evaluations: list[dict[str, Any]] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run, as JSON holds it."""
+        return asdict(self.config)
+
+    def progress(self) -> dict[str, Any]:
+        """What ``write_state`` is to keep of every run."""
+        return {
+            "config": self.settings, "outer_step": self.step, "seconds": self.seconds,
+            "curve": self.evaluations,
+        }  # fmt: skip
+
+    def go_on(self, record: Mapping[str, Any]) -> None:
+        """Take over the progress of a saved run."""
+        self.step, self.evaluations = record["outer_step"], record["curve"]
+        self.seconds = record["seconds"]
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """How a checkpoint came about."""
+        return {
+            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
+            "commit": commit(),
+            **more,
+            "config": self.settings,
+            "outer_steps": self.step,
+            "minutes": round(self.seconds / 60, 1),
+            "torch": torch.__version__,
+            "curve": self.evaluations,
+        }
+
+
 def record_point(log: Path, point: dict[str, Any]) -> None:
     """Let the log of a finished run end with a record, once."""
     line = json.dumps(point)
@@ -286,53 +313,49 @@ def commit() -> str:
     return answer.stdout.strip()
 
 
-class _StopOnInterrupt:
+class _Stop:
+    """Whether Ctrl-C asked to stop."""
+
+    asked = False
+
+
+@contextmanager
+def _stopping() -> Iterator[_Stop]:
     """Ctrl-C asks to stop at the next chance; a second one stops at once."""
+    stop = _Stop()
 
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_StopOnInterrupt":
-        try:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:  # not in the main thread: nobody can press Ctrl-C here
-            self._before = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        stop.asked = True
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread: nobody can press Ctrl-C here
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-class _Board:
-    """TensorBoard, where it is installed."""
+@contextmanager
+def _board(out: Path) -> Iterator[Callable[[dict[str, Any], int], None]]:
+    """What logs every number of a record to TensorBoard, where it is installed."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        yield lambda record, step: None
+        return
+    with SummaryWriter(str(out / "tensorboard")) as writer:
 
-    def __init__(self, out: Path):
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            self._writer = None
-        else:
-            self._writer = SummaryWriter(str(out / "tensorboard"))
-
-    def __enter__(self) -> "_Board":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def add(self, record: dict[str, Any], step: int) -> None:
-        """Log every number of a record."""
-        if self._writer is not None:
+        def add(record: dict[str, Any], step: int) -> None:
             for key, value in record.items():
                 if isinstance(value, int | float):
-                    self._writer.add_scalar(key, value, step)
+                    writer.add_scalar(key, value, step)
+
+        yield add
 
 
 def _check_progress(trainer: Trainer) -> None:

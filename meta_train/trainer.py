@@ -1,7 +1,6 @@
 """The outer loop of the paper's rule: train a network, step the meta-weights; log, save, resume."""
 
 import math
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +12,9 @@ from l2o_graph.paper.checkpoints import save_checkpoint
 from l2o_graph.paper.rule import RuleConfig, UpdateRule, untrained
 from meta_train.config import MetaConfig
 from meta_train.run import (
+    OuterLoop,
     Result,
     begin,
-    commit,
     drive,
     optimizer_tensors,
     prepared,
@@ -25,8 +24,7 @@ from meta_train.run import (
     write_state,
 )
 from meta_train.tasks import Task, get_task
-from meta_train.through_time import through_time
-from meta_train.unroll import greedy, roll_out
+from meta_train.unroll import greedy, roll_out, through_time
 
 # Held-out rollouts start from seeds that neither training (1,000 and up) nor the benchmark
 # (101 to 105) uses.
@@ -36,7 +34,7 @@ TRAINING_SEED = 1000
 ESTIMATORS = {"greedy": greedy, "through_time": through_time}
 
 
-class MetaTrainer:
+class MetaTrainer(OuterLoop):
     """A run in progress, between two outer steps: a ``meta_train.run.Trainer``.
 
     Args:
@@ -45,24 +43,17 @@ class MetaTrainer:
         data: What it is trained on, in words.
     """
 
-    count = "outer_step"
+    config: MetaConfig
 
     def __init__(self, config: MetaConfig, device: torch.device, data: str = ""):
-        self.config, self.device, self.data = config, device, data
+        super().__init__(config)
+        self.device, self.data = device, data
         self.task: Task = get_task(config.task)
         self.rule: UpdateRule = untrained(config.rule, config.seed).to(device)
         self.optimizer = torch.optim.Adam(
             self.rule.parameters(), lr=config.lr, betas=(0.9, 0.99),
             weight_decay=config.weight_decay,
         )  # fmt: skip
-        self.step, self.steps = 0, config.outer_steps
-        self.seconds = 0.0
-        self.evaluations: list[dict[str, Any]] = []
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The run, as JSON holds it."""
-        return asdict(self.config)
 
     def advance(self) -> dict[str, Any]:
         """One outer step; returns what there is to log of it."""
@@ -122,17 +113,11 @@ class MetaTrainer:
     def save(self, path: Path) -> None:
         """Write all of it."""
         tensors = {f"rule.{k}": v for k, v in self.rule.state_dict().items()}
-        record = {
-            "config": asdict(self.config),
-            "outer_step": self.step,
-            "seconds": self.seconds,
-            "curve": self.evaluations,
-        }
-        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
+        write_state(path, self.progress(), tensors | optimizer_tensors(self.optimizer))
 
     def save_best(self, path: Path) -> None:
         """Write the rule as it is, a checkpoint."""
-        save_checkpoint(path, self.rule, _provenance(self))
+        save_checkpoint(path, self.rule, self.provenance(data=self.data))
 
     @staticmethod
     def resume(path: Path, device: torch.device, data: str = "") -> "MetaTrainer":
@@ -144,8 +129,7 @@ class MetaTrainer:
         )
         trainer.rule.load_state_dict(with_prefix("rule.", tensors))
         restore_optimizer(trainer.optimizer, tensors)
-        trainer.step, trainer.evaluations = record["outer_step"], record["curve"]
-        trainer.seconds = record["seconds"]
+        trainer.go_on(record)
         return trainer
 
 
@@ -191,16 +175,3 @@ def meta_train(
             new=lambda: MetaTrainer(config, place, data),
         )
         return drive(trainer, state, config.evaluate_every, config.save_every, describe)
-
-
-def _provenance(trainer: MetaTrainer) -> dict[str, Any]:
-    return {
-        "command": "python -m meta_train " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "data": trainer.data,
-        "config": asdict(trainer.config),
-        "outer_steps": trainer.step,
-        "minutes": round(trainer.seconds / 60, 1),
-        "torch": torch.__version__,
-        "curve": trainer.evaluations,
-    }

@@ -7,6 +7,7 @@ torch stores it, so what flows into a neuron is a row of the grid and what flows
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -141,6 +142,14 @@ class Topology:
             again=kernel.again,
             share=grid[1] / rows,
         )
+
+
+def with_edges(chunk: Chunk) -> Iterator[tuple[KernelBlock, slice]]:
+    """The blocks of a chunk, and where their edges lie among those of all."""
+    at = 0
+    for block in chunk:
+        yield block, slice(at, at + block.edges)
+        at += block.edges
 
 
 @lru_cache(maxsize=64)

@@ -11,11 +11,7 @@ from torch import Tensor
 from l2o_graph.layout.blocks import Chunk, Topology
 
 K = TypeVar("K")
-
-
 V = TypeVar("V")
-
-
 LazyEdges = Callable[[Chunk], Float[Tensor, "*B P E H"]]
 
 

@@ -1,11 +1,10 @@
 """Merges the partial aggregates of several blocks, one range of nodes at a time."""
 
-import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,15 +14,9 @@ from l2o_graph.layout.blocks import Chunk, Topology
 G = TypeVar("G", bound="Partial")
 
 
-# From so many chunks on, what stays of each is kept apart from what goes.
-MANY_CHUNKS = 8
-
-
 @runtime_checkable
 class Partial(Protocol):
-    """Partial aggregate of n nodes, a dataclass, that can be merged with more of the same."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    """Partial aggregate of n nodes that can be merged with more of the same."""
 
     def part(self: G, start: int, stop: int) -> G:
         """Slice of the nodes."""
@@ -34,76 +27,37 @@ class Partial(Protocol):
         ...
 
 
-class Arena:
-    """Preallocated arena for small tensors that outlive large ones; not differentiable.
-
-    A small tensor lands where a large one was just freed, and the next large one no longer fits
-    there: without the arena, a step on GPT-2 small takes three times the memory that it uses.
-
-    Args:
-        ranges: Half-open ranges [start, stop) of nodes, each of which has a place here.
-    """
-
-    def __init__(self, ranges: tuple[tuple[int, int], ...]):
-        self._ranges = ranges
-        self._free = torch.empty(0)
-        self._kept: dict[int, dict[str, Tensor]] = {}
-
-    def put(self, at: int, value: G) -> G:
-        """Copy the partial of a range, in place of the one before."""
-        tensors = {
-            f.name: getattr(value, f.name)
-            for f in dataclasses.fields(value)
-            if isinstance(getattr(value, f.name), Tensor)
-        }
-        if at not in self._kept:
-            self._kept[at] = {name: self._room(t, at) for name, t in tensors.items()}
-        kept = self._kept[at]
-        for name, t in tensors.items():
-            kept[name].copy_(t)
-        return dataclasses.replace(value, **kept)
-
-    def _room(self, like: Tensor, at: int) -> Tensor:
-        size, (start, stop) = like.numel(), self._ranges[at]
-        if self._free.numel() < size or self._free.dtype != like.dtype:  # enough for all nodes
-            self._free = like.new_empty(size // (stop - start) * self._ranges[-1][1])
-        room, self._free = self._free[:size], self._free[size:]
-        return room.view(like.shape)
-
-
 @dataclass(frozen=True, slots=True)
 class NodeRanges:
-    """Partition of all nodes such that whatever reaches one node of a range reaches all of it.
+    """Partition of all nodes, ``nodes``, such that what reaches one node of a range reaches all.
 
-    Attributes:
-        nodes: Half-open ranges [start, stop) of the partition.
-        reached: For each range that was asked for, the ranges of the partition that it is made
-            of, and where in it each begins and ends.
+    For each range that was asked for, ``reached`` has the ranges of the partition that it is made
+    of, and where in it each begins and ends.
     """
 
     nodes: tuple[tuple[int, int], ...]
     reached: tuple[tuple[tuple[int, int, int], ...], ...]
 
-    def merge_all(
-        self, brought: Iterable[G], begin: Sequence[G | None], chunks: int = 1
-    ) -> list[G | None]:
-        """Merge the partials of ranges, one after the other.
-
-        Args:
-            brought: Partial of each range.
-            begin: Partial of each part before the first.
-            chunks: Number of chunks that the ranges come from.
-        """
-        held, arena = list(begin), None
-        if chunks >= MANY_CHUNKS and not torch.is_grad_enabled():
-            arena = Arena(self.nodes)
+    def merge_all(self, brought: Iterable[G], begin: Sequence[G | None]) -> list[G | None]:
+        """Merge the partials of ranges, one after the other, into those that parts begin with."""
+        held = list(begin)
         for within, each in zip(self.reached, brought, strict=True):
             for at, start, stop in within:
                 part = each if len(within) == 1 else each.part(start, stop)
                 known = held[at]
-                both = part if known is None else known.merge(part)
-                held[at] = both if arena is None else arena.put(at, both)
+                held[at] = part if known is None else known.merge(part)
         return held
+
+    def gathered(
+        self, brought: Iterable[G], answer: Callable[[G], Tensor], nothing: Tensor
+    ) -> Tensor:
+        """Merge the partials of ranges; (*B, N, C) answers of all nodes, or of none, nothing."""
+        reached = self.merge_all(brought, [None] * len(self.nodes))
+        runs = [
+            nothing[..., slice(*run), :] if partial is None else answer(partial)
+            for run, partial in zip(self.nodes, reached, strict=True)
+        ]
+        return torch.cat(runs, dim=-2)
 
 
 @lru_cache(maxsize=64)

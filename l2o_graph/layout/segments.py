@@ -26,15 +26,10 @@ LONGEST = 1 << 32  # more than any length: a kind times this is what segments ar
 
 @dataclass(frozen=True, slots=True)
 class KernelTable:
-    """Kernels of all networks of a batch, each (groups, rows, columns), edges numbered in order.
+    """Kernels of all networks of a batch, edges numbered in order.
 
-    Attributes:
-        groups: Number of groups of each kernel.
-        rows: Number of rows of each group.
-        columns: Number of columns of each group.
-        row: Node of the first row of each kernel.
-        column: Node of the first column.
-        from_rows: Whether rows are what is read.
+    Of each, the numbers of groups, of rows and columns of a group, the nodes of the first row and
+    column, and whether rows are what is read.
     """
 
     groups: Int64[Tensor, " k"]
@@ -152,13 +147,10 @@ def counted(counts: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " n"], Int64[Ten
 
 
 def directed_edges(grids: KernelTable, read: Bool[Tensor, " N"], both: bool) -> DirectedEdges:
-    """Put all edges in segments.
+    """Put all edges in segments, walked both ways or along their direction alone.
 
-    Args:
-        grids: The kernels.
-        read: The nodes whose last states are read; of a kernel's rows all or none, and of its
-            columns.
-        both: Whether edges are walked both ways, or along their direction alone.
+    ``read`` are the nodes whose last states are read; of a kernel's rows all or none, and of its
+    columns.
     """
     sides, leads = _sides(grids, read)
     if not both:

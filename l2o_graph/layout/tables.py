@@ -214,12 +214,7 @@ def _moved(record: R, device: torch.device) -> R:
 
 
 class ArchitectureTables:
-    """The layouts of some architectures, one behind the other.
-
-    Args:
-        layouts: Layout of each architecture.
-        room: What they were made for.
-    """
+    """The layouts of some architectures, one behind the other, all made for the same room."""
 
     def __init__(self, layouts: Sequence[Layout], room: Capacity):
         self.side = room.kernel
@@ -230,12 +225,7 @@ class ArchitectureTables:
         self.outputs = torch.stack([layout.outputs for layout in layouts])
 
     def batch(self, which: Int64[Tensor, " I"], both_ways: bool) -> Batch:
-        """Networks side by side.
-
-        Args:
-            which: Index of each network's architecture.
-            both_ways: Whether edges are walked both ways, or along the flow alone.
-        """
+        """Networks side by side, with edges walked both ways or along the flow alone."""
         sizes, parameters = self.nodes.count[which], self.parameters[which]
         first_node, first_scalar = sizes.cumsum(0) - sizes, parameters.cumsum(0) - parameters
         total = int(parameters.sum())

@@ -44,10 +44,7 @@ Labels = tuple[int, ...]  # the letters of one side of an einsum formula
 class Axis:
     """What an axis of a tensor runs over; equal axes are permuted together.
 
-    Attributes:
-        name: Tells it from others.
-        size: How many entries it has.
-        permutable: Whether their order means nothing.
+    The order of the entries of a permutable one means nothing.
     """
 
     name: str
@@ -57,12 +54,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor of a weight space.
-
-    Attributes:
-        name: For people.
-        axes: What each of its axes runs over, in order.
-    """
+    """A tensor of a weight space: its name, for people, and what each of its axes runs over."""
 
     name: str
     axes: tuple[Axis, ...]
@@ -200,12 +192,9 @@ def _letter(label: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class InputPool:
-    """What is read of a tensor: its entries on a diagonal, averaged over all but some axes.
+    """What is read of a tensor: its entries on a diagonal, averaged over all but the axes kept.
 
-    Attributes:
-        source: Index of the tensor.
-        reads: A label for each of its permutable axes.
-        kept: Labels of the axes of the answer.
+    ``reads`` has a label for each of its permutable axes, ``kept`` those of the answer's axes.
     """
 
     source: int
@@ -232,11 +221,8 @@ class InputPool:
 class OutputMap:
     """All maps to one tensor that write alike: they are added before they are broadcast.
 
-    Attributes:
-        target: Index of the tensor.
-        writes: A label for each of its permutable axes.
-        tied: Labels along which what is written varies.
-        pools: What the maps read.
+    ``writes`` has a label for each of its permutable axes, ``tied`` those along which what is
+    written varies; ``pools`` are what the maps read.
     """
 
     target: int

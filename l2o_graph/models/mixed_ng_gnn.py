@@ -53,12 +53,7 @@ def mixed_ng_gnn(
 
 @dataclass(frozen=True, slots=True)
 class _States:
-    """States of D directed edges: ``outer`` of ``inner``.
-
-    Attributes:
-        inner: States.
-        outer: A linear map that is yet to be applied: it becomes one with the next.
-    """
+    """States of D directed edges: ``inner``, and a linear map that becomes one with the next."""
 
     inner: Float[Tensor, "D H"]
     outer: nn.Linear | None = None

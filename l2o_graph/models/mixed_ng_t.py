@@ -37,14 +37,7 @@ def pairs_of(
     sizes: Int64[Tensor, " I"],
     most_pairs: int,
 ) -> Pairs:
-    """Find them.
-
-    Args:
-        directed: The edges.
-        network: Which network each node belongs to.
-        sizes: Nodes of each network.
-        most_pairs: Networks of more have no pairs here.
-    """
+    """Find them; networks of more than ``most_pairs`` pairs have none."""
     small = sizes.square() <= most_pairs
     count, index = int(small.sum()), small.cumsum(0) - 1
     most = int(sizes[small].max()) if count else 0
@@ -71,18 +64,7 @@ def mixed_ng_t(
     nodes: Float[Tensor, "N H"],
     edges: Float[Tensor, "D C"],
 ) -> Float[Tensor, "n H"]:
-    """Attend.
-
-    Args:
-        model: With ``last_edges=False`` and ``plain``, and not ``axial``.
-        directed: The edges.
-        network: Which network each node belongs to.
-        sizes: Nodes of each network.
-        nodes: First states.
-        edges: First states of the directed edges.
-
-    Returns:
-        Last states of the nodes that are read.
+    """Attend; arguments and answers are those of ``mixed_ng_gnn``, of a model without ``axial``.
 
     Raises:
         ValueError: For a model that is not ``plain``, or whose last layer updates edges.

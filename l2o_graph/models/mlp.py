@@ -7,11 +7,9 @@ from torch import nn
 
 
 def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """A small network.
+    """A small network, by the widths of its input, hidden layers and output.
 
-    Args:
-        widths: Of the input, of each hidden layer and of the output.
-        dropout: Share of each hidden layer that is dropped in training.
+    In training, a share ``dropout`` of each hidden layer is left out.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):

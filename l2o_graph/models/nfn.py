@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.blocks import Chunk, Topology, with_edges
 from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_edges
 from l2o_graph.layout.node_ranges import split_chunks
 
@@ -27,9 +27,8 @@ SMALLEST_SQUARE = 1e-5
 class MeanPartial:
     """What n nodes have of the kernels around them.
 
-    Attributes:
-        total: Sums over kernels of the mean state of a node's edges, into it and out of it.
-        count: How many kernels these are.
+    ``total`` sums over kernels the mean state of a node's edges, into it and out of it; ``count``
+    is how many kernels these are.
     """
 
     total: Float[Tensor, "2 n C"]
@@ -58,40 +57,25 @@ class MeanPartial:
 
 
 def kernel_means(
-    topology: Topology, chunks: Sequence[Chunk], edges: PairedEdges
+    topology: Topology, chunks: Sequence[Chunk], edges: PairedEdges, no_kernel: Tensor
 ) -> Float[Tensor, "N two_C"]:
     """Mean state of the edges into each node, and of the edges out of it, beside each other.
 
-    Args:
-        topology: Where everything lies.
-        chunks: All rows of all kernels, in order.
-        edges: Gives the states of a chunk.
-
-    Returns:
-        Zeros where a node has no such edges. Several kernels into one set, as beside a skip,
-        count alike.
+    That of ``no_kernel`` where a node has no such edges. Several kernels into one set, as beside a
+    skip, count alike.
     """
 
     def sides() -> Iterator[MeanPartial]:
         for chunk in chunks:
-            states, at = edges(chunk), 0
-            for block in chunk:
-                grid = states[at : at + block.edges].unflatten(0, block.grid)
-                at += block.edges
+            states = edges(chunk)
+            for block, own in with_edges(chunk):
+                grid = states[own].unflatten(0, block.grid)
                 yield MeanPartial.of(grid.mean(2).flatten(0, 1), not block.from_rows, 1.0)
                 means = block.share * grid.mean(1).flatten(0, 1)
                 yield MeanPartial.of(means, block.from_rows, block.share)
 
     parts = split_chunks(topology, chunks)
-    reached = parts.merge_all(sides(), [None] * len(parts.nodes), len(chunks))
-    some = next(pooled.total for pooled in reached if pooled is not None)
-    no_kernel = some.new_zeros(topology.spec.num_nodes, 2 * some.shape[2])
-    return torch.cat(
-        [
-            no_kernel[slice(*run)] if pooled is None else pooled.means()
-            for run, pooled in zip(parts.nodes, reached, strict=True)
-        ]
-    )
+    return parts.gathered(sides(), MeanPartial.means, no_kernel)
 
 
 class NFNLayer(nn.Module):
@@ -130,7 +114,9 @@ class NFNLayer(nn.Module):
         edges: PairedEdges,
     ) -> Float[Tensor, "N fifteen_H"]:
         """u_i of every node, gathered from all chunks."""
-        own = torch.cat([nodes, kernel_means(topology, chunks, edges)], dim=-1)
+        no_kernel = nodes.new_zeros(len(nodes), 4 * nodes.shape[-1])
+        means_of_edges = kernel_means(topology, chunks, edges, no_kernel)
+        own = torch.cat([nodes, means_of_edges], dim=-1)
         sizes = [neurons.size for neurons in topology.spec.neurons]
         means = torch.stack([each.mean(0) for each in own.split(sizes)])
         of_set = torch.cat([m.expand(n, -1) for m, n in zip(means, sizes, strict=True)])
@@ -182,18 +168,10 @@ class NFN(nn.Module):
         nodes: Float[Tensor, "N H"],
         edges: LazyEdges,
     ) -> tuple[Float[Tensor, "N H"], LazyEdges]:
-        """Map nodes and edges, layer by layer.
+        """Map nodes and edges, layer by layer; arguments and answers are as those of ``NGGNN``.
 
-        Args:
-            topology: Where everything lies.
-            chunks: All rows of all kernels, in order.
-            nodes: (N, H) initial states.
-            edges: Gives the initial states (2, E, H) of a chunk's edges.
-
-        Returns:
-            Final node states, and a function that gives a chunk's final edge states (2, E, H).
-            With several chunks these are computed anew wherever they are asked for: between
-            layers, only what was gathered at the nodes is kept.
+        With several chunks edge states are computed anew wherever they are asked for: between
+        layers, only what was gathered at the nodes is kept.
         """
         cached = cached_if(fits_in_memory(topology, chunks))
         paired: PairedEdges = cached(lambda chunk: torch.cat(edges(chunk).unbind(), dim=-1))

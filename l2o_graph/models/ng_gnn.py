@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.blocks import Chunk, Topology, with_edges
 from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_planes
 from l2o_graph.layout.node_ranges import split_ranges
 from l2o_graph.layout.partials import PNAPartial
@@ -94,10 +94,7 @@ class NGGNNLayer(nn.Module):
         def sides() -> Iterator[PNAPartial]:
             for chunk in chunks:
                 messages = self.messages(chunk, nodes, edges(chunk))
-                at = 0
-                for block in chunk:
-                    own = slice(at, at + block.edges)
-                    at = own.stop
+                for block, own in with_edges(chunk):
                     grids = messages[..., own, :].unflatten(-2, block.grid).unbind(-5)
                     dims = (-3, -2) if block.from_rows else (-2, -3)  # what leads to one node
                     yield from map(PNAPartial.of, grids, dims)
@@ -105,15 +102,8 @@ class NGGNNLayer(nn.Module):
         # A plane's edges lead to one side: forward edges to targets, their reverses to sources.
         ranges = [side for chunk in chunks for p in chunk for side in p.ends[: self.planes]]
         parts = split_ranges(tuple(ranges), topology.spec.num_nodes)
-        reached = parts.merge_all(sides(), [None] * len(parts.nodes), len(chunks))
         no_messages = nodes.new_zeros(*nodes.shape[:-1], 4 * nodes.shape[-1])
-        gathered = torch.cat(
-            [
-                no_messages[..., slice(*span), :] if partial is None else partial.aggregates()
-                for span, partial in zip(parts.nodes, reached, strict=True)
-            ],
-            dim=-2,
-        )
+        gathered = parts.gathered(sides(), PNAPartial.aggregates, no_messages)
         degree = topology.degree if self.planes == 2 else topology.in_degree
         return self.received(nodes, gathered, degree)
 
@@ -141,15 +131,12 @@ class NGGNNLayer(nn.Module):
 
 @torch.no_grad()
 def keep_nodes(model: "NGGNN") -> None:
-    """First weights with which a node's own state outweighs what it gathers.
+    """Give a model first weights with which a node's own state outweighs what it gathers.
 
     W_mix and the part of W_node that reads the node itself become orthogonal. NG-GNN has no
     residuals, and of torch's own first weights 1 in 9 reads the node: after four rounds nothing
     is left of what a node was told first, its activation or what it says at probes.
     The optimizer's networks keep torch's, with which its checkpoints were trained.
-
-    Args:
-        model: With first weights; changed in place.
     """
     for layer in model.layers:
         assert isinstance(layer, NGGNNLayer)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.blocks import Chunk, Topology, with_edges
 from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_planes
 from l2o_graph.layout.node_ranges import split_chunks
 from l2o_graph.layout.partials import SoftmaxPartial
@@ -88,18 +88,10 @@ class NodeUpdate(nn.Module):
         edges: LazyEdges,
         joined: Sequence[Bool[Tensor, "_ _"] | None],
     ) -> SoftmaxPartial:
-        """Let all nodes attend.
+        """Let all nodes attend, along the edges of the chunks and to pairs without one.
 
-        Args:
-            topology: Where everything lies.
-            chunks: All rows of all kernels, in order.
-            nodes: States.
-            edges: Gives the states of a chunk's edges.
-            joined: For each network, which of its pairs to leave to the edges; without it there
-                are no pairs but theirs.
-
-        Returns:
-            What each node gathered. Sums of edges are of no channels without ``axial``.
+        ``joined`` says for each network which of its pairs to leave to the edges; without it there
+        are no pairs but theirs. Sums of edges are of no channels without ``axial``.
         """
         # Channels first: heads are short, and the rows of a grid are what is long.
         of_node = (self.of_node.weight @ nodes.mT).unflatten(-2, (3, self.heads, -1))
@@ -118,11 +110,8 @@ class NodeUpdate(nn.Module):
         def sides() -> Iterator[SoftmaxPartial]:
             for chunk in chunks:
                 states = edges(chunk)
-                at = 0
-                for block in chunk:
+                for block, own in with_edges(chunk):
                     groups, rows, columns = block.grid
-                    own = slice(at, at + block.edges)
-                    at = own.stop
                     to_rows = int(block.from_rows)  # the plane of edges that lead there
                     grid = states[..., own, : self.averaged].unflatten(-2, block.grid)
                     planes = states[..., own, :].unbind(-3)
@@ -144,7 +133,7 @@ class NodeUpdate(nn.Module):
 
         parts = split_chunks(topology, chunks)
         before = [begin.part(*run) for run in parts.nodes]
-        reached = parts.merge_all(sides(), before, len(chunks))
+        reached = parts.merge_all(sides(), before)
         return SoftmaxPartial.cat([each for each in reached if each is not None])
 
     def _alone(
@@ -363,19 +352,7 @@ class NGT(nn.Module):
         edges: LazyEdges,
         last: Sequence[Chunk] | None = None,
     ) -> tuple[Float[Tensor, "*B N H"], LazyEdges]:
-        """Attend.
-
-        Args:
-            topology: Where everything lies.
-            chunks: All rows of all kernels, in order.
-            nodes: (*B, N, H) initial states.
-            edges: Gives the initial states (*B, 2, E, C) of a chunk's edges.
-            last: The chunks whose edges the last layer attends to, as in NG-GNN.
-
-        Returns:
-            Final node states, and a function that gives a chunk's final edge states. With
-            several chunks these are computed anew wherever they are asked for, as in NG-GNN.
-        """
+        """Attend; arguments and answers are those of ``NGGNN``, edge states (*B, 2, E, C)."""
         cached = cached_if(fits_in_memory(topology, chunks))
         edges = cached(edges)
         joined = [

@@ -18,12 +18,7 @@ from l2o_graph.layout.segments import DirectedEdges
 
 
 class OrderedStep(nn.Module):
-    """States of some neurons -> states of those that read them.
-
-    Args:
-        features: Number of features of an edge.
-        size: Number of channels H of states.
-    """
+    """States of some neurons, of ``size`` channels H -> states of those that read them."""
 
     def __init__(self, features: int, size: int):
         super().__init__()
@@ -38,12 +33,9 @@ class OrderedStep(nn.Module):
         sources: Float[Tensor, "I i H"],
         own: Float[Tensor, "I j H"],
     ) -> Float[Tensor, "I j H"]:
-        """Take one step.
+        """Take one step, from the edges' features phi and the states of the neurons that are read.
 
-        Args:
-            edges: Features of the edges between the neurons, phi.
-            sources: States of the neurons that are read.
-            own: What each neuron that reads has of its own: of its bias, of its responses.
+        ``own`` is what each neuron that reads has of its own: of its bias, of its responses.
         """
         factors = self.read(edges)
         messages = torch.einsum("noih,nih->noh", factors, self.say(sources))

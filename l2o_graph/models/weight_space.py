@@ -16,18 +16,13 @@ Features = Sequence[Float[Tensor, "I C ..."]]
 
 
 class Activation(nn.Module):
-    """Norm, ReLU and dropout of features.
+    """Norm, ReLU and dropout of features, C channels of each tensor of a network.
 
     The norm is ``BatchNorm1d`` on each tensor's channels, over networks and all entries: as
     indifferent to permutations, also to another for each network. In training it takes at least
-    two networks, and there alone a network's answer depends on its batch.
-
-    Args:
-        tensors: How many a network has.
-        channels: Of each.
-        norm: Whether there is a norm.
-        dropout: Share of the channels of each tensor of each network dropped in training. Single
-            entries would not be missed: the layers read means.
+    two networks, and there alone a network's answer depends on its batch. Dropout is of whole
+    channels of each tensor of each network: single entries would not be missed, as the layers read
+    means.
     """
 
     def __init__(self, tensors: int, channels: int, norm: bool, dropout: float):
@@ -48,11 +43,7 @@ def equivariant_net(
 ) -> nn.Sequential:
     """Equivariant linear layers with an ``Activation`` between each two: features to features.
 
-    Args:
-        space: The parameters, and what permutes them.
-        channels: Of the first features, behind each hidden layer, and of the answer.
-        norm: See ``Activation``.
-        dropout: See ``Activation``.
+    ``channels`` are those of the first features, behind each hidden layer, and of the answer.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
@@ -65,15 +56,9 @@ Reduce = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def pooled(space: Sequence[TensorSpec], features: Features, reduce: Reduce) -> Float[Tensor, "I F"]:
-    """Features reduced over permutable axes; fixed axes are kept, as more features.
+    """Features reduced over permutable axes, by ``torch.mean`` or ``torch.amax``.
 
-    Args:
-        space: The parameters, and what permutes them.
-        features: Of them.
-        reduce: ``torch.mean`` or ``torch.amax``.
-
-    Returns:
-        F = C times ``pooled_size(space)``.
+    Fixed axes are kept, as more features: F = C times ``pooled_size(space)``.
     """
     answer = []
     for spec, x in zip(space, features, strict=True):

@@ -56,12 +56,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
 
 
 def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) -> None:
-    """Store a rule; the file appears whole or not at all.
-
-    Args:
-        path: Destination; what was there before stays if anything fails.
-        rule: The network, its weights stored as float32.
-        provenance: History; anything that JSON can hold.
+    """Store a rule, as float32, with its history; the file appears whole or not at all.
 
     Raises:
         ValueError: For weights that are not finite.

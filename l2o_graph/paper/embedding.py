@@ -1,46 +1,12 @@
 """Features -> first node and edge states, kernels padded to one size as the paper pads them."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Topology
-from l2o_graph.layout.node_ranges import split_ranges
 from l2o_graph.layout.positions import position_rows
-from l2o_graph.layout.spans import Scalars
-from l2o_graph.paper.features import NUM_FEATURES
-
-
-@dataclass(frozen=True, slots=True)
-class SumPartial:
-    """What biases bring to n nodes; several on one node add up."""
-
-    x: Float[Tensor, "n H"]
-
-    def part(self, start: int, stop: int) -> "SumPartial":
-        """Of some of the nodes."""
-        return SumPartial(self.x[start:stop])
-
-    def merge(self, other: "SumPartial") -> "SumPartial":
-        """More biases on the same nodes."""
-        return SumPartial(self.x + other.x)
-
-
-def placed(topology: Topology, rows: Float[Tensor, "B H"]) -> Float[Tensor, "N H"]:
-    """Rows of the biases, in order, at the nodes they sit on; zeros at the others."""
-    biases = topology.spec.biases
-    parts = split_ranges(tuple(map(topology.bias, biases)), topology.spec.num_nodes)
-    brought = [SumPartial(run) for run in rows.split([bias.size for bias in biases])]
-    zeros = rows.new_zeros(topology.spec.num_nodes, rows.shape[1])
-    reached = parts.merge_all(brought, [None] * len(parts.nodes))
-    return torch.cat(
-        [
-            zeros[slice(*run)] if held is None else held.x
-            for run, held in zip(parts.nodes, reached, strict=True)
-        ]
-    )
+from l2o_graph.paper.features import NUM_FEATURES, Scalars
 
 
 class PaddedEmbedding(nn.Module):
@@ -106,8 +72,10 @@ class PaddedEmbedding(nn.Module):
         self.check(topology)
         width = NUM_FEATURES * self.max_kernel**2
         features = self.position.new_zeros(topology.spec.num_nodes, width)
-        if biases.parts:
-            features = placed(topology, self._padded(biases.x, ()))
+        if biases.parts:  # several on one node add up
+            at = [torch.arange(*topology.bias(bias)) for bias in topology.spec.biases]
+            where = torch.cat(at).to(features.device)
+            features = features.index_add(0, where, self._padded(biases.x, ()))
         return self.node(features) + self.position[position_rows(topology).to(features.device)]
 
     def _padded(self, x: Tensor, positions: tuple[int, ...]) -> Float[Tensor, "cells width"]:

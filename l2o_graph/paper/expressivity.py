@@ -42,14 +42,7 @@ BIAS, MINUS_BIAS, Z = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class SiLUs:
-    """An activation that is a sum: f(z) = sum_k outer_k SiLU(inner_k z + shift_k) + constant.
-
-    Attributes:
-        outer: K factors of the terms.
-        inner: K factors of z.
-        shift: K numbers that are added to it.
-        constant: What is added to the sum.
-    """
+    """An activation that is a sum: f(z) = sum_k outer_k SiLU(inner_k z + shift_k) + constant."""
 
     outer: tuple[float, ...]
     inner: tuple[float, ...]
@@ -150,10 +143,8 @@ def _in_first_channel(x: Float[Tensor, "*n"], hidden: int) -> Float[Tensor, "*n 
 def _set_message(layer: NGGNNLayer, said: Mapping[int, float], constant: float) -> None:
     """m_ji = W_ij (sum of the source's channels times factors + constant), in the first channel.
 
-    Args:
-        layer: Of zeros; changed in place, as by all functions here.
-        said: Factors by channel.
-        constant: What is added.
+    The layer is of zeros, and changed in place, as by all functions here. ``said`` has the factors
+    by channel.
     """
     layer.film.weight[0, 0] = 1.0  # an edge's first channel is the scale
     of_source = layer.message.weight[:, layer.mix.out_features :]

@@ -13,9 +13,9 @@ from l2o_graph.layout.tensors import state_type
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.saved import check_numbers, with_step
 from l2o_graph.paper.checkpoints import Checkpoint, load_checkpoint
-from l2o_graph.paper.features import MOMENTUM_DECAYS, decays_for
+from l2o_graph.paper.features import MOMENTUM_DECAYS
 from l2o_graph.paper.rule import UpdateRule
-from l2o_graph.paper.step import CHUNK_SIZE, State, moved, updates
+from l2o_graph.paper.step import CHUNK_SIZE, State, moved, update
 from l2o_graph.ranges import COUNT
 
 
@@ -97,51 +97,31 @@ class PaperOptimizer(LearnedOptimizer):
     def _apply(
         self, group_of: dict[Tensor, dict[str, Any]], gradient_of: dict[Tensor, Tensor]
     ) -> None:
-        """Let momenta take in the gradients, and write the updates, run by run as they come.
+        """Take the step.
 
         Raises:
             ValueError: For a rule that was given and is not where or what it has to be.
         """
         rule = self._rule_for(list(gradient_of))
         parameters, spec = self._network(list(group_of))
-        for p, gradient in gradient_of.items():
-            self._take_in(p, gradient)
-        gradients = [gradient_of.get(p, _nothing(p, p.shape)) for p in parameters]
-        state = [self._state_of(p) for p in parameters]
-        copies: dict[Tensor, Tensor] = {}
-        for part, update in updates(rule, spec, parameters, gradients, state, self._chunk_size):
-            p = parameters[part.parameter]
-            if p not in gradient_of:
-                continue
-            if p.is_contiguous():
-                flat = p.view(-1)
-            else:  # no view has its scalars in order: work on a copy, and write that back
-                flat = copies[p] if p in copies else copies.setdefault(p, p.reshape(-1))
-            weights = flat[part.start : part.stop]
-            group = group_of[p]
-            weights.copy_(moved(weights, update, group["lr"], group["weight_decay"]))
-        for p, flat in copies.items():
-            p.copy_(flat.view_as(p))
-        for p in gradient_of:
-            self.state[p]["step"] += 1
+        gradients = [gradient_of.get(p) for p in parameters]
+        before = [self._state_of(p, p in gradient_of) for p in parameters]
+        deltas, after = update(rule, spec, parameters, gradients, before, self._chunk_size)
+        for p, delta, state in zip(parameters, deltas, after, strict=True):
+            if p in gradient_of:
+                group = group_of[p]
+                p.copy_(moved(p, delta, group["lr"], group["weight_decay"]))
+                self.state[p].update(momenta=state.momenta, step=state.step)
 
-    def _take_in(self, p: Tensor, gradient: Tensor) -> None:
-        """Let the momenta of a parameter take in its gradient: ``next_momenta``, in place."""
-        state = self.state[p]
-        if not fits(state, p):
-            fresh = State.fresh(p)
-            state.update(momenta=fresh.momenta, step=fresh.step)
-        if state["momenta"].dtype != state_type(p):  # the model was converted meanwhile
-            state.update({key: value.to(state_type(p)) for key, value in state.items()})
-        momenta = state["momenta"]
-        momenta.mul_(decays_for(momenta)).add_(gradient.to(momenta))
-
-    def _state_of(self, p: Tensor) -> State:
-        """What is remembered of a parameter."""
-        state = self.state.get(p, {})
-        if not fits(state, p):
-            return State(_nothing(p, (len(MOMENTUM_DECAYS), *p.shape)), _nothing(p, ()))
-        return State(state["momenta"], state["step"])
+    def _state_of(self, p: Tensor, is_trained: bool) -> State:
+        """What is remembered of a parameter; of one that is read alone zeros without memory."""
+        state, kind = self.state.get(p, {}), state_type(p)
+        if fits(state, p):  # but the model may have been converted meanwhile
+            return State(state["momenta"].to(kind), state["step"].to(kind))
+        if is_trained:
+            return State.fresh(p)
+        nothing = p.new_zeros((), dtype=kind)
+        return State(nothing.expand(len(MOMENTUM_DECAYS), *p.shape), nothing)
 
     def _rule_for(self, trained: Sequence[Tensor]) -> UpdateRule:
         """The rule, where the first parameter lies and in the type to compute in."""
@@ -183,8 +163,3 @@ class PaperOptimizer(LearnedOptimizer):
 def fits(state: dict[str, Any], p: Tensor) -> bool:
     """Whether there is a state for a parameter of this shape; reshaped ones start anew."""
     return bool(state) and state["momenta"].shape[1:] == p.shape
-
-
-def _nothing(p: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zeros that take no memory."""
-    return p.new_zeros((), dtype=state_type(p)).expand(shape)

@@ -14,25 +14,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology
-from l2o_graph.layout.spans import Scalars, Span
 from l2o_graph.models.mlp import linear_maps
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.paper.embedding import PaddedEmbedding
-from l2o_graph.paper.features import NUM_FEATURES
+from l2o_graph.paper.features import NUM_FEATURES, Scalars, Span
 from l2o_graph.registry import registering
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
 class WorkItem:
-    """Parts that are worked on together.
-
-    Attributes:
-        parts: Pieces of kernels, or all biases, or a run of a loose parameter.
-        chunk: The pieces, where the parts are of kernels; else empty.
-        biases: Whether the parts are the biases.
-    """
+    """Parts that are worked on together: all biases, a run of a loose parameter, or a chunk."""
 
     parts: tuple[Span, ...]
     chunk: Chunk = ()

@@ -1,5 +1,7 @@
 """The learned optimizer of Kofinas et al. 2024: a reader, a head, and its numbers as a step."""
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,10 +12,8 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import KernelBlock, Topology
 from l2o_graph.layout.edges import cached_if
-from l2o_graph.layout.spans import Scalars, Span
 from l2o_graph.layout.spec import NetSpec
-from l2o_graph.paper.head import PaperHead
-from l2o_graph.paper.parameter_view import ParameterView, scalars_of
+from l2o_graph.paper.features import NUM_FEATURES, ParameterView, Scalars, Span, scalars_of
 from l2o_graph.paper.readers import REGISTERED, WorkItem, reader_of
 from l2o_graph.ranges import COUNT, check_choices, check_ranges
 
@@ -55,6 +55,32 @@ PAPER: dict[Model, RuleConfig] = {
 }
 
 
+class PaperHead(nn.Module):
+    """The paper's head: ``layers`` hidden layers on 14 features and a copy of the cell's state."""
+
+    def __init__(self, context: int = 64, hidden: int = 64, layers: int = 8):
+        super().__init__()
+        widths = [NUM_FEATURES + context, *[hidden] * layers]
+        parts: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            parts += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*parts, nn.Linear(hidden, 2))
+
+    def forward(
+        self, scalars: Scalars, context: Float[Tensor, "cells H"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Direction and magnitude of each scalar."""
+        copies, cell = [], 0
+        for part in scalars.parts:
+            positions = math.prod(part.positions)
+            cells = (part.stop - part.start) // positions
+            copies.append(context[cell : cell + cells].repeat_interleave(positions, dim=0))
+            cell += cells
+        features = torch.cat([scalars.x.T, torch.cat(copies)], dim=1)
+        direction, magnitude = self.layers(features).T
+        return direction, magnitude
+
+
 class UpdateRule(nn.Module):
     """Features of a network in training -> its updates.
 
@@ -75,11 +101,6 @@ class UpdateRule(nn.Module):
         self, topology: Topology, observations: Sequence[ParameterView], chunk_size: int
     ) -> Iterator[tuple[Span, Float[Tensor, " n"]]]:
         """Updates of all parameters, in runs of at most ``chunk_size`` scalars, a row or a bias.
-
-        Args:
-            topology: Places of all neurons and kernels.
-            observations: One for each parameter.
-            chunk_size: Scalars worked on at once.
 
         Yields:
             A run of scalars and what is to be added to it.

@@ -3,7 +3,7 @@
 ``PaperOptimizer.step`` writes what comes out, the meta-trainer differentiates it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.layout.spans import Span
 from l2o_graph.layout.spec import CONSTANTS, NetSpec
-from l2o_graph.paper.features import MOMENTUM_DECAYS, next_momenta, zero_momenta
-from l2o_graph.paper.parameter_view import view_parameters
+from l2o_graph.paper.features import (
+    MOMENTUM_DECAYS,
+    next_momenta,
+    view_parameters,
+    zero_momenta,
+)
 from l2o_graph.paper.rule import UpdateRule
 
 # Scalars that a step works on at once; where each is an edge it takes some 2 kB meanwhile.
@@ -38,48 +41,6 @@ class State:
         """Before the first gradient."""
         momenta = zero_momenta(parameter)
         return State(momenta, momenta.new_zeros(()))
-
-
-def updates(
-    rule: UpdateRule,
-    spec: NetSpec,
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    state: Sequence[State],
-    chunk_size: int = CHUNK_SIZE,
-    through_time: bool = False,
-) -> Iterator[tuple[Span, Tensor]]:
-    """What is to be added to each parameter, in runs of scalars.
-
-    Args:
-        rule: In the type to compute in and where.
-        spec: Structure: which parameter joins which neurons.
-        parameters: The network's parameters.
-        gradients: Their gradients, which the momenta in ``state`` have taken in already.
-        state: Momenta after this gradient.
-        chunk_size: Scalars worked on at once.
-        through_time: Whether parameters, gradients and momenta are differentiated through;
-            otherwise an update depends on the rule's weights alone.
-
-    Yields:
-        A run of scalars of one parameter, and its update (n,). A run may be applied at once:
-        the runs that follow do not read it again.
-    """
-    where = next(rule.parameters())
-    with nullcontext() if through_time else torch.no_grad():
-        # A network may be spread over devices; its graph is in one place.
-        parameters, gradients, momenta = (
-            [t.to(where.device) for t in tensors]
-            for tensors in (parameters, gradients, [s.momenta for s in state])
-        )
-        if spec.constant_size:  # as parameters that never had a gradient
-            nothing = where.new_zeros(()).expand(spec.constant_size)
-            for constant in CONSTANTS:
-                parameters.append(where.new_full((), constant).expand(spec.constant_size))
-                gradients.append(nothing)
-                momenta.append(nothing.expand(len(MOMENTUM_DECAYS), -1))
-        observations = view_parameters(parameters, gradients, momenta, where.dtype)
-    yield from rule(topology_of(spec), observations, chunk_size)
 
 
 def update(
@@ -106,21 +67,34 @@ def update(
     Returns:
         The update of each parameter in its shape, and the state after it.
     """
+    where = next(rule.parameters())
     with nullcontext() if through_time else torch.no_grad():
         taken = [
             s if g is None else State(next_momenta(s.momenta, g.to(s.momenta)), s.step)
             for s, g in zip(state, gradients, strict=True)
         ]
-    filled = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
-    ]
-    runs: list[list[Tensor]] = [[] for _ in parameters]
-    for part, run in updates(rule, spec, parameters, filled, taken, chunk_size, through_time):
+        filled = [
+            p.new_zeros(()).expand(p.shape) if g is None else g
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
+        # A network may be spread over devices; its graph is in one place.
+        seen, slopes, momenta = (
+            [t.to(where.device) for t in tensors]
+            for tensors in (parameters, filled, [s.momenta for s in taken])
+        )
+        if spec.constant_size:  # as parameters that never had a gradient
+            nothing = where.new_zeros(()).expand(spec.constant_size)
+            for constant in CONSTANTS:
+                seen.append(where.new_full((), constant).expand(spec.constant_size))
+                slopes.append(nothing)
+                momenta.append(nothing.expand(len(MOMENTUM_DECAYS), -1))
+        views = view_parameters(seen, slopes, momenta, where.dtype)
+    runs: list[list[Tensor]] = [[where.new_zeros(0)] for _ in parameters]
+    for part, run in rule(topology_of(spec), views, chunk_size):
         runs[part.parameter].append(run)
-    nothing = next(rule.parameters()).new_zeros(0)  # all that an empty parameter gets
     deltas, after = [], []
     for p, g, s, run in zip(parameters, gradients, taken, runs, strict=True):
-        deltas.append(torch.zeros_like(p) if g is None else torch.cat([nothing, *run]).view_as(p))
+        deltas.append(torch.zeros_like(p) if g is None else torch.cat(run).view_as(p))
         after.append(s if g is None else State(s.momenta, s.step + 1))
     return deltas, after
 

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from safetensors.torch import load
+from torch import Tensor
 
 SUFFIX = ".safetensors"
 # Headers are some kilobytes; one of hundreds of megabytes would be read for seconds.
@@ -68,12 +67,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def clear_partial(folder: Path, name: str | None = None) -> None:
-    """Remove what processes that have ended had half written.
-
-    Args:
-        folder: Where it lies.
-        name: Name of the one file that it was to become; None for any.
-    """
+    """Remove what processes that have ended had half written in a folder, of one file or of any."""
     for path in folder.iterdir():
         match = PARTIAL.fullmatch(path.name)
         if match and name in (None, match["name"]) and not _is_running(int(match["process"])):
@@ -93,21 +87,6 @@ def _is_running(process: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
-
-
-def save_module(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Store a module's state in float32, with a header.
-
-    Raises:
-        ValueError: For weights that are not finite.
-        OSError: For a place that cannot be written to.
-    """
-    tensors = {
-        name: t.detach().to("cpu", torch.float32).contiguous()
-        for name, t in module.state_dict().items()
-    }
-    check_finite(tensors, str(path))
-    write_atomically(path, save(tensors, dict(metadata)))
 
 
 def packaged(folder: str = "") -> dict[str, Callable[[], bytes]]:
@@ -187,29 +166,6 @@ def header(content: bytes, origin: str) -> dict[str, str]:
         raise ValueError(
             f"checkpoint '{origin}': expected a whole safetensors file, found: {error}"
         ) from error
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, config: object) -> None:
-    """Give a module, made on the meta device from a configuration, its weights; freeze it.
-
-    Raises:
-        ValueError: For tensors of another module, or that are not finite.
-    """
-    try:
-        module.load_state_dict({key: t.float() for key, t in tensors.items()}, assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected the tensors of {config}, found others: {error}"
-        ) from error
-    check_finite(tensors, origin)
-    module.requires_grad_(False)
-
-
-def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Refuse weights that are not finite, by name."""
-    bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
-    if bad:
-        raise ValueError(f"checkpoint '{origin}': expected finite weights, found others in {bad}")
 
 
 def check_writable(folder: Path) -> None:

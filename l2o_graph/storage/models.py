@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from l2o_graph.storage.files import fill, save_module
+from l2o_graph.storage.files import write_atomically
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -46,8 +47,14 @@ def model_of(
             f"checkpoint '{origin}': expected {what} and a provenance as JSON in its header, "
             f"found config {metadata.get('config')!r:.200}: {error!r}"
         ) from error
-    fill(model, tensors, origin, model.config)
-    return model, provenance
+    try:
+        model.load_state_dict({key: t.float() for key, t in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint '{origin}': expected the tensors of {model.config}, found others: {error}"
+        ) from error
+    check_finite(tensors, origin)
+    return model.requires_grad_(False), provenance
 
 
 def save_model(
@@ -72,5 +79,17 @@ def save_model(
         ValueError: For weights that are not finite.
         OSError: For a place that cannot be written to.
     """
+    tensors = {
+        name: t.detach().to("cpu", torch.float32).contiguous()
+        for name, t in model.state_dict().items()
+    }
+    check_finite(tensors, str(path))
     own = {"config": json.dumps(config), "provenance": json.dumps(provenance)}
-    save_module(path, model, {"format": kind, **more, **own})
+    write_atomically(path, save(tensors, {"format": kind, **more, **own}))
+
+
+def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights that are not finite, by name."""
+    bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
+    if bad:
+        raise ValueError(f"checkpoint '{origin}': expected finite weights, found others in {bad}")

@@ -17,13 +17,7 @@ NAMED = 10  # of many faults, an error names this many
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What the shards of a set have in common.
-
-    Attributes:
-        networks: What errors call what they hold.
-        name: What headers call it.
-        version: Version of its layout.
-    """
+    """What the shards of a set have in common: what errors and headers call them, and a version."""
 
     networks: str
     name: str
@@ -38,13 +32,7 @@ def shard_name(split: str, number: int) -> str:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], kind: Format
 ) -> None:
-    """Write a shard; the same content gives the same bytes.
-
-    Args:
-        path: Destination.
-        tensors: On any device.
-        record: How they came about, as JSON can hold it.
-        kind: Kind of shards.
+    """Write a shard, with a record of how it came about; the same content gives the same bytes.
 
     Raises:
         OSError: For a place that cannot be written to.

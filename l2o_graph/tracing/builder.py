@@ -25,14 +25,9 @@ class NodeSet:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A view of a parameter.
+    """A view of parameter number ``parameter``: its first scalar, shape, and strides in scalars.
 
-    Attributes:
-        parameter: Its index.
-        start: First scalar of the flattened parameter.
-        shape: Shape of the view.
-        strides: Strides of the view, in scalars.
-        fixed: Whether fixed numbers, as those of a mask, tell the neurons on both sides apart.
+    ``fixed`` is whether fixed numbers, as those of a mask, tell the neurons on both sides apart.
     """
 
     parameter: int
@@ -42,10 +37,15 @@ class Weight:
     fixed: bool = False
 
     @property
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """Size and stride of each axis."""
+        return tuple(zip(self.shape, self.strides, strict=True))
+
+    @property
     def dense(self) -> bool:
         """Whether the scalars lie together, in the order of the axes."""
         expected = 1
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+        for size, stride in reversed(self.steps):
             if size > 1 and stride != expected:
                 return False
             expected *= size
@@ -54,19 +54,14 @@ class Weight:
     @property
     def solid(self) -> bool:
         """Whether it is dense but for axes along which its scalars repeat."""
-        kept = [(n, step) for n, step in zip(self.shape, self.strides, strict=True) if step]
+        kept = [(n, step) for n, step in self.steps if step]
         shape, strides = tuple(n for n, _ in kept), tuple(step for _, step in kept)
         return replace(self, shape=shape, strides=strides).dense
 
     def broadcast(self, shape: Sequence[int], axis: int | None = None) -> "Weight | None":
-        """The same along more axes, where its scalars repeat.
+        """The same in a new shape, its scalars repeated; None where the shapes do not fit.
 
-        Args:
-            shape: The new one.
-            axis: Which of its axes the only one of the weight is; None to align the last ones.
-
-        Returns:
-            None where the shapes do not fit.
+        ``axis`` is which axis of it the only one of the weight is; None to align the last ones.
         """
         before = len(shape) - len(self.shape) if axis is None else axis
         behind = len(shape) - len(self.shape) - before
@@ -93,9 +88,7 @@ class Weight:
 class Builder:
     """Collects neurons, kernels and biases.
 
-    Args:
-        names: Names of the parameters, in order.
-        shapes: Shapes of the parameters.
+    ``names`` and ``shapes`` are those of the parameters, in order.
     """
 
     def __init__(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]):
@@ -175,7 +168,7 @@ class Builder:
         self, large: Sequence[Factor], small: Sequence[Factor], starts: tuple[int, int],
         large_reads: bool, kind: str, constant: int = 0,
     ) -> bool:  # fmt: skip
-        """Join two sets by a constant, entry by entry.
+        """Join two sets by a constant, entry by entry; returns whether it could be done.
 
         Args:
             large: Factors that run through every neuron of one set, outermost first.
@@ -185,9 +178,6 @@ class Builder:
             large_reads: Whether edges lead from the small set to the large; else the other way.
             kind: Kind of the edges.
             constant: Which of the ``CONSTANTS`` they carry.
-
-        Returns:
-            Whether it could be done.
         """
         grids = _grids(large, small, *starts)
         if grids is None:
@@ -211,19 +201,10 @@ class Builder:
     def copy(
         self, label: Label, factors: Sequence[Factor], large: Sequence[Factor], at: int, kind: str
     ) -> bool:  # fmt: skip
-        """Join what factors run through to neurons of a set, one by one.
+        """Join what factors of a label run through to neurons of a set, one by one, where possible.
 
-        Where data lies outside of the neurons each of its places is one of its own.
-
-        Args:
-            label: Whose factors they are.
-            factors: Outermost first.
-            large: Factors of the same sizes that run through the set.
-            at: First neuron of the set.
-            kind: Kind of the edges.
-
-        Returns:
-            Whether it could be done.
+        Where data lies outside of the neurons each of its places is one of its own. ``large`` are
+        factors of the same sizes that run through the set, from its neuron ``at`` on.
         """
         for s in dict.fromkeys(f.set for f in factors if not f.alike):
             if s is None:

@@ -23,13 +23,7 @@ NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Parameters that belong together.
-
-    Attributes:
-        weight: A kernel [out, in, *positions], or of a norm the factors.
-        bias: What is added behind it, if anything.
-        is_norm: Whether the weight is factors.
-    """
+    """Indices of parameters that belong together: a kernel or a norm, and perhaps a bias."""
 
     weight: int
     bias: int | None
@@ -174,11 +168,6 @@ def _chain(
     A kernel that does not fit the neurons before it starts a set of its own, of unknown origin
     and therefore hidden. That may grant the network a symmetry it lacks, never deny it one. A
     norm that does not fit is left out.
-
-    Args:
-        names: Names of the parameters.
-        shapes: Shapes of the parameters.
-        layers: In the order of the computation.
     """
     sets: list[tuple[str, int, int]] = []  # name, size, kernels before it
     kernels: list[Kernel] = []

@@ -8,11 +8,7 @@ SHOWN = 40  # an error shows a thing of another kind in full up to so many chara
 
 
 def check_module(module: object, name: str) -> None:
-    """Refuse what is no network whose computation Python can follow.
-
-    Args:
-        module: Thing that was given.
-        name: Name of the argument, for the error.
+    """Refuse what is no network whose computation Python can follow; ``name`` is the argument's.
 
     Raises:
         TypeError: For what is no module, and for one that is scripted or traced.
@@ -27,11 +23,7 @@ def check_module(module: object, name: str) -> None:
 
 
 def check_parameter(parameter: object, name: str) -> None:
-    """Refuse what has no shape.
-
-    Args:
-        parameter: Thing that was given.
-        name: Name of the parameter, for the error.
+    """Refuse what has no shape; ``name`` is the parameter's, for the error.
 
     Raises:
         TypeError: For what is no tensor.

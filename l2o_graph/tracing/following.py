@@ -110,10 +110,10 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     leaves = () if name in EVEN else tree_leaves((args, kwargs))
     inputs = [t for t in leaves if isinstance(t, Tensor)]
     before = {s for t in inputs for s in trace.label(t).sets()}
-    folded = [f[0].parameter for t in inputs if (f := trace.folded(t))]
+    folded = [f[0].parameter for t in inputs if (f := trace.folded.get(t))]
     for t in inputs:
         trace.weights(t)  # notes that it is used
-        trace.builder.lose(trace.knows(t))
+        trace.builder.lose(trace.knows.get(t) or ())
         if not operator.is_view:
             trace.builder.lose(trace.hidden_in(t))
     # What a rule replays is followed in between.
@@ -143,8 +143,8 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
 
 def _is_known(trace: Trace, t: Tensor) -> bool:
     """Whether what parameters did to a tensor has a place, or tells no order of them."""
-    found = trace.label(t).sets() or trace.weights(t) or trace.folded(t)
-    return bool(found) or trace.is_statistic(t)
+    found = trace.label(t).sets() or trace.weights(t) or trace.folded.get(t)
+    return bool(found) or bool(trace.statistics.get(t))
 
 
 def _is_written(operator: Any, args: tuple, outs: list[Tensor]) -> bool:
@@ -169,7 +169,7 @@ def _follow(
     if not labelled and not (name in OPERATIONS and name not in STATISTICS and weights):
         told = [t for t in inputs if not trace.is_even(t)]
         statistic = bool(told) and all(
-            trace.is_statistic(t)
+            trace.statistics.get(t)
             or (
                 name in STATISTICS
                 and trace.weights(t)
@@ -181,7 +181,7 @@ def _follow(
             if not any(t is x for x in inputs):
                 trace.forget(t)
             trace.set_even(t, one_by_one and not told and bool(inputs))
-            trace.set_statistic(t, statistic and (one_by_one or name in STATISTICS))
+            trace.statistics.put(t, (statistic and (one_by_one or name in STATISTICS)) or None)
     if (one_by_one and name not in OPERATIONS) or (name in OF_WEIGHTS and not labelled):
         return _follow_entries(trace, name, inputs, outs)
     if name in STATISTICS and not labelled:
@@ -238,11 +238,11 @@ def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: l
                 views = [replace(w, fixed=True) for w in views]
                 if not views and len(made_of) == len(outs) == 1:
                     trace.fold(out, made_of[0])
-            trace.derive(out, views)
+            trace.derived.put(out, views)
     else:
         for out in outs:
             trace.set_even(out, trace.is_even(x))
-            trace.set_statistic(out, trace.is_statistic(x))
+            trace.statistics.put(out, trace.statistics.get(x))
 
 
 def _like(x: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ def _like(x: Tensor) -> Tensor:
 
 def _stand_in(weight: Weight) -> Tensor:
     """A tensor without numbers that lies in its storage as a weight lies in its parameter."""
-    steps = zip(weight.shape, weight.strides, strict=True)
+    steps = weight.steps
     last = weight.start + sum((n - 1) * stride for n, stride in steps)
     storage = torch.empty(last + 1, device="meta")
     return storage.as_strided(weight.shape, weight.strides, weight.start)
@@ -262,7 +262,7 @@ def _rewritten(trace: Trace, written: Tensor) -> None:
     """Say what the tensors are whose part was written: a slice of neurons makes all of them so."""
     label = trace.label(written)
     steps = {written.stride(i): i for i in range(written.dim()) if written.shape[i] > 1}
-    for where, known in trace.labels_sharing(written):
+    for where, known in trace.labels.sharing(written):
         _, shape, strides, _ = where
         axes: list | None = []
         for i, (n, stride) in enumerate(zip(shape, strides, strict=True)):
@@ -279,7 +279,7 @@ def _rewritten(trace: Trace, written: Tensor) -> None:
         whole = None
         if axes is not None and set(label.sets()) == set(kept):
             whole = Label(tuple(axes), label.start)
-        trace.relabel(written, where, whole)
+        trace.labels.rewrite(written, where, whole)
 
 
 def _follow_spatial(trace: Trace, name: str, x: Tensor, outs: list[Tensor]) -> None:
@@ -306,7 +306,7 @@ def _follow_places(trace: Trace, name: str, args: tuple, outs: list[Tensor]) -> 
     for t in places:
         if along and name not in ("aminmax", "var_mean", "std_mean"):
             trace.set_label(t, None)
-            trace.set_knows(t, {s for s in along if s is not None})
+            trace.knows.put(t, {s for s in along if s is not None} or None)
         elif t is not outs[0]:
             trace.set_label(t, label if label.sets() else None)
 
@@ -326,13 +326,13 @@ def _follow_entries(trace: Trace, name: str, inputs: list[Tensor], outs: list[Te
         elif parameters:
             parameters = sorted(parameters, key=lambda t: t.shape != out.shape)
             made_of = [_broadcast(w, name, out) for t in parameters for w in trace.weights(t)]
-            told = [t for t in numbers if not trace.is_statistic(t)]
+            told = [t for t in numbers if not trace.statistics.get(t)]
             fixed = bool(told) and name not in OF_WEIGHTS
             fixed |= name in OF_WEIGHTS and not trace.keeps_axes(parameters[0])
             fixed |= None in made_of
             if parameters[0].shape == out.shape:
                 found = dict.fromkeys(w for w in made_of if w is not None)
-                trace.derive(out, [replace(w, fixed=w.fixed or fixed) for w in found])
+                trace.derived.put(out, [replace(w, fixed=w.fixed or fixed) for w in found])
 
 
 def _broadcast(weight: Weight, name: str, out: Tensor) -> Weight | None:
@@ -395,7 +395,7 @@ def replayed(trace: Trace, function: Callable[..., Tensor], *tensors: Tensor | N
             if trace.label(t).sets():
                 trace.set_label(stand_in, trace.label(t))
             elif made_of := trace.weights(t):
-                trace.derive(stand_in, made_of)
+                trace.derived.put(stand_in, made_of)
         stand_ins.append(stand_in)
     with torch.no_grad(), Following(trace):
         out = function(*stand_ins)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from l2o_graph.layout.tensors import is_sharded
-from l2o_graph.tracing.beside import Beside, Geometry, storage_of
+from l2o_graph.tracing.beside import Beside, storage_of
 from l2o_graph.tracing.builder import Builder, Weight
 from l2o_graph.tracing.labels import Label, alike, data
-from l2o_graph.tracing.strides import pairs_of, span_of, steps_of
+from l2o_graph.tracing.strides import pairs_of, span_of
 
 
 class Known:
@@ -26,12 +26,17 @@ class Known:
         self._strides = [tuple(p.stride()) for _, p in named]
         for i, (_, p) in enumerate(named):
             self.place(i, p)
-        self._labels: Beside[Label] = Beside()
-        self._derived: Beside[list[Weight]] = Beside()
-        self._folded: Beside[tuple[Weight, tuple[tuple[int, ...], ...]]] = Beside()
+        self.labels: Beside[Label] = Beside()
+        # The parameters that tensors were made of, entry by entry.
+        self.derived: Beside[list[Weight]] = Beside()
+        # A view of a parameter whose axes were joined to those of the tensor, in any order, and
+        # which of its axes each axis of the tensor is.
+        self.folded: Beside[tuple[Weight, tuple[tuple[int, ...], ...]]] = Beside()
         self._even: Beside[bool] = Beside()
-        self._statistics: Beside[bool] = Beside()
-        self._knows: Beside[set[int]] = Beside()
+        # Whether entries are sums over parameters, which permute as those do.
+        self.statistics: Beside[bool] = Beside()
+        # The sets whose order the numbers of a tensor tell, as those of an argmax do.
+        self.knows: Beside[set[int]] = Beside()
         self.used: set[int] = set()  # parameters that any operation has read
         self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
         self.is_blind = False  # whether anything was computed with tensors that are sharded
@@ -44,7 +49,7 @@ class Known:
 
     def label(self, tensor: Tensor) -> Label:
         """Of a tensor; data where nothing is known."""
-        known = self._labels.get(tensor)
+        known = self.labels.get(tensor)
         if known is not None and known.shape == tensor.shape:
             return known
         label = data(tensor.shape)
@@ -56,21 +61,13 @@ class Known:
     def set_label(self, tensor: Tensor, label: Label | None) -> None:
         """Say what a tensor is."""
         fits = label is not None and label.shape == tuple(tensor.shape)
-        self._labels.put(tensor, label if fits else None)
-
-    def labels_sharing(self, tensor: Tensor) -> list[tuple[Geometry, Label]]:
-        """Labels of other tensors that lie in the same storage, and where they lie."""
-        return self._labels.sharing(tensor)
+        self.labels.put(tensor, label if fits else None)
 
     def hidden_in(self, tensor: Tensor) -> list[int]:
         """Sets that run through parts of a tensor of which nothing is known as a whole."""
         if self.label(tensor).sets():
             return []
-        return [s for _, label in self.labels_sharing(tensor) for s in label.sets()]
-
-    def relabel(self, tensor: Tensor, where: Geometry, label: Label | None) -> None:
-        """Say what another tensor in the same storage is."""
-        self._labels.rewrite(tensor, where, label)
+        return [s for _, label in self.labels.sharing(tensor) for s in label.sets()]
 
     def is_even(self, tensor: Tensor) -> bool:
         """Whether all entries are one number, so that no order of them can be told."""
@@ -85,22 +82,6 @@ class Known:
         for where, _ in self._even.sharing(tensor):
             self._even.rewrite(tensor, where, None)
         self._even.drop(tensor)
-
-    def is_statistic(self, tensor: Tensor) -> bool:
-        """Whether entries are sums over parameters, which permute as those do."""
-        return bool(self._statistics.get(tensor))
-
-    def set_statistic(self, tensor: Tensor, statistic: bool) -> None:
-        """Say whether entries of a tensor are sums over parameters."""
-        self._statistics.put(tensor, statistic or None)
-
-    def knows(self, tensor: Tensor) -> set[int]:
-        """The sets whose order the numbers of a tensor tell, as those of an argmax do."""
-        return self._knows.get(tensor) or set()
-
-    def set_knows(self, tensor: Tensor, sets: set[int]) -> None:
-        """Say of which sets the numbers of a tensor tell the order."""
-        self._knows.put(tensor, sets or None)
 
     def operand(self, tensor: Tensor) -> Label:
         """Of a tensor that meets others: what has no order to tell is as broad as nothing."""
@@ -117,7 +98,7 @@ class Known:
         """The parameters that a tensor is a view of, or was made of entry by entry."""
         if tensor is None:
             return []
-        derived = self._derived.get(tensor)
+        derived = self.derived.get(tensor)
         if derived is not None:
             return derived
         key = storage_of(tensor)
@@ -162,22 +143,10 @@ class Known:
         for weight in self.weights(tensor):
             shape = self.builder.shapes[weight.parameter]
             ends = {math.prod(shape[i:]) for i in range(len(shape) + 1)}
-            for n, step in zip(*steps_of(weight), strict=True):
+            for n, step in weight.steps:
                 if n > 1 and step and not {step, step * n} <= ends:
                     return False
         return True
-
-    def derive(self, tensor: Tensor, weights: list[Weight]) -> None:
-        """Say that a tensor was made of parameters alone."""
-        self._derived.put(tensor, weights)
-
-    def folded(self, tensor: Tensor) -> tuple[Weight, tuple[tuple[int, ...], ...]] | None:
-        """A view of a parameter whose axes were joined to those of a tensor, in any order.
-
-        Returns:
-            The view, and which of its axes each axis of the tensor is; None where it is none.
-        """
-        return self._folded.get(tensor)
 
     def fold(self, tensor: Tensor, weight: Weight) -> None:
         """Say that a tensor is a view of a parameter, neighbouring axes of it joined."""
@@ -190,16 +159,13 @@ class Known:
                 return
             groups.append(tuple(group))
         if all(weight.shape[i] == 1 for i in rest):
-            self._folded.put(tensor, (weight, tuple(groups)))
+            self.folded.put(tensor, (weight, tuple(groups)))
 
     def forget(self, tensor: Tensor) -> None:
         """Know nothing of a tensor any more, as of one that is written anew."""
-        self._labels.drop(tensor)
-        self._derived.drop(tensor)
-        self._folded.drop(tensor)
+        for each in (self.labels, self.derived, self.folded, self.statistics, self.knows):
+            each.drop(tensor)
         self._even.drop(tensor)
-        self._statistics.drop(tensor)
-        self._knows.drop(tensor)
 
     def name(self, weights: Sequence[Weight]) -> str:
         """Of the layer that a parameter belongs to."""

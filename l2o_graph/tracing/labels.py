@@ -14,10 +14,9 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """So many steps along an axis.
+    """``size`` steps along an axis.
 
     Attributes:
-        size: Number of steps.
         set: Index of the set of neurons that they run through; None for data.
         stride: Neurons from one step to the next; for data 0, or below 0 where all are alike, as
             those of an expanded axis.
@@ -43,11 +42,9 @@ Axis = tuple[Factor, ...]
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a tensor's entries are.
+    """What a tensor's entries are: factors of each axis.
 
-    Attributes:
-        axes: One for each axis of the tensor.
-        start: The neuron of each set that the first entry belongs to, where not 0.
+    ``start`` is the neuron of each set that the first entry belongs to, where not 0.
     """
 
     axes: tuple[Axis, ...]
@@ -128,12 +125,8 @@ def refined(one: Axis, other: Axis) -> tuple[Axis, Axis] | None:
 def viewed(label: Label, view: torch.Tensor) -> Label | None:
     """The label of a view, told by its strides over a contiguous tensor of the label's shape.
 
-    Args:
-        label: Label of the tensor that was viewed.
-        view: The same view of a contiguous stand-in whose storage begins with the tensor.
-
-    Returns:
-        None where an axis runs across factors in steps that fit neither.
+    ``view`` is the same view of a stand-in whose storage begins with that tensor. None where an
+    axis runs across factors in steps that fit neither.
     """
     factors = [f for axis in label.axes for f in axis]
     weights = [math.prod(f.size for f in factors[i + 1 :]) for i in range(len(factors))]

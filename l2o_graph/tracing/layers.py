@@ -20,7 +20,7 @@ from l2o_graph.tracing.labels import (
     told_apart,
 )
 from l2o_graph.tracing.meetings import Meetings
-from l2o_graph.tracing.strides import number_of, runs_of, steps_of
+from l2o_graph.tracing.strides import number_of, runs_of
 
 # A layer that maps more parts of a set alike than this is not followed.
 MOST_PARTS = 64
@@ -86,11 +86,11 @@ class Layers(Meetings):
 
         As einsum has them: the entries of all heads, or the neurons of all experts, in one axis.
         """
-        found = self.folded(tensor)
+        found = self.folded.get(tensor)
         if found is None or found[0].fixed:
             return None
         weight, (*_, read, written) = found
-        steps, name = list(zip(*steps_of(weight), strict=True)), self.name([weight])
+        steps, name = weight.steps, self.name([weight])
         label, last = self.label(x), len(self.label(x).axes) - 1
         both = refined(label.axes[last], tuple(Factor(steps[i][0]) for i in read))
         if both is None or len(both[0]) != len(read):
@@ -137,26 +137,19 @@ class Layers(Meetings):
         return label.with_axis(last, axis).only()
 
     def _made_of_too(self, kernel: Kernel, weight: Weight, other: Weight) -> None:
-        """Another parameter that the weight of a kernel was made of, entry by entry.
+        """Another parameter, of one shape, that the weight of a kernel was made of entry by entry.
 
         One that has as many entries is a kernel beside it, the lengths of rows or columns, as in
         weight normalisation, sit on the neurons; neurons that it tells apart otherwise keep their
         order.
-
-        Args:
-            kernel: The kernel.
-            weight: Its own parameter.
-            other: The other one, of the same shape.
         """
-        wide = [
-            i for i, (n, step) in enumerate(zip(*steps_of(other), strict=True)) if n > 1 and step
-        ]
+        wide = [i for i, (n, step) in enumerate(other.steps) if n > 1 and step]
         read, written = (kernel.source, kernel.source_start), (kernel.target, kernel.target_start)
         rows, columns = (read, written) if kernel.from_rows else (written, read)
         sides = [(*rows, kernel.grid[0] * kernel.grid[1])]
         if kernel.grid[0] == 1:
             sides.append((*columns, kernel.grid[2]))
-        if not other.fixed and steps_of(other) == steps_of(weight):
+        if not other.fixed and other.steps == weight.steps:
             self.builder.add_kernel(replace(kernel, parameter=other.parameter, start=other.start))
         elif not other.fixed and len(wide) == 1 and wide[0] < len(sides):
             s, at, n = sides[wide[0]]
@@ -235,21 +228,13 @@ class Layers(Meetings):
         if inside or math.prod(weights[0].shape) != count:
             return self._all_own(label, weights, axis)
         target = self.builder.new_set(self.name(weights), count)
-        self.builder.add_kernel(
-            Kernel(
-                weights[0].parameter, source, target, (count, 1, 1), (), weights[0].start, start,
-                kind=kind,
-            )
-        )  # fmt: skip
-        for other in weights[1:]:
+        for other in weights:
             if other.dense and math.prod(other.shape) == count:
+                grid = (count, 1, 1)
                 self.builder.add_kernel(
-                    Kernel(
-                        other.parameter, source, target, (count, 1, 1), (), other.start, start,
-                        kind=kind,
-                    )
-                )  # fmt: skip
-            elif any(step for n, step in zip(*steps_of(other), strict=True) if n > 1):
+                    Kernel(other.parameter, source, target, grid, (), other.start, start, kind=kind)
+                )
+            elif any(step for n, step in other.steps if n > 1):
                 self.builder.fix(target)
         if any(weight.fixed for weight in weights):
             self.builder.fix(target)
@@ -266,14 +251,9 @@ class Layers(Meetings):
         """A parameter that meets a tensor as neurons of its own, one for each of its scalars.
 
         So it is where a scalar serves several neurons, as those of a norm that all heads share.
-
-        Args:
-            label: Label of the tensor.
-            weight: The parameter.
-            axes: Axes of the label, one for each axis of the parameter longer than 1.
-            kind: What brings them together.
+        ``axes`` are those of the label, one for each axis of the parameter longer than 1.
         """
-        sizes = [n for n, step in zip(*steps_of(weight), strict=True) if n > 1 and step]
+        sizes = [n for n, step in weight.steps if n > 1 and step]
         ends = [axis % len(label.axes) for axis in axes]
         whole = all(label.shape[at] == n for at, n in zip(ends, sizes, strict=False))
         of_neurons = [f.set is not None or f.alike for at in ends for f in label.axes[at]]

@@ -13,13 +13,10 @@ from l2o_graph.tracing.labels import Axis, Factor, Label, alike, joined, refined
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Neurons of one set on their way to a meeting.
+    """Neurons of one set on their way to a meeting, from neuron ``start`` on.
 
-    Attributes:
-        set: Index of the set.
-        factors: How they run through it, those without it being places where one neuron serves.
-        start: First neuron.
-        constant: Which of the ``CONSTANTS`` their edges carry.
+    ``factors`` say how they run through the set, those without it being places where one neuron
+    serves; ``constant`` which of the ``CONSTANTS`` their edges carry.
     """
 
     set: int
@@ -36,12 +33,8 @@ class Meetings(Known):
     ) -> Label | None:
         """Entries of two tensors that come together, after broadcasting to a shape.
 
-        Args:
-            one: Label of the first tensor.
-            other: Label of the second.
-            shape: Shape of both together.
-            kind: What brings them together.
-            alike: Whether it would be the same with the two exchanged.
+        ``kind`` says what brings them together, ``alike`` whether it would be the same with the two
+        exchanged.
         """
         places: list[tuple[int, Factor, Factor]] = []
         for axis, size in enumerate(shape):

@@ -48,12 +48,7 @@ def register_layer(kind: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What calls of a network told of its structure.
-
-    Attributes:
-        spec: The specification.
-        used: Indices of the parameters that any operation read.
-    """
+    """What calls of a network told: its structure, and which parameters any operation read."""
 
     spec: NetSpec
     used: frozenset[int]

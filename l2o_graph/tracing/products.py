@@ -18,7 +18,7 @@ from l2o_graph.tracing.trace import Trace
 def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label | None:
     """A product of matrices, one of them perhaps a parameter."""
     of_a, of_b = trace.is_weight(a), trace.is_weight(b)
-    if trace.folded(b) and not of_a and (b.dim() == 2 or len(b) == 1):
+    if trace.folded.get(b) and not of_a and (b.dim() == 2 or len(b) == 1):
         return trace.dense_folded(a, b)
     if of_a and of_b:
         return None
@@ -47,7 +47,7 @@ def _one_of(trace: Trace, weights: Tensor) -> Tensor:
         found = [
             replace(w, shape=w.shape[1:], strides=w.strides[1:]) for w in trace.weights(weights)
         ]
-        trace.derive(one, found)
+        trace.derived.put(one, found)
     return one
 
 

@@ -44,20 +44,16 @@ def gates(
 
 
 def begins(trace: Trace, target: int, states: Tensor | None, number: int | None = None) -> None:
-    """The neurons of a set begin as what the last axis of a tensor is.
+    """The neurons of a set begin as what the last axis of a tensor is, None being zeros.
 
-    Args:
-        trace: What is known.
-        target: The set.
-        states: The tensor; None for zeros.
-        number: Which entry of its first axis; None for all of it.
+    ``number`` is which entry of its first axis; None for all of it.
     """
     if states is None:
         return
     state = states if number is None else states[number]
     label, size = trace.label(state), trace.builder.sets[target].size
     for weight in trace.weights(states)[:1]:  # the same for all examples
-        *outer, last = zip(weight.shape, weight.strides, strict=True)
+        *outer, last = weight.steps
         at = weight.start + (0 if number is None else number * weight.strides[0])
         if number is not None:
             del outer[0]
@@ -76,6 +72,12 @@ def begins(trace: Trace, target: int, states: Tensor | None, number: int | None 
     elif trace.is_even(states):
         return
     trace.builder.fix(target)
+
+
+def shows(trace: Trace, states: Tensor, s: int) -> None:
+    """Say that the last axis of a tensor is the neurons of a set."""
+    axes = (*data(states.shape[:-1]).axes, (Factor(states.shape[-1], s, 1),))
+    trace.set_label(states, Label(axes))
 
 
 def _factors(label: Label) -> list[Factor]:
@@ -114,17 +116,14 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
             for each, s in zip(of_first, (shown, hidden), strict=False):
                 begins(trace, s, each, number)
             for each, s in zip(of_last, (shown, hidden), strict=False):
-                piece = each[number]
-                axes = (*data(piece.shape[:-1]).axes, (Factor(piece.shape[-1], s, 1),))
-                trace.set_label(piece, Label(axes))
+                shows(trace, each[number], s)
             trace.builder.sets[shown].fresh = True
             written.append(shown)
         width = projected or module.hidden_size
         pieces = []
         for s in written:
-            piece = torch.empty((*sequence.shape[:-1], width), device="meta")
-            trace.set_label(piece, Label((*data(piece.shape[:-1]).axes, (Factor(width, s, 1),))))
-            pieces.append(piece)
+            pieces.append(torch.empty((*sequence.shape[:-1], width), device="meta"))
+            shows(trace, pieces[-1], s)
         x = pieces[0]
         if directions == 2:
             x = torch.empty((*sequence.shape[:-1], 2 * width), device="meta")
@@ -132,8 +131,7 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
     trace.set_label(sequence, trace.label(x))
     if module.num_layers * directions == 1:
         for each, s in zip(of_last, (shown, hidden), strict=False):
-            axes = (*data(each.shape[:-1]).axes, (Factor(each.shape[-1], s, 1),))
-            trace.set_label(each, Label(axes))
+            shows(trace, each, s)
 
 
 @register_layer(nn.RNNCellBase)
@@ -151,5 +149,4 @@ def cell(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
         begins(trace, known, state)
     trace.builder.sets[known].fresh = True
     for state in output if isinstance(output, tuple) else (output,):
-        axes = (*data(state.shape[:-1]).axes, (Factor(module.hidden_size, known, 1),))
-        trace.set_label(state, Label(axes))
+        shows(trace, state, known)

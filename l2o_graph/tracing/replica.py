@@ -14,12 +14,8 @@ from torch import Tensor, nn
 def copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copy a module with all that it holds but what a memo has, such as its parameters.
 
-    Whatever cannot be copied is shared.
-
-    Args:
-        module: The module.
-        memo: Objects by the id of what they take the place of, as for ``copy.deepcopy``; copies
-            are added to it.
+    Whatever cannot be copied is shared. The memo has objects by the id of what they take the place
+    of, as for ``copy.deepcopy``; copies are added to it.
     """
     parts = list(module.modules())
     for part in parts:  # all of them before any is filled: they hold one another

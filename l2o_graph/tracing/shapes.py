@@ -199,7 +199,7 @@ def _put(
 def copy(trace: Trace, out: Tensor, x: Tensor, new: Tensor, *_: Any) -> Label | None:
     """Written over as a whole."""
     if trace.is_weight(new):
-        trace.derive(out, trace.weights(new))
+        trace.derived.put(out, trace.weights(new))
         return None
     return trace.combine(trace.label(new), data((1,) * out.dim()), out.shape, "sum")
 

@@ -5,18 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from l2o_graph.tracing.builder import Weight
-
 
 def pairs_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes and strides of a tensor; strides of 1 where it has none."""
     strided = tensor.layout == torch.strided and not tensor.is_nested
     return tuple(tensor.shape), tuple(tensor.stride()) if strided else (1,) * tensor.dim()
-
-
-def steps_of(weight: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes and strides of a weight."""
-    return weight.shape, weight.strides
 
 
 def runs_of(steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -27,7 +27,6 @@ from l2o_graph.tracing.labels import (
     told_apart,
 )
 from l2o_graph.tracing.layers import Layers
-from l2o_graph.tracing.strides import steps_of
 
 
 class Trace(Layers):
@@ -87,18 +86,10 @@ class Trace(Layers):
         self, tensors: Sequence[Tensor], labels: Sequence[Label],
         among: Sequence[Sequence[Axis]], taken: Sequence[tuple[int, int]], axis: int, size: int,
     ) -> int | None:  # fmt: skip
-        """A set of neurons for tensors one after the other along an axis.
+        """A set of neurons for tensors one after the other along an axis, of ``size`` in the end.
 
-        Args:
-            tensors: The pieces.
-            labels: Labels of the pieces.
-            among: Their other axes, in factors of the same sizes.
-            taken: Which of those factors (axis, number) the set runs through as well.
-            axis: Along which they lie.
-            size: Size of that axis in the end.
-
-        Returns:
-            Its index, those that lie along the axis next to each other; None where it cannot be.
+        ``among`` are the other axes of each, in factors of the same sizes, and ``taken`` says which
+        of those (axis, number) the set runs through as well. None where it cannot be.
         """
         outer = [among[0][i][j].size for i, j in taken]
         target = self.builder.new_meeting("concatenation", math.prod(outer) * size)
@@ -131,20 +122,12 @@ class Trace(Layers):
     def added(self, label: Label, tensor: Tensor, kind: str = "sum") -> Label | None:
         """A parameter that is added to a tensor with a label, aligned at its last axis.
 
-        Args:
-            label: Label of the tensor.
-            tensor: The parameter.
-            kind: "sum", or "product" where it multiplies the tensor.
-
-        Returns:
-            What comes of it; where the parameter has no place the neurons that it tells apart
-            keep their order.
+        ``kind`` is "sum", or "product" where it multiplies. Where it has no place the neurons that
+        it tells apart keep their order.
         """
         for weight in self.weights(tensor):
             axes = [
-                i - len(weight.shape)
-                for i, (n, step) in enumerate(zip(*steps_of(weight), strict=True))
-                if n > 1 and step
+                i - len(weight.shape) for i, (n, step) in enumerate(weight.steps) if n > 1 and step
             ]
             wide = [axis for axis in axes if -axis <= len(label.axes)]
             if kind == "sum" and self._placed(label, weight):
@@ -160,7 +143,7 @@ class Trace(Layers):
         """Whether a parameter that is added finds its place as a bias or as rows of a table."""
         wide = [
             (axis - len(weight.shape), n, stride)
-            for axis, (n, stride) in enumerate(zip(weight.shape, weight.strides, strict=True))
+            for axis, (n, stride) in enumerate(weight.steps)
             if n > 1 and stride
         ]
         of_neurons = [

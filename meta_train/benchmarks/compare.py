@@ -9,15 +9,12 @@ controllers the mean difference over draws of families, with a paired t-test.
 
 import argparse
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
 
 import torch
-from scipy import stats
-from torch import Tensor
 from tqdm import tqdm
 
 from l2o_graph.commands import run_command
@@ -25,6 +22,8 @@ from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from l2o_graph.ranges import COUNT, THREADS, check_ranges
+from meta_train.benchmarks.judge import paired_p
+from meta_train.benchmarks.report import table
 from meta_train.controller_training import VALIDATION_SEED
 from meta_train.course import LEAST_LOSS, start
 from meta_train.families import HELD_OUT
@@ -33,24 +32,18 @@ from meta_train.families.registry import FAMILIES
 START = "start"
 # Windows of the end of a course whose mean is its last loss: a tenth of them.
 LAST_PART = 10
+PAIRS = 4  # of instances
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a controller came to on a draw of a family.
 
-    Attributes:
-        last: Mean logarithm of the last losses, relative to the start.
-        averaged: The same of the averaged weights.
+    Mean logarithms of the last losses, relative to the start, and of those of averaged weights.
     """
 
     last: float
     averaged: float
-
-
-def start_of(config: ControllerConfig) -> Controller:
-    """A controller before it has learned anything: its answers are 0."""
-    return Controller(config)
 
 
 def outcome(
@@ -58,32 +51,18 @@ def outcome(
     family: str,
     seed: int,
     steps: int,
-    pairs: int = 4,
     told: bool = False,
     data_root: str | Path | None = None,
 ) -> Outcome:
-    """Train networks of a draw from start to end.
-
-    Args:
-        controller: What sets their steps.
-        family: Name of a family.
-        seed: Seed of the draw.
-        steps: Number of steps.
-        pairs: Number of instances.
-        told: Whether the end is told.
-        data_root: Folder where images lie.
-    """
-    course = start(family, seed, pairs, steps, told, validation=True, data_root=data_root)
-    vectors = controller.vector().expand(2 * pairs, -1)
+    """Train networks of a draw of a family from start to end, told the end or not."""
+    course = start(family, seed, PAIRS, steps, told, validation=True, data_root=data_root)
+    vectors = controller.vector().expand(2 * PAIRS, -1)
     weights = weights_from(controller.config, vectors)
     losses = course.span(controller.config, weights, steps)
     raw, averaged = losses[:-1], losses[-1]
     last = raw[-max(len(raw) // LAST_PART, 1) :].mean(0)
-    return Outcome(_mean_log(last), _mean_log(averaged))
-
-
-def _mean_log(losses: Tensor) -> float:
-    return float((losses + LEAST_LOSS).log().mean())
+    logs = ((each + LEAST_LOSS).log().mean() for each in (last, averaged))
+    return Outcome(*map(float, logs))
 
 
 def compare(
@@ -110,21 +89,15 @@ def markdown(found: dict[str, dict[str, list[Outcome]]]) -> str:
     """Tables of means by family, and of the pairs of controllers."""
     names = list(found)
     families = list(found[names[0]])
-    lines = ["| family | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    rows = [["family", *names]]
     for family in families:
         cells = []
         for name in names:
             outcomes = found[name][family]
-            last = sum(o.last for o in outcomes) / len(outcomes)
-            averaged = sum(o.averaged for o in outcomes) / len(outcomes)
+            last, averaged = fmean(o.last for o in outcomes), fmean(o.averaged for o in outcomes)
             cells.append(f"{last:.3f}, {averaged:.3f}")
-        mark = " (held out)" if FAMILIES[family].held_out else ""
-        lines.append(f"| {family}{mark} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| pair | families | of the weights | p | of averaged weights | p |",
-        "|---" * 6 + "|",
-    ]
+        rows.append([family + (" (held out)" if FAMILIES[family].held_out else ""), *cells])
+    pairs = [["pair", "families", "of the weights", "p", "of averaged weights", "p"]]
     groups = {
         "trained on": [f for f in families if not FAMILIES[f].held_out],
         "held out": [f for f in families if FAMILIES[f].held_out],
@@ -141,26 +114,14 @@ def markdown(found: dict[str, dict[str, list[Outcome]]]) -> str:
                 for family in chosen
                 for x, y in zip(found[a][family], found[b][family], strict=True)
             ]
-            cells += [_with_spread(differences), f"{_p_value(differences):.2g}"]
-        lines.append(f"| {a} - {b} | {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells += [_with_spread(differences), f"{paired_p(differences):.2g}"]
+        pairs.append([f"{a} - {b}", label, *cells])
+    return f"{table(rows)}\n\n{table(pairs)}"
 
 
 def _with_spread(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:+.3f}"
-    error = stats.sem(values)
-    return f"{mean:+.3f} ± {error:.3f}"
-
-
-def _p_value(differences: Sequence[float]) -> float:
-    """Of a paired t-test against 0; 1 where nothing differs."""
-    if len(differences) < 2 or all(d == 0 for d in differences):
-        return 1.0
-    found: Any = stats.ttest_1samp(differences, 0.0)  # scipy has no types of its results
-    p = float(found.pvalue)
-    return 1.0 if math.isnan(p) else p
+    text = f"{fmean(values):+.3f}"
+    return text + (f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,7 +152,7 @@ def _compared(given: argparse.Namespace) -> list[str]:
         name, _, path = text.partition("=")
         if name == START and not path:
             config = next(iter(loaded.values())).config if loaded else ControllerConfig()
-            loaded[name] = start_of(config)
+            loaded[name] = Controller(config)  # its answers are 0
         else:
             loaded[name] = load_checkpoint(path or name).controller
     families = given.families or list(HELD_OUT)

@@ -1,177 +1,160 @@
-"""Train networks with several optimizers, over several seeds: a table and curves.
+"""Optimizers on the tasks that people really have: who does them best?
 
-    python -m meta_train.benchmark --tasks fmnist_cnn --optimizers adam muon ng --seeds 5
+    python -m meta_train.benchmark                                     # a quick look
+    python -m meta_train.benchmark --tasks all --optimizers all --seeds 3 --jobs 2
+    python -m meta_train.benchmark --tasks fmnist_cnn --optimizers adamw muon ng --seeds 5
 
-Every optimizer starts at the same initialisation and sees the same batches. Each is reported at
-the rate of its grid with the best mean test accuracy. Every run is saved once it is finished, and
-the same command goes on with those that are missing.
-
-Protocol: Kofinas et al., ICLR 2024: 1,000 steps, batch 128, seeds 101 to 105.
+All optimizers start at the same initialisation and see the same batches. Every run is kept as a
+line of runs.jsonl, and the same command goes on with those that are missing.
 """
 
 import argparse
-import json
-import math
-import os
-import platform
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
 
-import torch
 from tqdm import tqdm
 
 from l2o_graph.commands import run_command
 from l2o_graph.datasets.workers import check_device, in_parallel
-from l2o_graph.optim.checkpoints import load_checkpoint
-from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
-from l2o_graph.storage.files import check_writable, expecting, write_atomically
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
+from l2o_graph.storage.files import check_writable
 from l2o_graph.storage.lock import held
-from meta_train.benchmarks.baselines import contenders, learned_checkpoints
-from meta_train.benchmarks.report import best_rates, line_of, report
-from meta_train.benchmarks.runs import FINAL, FIRST_SEED, THINNING, Record, Run, Settings
-from meta_train.benchmarks.training import Training
-from meta_train.parsing import parsed
-from meta_train.tasks import get_task
+from meta_train.benchmarks import contenders, records
+from meta_train.benchmarks.contenders import Contender
+from meta_train.benchmarks.judge import text
+from meta_train.benchmarks.records import Record, Run
+from meta_train.benchmarks.report import Outcome, stopped_early, write
+from meta_train.benchmarks.strangers import tasks
+from meta_train.benchmarks.strangers.task import Task
+from meta_train.benchmarks.training import stops, train
+
+QUICK_OPTIMIZERS = ("adamw", "adamw-default", "muon", "ng")
 
 
-def compare(settings: Settings) -> list[Record]:
-    """Do all runs: the grids on the first ``tune_seeds``, their best rates on all seeds.
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to compare.
 
-    Raises:
-        ValueError, OSError: As ``plan``, before any run, and where another command is writing to
-            the folder.
+    Attributes:
+        tasks: Names of tasks of strangers or of ``meta_train.tasks``, or "all" or "quick".
+        optimizers: Names, or "all" or "rivals".
+        seeds: Number of seeds, from 1 on.
+        steps: Number of steps of a run; 0 for each task's own.
+        anytime: Whether runs that stop at 1/8, 1/4 and 1/2 are made too.
+        grid: Rates in place of an optimizer's own, by name.
+        checkpoint: Checkpoint of the learned optimizer, a name or a path.
+        data_root: Folder where datasets lie; "sample" for stand-ins from the package.
+        out: Folder of what is written.
+        device: To train on; other than "cpu" for tasks of ``meta_train.tasks`` alone.
+        jobs: Runs at the same time, of one thread each.
+        finished: Whether to report what is there, and run nothing.
     """
-    plan(settings)
-    records: dict[Run, Record] = {}
-    with held(settings.out):
-        for task in settings.tasks:
-            here = replace(settings, tasks=(task,))
-            if settings.tune_seeds:
-                tuning = replace(here, seeds=min(settings.tune_seeds, settings.seeds))
-                tuned = execute(tuning, plan(tuning))
-                records |= {record.run: record for record in tuned}
-                best = {name: (found[0].run.rate,) for name, found in best_rates(tuned).items()}
-                here = replace(here, grid=best)
-            records |= {record.run: record for record in execute(here, plan(here))}
-    return list(records.values())
+
+    tasks: tuple[str, ...] = ("quick",)
+    optimizers: tuple[str, ...] = QUICK_OPTIMIZERS
+    seeds: int = 1
+    steps: int = 0
+    anytime: bool = False
+    grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    checkpoint: str = "general"
+    data_root: str | None = None
+    out: Path = Path("runs/benchmark")
+    device: str = "cpu"
+    jobs: int = 1
+    finished: bool = False
 
 
-def plan(settings: Settings) -> list[Run]:
-    """Check everything that can be checked before any work, and list the runs.
-
-    Raises:
-        ValueError: For unknown names, counts below 1, rates that are no rates, a device that
-            torch cannot use, a checkpoint that does not load and a results.json that is something
-            else.
-        DatasetNotFoundError: For data that are not there.
-        OSError: When ``out`` cannot be written.
-    """
-    check_ranges(
-        settings, seeds=COUNT, tune_seeds=COUNT_OR_NONE, steps=COUNT, jobs=COUNT,
-        evaluate_every=COUNT_OR_NONE,
-    )  # fmt: skip
-    check_device(settings.device)
-    known = contenders(settings.checkpoints)
-    for name in (*settings.optimizers, *settings.grid):
-        if name not in known:
-            raise ValueError(f"unknown optimizer '{name}', expected one of {sorted(known)}")
-    for name, rates in settings.grid.items():
-        for rate in rates:
-            NOT_NEGATIVE.check(f"rate of {name}", rate)
-    tasks = [get_task(name) for name in settings.tasks]
-    learned = learned_checkpoints(settings.checkpoints)
-    identities = {
-        name: load_checkpoint(learned[name]).identity
-        for name in settings.optimizers
-        if name in learned
-    }
-    check_writable(settings.out)
-    _read(settings.out / "results.json")
-    for task in tasks:
-        task.load(settings.data_root)
+def plan(settings: Settings, wanted: Sequence[Task], known: dict[str, Contender]) -> list[Run]:
+    """All runs, those first that make whole tables early."""
+    own = {name: c for name, c in known.items() if not c.run_of}
+    # What is read from another contender's runs needs these, asked for or not.
+    sources = contenders.contenders(settings.checkpoint)
+    for needed in [c.run_of for c in known.values() if c.run_of]:
+        own.setdefault(needed, sources[needed])
+    learned = any(c.is_learned for c in own.values())
+    checkpoint = contenders.identity(settings.checkpoint) if learned else ""
     return [
         Run(
-            task,
-            optimizer,
-            rate,
-            seed,
-            settings.steps,
+            task.name, name, rate, seed, steps, checkpoint if contender.is_learned else "",
             settings.device,
-            identities.get(optimizer, ""),
         )
-        for seed in range(FIRST_SEED, FIRST_SEED + settings.seeds)
-        for task in settings.tasks
-        for optimizer in settings.optimizers
-        for rate in settings.grid.get(optimizer, known[optimizer].rates)
-    ]
+        for seed in range(1, settings.seeds + 1)
+        for task in wanted
+        for name, contender in own.items()
+        for steps in (stops(task.steps) if settings.anytime and contender.horizon else [task.steps])
+        for rate in contender.rates
+    ]  # fmt: skip
 
 
 def execute(settings: Settings, runs: Sequence[Run]) -> list[Record]:
-    """Do those runs that results.json lacks, saving each as it ends; the caller holds the folder.
+    """Do those runs that the folder lacks, keeping each as it ends; the caller holds it.
 
     Returns:
-        The records of ``runs``, in their order.
+        The records of ``runs``, in their order; with ``finished``, of those that there are.
     """
-    path = settings.out / "results.json"
-    records = _read(path)
-    missing = [run for run in runs if run not in records]
-    progress = tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run")
-    with progress:
-        for record in in_parallel(
-            partial(train, settings), missing, settings.jobs, one_thread_alone=False
-        ):
-            records[record.run] = record
-            lines = ",\n".join(json.dumps(asdict(r), allow_nan=False) for r in records.values())
-            write_atomically(path, f"[\n{lines}\n]\n".encode())
+    found = records.read(settings.out)
+    if settings.finished:
+        return [found[run] for run in runs if run in found]
+    missing = [run for run in runs if run not in found]
+    work = partial(train, checkpoint=settings.checkpoint, root=settings.data_root)
+    with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run") as progress:
+        for record in in_parallel(work, missing, settings.jobs):
+            records.add(settings.out, record)
+            found[record.run] = record
             progress.update()
-            progress.write(line_of(record), file=sys.stderr)
-    return [records[run] for run in runs]
+            progress.write(_line(record), file=sys.stderr)
+    return [found[run] for run in runs]
 
 
-def train(settings: Settings, run: Run) -> Record:
-    """One training run.
+def compare(settings: Settings) -> Outcome:
+    """Check, do all runs, gather.
 
     Raises:
-        RuntimeError: When the checkpoint is no longer the one that the run was planned with.
+        ValueError, OSError: For a request that cannot be met, before any run; where another
+            command is at work in the folder, too.
     """
-    task = get_task(run.task)
-    data = task.load(settings.data_root)
-    problem = task.problem(run.seed, torch.device(run.device))
-    contender = contenders(settings.checkpoints)[run.optimizer]
-    training = Training(problem, contender, run.rate, run.steps)
-    if run.checkpoint:
-        found = training.optimizers[0].defaults["checkpoint"]
-        if found != run.checkpoint:
-            raise RuntimeError(
-                f"checkpoint of '{run.optimizer}' changed: expected {run.checkpoint}, found {found}"
-            )
-    accuracies = []
-    for step in range(1, run.steps + 1):
-        if not math.isfinite(training.step()):
-            break
-        if settings.evaluate_every and step % settings.evaluate_every == 0:
-            accuracies.append((step, training.accuracy()))
-    losses = [loss for loss in training.losses if math.isfinite(loss)]
-    diverged = len(losses) < run.steps
-    return Record(
-        run,
-        accuracy=training.accuracy(),
-        final_loss=None if diverged else fmean(losses[-FINAL:]),
-        curve=[fmean(losses[i : i + THINNING]) for i in range(0, len(losses), THINNING)],
-        accuracies=accuracies,
-        diverged=diverged,
-        step_seconds=median(training.step_seconds),
-        update_seconds=median(training.update_seconds),
-        data=data,
-        torch=torch.__version__,
-        machine=_machine(run.device),
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    check_ranges(settings, seeds=COUNT, jobs=COUNT, steps=COUNT_OR_NONE)
+    check_device(settings.device)
+    wanted, notes = tasks.chosen(settings.tasks, settings.data_root, settings.device)
+    known, more = contenders.chosen(settings.optimizers, settings.checkpoint, settings.grid)
+    if not wanted or not known:
+        raise ValueError("nothing to run: " + "; ".join([*notes, *more]))
+    wanted = [replace(task, steps=settings.steps or task.steps) for task in wanted]
+    check_writable(settings.out)
+    runs = plan(settings, wanted, known)
+    for line in (*notes, *more):
+        print(f"benchmark: {line}", file=sys.stderr)
+    # A look at what there is leaves the folder to whoever is at work in it.
+    with nullcontext() if settings.finished else held(settings.out):
+        done = with_averages(execute(settings, runs), known)
+    whole = {task.name: task.steps for task in wanted}
+    done_tasks = {r.run.task for r in done if r.run.steps == whole[r.run.task]}
+    if not done_tasks:
+        raise ValueError(f"no run of these is finished in '{settings.out}'")
+    wanted = [task for task in wanted if task.name in done_tasks]
+    return Outcome(
+        tasks=wanted,
+        contenders=known,
+        records=[r for r in done if r.run.steps == whole[r.run.task]],
+        stopped=stopped_early(wanted, done) if settings.anytime else {},
+        notes=[*notes, *more],
     )
+
+
+def with_averages(done: Sequence[Record], known: dict[str, Contender]) -> list[Record]:
+    """The records of known contenders, those read from another's runs among them."""
+    answer = [record for record in done if record.run.optimizer in known]
+    for name, contender in known.items():
+        answer += [
+            replace(record, run=replace(record.run, optimizer=name), merits=record.averaged)
+            for record in done
+            if contender.run_of and record.run.optimizer == contender.run_of
+        ]
+    return answer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,42 +165,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compared(settings: Settings) -> list[str]:
-    paths = report(settings, compare(settings))
-    wrote = ", ".join(str(p) for p in (settings.out / "results.json", *paths))
-    return [(settings.out / "results.md").read_text(), f"wrote {wrote}"]
+    paths = write(compare(settings), settings.out)
+    return [paths[0].read_text(), "wrote " + ", ".join(map(str, paths))]
 
 
 def _parse(argv: Sequence[str] | None) -> Settings:
     parser = argparse.ArgumentParser(
-        prog="python -m meta_train.benchmark", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m meta_train.benchmark",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=f"tasks: {', '.join(tasks.TASKS)}; optimizers: {', '.join(contenders.contenders())}",
     )
-    add = parser.add_argument
-    add("--tasks", nargs="+", default=["fmnist_cnn", "cifar10_cnn"], metavar="TASK")
-    add("--optimizers", nargs="+", default=["adam", "muon", "ng"], metavar="OPTIMIZER")
-    add("--seeds", type=int, default=5, help="how many, from 101 on")
-    add("--tune-seeds", type=int, default=0, help="how many choose a grid's rate; 0: all")
-    add("--steps", type=int, default=1000)
+    add, default = parser.add_argument, Settings()
+    add("--tasks", nargs="+", default=default.tasks, metavar="TASK", help='or "all" or "quick"')
+    add("--optimizers", nargs="+", default=default.optimizers, metavar="OPTIMIZER",
+        help='or "all" or "rivals"')  # fmt: skip
+    add("--seeds", type=int, default=default.seeds, help="how many, from 1 on")
+    add("--steps", type=int, default=default.steps, help="of every run; 0: each task's own")
+    add("--anytime", action="store_true", help="stop everyone at 1/8, 1/4 and 1/2 too")
     add("--grid", nargs="+", type=_grid, default=[], metavar="OPTIMIZER=RATE,...")
-    add("--checkpoint", nargs="+", type=named_checkpoint, default=[], metavar="OPTIMIZER=FILE")
-    add("--evaluate-every", type=int, default=0, metavar="STEPS", help="0: at the end alone")
-    add("--data-root", metavar="FOLDER")
-    add("--out", type=Path, default=Path("runs/benchmark"), metavar="FOLDER")
-    add("--device", default="cpu")
-    add("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
+    add("--checkpoint", default=default.checkpoint, help="of NG: a name or a path")
+    add("--data-root", metavar="FOLDER", help='"sample": stand-ins from the package')
+    add("--out", type=Path, default=default.out, metavar="FOLDER")
+    add("--device", default=default.device)
+    add("--jobs", type=int, default=default.jobs, help="runs at the same time, of one thread each")
+    add("--finished", action="store_true", help="report what is finished, and run nothing")
     args = vars(parser.parse_args(argv))
-    args["grid"] = dict(args["grid"])
-    args["checkpoints"] = dict(args.pop("checkpoint"))
     for name in ("tasks", "optimizers"):
-        args[name] = tuple(dict.fromkeys(args[name]))
-    return Settings(**args)
-
-
-def named_checkpoint(text: str) -> tuple[str, str]:
-    """Parse "NAME=FILE"."""
-    name, _, file = text.partition("=")
-    if not name or not file:
-        raise argparse.ArgumentTypeError(f"expected e.g. mine=runs/checkpoint.safetensors: {text}")
-    return name, file
+        args[name] = tuple(args[name])
+    return Settings(**{**args, "grid": dict(args["grid"])})
 
 
 def _grid(text: str) -> tuple[str, tuple[float, ...]]:
@@ -228,24 +203,8 @@ def _grid(text: str) -> tuple[str, tuple[float, ...]]:
         raise argparse.ArgumentTypeError(f"expected e.g. adam=1e-3,3e-3, found '{text}'") from None
 
 
-def _read(path: Path) -> dict[Run, Record]:
-    """The records so far, by run."""
-    if not path.exists():
-        return {}
-    with expecting(
-        f"'{path}' is not a results.json of this benchmark; move it away or give another --out: "
-        "expected a list of records"
-    ):
-        records = parsed(list[Record], json.loads(path.read_bytes()), "records")
-    return {record.run: record for record in records}
-
-
-def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")  # elsewhere than on Linux the architecture has to do
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, threads of a run: {torch.get_num_threads()}"
+def _line(record: Record) -> str:
+    run = record.run
+    merit = text(tasks.find(run.task).merit, [record.merit])
+    what = f"{run.task} {run.optimizer} {run.rate:g} seed {run.seed}"
+    return f"{what}, {run.steps} steps: {merit}, {record.seconds:.1f} s"

@@ -1,100 +1,125 @@
-"""Losses and accuracies over steps, and predicted against true accuracies, as PNG."""
+"""Pictures as PNG: who is how far behind the best, losses over steps, predicted accuracies."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
 from statistics import fmean
 from typing import Any
 
-# Okabe and Ito's palette, told apart by colour-blind readers too, and some of Tol's for what is
-# rarely beside it; an optimizer keeps its colour.
+from meta_train.benchmarks.judge import Standing, gain, text
+from meta_train.benchmarks.records import Record
+from meta_train.benchmarks.strangers.task import Merit, Task
+
+# Okabe and Ito's palette; learned ones in the warm colours, as elsewhere.
 COLOURS = {
     "ng": "#D55E00",
-    "adam": "#0072B2",
+    "ng-averaged": "#E69F00",
+    "ng-told": "#8C2D04",
+    "adamw": "#0072B2",
+    "adamw-default": "#56B4E9",
     "muon": "#009E73",
-    "adamw": "#56B4E9",
-    "sgd": "#CC79A7",
-    "ng_told": "#E69F00",
-    "ng_averaged": "#F0E442",
-    "ng_gnn": "#8C564B",
-    "ng_t": "#882255",
-    "nfn": "#44AA99",
-    "lstm": "#332288",
-    "ff": "#999999",
+    "soap": "#CC79A7",
+    "schedule-free": "#8C564B",
+    "prodigy": "#999999",
+    "adam": "#332288",
+    "sgd": "#44AA99",
 }
 OTHER = "#555555"
-SMOOTHING = 1 / 30  # fraction of a run that a point is the mean of
+FURTHEST = 20.0  # units that the scale of colours ends at
+COLUMNS = 4  # of small pictures
+SMOOTHING = 2  # points of a curve on either side that are averaged
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Losses of one optimizer.
+def dots(
+    tasks: Sequence[Task],
+    tables: Mapping[str, Mapping[str, Standing]],
+    labels: Mapping[str, str],
+) -> bytes:
+    """A map of tasks and optimizers: figures, coloured by how far behind the best they are.
 
-    Attributes:
-        name: Chooses the colour.
-        label: For the legend.
-        losses: One sequence a seed; they may end early.
-        every: Training steps from one value to the next.
-        accuracies: For each seed (training step, test accuracy in [0, 1]) on the way.
-    """
-
-    name: str
-    label: str
-    losses: Sequence[Sequence[float]]
-    every: int = 1
-    accuracies: Sequence[Sequence[tuple[int, float]]] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """Curves to be compared.
-
-    Attributes:
-        title: Above them.
-        curves: Drawn in this order.
-    """
-
-    title: str
-    curves: Sequence[Curve]
-
-
-def plot_curves(panels: Sequence[Panel]) -> bytes:
-    """A PNG: a column for each panel, mean over seeds, their range as a band.
-
-    Losses are on a log scale; below them the test accuracies, if any curve has them.
+    A unit is 0.3 points of accuracy or 2 % of a loss.
     """
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
-    tested = any(curve.accuracies for panel in panels for curve in panel.curves)
-    size = (0.6 + 5.4 * len(panels), 4.2 + 3.6 * tested)
+    names = [name for name in labels if any(name in table for table in tables.values())]
+    size = (2.6 + 0.85 * len(names), 1.5 + 0.3 * len(tasks))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    axes = figure.subplots(1 + tested, len(panels), squeeze=False, sharex="col")
-    for axis, panel in zip(axes[0], panels, strict=True):
-        for curve in panel.curves:
-            _draw_losses(axis, curve)
-        axis.set_title(panel.title, fontsize=11, loc="left")
-        axis.set_yscale("log")
-        ticks = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0]
-        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.yaxis.minorticks_off()
-        axis.set_ylim(*_limits(panel.curves))
-        if panel.curves:
-            axis.legend(frameon=False, fontsize=9)
-    axes[0, 0].set_ylabel("training loss, nats (smoothed)")
-    if tested:
-        for axis, panel in zip(axes[1], panels, strict=True):
-            for curve in panel.curves:
-                _draw_accuracies(axis, curve)
-        axes[1, 0].set_ylabel("test accuracy, %")
-    for axis in axes.flat:
-        axis.grid(axis="y", color="0.9", linewidth=0.8)
+    axis = figure.subplots()
+    behind = [[_behind(task.merit, tables[task.name], name) for name in names] for task in tasks]
+    grid = [[math.nan if b is None else min(b, FURTHEST) for b in row] for row in behind]
+    image = axis.imshow(grid, cmap="YlGnBu_r", vmin=0, vmax=FURTHEST, aspect="auto")
+    for i, task in enumerate(tasks):
+        for j, name in enumerate(names):
+            standing, far = tables[task.name].get(name), grid[i][j]
+            if standing is None:
+                continue
+            best = behind[i][j] == 0
+            figures = text(task.merit, [standing.entry.mean])
+            axis.text(
+                j, i, figures, ha="center", va="center", fontsize=7.5,
+                color="white" if far < 0.55 * FURTHEST else "black",
+                fontweight="bold" if best else "normal",
+            )  # fmt: skip
+    axis.set_xticks(range(len(names)), [labels[n] for n in names], rotation=30, ha="left")
+    axis.xaxis.tick_top()
+    axis.set_yticks(range(len(tasks)), [task.label for task in tasks])
+    axis.tick_params(length=0, labelsize=8)
+    axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axis, shrink=0.5, pad=0.02)
+    bar.set_label("units behind the best", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return _png(figure)
+
+
+def curves(
+    tasks: Sequence[Task],
+    tables: Mapping[str, Mapping[str, Standing]],
+    records: Sequence[Record],
+    labels: Mapping[str, str],
+) -> bytes:
+    """Training losses of the first seed, every optimizer at its best rate; a picture a task."""
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+    from matplotlib.ticker import NullFormatter
+
+    columns = min(COLUMNS, len(tasks))
+    rows = -(-len(tasks) // columns)
+    size = (0.4 + 2.9 * columns, 0.7 + 2.1 * rows)
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    shown: dict[str, Any] = {}
+    seed = min((r.run.seed for r in records), default=1)
+    for axis, task in zip(axes, tasks, strict=False):
+        low, high = [], []
+        for name, standing in tables[task.name].items():
+            if name == "ng-averaged":  # the same run as that of the last weights
+                continue
+            losses = _losses(records, task, name, standing.entry.rate, seed)
+            if not losses:
+                continue
+            at = [(i + 0.5) * task.steps / len(losses) for i in range(len(losses))]
+            width = 1.9 if standing.entry.is_learned else 1.1
+            colour = COLOURS.get(name, OTHER)
+            shown[name] = axis.plot(at, losses, color=colour, linewidth=width)[0]
+            low.append(min(losses))
+            high.append(losses[0])
+        axis.set_title(task.label, fontsize=8.5, loc="left")
+        if low and min(low) > 0:
+            axis.set_yscale("log")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.set_ylim(0.9 * min(low), 1.3 * max(*high, 1.01 * min(low)))
+        axis.tick_params(labelsize=7, which="both")
+        axis.grid(axis="y", color="0.92", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[-1]:
-        axis.set_xlabel("training step")
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    for axis in axes:
+        axis.set_visible(False)
+    figure.supxlabel("training step", fontsize=9)
+    figure.supylabel("training loss", fontsize=9)
+    if shown:
+        figure.legend(
+            list(shown.values()), [labels[n] for n in shown], loc="outside upper left",
+            ncols=len(shown), frameon=False, fontsize=8,
+        )  # fmt: skip
+    return _png(figure)
 
 
 def plot_predictions(
@@ -113,7 +138,7 @@ def plot_predictions(
     for axis, (label, (true, predicted)) in zip(axes, predictions.items(), strict=True):
         axis.plot([0, 100], [0, 100], color="0.8", linewidth=1)
         percent = ([100 * value for value in values] for values in (true, predicted))
-        axis.scatter(*percent, s=5, color=COLOURS["adam"], alpha=0.4, linewidths=0)
+        axis.scatter(*percent, s=5, color=COLOURS["adamw"], alpha=0.4, linewidths=0)
         axis.set_title(label, fontsize=11, loc="left")
         axis.set_xlabel("test accuracy, %")
         axis.set_aspect("equal")
@@ -121,46 +146,28 @@ def plot_predictions(
     axes[0].set_ylabel("predicted, %")
     highest = 100 * max(max(map(max, pair)) for pair in predictions.values())
     axes[0].set(xlim=(0, 1.05 * highest), ylim=(0, 1.05 * highest))
+    return _png(figure, bbox_inches="tight")
+
+
+def _behind(merit: Merit, table: Mapping[str, Standing], name: str) -> float | None:
+    """Units behind the best of all."""
+    if name not in table:
+        return None
+    mine = table[name].entry.mean
+    return max(gain(merit, s.entry.mean, mine) for s in table.values())
+
+
+def _losses(
+    records: Sequence[Record], task: Task, name: str, rate: float, seed: int
+) -> list[float]:
+    for r in records:
+        if (r.run.task, r.run.optimizer, r.run.rate, r.run.seed) == (task.name, name, rate, seed):
+            near = range(len(r.curve))
+            return [fmean(r.curve[max(0, i - SMOOTHING) : i + SMOOTHING + 1]) for i in near]
+    return []
+
+
+def _png(figure: Any, **settings: str) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", bbox_inches="tight")
+    figure.savefig(file, format="png", **settings)
     return file.getvalue()
-
-
-def _draw_losses(axis: Any, curve: Curve) -> None:
-    smooth = [_smoothed(losses) for losses in curve.losses]
-    columns = [[s[i] for s in smooth if i < len(s)] for i in range(max(map(len, smooth)))]
-    # A value stands in the middle of the steps that it is the mean of.
-    _band(axis, curve, [(i + 0.5) * curve.every for i in range(len(columns))], columns)
-
-
-def _draw_accuracies(axis: Any, curve: Curve) -> None:
-    at: dict[int, list[float]] = {}
-    for accuracies in curve.accuracies:
-        for step, accuracy in accuracies:
-            at.setdefault(step, []).append(100 * accuracy)
-    if at:
-        _band(axis, curve, sorted(at), [at[step] for step in sorted(at)])
-
-
-def _band(
-    axis: Any, curve: Curve, steps: Sequence[float | int], columns: Sequence[list[float]]
-) -> None:
-    """One line, the mean of each column, and the range of all."""
-    colour = COLOURS.get(curve.name, OTHER)
-    width = 2.2 if curve.name.startswith("ng") else 1.5
-    axis.plot(steps, [fmean(c) for c in columns], color=colour, label=curve.label, linewidth=width)
-    if max(map(len, columns)) > 1:
-        low, high = [min(c) for c in columns], [max(c) for c in columns]
-        axis.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-
-
-def _smoothed(losses: Sequence[float]) -> list[float]:
-    """Mean over the neighbours on both sides."""
-    half = int(len(losses) * SMOOTHING / 2)
-    return [fmean(losses[max(0, i - half) : i + half + 1]) for i in range(len(losses))]
-
-
-def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
-    """The range of the values, but no higher than 5: a diverging run is cut off."""
-    values = sorted(chain.from_iterable(_smoothed(s) for c in curves for s in c.losses)) or [1.0]
-    return 0.9 * values[0], min(5.0, 1.1 * values[-1])

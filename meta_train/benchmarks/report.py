@@ -1,111 +1,178 @@
-"""Runs -> tables and curves."""
+"""The outcome as Markdown, as JSON and as pictures."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
 from l2o_graph.storage.files import write_atomically
-from meta_train.benchmarks.baselines import PUBLISHED, base_of, contenders
-from meta_train.benchmarks.plots import Curve, Panel, plot_curves
-from meta_train.benchmarks.runs import FINAL, THINNING, Record, Settings
+from meta_train.benchmarks.contenders import Contender
+from meta_train.benchmarks.judge import (
+    RULE,
+    Entry,
+    Standing,
+    Summary,
+    Verdict,
+    entries_of,
+    gain,
+    over_seeds,
+    over_tasks,
+    standings,
+    summaries,
+    text,
+)
+from meta_train.benchmarks.plots import curves, dots
+from meta_train.benchmarks.records import Record
+from meta_train.benchmarks.strangers.task import Task
+from meta_train.benchmarks.training import FRACTIONS, stops
 
 
-def report(settings: Settings, records: Sequence[Record]) -> list[Path]:
-    """Write results.md and curves.png of these records; returns their paths."""
-    table, curves = settings.out / "results.md", settings.out / "curves.png"
-    write_atomically(table, markdown(records).encode())
-    write_atomically(curves, plot_curves([_panel(task, rs) for task, rs in _by_task(records)]))
-    return [table, curves]
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that is reported.
+
+    Attributes:
+        tasks: In the order of the tables.
+        contenders: By name, in the order of the tables.
+        records: Records of whole runs.
+        stopped: For each fraction of a run, the records of runs that stopped there; empty if none
+            were asked for.
+        notes: Lines about what was left out.
+    """
+
+    tasks: Sequence[Task]
+    contenders: Mapping[str, Contender]
+    records: Sequence[Record]
+    stopped: Mapping[float, Sequence[Record]]
+    notes: Sequence[str]
+
+    def tables(self, records: Sequence[Record]) -> dict[str, dict[str, Standing]]:
+        """Standings of each task, by its name."""
+        return {
+            task.name: standings(task.merit, self.entries(task, records)) for task in self.tasks
+        }
+
+    def entries(self, task: Task, records: Sequence[Record]) -> list[Entry]:
+        """A task's entries, one for each optimizer and rate."""
+        own = [r for r in records if r.run.task == task.name]
+        learned = {name: contender.is_learned for name, contender in self.contenders.items()}
+        return entries_of(own, learned)
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """Summary at each optimizer's best rate beside the paper's, then every rate of every task."""
-    labels = _labels(records)
-    by_task = _by_task(records)
-    best = {task: best_rates(task_records) for task, task_records in by_task}
-    first = records[0]
-    seeds = sorted({r.run.seed for r in records})
-    columns = [h for task in best for h in (task, *(["paper"] if task in PUBLISHED else []))]
-    lines = [
-        f"Test accuracy in % after {first.run.steps:,} steps, mean ± standard deviation over "
-        f"seeds {seeds[0]} to {seeds[-1]}; in brackets the best rate of the grid.",
-        "",
-        "| optimizer | " + " | ".join(columns) + " |",
-        "|---|" + "---|" * len(columns),
+def write(outcome: Outcome, folder: Path) -> list[Path]:
+    """Write results.md, results.json, standings.png and curves.png; returns their paths."""
+    tables = outcome.tables(outcome.records)
+    labels = {name: contender.label for name, contender in outcome.contenders.items()}
+    paths = [folder / name for name in ("results.md", "results.json")]
+    write_atomically(paths[0], markdown(outcome).encode())
+    write_atomically(paths[1], json.dumps(as_data(outcome), indent=1, allow_nan=False).encode())
+    pictures = {
+        "standings.png": dots(outcome.tasks, tables, labels),
+        "curves.png": curves(outcome.tasks, tables, outcome.records, labels),
+    }
+    for name, picture in pictures.items():
+        write_atomically(folder / name, picture)
+    return [*paths, *(folder / name for name in pictures)]
+
+
+def markdown(outcome: Outcome) -> str:
+    """All tables."""
+    seeds = sorted({r.run.seed for r in outcome.records})
+    parts = [
+        "# Optimizers",
+        f"{len(outcome.tasks)} tasks, seeds {seeds[0]} to {seeds[-1]}, torch "
+        f"{', '.join(sorted({r.torch for r in outcome.records}))}. Mean ± standard deviation over "
+        "seeds; tuned rivals at the best rate of their grid, in brackets, chosen on the very "
+        "figure that is shown, which favours them. AdamW, SGD, Muon and SOAP decay linearly to "
+        "zero. The best of a row is bold.",
+        *[f"*{line}*" for line in outcome.notes],
+        table(_merits(outcome)),
+        "## Summary",
+        "Rank: one more than there are rivals that did better; learned ones are each compared "
+        "with the rivals, not with each other. First or level: within 0.3 points or 2 % of the "
+        "best rival. Failed: diverged, or not 2 points or 10 % better than before training. Worse "
+        "than AdamW as it comes: by more than 2 points or 10 %.",
+        table(_summary(outcome)),
+        "## Better?",
+        RULE,
+        table(_verdicts(outcome)),
     ]
-    for name in dict.fromkeys(r.run.optimizer for r in records):
-        cells = []
-        for task in best:
-            cells.append(f"{_accuracy(best[task][name])} ({_rate(best[task][name])})")
-            if task in PUBLISHED:
-                known = PUBLISHED[task].get(base_of(name))
-                cells.append(f"{known[0]:.2f} ± {known[1]:.2f}" if known else "")
-        lines.append(f"| {labels[name]} | " + " | ".join(cells) + " |")
-    for task, task_records in by_task:
-        lines += [
-            "",
-            f"### {task} ({task_records[0].data})",
-            "",
-            f"| optimizer | rate | accuracy, % | loss, last {FINAL} steps | ms per training step "
-            "| of which update |",
-            "|---|---|---|---|---|---|",
+    per_task = _on_each_task(outcome)
+    if len(per_task) > 1:
+        parts += ["Task by task:", table(per_task)]
+    if outcome.stopped:
+        parts += [
+            "## Stopped at any time",
+            "Every schedule is planned anew for each stop; what knows no end is one run. Median "
+            "rank among rivals, and how often first or level.",
+            table(_anytime(outcome)),
         ]
-        for (name, _), group in _by_rate(task_records).items():
-            star = " (best)" if len(_rates(task_records, name)) > 1 else ""
-            chosen = star if group == best[task][name] else ""
-            lines.append(
-                f"| {labels[name]} | {_rate(group)}{chosen} | {_accuracy(group)} | {_loss(group)} "
-                f"| {1e3 * median(r.step_seconds for r in group):.1f} "
-                f"| {1e3 * median(r.update_seconds for r in group):.1f} |"
-            )
-    checkpoints = sorted({r.run.checkpoint for r in records if r.run.checkpoint})
-    versions = sorted({f"torch {r.torch}; {r.machine}" for r in records})
-    if checkpoints:
-        lines += ["", f"Learned: {', '.join(checkpoints)}."]
-    lines += ["", f"Measured {first.date[:10]} with {' and '.join(versions)}.", ""]
-    return "\n".join(lines)
+    parts += [
+        "## Cost of a step",
+        "Median time of the update over median time of a forward and backward pass; in brackets "
+        "with the mean of the update, which counts the steps that renew a basis.",
+        table(_costs(outcome)),
+        "## All rates",
+        table(_rates(outcome)),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _by_task(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    tasks = dict.fromkeys(r.run.task for r in records)
-    return [(task, [r for r in records if r.run.task == task]) for task in tasks]
+def as_data(outcome: Outcome) -> dict[str, object]:
+    """What the tables hold, for programs."""
+    tables = outcome.tables(outcome.records)
+    return {
+        "tasks": {t.name: {"label": t.label, **asdict(t.merit)} for t in outcome.tasks},
+        "standings": {
+            task: {name: asdict(standing) for name, standing in table.items()}
+            for task, table in tables.items()
+        },
+        "summary": {name: asdict(summary) for name, summary in summaries(tables).items()},
+        "better": {
+            f"{mine} than {other}": asdict(verdict)
+            for (mine, other), verdict in verdicts(outcome).items()
+        },
+        "anytime": {
+            str(share): {n: asdict(s) for n, s in summaries(outcome.tables(records)).items()}
+            for share, records in outcome.stopped.items()
+        },
+        "passes": {
+            task.name: {name: passes(outcome, task, name)[0] for name in outcome.contenders}
+            for task in outcome.tasks
+        },
+        "notes": list(outcome.notes),
+    }
 
 
-def _by_rate(records: Sequence[Record]) -> dict[tuple[str, float], list[Record]]:
-    """Records by optimizer and rate; seeds together."""
-    groups: dict[tuple[str, float], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.run.optimizer, record.run.rate), []).append(record)
-    return groups
+def verdicts(outcome: Outcome) -> dict[tuple[str, str], Verdict]:
+    """Each learned contender, or AdamW where there is none, against every rival, over tasks."""
+    tables = outcome.tables(outcome.records)
+    answer: dict[tuple[str, str], Verdict] = {}
+    for mine in _challengers(outcome):
+        for other, contender in outcome.contenders.items():
+            if other == mine or contender.is_learned:
+                continue
+            gains = [
+                gain(task.merit, table[mine].entry.mean, table[other].entry.mean)
+                for task in outcome.tasks
+                if mine in (table := tables[task.name]) and other in table
+            ]
+            if gains:
+                answer[mine, other] = over_tasks(gains)
+    return answer
 
 
-def _rates(records: Sequence[Record], optimizer: str) -> set[float]:
-    return {r.run.rate for r in records if r.run.optimizer == optimizer}
-
-
-def best_rates(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """By optimizer, the records at its best rate."""
-    best: dict[str, list[Record]] = {}
-    for (name, _), group in _by_rate(records).items():
-        # A rate that only took part in the tuning has fewer seeds.
-        if name not in best or _standing(group) > _standing(best[name]):
-            best[name] = group
-    return best
-
-
-def _standing(records: Sequence[Record]) -> tuple[int, float]:
-    return len(records), fmean(r.accuracy for r in records)
-
-
-def _accuracy(records: Sequence[Record]) -> str:
-    text = spread([100 * r.accuracy for r in records], 2)
-    diverged = sum(r.diverged for r in records)
-    return text + (f", {diverged} of {len(records)} diverged" if diverged else "")
-
-
-def _loss(records: Sequence[Record]) -> str:
-    losses = [r.final_loss for r in records if r.final_loss is not None]
-    return spread(losses, 3) if losses else "diverged"
+def passes(outcome: Outcome, task: Task, name: str) -> tuple[float | None, float | None]:
+    """Median and mean cost of a step, in forward and backward passes."""
+    own = [r for r in outcome.records if (r.run.task, r.run.optimizer) == (task.name, name)]
+    own = [r for r in own if r.pass_seconds]
+    if not own:
+        return None, None
+    return (
+        median(r.update_seconds / r.pass_seconds for r in own),
+        median(r.update_seconds_mean / r.pass_seconds for r in own),
+    )
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -114,31 +181,138 @@ def spread(values: Sequence[float], digits: int) -> str:
     return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def _rate(records: Sequence[Record]) -> str:
-    return f"{records[0].run.rate:g}"
+def _challengers(outcome: Outcome) -> list[str]:
+    learned = [name for name, contender in outcome.contenders.items() if contender.is_learned]
+    return learned or [name for name in ("adamw",) if name in outcome.contenders]
 
 
-def line_of(record: Record) -> str:
-    """A record on a line."""
-    run = record.run
-    return (
-        f"{run.task} {run.optimizer} {run.rate:g} seed {run.seed}: {record.accuracy:.2%}, loss "
-        f"{_loss([record])}, {1e3 * record.step_seconds:.1f} ms a step"
-    )
+def _merits(outcome: Outcome) -> list[list[str]]:
+    tables = outcome.tables(outcome.records)
+    rows = [["task", "merit", *(c.label for c in outcome.contenders.values())]]
+    for task in outcome.tasks:
+        table = tables[task.name]
+        means = [s.entry.mean for s in table.values()]
+        cells = []
+        for name, contender in outcome.contenders.items():
+            if name not in table:
+                cells.append("")
+                continue
+            standing = table[name]
+            cell = text(task.merit, list(standing.entry.merits.values()))
+            if all(gain(task.merit, standing.entry.mean, mean) >= 0 for mean in means):
+                cell = f"**{cell}**"
+            if standing.failed:
+                cell += ", failed"
+            cells.append(f"{cell} ({standing.entry.rate:g})" if len(contender.rates) > 1 else cell)
+        rows.append([task.label, task.merit.name, *cells])
+    return rows
 
 
-def _labels(records: Sequence[Record]) -> dict[str, str]:
-    learned = {base_of(r.run.optimizer): r.run.checkpoint for r in records if r.run.checkpoint}
-    return {name: contender.label for name, contender in contenders(learned).items()}
+def _summary(outcome: Outcome) -> list[list[str]]:
+    rows = [["optimizer", "tasks", "median rank", "median rank, every rate a rival", "first",
+             "first or level", "failed", "worse than AdamW as it comes"]]  # fmt: skip
+    for name, s in _ordered(outcome, outcome.records):
+        numbers = (s.tasks, s.median_rank, s.median_rank_of_all, s.firsts, s.level, s.failed,
+                   s.worse_than_default)  # fmt: skip
+        rows.append([outcome.contenders[name].label, *(f"{n:g}" for n in numbers)])
+    return rows
 
 
-def _panel(task: str, records: Sequence[Record]) -> Panel:
-    labels = _labels(records)
-    curves = []
-    for name, group in best_rates(records).items():
-        label = labels[name] if group[0].run.checkpoint else f"{labels[name]}, {_rate(group)}"
-        accuracies = [r.accuracies for r in group if r.accuracies]
-        losses = [r.curve for r in group if r.curve]  # of none, where the first was no number
-        if losses:
-            curves.append(Curve(name, label, losses, THINNING, accuracies))
-    return Panel(f"{task} ({records[0].data})", curves)
+def _ordered(outcome: Outcome, records: Sequence[Record]) -> list[tuple[str, Summary]]:
+    found = summaries(outcome.tables(records))
+    return [(name, found[name]) for name in outcome.contenders if name in found]
+
+
+def _verdicts(outcome: Outcome) -> list[list[str]]:
+    rows = [["", "better than", "tasks won", "median difference, units", "p", "better?"]]
+    for (mine, other), verdict in verdicts(outcome).items():
+        labels = [outcome.contenders[name].label for name in (mine, other)]
+        rows.append([*labels, *_cells(verdict)])
+    return rows
+
+
+def _on_each_task(outcome: Outcome) -> list[list[str]]:
+    """Against the best rival of each task, where there are seeds enough to tell."""
+    rows = [["task", "", "best rival", "seeds won", "mean difference, units", "p", "better?"]]
+    for task in outcome.tasks:
+        table = standings(task.merit, outcome.entries(task, outcome.records))
+        rivals = {n: s for n, s in table.items() if not s.entry.is_learned}
+        for mine in _challengers(outcome):
+            others = [n for n in rivals if n != mine]
+            if mine not in table or not others:
+                continue
+            other = min(others, key=lambda n: (rivals[n].rank, rivals[n].behind))
+            ours, theirs = table[mine].entry.merits, rivals[other].entry.merits
+            gains = [gain(task.merit, ours[s], theirs[s]) for s in ours if s in theirs]
+            verdict = over_seeds(gains) if gains else None
+            if verdict is None or verdict.p is None:
+                continue
+            labels = [outcome.contenders[name].label for name in (mine, other)]
+            rows.append([task.label, *labels, *_cells(verdict)])
+    return rows
+
+
+def _cells(verdict: Verdict) -> list[str]:
+    p = "too few" if verdict.p is None else f"{verdict.p:.2g}"
+    won = f"{verdict.wins} of {verdict.count}"
+    return [won, f"{verdict.gain:+.2g}", p, verdict.better]
+
+
+def _anytime(outcome: Outcome) -> list[list[str]]:
+    shares = list(outcome.stopped)
+    rows = [["optimizer", *(f"{share:g} of the run" for share in shares)]]
+    found = {share: dict(_ordered(outcome, outcome.stopped[share])) for share in shares}
+    for name, contender in outcome.contenders.items():
+        cells = [
+            f"{s.median_rank:g}, {s.level} of {s.tasks}" if (s := found[share].get(name)) else ""
+            for share in shares
+        ]
+        rows.append([contender.label, *cells])
+    return rows
+
+
+def _costs(outcome: Outcome) -> list[list[str]]:
+    rows = [["task", "pass, ms", *(c.label for c in outcome.contenders.values())]]
+    for task in outcome.tasks:
+        own = [r.pass_seconds for r in outcome.records if r.run.task == task.name]
+        cells = [passes(outcome, task, name) for name in outcome.contenders]
+        rows.append([
+            task.label, f"{1e3 * median(own):.1f}" if own else "",
+            *("" if m is None else f"{m:.2f} ({mean:.2f})" for m, mean in cells),
+        ])  # fmt: skip
+    return rows
+
+
+def _rates(outcome: Outcome) -> list[list[str]]:
+    rows = [["task", "optimizer", "rate", "merit", "at the start"]]
+    for task in outcome.tasks:
+        for e in outcome.entries(task, outcome.records):
+            if len(outcome.contenders[e.optimizer].rates) > 1:
+                merit = text(task.merit, list(e.merits.values()))
+                start = text(task.merit, [fmean(e.starts.values())])
+                label = outcome.contenders[e.optimizer].label
+                rows.append([task.label, label, f"{e.rate:g}", merit, start])
+    return rows
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as Markdown, the first as the head."""
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def stopped_early(tasks: Sequence[Task], records: Sequence[Record]) -> dict[float, list[Record]]:
+    """Records by the fraction of the run at which they stopped, those of one long run too."""
+    answer: dict[float, list[Record]] = {}
+    for i, share in enumerate(FRACTIONS):
+        answer[share] = []
+        for task in tasks:
+            steps = stops(task.steps)[i]
+            own = [r for r in records if r.run.task == task.name]
+            answer[share] += [
+                r if r.run.steps == steps else r.stopped(steps)
+                for r in own
+                if r.run.steps == steps or (r.run.steps == task.steps and steps in r.merits)
+            ]
+    return answer

@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
@@ -27,56 +26,24 @@ from l2o_graph import NGOptimizer
 from l2o_graph.commands import run_command
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, THREADS
+from meta_train.benchmarks.report import table
+from meta_train.benchmarks.strangers.networks import GPT, mlp
 from meta_train.tasks.image_classification import cnn
 
 MEMORY, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 GIGABYTE = 1e9
 
 
-class DecoderBlock(nn.Module):
-    """A transformer block as in GPT-2: norms first, queries, keys and values in one map."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) to the same."""
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for t in self.qkv(self.norm1(x)).chunk(3, -1)
-        )
-        read = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(read.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-
-class GPT2(nn.Module):
+def gpt2(words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12) -> GPT:
     """A decoder of the shape of GPT-2 small, 124 M parameters; the head is the embedding."""
-
-    def __init__(self, words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12):
-        super().__init__()
-        self.word, self.place = nn.Embedding(words, width), nn.Embedding(tokens, width)
-        self.blocks = nn.Sequential(*(DecoderBlock(width, width // 64) for _ in range(blocks)))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Scores (batch, tokens, words) of words (batch, tokens)."""
-        x = self.word(text) + self.place(torch.arange(text.shape[1], device=text.device))
-        return F.linear(self.norm(self.blocks(x)), self.word.weight)
+    net = GPT(words, tokens, width, blocks, width // 64)
+    net.head.weight = net.word.weight
+    return net
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A network to measure on.
-
-    Attributes:
-        make: The network.
-        batch: What it is given.
-    """
+    """A network to measure on, and a batch for it."""
 
     make: Callable[[], nn.Module]
     batch: Callable[[], Tensor]
@@ -86,19 +53,12 @@ def _cnn(width: int) -> Case:
     return Case(lambda: cnn(3, 32, width), lambda: torch.randn(4, 3, 32, 32))
 
 
-def _mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(),
-        nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10),
-    )  # fmt: skip
-
-
 # The paper's CIFAR-10 network is the CNN of width 32.
 CASES = {
     **{f"CNN, width {width}": _cnn(width) for width in (16, 32, 64, 128, 256, 512, 1024)},
-    "MLP, width 1024": Case(_mlp, lambda: torch.randn(4, 784)),
+    "MLP, width 1024": Case(lambda: mlp(784, 1024, 1024, 1024, 10), lambda: torch.randn(4, 784)),
     "resnet18": Case(resnet18, lambda: torch.randn(2, 3, 64, 64)),
-    "GPT-2 small": Case(GPT2, lambda: torch.randint(0, 50257, (1, 8))),
+    "GPT-2 small": Case(gpt2, lambda: torch.randint(0, 50257, (1, 8))),
 }
 
 
@@ -190,18 +150,17 @@ def measure_all(
 
 def markdown(scales: Sequence[Scale]) -> str:
     """The measurements as a table."""
-    lines = [
-        "| network | parameters | graph, s | step, s | ns a parameter | model and gradients, GB "
-        "| state, GB | workspace, GB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for s in scales:
-        memory = " | ".join(f"{b / GIGABYTE:.2f}" for b in (s.given, s.kept, s.workspace))
-        time_each = f"{s.step_seconds:.3g} | {1e9 * s.step_seconds / s.parameters:.0f}"
-        lines.append(
-            f"| {s.name} | {s.parameters:,} | {s.graph_seconds:.2f} | {time_each} | {memory} |"
-        )
-    return "\n".join(lines)
+    head = ["network", "parameters", "graph, s", "step, s", "ns a parameter",
+            "model and gradients, GB", "state, GB", "workspace, GB"]  # fmt: skip
+    rows = [
+        [
+            s.name, f"{s.parameters:,}", f"{s.graph_seconds:.2f}", f"{s.step_seconds:.3g}",
+            f"{1e9 * s.step_seconds / s.parameters:.0f}",
+            *(f"{size / GIGABYTE:.2f}" for size in (s.given, s.kept, s.workspace)),
+        ]
+        for s in scales
+    ]  # fmt: skip
+    return table([head, *rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ Inputs are random, and every round starts at the same weights: time does not dep
 
 import argparse
 import copy
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +28,11 @@ from l2o_graph.commands import run_command
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, THREADS
-from meta_train.benchmarks.scaling import GPT2
-from meta_train.benchmarks.strangers import learned
-from meta_train.benchmarks.strangers.contenders import LIBRARY, split
+from meta_train.benchmarks.contenders import LIBRARY, made
+from meta_train.benchmarks.muon import split
+from meta_train.benchmarks.report import table
+from meta_train.benchmarks.scaling import gpt2
+from meta_train.benchmarks.strangers.networks import mlp
 from meta_train.tasks.image_classification import cnn
 
 STEPS = 11  # in a row: one more than there are from one basis to the next
@@ -60,24 +61,17 @@ class Net:
     repeats: int = 1
 
 
-def _mlp(*widths: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    for source, target in itertools.pairwise(widths):
-        layers += [nn.Linear(source, target), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
 WORDS = 2048
 NETS = {
     "gpt": Net(
-        "GPT, 5.3 M, 8 x 128 tokens", lambda: GPT2(WORDS, 128, 256, 6),
+        "GPT, 5.3 M, 8 x 128 tokens", lambda: gpt2(WORDS, 128, 256, 6),
         lambda: torch.randint(0, WORDS, (8, 128)), WORDS, 0.6,
     ),
     "resnet18": Net(
         "resnet18, 16 images of 64 x 64", resnet18, lambda: torch.randn(16, 3, 64, 64), 1000, 3.0
     ),
     "mlp": Net(
-        "MLP 784-1024-1024-10, batch 128", lambda: _mlp(784, 1024, 1024, 10),
+        "MLP 784-1024-1024-10, batch 128", lambda: mlp(784, 1024, 1024, 10),
         lambda: torch.randn(128, 784), bar=6.0, repeats=3,
     ),
     "cifar10": Net(
@@ -89,7 +83,7 @@ NETS = {
         lambda: torch.randn(128, 1, 28, 28), repeats=9,
     ),
     "small": Net(
-        "MLP 64-128-64-10, batch 64", lambda: _mlp(64, 128, 64, 10), lambda: torch.randn(64, 64),
+        "MLP 64-128-64-10, batch 64", lambda: mlp(64, 128, 64, 10), lambda: torch.randn(64, 64),
         bar=4.0, repeats=9,
     ),
 }  # fmt: skip
@@ -101,12 +95,8 @@ OPTIMIZERS = ("AdamW", "Muon", "SOAP", NG)
 class Cost:
     """What the steps of an optimizer took on a network.
 
-    Attributes:
-        net: A key of ``NETS``.
-        optimizer: One of ``OPTIMIZERS``.
-        pass_seconds: Median of a forward and backward pass.
-        seconds: Mean of one step, and of that the median over rounds.
-        slowest: The longest of the steps in a row, and of that the median over rounds.
+    Medians over rounds: of a forward and backward pass, of the mean of some steps in a row, and of
+    the longest of these.
     """
 
     net: str
@@ -261,7 +251,7 @@ def _made(name: str, net: nn.Module, checkpoint: str) -> Optimizer | FlatMuon:
     if name == "Muon":
         return FlatMuon(net)
     if name == NG:
-        return learned.made(net, checkpoint)
+        return made(net, checkpoint)
     from pytorch_optimizer import SOAP
 
     return SOAP(net.parameters())
@@ -269,19 +259,14 @@ def _made(name: str, net: nn.Module, checkpoint: str) -> Optimizer | FlatMuon:
 
 def markdown(costs: Sequence[Cost]) -> str:
     """The measurements as a table."""
-    lines = [
-        "| network | pass, ms | optimizer | step, ms | passes | slowest step, passes | bar |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = [["network", "pass, ms", "optimizer", "step, ms", "passes", "slowest step, passes",
+             "bar"]]  # fmt: skip
     for cost in costs:
-        bar = NETS[cost.net].bar
-        limit = f"≤ {bar:g}" if cost.optimizer == NG and bar is not None else ""
-        lines.append(
-            f"| {NETS[cost.net].label} | {1e3 * cost.pass_seconds:.2f} | {cost.optimizer} "
-            f"| {1e3 * cost.seconds:.2f} | {cost.passes:.2f} | {cost.slowest_passes:.2f} "
-            f"| {limit} |"
-        )
-    return "\n".join(lines)
+        net = NETS[cost.net]
+        limit = f"≤ {net.bar:g}" if cost.optimizer == NG and net.bar is not None else ""
+        times = f"{1e3 * cost.seconds:.2f}", f"{cost.passes:.2f}", f"{cost.slowest_passes:.2f}"
+        rows.append([net.label, f"{1e3 * cost.pass_seconds:.2f}", cost.optimizer, *times, limit])
+    return table(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

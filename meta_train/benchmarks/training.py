@@ -1,80 +1,124 @@
-"""One ordinary training run with one of the contenders, timed step by step."""
+"""One run: a task, an optimizer, a seed."""
 
+import contextlib
+import math
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from statistics import fmean, median
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from l2o_graph import NGOptimizer
-from meta_train.benchmarks.baselines import Contender
-from meta_train.tasks import Problem
+from meta_train.benchmarks.contenders import averages_swapped, contenders, identity
+from meta_train.benchmarks.records import Record, Run, number
+from meta_train.benchmarks.strangers.task import Problem, measured
+from meta_train.benchmarks.strangers.tasks import find
+
+POINTS = 100  # of a loss curve
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of a run, at which an anytime figure is taken
+NORM_BATCHES = 20  # that BatchNorm sees again where other weights are evaluated than trained
 
 
-class Training:
-    """A network on its way; each call of :meth:`step` trains it on the next batch.
+def stops(steps: int) -> list[int]:
+    """Steps of a run at which it may be judged; the last is its end."""
+    return [max(1, round(fraction * steps)) for fraction in FRACTIONS]
 
-    Args:
-        problem: The network and its batches.
-        contender: What trains it.
-        rate: Learning rate, at the start where it decays.
-        steps: Number of steps that there will be.
 
-    Attributes:
-        losses: Before each step, on its batch, in nats.
-        step_seconds: Seconds of each step: batch, forward, backward and update.
-        update_seconds: Seconds of each update.
+def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Record:
+    """Do a run and judge it, with data of a folder and the checkpoint of a learned optimizer.
+
+    Raises:
+        RuntimeError: When the checkpoint is no longer the one that the run was planned with.
     """
-
-    def __init__(self, problem: Problem, contender: Contender, rate: float, steps: int):
-        self.problem = problem
-        self.optimizers = contender.make(problem.module, rate, steps)
-        self._averaged = contender.averaged
-        self._decays = [_linear(o, steps) for o in self.optimizers if contender.decays]
-        self._parameters = list(problem.module.parameters())
-        self.losses: list[float] = []
-        self.step_seconds: list[float] = []
-        self.update_seconds: list[float] = []
-
-    def step(self) -> float:
-        """Train on the next batch; returns the loss on it, before the update."""
-        start = time.perf_counter()
-        for p in self._parameters:
-            p.grad = None
-        loss = self.problem.loss(self._parameters, self.problem.batch(len(self.losses)))
+    if run.checkpoint and identity(checkpoint) != run.checkpoint:
+        raise RuntimeError(f"checkpoint '{checkpoint}' changed since the runs were planned")
+    began = time.perf_counter()
+    problem = find(run.task, run.device).make(run.seed, root)
+    start = measured(problem.net, problem.evaluate)  # before an optimizer follows the network
+    contender = contenders(checkpoint)[run.optimizer]
+    optimizers = contender.make(problem.net, run.rate, run.steps)
+    decays = [_linear(o, run.steps) for o in optimizers if contender.decays]
+    judged = [run.steps] if contender.horizon else stops(run.steps)
+    merits: dict[int, float | None] = {}
+    averaged: dict[int, float | None] = {}
+    losses: list[float] = []
+    passes: list[float] = []
+    updates: list[float] = []
+    for step in range(run.steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        batch = problem.batch(step)
+        ready = time.perf_counter()
+        loss = problem.loss(problem.net, batch)
         loss.backward()
         value = loss.item()
-        before = self._now()
-        for optimizer in self.optimizers:
+        passed = time.perf_counter()
+        if not math.isfinite(value):
+            break
+        for optimizer in optimizers:
             optimizer.step()
-        end = self._now()
-        for decay in self._decays:
-            decay.step()
-        self.losses.append(value)
-        self.update_seconds.append(end - before)
-        self.step_seconds.append(end - start)
-        return value
-
-    def accuracy(self, averaged: bool | None = None) -> float:
-        """On the test set, in [0, 1].
-
-        Args:
-            averaged: Whether of averaged weights, where there are any; None as the contender has
-                it.
-        """
-        averaged = self._averaged if averaged is None else averaged
-        with ExitStack() as weights:
-            for optimizer in self.optimizers:
-                if averaged and isinstance(optimizer, NGOptimizer):
-                    weights.enter_context(optimizer.averaged())
-            return self.problem.accuracy(self._parameters)
-
-    def _now(self) -> float:
-        if self._parameters[0].is_cuda:
+        if run.device.startswith("cuda"):
             torch.cuda.synchronize()
-        return time.perf_counter()
+        updates.append(time.perf_counter() - passed)
+        for decay in decays:
+            decay.step()
+        passes.append(passed - ready)
+        losses.append(value)
+        if step + 1 in judged:
+            swap = contender.swap(optimizers) if contender.swap else contextlib.nullcontext()
+            merits[step + 1] = number(judge(problem, swap, contender.swap is not None))
+            if contender.is_learned:
+                merit = judge(problem, averages_swapped(optimizers), swapped=True)
+                averaged[step + 1] = number(merit)
+    width = max(1, -(-len(losses) // POINTS))
+    return Record(
+        run=run,
+        start=start,
+        merits={step: merits.get(step) for step in judged},
+        averaged={step: averaged.get(step) for step in judged} if contender.is_learned else {},
+        curve=[fmean(losses[i : i + width]) for i in range(0, len(losses), width)],
+        diverged=len(losses) < run.steps,
+        pass_seconds=median(passes) if passes else 0.0,
+        update_seconds=median(updates) if updates else 0.0,
+        update_seconds_mean=fmean(updates) if updates else 0.0,
+        seconds=time.perf_counter() - began,
+        torch=str(torch.__version__),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def judge(
+    problem: Problem, swap: contextlib.AbstractContextManager[object], swapped: bool
+) -> float:
+    """The figure of merit, of other weights where these are swapped in."""
+    with swap, norms_renewed(problem) if swapped else contextlib.nullcontext():
+        return measured(problem.net, problem.evaluate)
+
+
+@contextlib.contextmanager
+def norms_renewed(problem: Problem) -> Iterator[None]:
+    """BatchNorm's statistics of the weights in place, from training batches; then as before."""
+    norms = [m for m in problem.net.modules() if isinstance(m, _BatchNorm)]
+    before = [({k: v.clone() for k, v in n.state_dict().items()}, n.momentum) for n in norms]
+    if norms:
+        with torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over all batches
+            for step in range(NORM_BATCHES):
+                problem.loss(problem.net, problem.batch(step))
+    try:
+        yield
+    finally:
+        for norm, (state, momentum) in zip(norms, before, strict=True):
+            # The weights are not ours to put back: whoever swapped them in does so.
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(state[name])
+            norm.momentum = momentum
 
 
 def _linear(optimizer: Optimizer, steps: int) -> LambdaLR:
-    return LambdaLR(optimizer, lambda t: 1 - t / steps)
+    return LambdaLR(optimizer, lambda step: 1 - step / steps)

@@ -2,18 +2,14 @@
 
 from meta_train.families import (  # noqa: F401  families are registered on import
     attention,
-    autoencoder,
-    classifier,
     cnn,
     embedding,
-    few_examples,
     fine_tune,
     held_out,
     ill_posed,
     larger,
-    memorise,
+    mlps,
     recurrence,
-    regression,
     siren,
 )
 from meta_train.families.base import Problems

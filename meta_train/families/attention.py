@@ -4,9 +4,10 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import cross_entropy, next_tokens
+from meta_train.families.base import Plan
+from meta_train.families.criteria import next_tokens
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Stream
 from meta_train.families.images import Pictures
@@ -19,12 +20,7 @@ HEADS = 2
 
 
 class Attention(nn.Module):
-    """Self-attention of two heads.
-
-    Args:
-        width: Width of the stream.
-        causal: Whether tokens see only those before.
-    """
+    """Self-attention of two heads; if causal, tokens see only those before."""
 
     def __init__(self, width: int, causal: bool):
         super().__init__()
@@ -61,7 +57,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers on embedded tokens with learned positions.
+    """Layers on embedded tokens with learned positions, of which there are ``length`` at most.
 
     Args:
         embed: nn.Linear for patches of images, nn.Embedding for tokens.
@@ -113,11 +109,9 @@ def attention(dice: Dice, pictures: Pictures) -> Plan:
         size = dice.pick(7, 14) if layers == 1 else 7
         embed = nn.Linear(size, width)
         module = Transformer(embed, size, width, layers, activation, 10, causal=False)
-        criterion, said = cross_entropy, f"rows of {size} x {size} images"
+        criterion, said = F.cross_entropy, f"rows of {size} x {size} images"
         batch = batch // 2 if size == 14 else batch
-
-        def make(dice: Dice) -> Batch:
-            return pictures.draw(dice, batch, size)
+        examples = Stream(dice, pictures.batches(batch, size, axes=2))
     else:
         kind, vocabulary, length = dice.pick(*SEQUENCES), dice.integer(6, 16), dice.pick(8, 8, 12)
         sequences = SEQUENCES[kind](dice, vocabulary, length)
@@ -127,18 +121,11 @@ def attention(dice: Dice, pictures: Pictures) -> Plan:
         )
         criterion = next_tokens
         said = f"{kind}, {vocabulary} tokens{', tied' if tied else ''}"
-
-        def make(dice: Dice) -> Batch:
-            return sequences(dice, batch)
+        examples = Stream(dice, lambda dice: sequences(dice, batch))
 
     start = initial(module, dice)
     for name in ("embed.weight", "positions.weight"):
         if name == "positions.weight" or isinstance(embed, nn.Embedding):
             start[name] *= spread
-    return Plan(
-        name=f"attention {shape}, {said}, batches of {batch}",
-        module=module,
-        start=start,
-        examples=Stream(dice, make),
-        criterion=criterion,
-    )
+    name = f"attention {shape}, {said}, batches of {batch}"
+    return Plan(name, module, start, examples, criterion)

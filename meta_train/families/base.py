@@ -57,15 +57,10 @@ class Plan:
 
 
 def losses(plan: Plan, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
-    """Loss of each instance.
+    """Loss of each instance, (k P,), differentiable.
 
-    Args:
-        plan: Family to compute.
-        parameters: [k P, *shape] each: k networks for each instance, one after the other.
-        batch: [P, ...] each.
-
-    Returns:
-        (k P,) losses, differentiable.
+    ``parameters`` are [k P, *shape] each, k networks for each instance one after the other, and the
+    batch is [P, ...] each.
     """
     names = [name for name, _ in plan.module.named_parameters()]
 
@@ -137,13 +132,9 @@ class Problems:
 
     @torch.no_grad()
     def held_out(self, parameters: Sequence[Tensor]) -> Tensor | None:
-        """Compute the loss on examples that are not trained on, where the family is judged by them.
+        """Compute (k P,) losses on examples that are not trained on, or None where there are none.
 
-        Args:
-            parameters: As for ``loss``.
-
-        Returns:
-            (k P,) losses, or None.
+        ``parameters`` are as for ``loss``.
         """
         examples = self.plan.examples.held_out
         return None if examples is None else self.loss(parameters, examples)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import cross_entropy
+from meta_train.families.base import Plan
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Stream, noisy_labels
+from meta_train.families.examples import Stream
 from meta_train.families.images import Pictures
 from meta_train.families.initial import SCHEMES, gains, initial
 from meta_train.families.networks import ACTIVATIONS, dashed
@@ -72,6 +72,7 @@ class ConvNet(nn.Module):
         channels: After each block.
         strides: Strides of each block.
         flat: Whether pixels are flattened instead of pooled.
+        depthwise: Whether all blocks but the first are.
         kind: What else blocks are built with.
     """
 
@@ -81,10 +82,10 @@ class ConvNet(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         flat: bool = False,
+        depthwise: bool = False,
         **kind,
     ):
         super().__init__()
-        depthwise = kind.pop("depthwise", False)
         self.blocks = nn.Sequential(
             *(
                 Block(a, b, stride, depthwise=depthwise and i > 0, **kind)
@@ -117,28 +118,16 @@ def cnn(dice: Dice, pictures: Pictures) -> Plan:
     batch = dice.pick(8, 16, 32) if size == 7 else dice.pick(8, 16)
     flat, scheme = dice.chance(0.3), dice.pick(*SCHEMES)
     noise = dice.uniform(low=0.1, high=0.4) if dice.chance(0.2) else None
-
-    def make(dice: Dice) -> Batch:
-        x, y = pictures.draw(dice, batch, size)
-        return x[:, :, None], y if noise is None else noisy_labels(dice, y, noise)
-
     module = ConvNet(
-        size,
-        channels,
-        strides,
-        flat,
-        norm=norm,
-        activation=activation,
-        shortcut=shortcut,
-        depthwise=depthwise,
-    )
+        size, channels, strides, flat, depthwise,
+        norm=norm, activation=activation, shortcut=shortcut,
+    )  # fmt: skip
     said = [f"{norm} norm" if norm else "", "shortcut" if shortcut else "", "flat" if flat else ""]
     said += ["depthwise" if depthwise else "", "noisy labels" if noise is not None else ""]
-    return Plan(
-        name=f"cnn of {size} x {size}, channels {dashed(channels)} {activation}, {scheme}, "
-        + ", ".join([*filter(None, said), f"batches of {batch}"]),
-        module=module,
-        start=initial(module, dice, scheme, gains(dice)),
-        examples=Stream(dice, make),
-        criterion=cross_entropy,
+    start = initial(module, dice, scheme, gains(dice))
+    name = (
+        f"cnn of {size} x {size}, channels {dashed(channels)} {activation}, {scheme}, "
+        + ", ".join([*filter(None, said), f"batches of {batch}"])
     )
+    examples = Stream(dice, pictures.batches(batch, size, axes=3, noise=noise))
+    return Plan(name, module, start, examples, F.cross_entropy)

@@ -1,12 +1,7 @@
-"""(answer of one network, what it is to be) -> loss, a mean."""
+"""(answer of one network, what it is to be) -> loss, a mean; beside those of torch itself."""
 
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def cross_entropy(answer: Tensor, y: Tensor) -> Tensor:
-    """Of classes, in nats."""
-    return F.cross_entropy(answer, y)
 
 
 def next_tokens(answer: Tensor, y: Tensor) -> Tensor:
@@ -18,8 +13,3 @@ def next_tokens(answer: Tensor, y: Tensor) -> Tensor:
 def squared(answer: Tensor, y: Tensor) -> Tensor:
     """Mean squared error."""
     return (answer - y).square().mean()
-
-
-def pixels(answer: Tensor, y: Tensor) -> Tensor:
-    """Binary cross-entropy of pixels in [0, 1]."""
-    return F.binary_cross_entropy_with_logits(answer, y)

@@ -4,9 +4,10 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from meta_train.families.base import Batch, Examples, Plan
-from meta_train.families.criteria import cross_entropy, squared
+from meta_train.families.criteria import squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import FixedSet, Stream, rows
 from meta_train.families.images import Pictures
@@ -18,13 +19,7 @@ CLASSES = 6
 
 
 class Bag(nn.Module):
-    """Mean of the words' vectors, and an MLP on it.
-
-    Args:
-        words: In the table.
-        width: Width of a vector.
-        hidden: Neurons of a hidden layer, or 0 for none.
-    """
+    """Mean of the words' vectors, and an MLP on it, with a hidden layer unless that is 0."""
 
     def __init__(self, words: int, width: int, hidden: int):
         super().__init__()
@@ -37,14 +32,7 @@ class Bag(nn.Module):
 
 
 class Ratings(nn.Module):
-    """Products of a user's vector and a thing's, plus what either has on average.
-
-    Args:
-        users: In the first table.
-        things: In the second table.
-        width: Width of a vector.
-        biased: Whether users and things have averages.
-    """
+    """Products of a user's vector and a thing's; if biased, plus what either has on average."""
 
     def __init__(self, users: int, things: int, width: int, biased: bool):
         super().__init__()
@@ -82,7 +70,7 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
         module: nn.Module = Bag(words, width, hidden)
         name = f"bags of {length} of {words} words, width {width}, hidden {hidden}"
         examples: Examples = Stream(dice, make)
-        criterion = cross_entropy
+        criterion = F.cross_entropy
     else:
         users, things, rank = dice.integer(40, 120), dice.integer(30, 80), dice.integer(2, 5)
         left, right = dice.normal(users, rank), dice.normal(things, rank) / sqrt(rank)
@@ -104,10 +92,4 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
     for key, part in module.named_modules():
         if isinstance(part, nn.Embedding):
             start[f"{key}.weight"] *= spread
-    return Plan(
-        name=f"embedding of {name}, batches of {batch}",
-        module=module,
-        start=start,
-        examples=examples,
-        criterion=criterion,
-    )
+    return Plan(f"embedding of {name}, batches of {batch}", module, start, examples, criterion)

@@ -61,7 +61,7 @@ def rows(t: Tensor, index: Tensor) -> Tensor:
     return t[torch.arange(len(t))[:, None], index]
 
 
-def noisy_labels(dice: Dice, labels: Tensor, share: Tensor, classes: int = 10) -> Tensor:
-    """Labels of which a share, (P,), is drawn at random."""
-    others = dice.integers(classes, *labels.shape[1:])
+def noisy_labels(dice: Dice, labels: Tensor, share: Tensor) -> Tensor:
+    """Labels of ten classes, of which a share, (P,), is drawn at random."""
+    others = dice.integers(10, *labels.shape[1:])
     return torch.where(dice.uniform(*labels.shape[1:]) < share[:, None], others, labels)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from meta_train.families.base import Batch, Examples, Plan, losses
 from meta_train.families.cnn import ConvNet
-from meta_train.families.criteria import cross_entropy
 from meta_train.families.dice import Dice
 from meta_train.families.examples import FixedSet, Stream
 from meta_train.families.images import Pictures
@@ -83,7 +83,7 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
 
     # All pairs train, whoever has them: fewer at a time would be rounded in another way.
     everyone = dice.of_all("before")
-    first = Plan("", module, initial(module, everyone), Stream(everyone, earlier), cross_entropy)
+    first = Plan("", module, initial(module, everyone), Stream(everyone, earlier), F.cross_entropy)
     start = {name: p[dice.mine] for name, p in trained(first, before).items()}
     if new_head:
         start |= {n: p for n, p in initial(module, dice).items() if n.startswith(f"{head}.")}
@@ -99,14 +99,11 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
         examples: Examples = FixedSet(dice, fixed, batch, judges)
     else:
         examples = Stream(dice, lambda dice: make(dice, batch, True, change))
-    return Plan(
-        name=f"fine_tune {said} {activation} after {before} steps, {what}, "
-        f"batches of {batch}{f' of {count}' if count else ''}",
-        module=module,
-        start=start,
-        examples=examples,
-        criterion=cross_entropy,
+    name = (
+        f"fine_tune {said} {activation} after {before} steps, {what}, "
+        f"batches of {batch}{f' of {count}' if count else ''}"
     )
+    return Plan(name, module, start, examples, F.cross_entropy)
 
 
 def trained(plan: Plan, steps: int) -> dict[str, Tensor]:

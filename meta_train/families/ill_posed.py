@@ -5,9 +5,10 @@ from math import sqrt
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import cross_entropy, squared
+from meta_train.families.criteria import squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import FixedSet, Stream
 from meta_train.families.images import Pictures
@@ -32,19 +33,16 @@ def logistic(dice: Dice) -> Plan:
         x = dice.normal(count, inputs)
         return x * columns, (x @ meaning + 0.5 * dice.normal(count, classes)).argmax(-1)
 
-    fixed = FixedSet(dice, make(dice.other("examples"), 256))
+    stream = Stream(dice, lambda dice: make(dice, batch))
+    examples = stream if batch else FixedSet(dice, make(dice.other("examples"), 256))
     module = nn.Sequential(nn.Linear(inputs, classes))
     start = initial(module, dice)
     if dice.chance(0.5):  # as such regressions usually start
         start = {name: torch.zeros_like(p) for name, p in start.items()}
-    return Plan(
-        name=f"ill_posed, logistic regression {inputs}-{classes}, columns of scales 0.01 to 100, "
-        + (f"batches of {batch}" if batch else "256 examples at once"),
-        module=module,
-        start=start,
-        examples=Stream(dice, lambda dice: make(dice, batch)) if batch else fixed,
-        criterion=cross_entropy,
+    name = f"ill_posed, logistic regression {inputs}-{classes}, columns of scales 0.01 to 100, " + (
+        f"batches of {batch}" if batch else "256 examples at once"
     )
+    return Plan(name, module, start, examples, F.cross_entropy)
 
 
 def quadratic(dice: Dice) -> Plan:
@@ -57,14 +55,10 @@ def quadratic(dice: Dice) -> Plan:
     y = x @ dice.normal(size, 1)
     batch = dice.pick(0, 0, size // 2)
     module = nn.Sequential(nn.Linear(size, 1, bias=False))
-    return Plan(
-        name=f"ill_posed, quadratic of {size} dimensions, condition to 10,000, "
-        + (f"batches of {batch}" if batch else "all rows"),
-        module=module,
-        start=initial(module, dice),
-        examples=FixedSet(dice, (x, y), batch),
-        criterion=squared,
+    name = f"ill_posed, quadratic of {size} dimensions, condition to 10,000, " + (
+        f"batches of {batch}" if batch else "all rows"
     )
+    return Plan(name, module, initial(module, dice), FixedSet(dice, (x, y), batch), squared)
 
 
 def factorisation(dice: Dice) -> Plan:
@@ -79,10 +73,5 @@ def factorisation(dice: Dice) -> Plan:
     spread = dice.log_uniform(0.1, 1.0)
     x = torch.eye(high).expand(dice.pairs, -1, -1)
     start = {n: spread[:, None, None] * dice.normal(*p.shape) for n, p in module.named_parameters()}
-    return Plan(
-        name=f"ill_posed, factorisation {dashed(sizes)} of rank {true}",
-        module=module,
-        start=start,
-        examples=FixedSet(dice, (x, y)),
-        criterion=squared,
-    )
+    name = f"ill_posed, factorisation {dashed(sizes)} of rank {true}"
+    return Plan(name, module, start, FixedSet(dice, (x, y)), squared)

@@ -1,5 +1,6 @@
 """FashionMNIST in small, for problems that take a millisecond."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2o_graph.datasets.images import data_root, load_images
+from meta_train.families.base import Batch
 from meta_train.families.dice import Dice
+from meta_train.families.examples import noisy_labels
 
 FULL = 28
 SAMPLE = 1000  # images that mean and deviation are taken of
@@ -29,12 +32,7 @@ class Pictures:
 
     @staticmethod
     def load(root: str | Path | None = None, validation: bool = False) -> "Pictures":
-        """The images, loaded once in a process.
-
-        Args:
-            root: Folder where datasets lie, by default where L2O_GRAPH_DATA says.
-            validation: Whether to show those of validation.
-        """
+        """The images of a folder, by default that of L2O_GRAPH_DATA; loaded once in a process."""
         folder = data_root(root)
         return _load(folder if (folder / "FashionMNIST").exists() else None, validation)
 
@@ -61,6 +59,26 @@ class Pictures:
         pixels, mean, std = self._at(size)
         x = pixels[index].float() / 255
         return (x if raw else (x - mean) / std), self._labels[index]
+
+    def batches(
+        self, count: int, size: int = 7, axes: int = 1, noise: Tensor | None = None
+    ) -> Callable[[Dice], Batch]:
+        """What draws batches of images with their labels.
+
+        Args:
+            count: Images for each pair.
+            size: Size of an image.
+            axes: Axes of an image: 1 for all pixels in a row, 2 for rows of them, 3 for a channel
+                in front.
+            noise: (P,) fractions of labels that are drawn at random.
+        """
+
+        def make(dice: Dice) -> Batch:
+            x, y = self.draw(dice, count, size)
+            x = {1: x.flatten(2), 2: x, 3: x[:, :, None]}[axes]
+            return x, y if noise is None else noisy_labels(dice, y, noise)
+
+        return make
 
     def _at(self, size: int) -> tuple[Tensor, float, float]:
         """All images in a size, uint8, with mean and deviation of their pixels in [0, 1]."""

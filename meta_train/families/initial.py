@@ -41,9 +41,9 @@ def initial(
     return {name: start[name] for name, _ in module.named_parameters()}
 
 
-def gains(dice: Dice, low: float = 0.8, high: float = 1.25) -> Tensor:
+def gains(dice: Dice) -> Tensor:
     """(P,) gains, log-uniform."""
-    return dice.log_uniform(low, high)
+    return dice.log_uniform(0.8, 1.25)
 
 
 def _draw(

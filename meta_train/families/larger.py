@@ -4,14 +4,16 @@ Small networks on small batches are soon as good as they get, and ask for short 
 ask for the opposite. They cost as much as the others do with an eighth of the instances.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from meta_train.families.attention import Transformer
 from meta_train.families.base import Batch, Plan
 from meta_train.families.cnn import NORMS, ConvNet
-from meta_train.families.criteria import cross_entropy, next_tokens, squared
+from meta_train.families.criteria import next_tokens, squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Stream
 from meta_train.families.images import FULL, Pictures
@@ -35,69 +37,52 @@ def wide(dice: Dice, pictures: Pictures) -> Plan:
     sizes = [SIZE * SIZE, *hidden, SIZE * SIZE if reproduces else 10]
     activation, norm = dice.pick(*ACTIVATIONS), dice.chance(0.2)
     batch, scheme = dice.pick(64, 128), dice.pick(*SCHEMES)
+    images = pictures.batches(batch, SIZE)
 
     def make(dice: Dice) -> Batch:
-        x, y = pictures.draw(dice, batch, SIZE)
-        flat: Tensor = x.flatten(2)
-        return flat, flat if reproduces else y
+        x, y = images(dice)
+        return x, x if reproduces else y
 
     module = MLP(sizes, activation, norm)
-    return Plan(
-        name=f"wide {dashed(sizes)} {activation}, {scheme}, batches of {batch}",
-        module=module,
-        start=initial(module, dice, scheme, gains(dice)),
-        examples=Stream(dice, make),
-        criterion=squared if reproduces else cross_entropy,
-    )
+    start = initial(module, dice, scheme, gains(dice))
+    name = f"wide {dashed(sizes)} {activation}, {scheme}, batches of {batch}"
+    return Plan(name, module, start, Stream(dice, make), squared if reproduces else F.cross_entropy)
 
 
 @register_family("image_cnn", share=SHARE)
 def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
     """Three convolutions of 8 to 20 channels on 14 x 14 pixels, pooled at the end."""
     width = 2 * dice.integer(4, 5)
-    channels = [width, 2 * width, 2 * width]
-    norm = dice.pick(*NORMS) if dice.chance(0.4) else ""
-    activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
-    batch, strides = dice.pick(64, 128), dice.pick([2, 1, 1], [2, 2, 1])
-
-    def make(dice: Dice) -> Batch:
-        x, y = pictures.draw(dice, batch, SIZE)
-        return x[:, :, None], y
-
-    module: nn.Module = ConvNet(SIZE, channels, strides, norm=norm, activation=activation)
-    return Plan(
-        name=f"image_cnn, channels {dashed(channels)} {activation}, {norm or 'no'} norm, "
-        f"{scheme}, batches of {batch}",
-        module=module,
-        start=initial(module, dice, scheme, gains(dice)),
-        examples=Stream(dice, make),
-        criterion=cross_entropy,
-    )
+    channels, strides = [width, 2 * width, 2 * width], ([2, 1, 1], [2, 2, 1])
+    return convolutional("image_cnn", dice, pictures, SIZE, channels, 0.4, strides)
 
 
 @register_family("full_cnn", share=SHARE / 2)
 def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
-    """Three to four convolutions of 8 to 32 channels on whole images, in batches of 64 or 128."""
+    """Two to four convolutions of 8 to 32 channels on whole images."""
     width = 2 * dice.integer(4, 8)
     channels = [width, *[2 * width] * dice.integer(1, 3)]
-    norm = dice.pick(*NORMS) if dice.chance(0.3) else ""
+    strides = [2, 2, 1, 1][: len(channels)]
+    return convolutional("full_cnn", dice, pictures, FULL, channels, 0.3, (strides,))
+
+
+def convolutional(
+    kind: str, dice: Dice, pictures: Pictures, size: int, channels: Sequence[int],
+    normed: float, strides: Sequence[Sequence[int]],
+) -> Plan:  # fmt: skip
+    """A CNN that classifies, in batches of 64 or 128, with a norm as often as ``normed`` says."""
+    norm = dice.pick(*NORMS) if dice.chance(normed) else ""
     activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
     batch = dice.pick(64, 128)
-    strides = [2, 2, 1, 1][: len(channels)]
-
-    def make(dice: Dice) -> Batch:
-        x, y = pictures.draw(dice, batch, FULL)
-        return x[:, :, None], y
-
-    module: nn.Module = ConvNet(FULL, channels, strides, norm=norm, activation=activation)
-    return Plan(
-        name=f"full_cnn, channels {dashed(channels)} {activation}, {norm or 'no'} norm, "
-        f"{scheme}, batches of {batch}",
-        module=module,
-        start=initial(module, dice, scheme, gains(dice)),
-        examples=Stream(dice, make),
-        criterion=cross_entropy,
+    chosen = dice.pick(*strides) if len(strides) > 1 else strides[0]
+    module = ConvNet(size, channels, chosen, norm=norm, activation=activation)
+    start = initial(module, dice, scheme, gains(dice))
+    name = (
+        f"{kind}, channels {dashed(channels)} {activation}, {norm or 'no'} norm, {scheme}, "
+        f"batches of {batch}"
     )
+    examples = Stream(dice, pictures.batches(batch, size, axes=3))
+    return Plan(name, module, start, examples, F.cross_entropy)
 
 
 @register_family("patches", share=SHARE)
@@ -117,13 +102,8 @@ def patches(dice: Dice, pictures: Pictures) -> Plan:
     )
     start = initial(module, dice)
     start["positions.weight"] *= dice.pick(0.02, 0.1)
-    return Plan(
-        name=f"patches, width {width}, {layers} layers {activation}, batches of {batch}",
-        module=module,
-        start=start,
-        examples=Stream(dice, make),
-        criterion=cross_entropy,
-    )
+    name = f"patches, width {width}, {layers} layers {activation}, batches of {batch}"
+    return Plan(name, module, start, Stream(dice, make), F.cross_entropy)
 
 
 @register_family("language", share=SHARE)
@@ -153,24 +133,15 @@ def language(dice: Dice, pictures: Pictures) -> Plan:
         x, y = windows(dice, batch)
         return (x if kind == "transformer" else one_hot(x, letters)), y
 
-    return Plan(
-        name=f"language, {kind} of {width}, {layers} layers, {letters} letters, "
-        f"batches of {batch} x {length}",
-        module=module,
-        start=start,
-        examples=Stream(dice, make),
-        criterion=next_tokens,
-        twin=twin,
+    name = (
+        f"language, {kind} of {width}, {layers} layers, {letters} letters, "
+        f"batches of {batch} x {length}"
     )
+    return Plan(name, module, start, Stream(dice, make), next_tokens, twin)
 
 
 class Restorer(nn.Module):
-    """Convolutions that keep the size of an image, the last one added to what was read.
-
-    Args:
-        channels: Number of channels of each but the last.
-        activation: One of ``ACTIVATIONS``.
-    """
+    """Convolutions that keep the size of an image, the last one added to what was read."""
 
     def __init__(self, channels: list[int], activation: str):
         super().__init__()
@@ -201,11 +172,8 @@ def restore(dice: Dice, pictures: Pictures) -> Plan:
         return x + noise * dice.normal(*x.shape[1:]), x
 
     module = Restorer(channels, activation)
-    return Plan(
-        name=f"restore, channels {dashed(channels)} {activation}, {scheme}, "
-        f"{'holes' if holes else 'noise'}, batches of {batch}",
-        module=module,
-        start=initial(module, dice, scheme),
-        examples=Stream(dice, make),
-        criterion=squared,
+    name = (
+        f"restore, channels {dashed(channels)} {activation}, {scheme}, "
+        f"{'holes' if holes else 'noise'}, batches of {batch}"
     )
+    return Plan(name, module, initial(module, dice, scheme), Stream(dice, make), squared)

@@ -16,12 +16,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation in between.
+    """Linear layers of these sizes, inputs to outputs, with an activation in between.
 
-    Args:
-        sizes: Sizes of the inputs, the hidden layers and the outputs.
-        activation: One of ``ACTIVATIONS``.
-        norm: Whether there is a LayerNorm in front of each activation.
+    With ``norm`` there is a LayerNorm in front of each activation.
     """
 
     def __init__(self, sizes: Sequence[int], activation: str, norm: bool = False):

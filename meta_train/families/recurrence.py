@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import cross_entropy, next_tokens, squared
+from meta_train.families.criteria import next_tokens, squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Stream
 from meta_train.families.images import Pictures
@@ -25,12 +26,7 @@ KINDS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
 class Twin(nn.Module):
     """A recurrent layer of torch and a linear one: what structure is taken from.
 
-    Args:
-        kind: One of ``KINDS``.
-        inputs: At each step.
-        hidden: Neurons.
-        answers: Outputs.
-        everywhere: Whether every step is answered; the last one alone otherwise.
+    ``kind`` is one of ``KINDS``; ``everywhere`` says whether every step is answered, or the last.
     """
 
     def __init__(self, kind: str, inputs: int, hidden: int, answers: int, everywhere: bool):
@@ -109,27 +105,17 @@ def recurrence(dice: Dice, pictures: Pictures) -> Plan:
         sequences = markov_chains(dice, vocabulary, length=8)
         shape, criterion = (vocabulary, hidden, vocabulary, True), next_tokens
 
-        def texts(dice: Dice) -> Batch:
+        def make(dice: Dice) -> Batch:
             x, y = sequences(dice, batch)
             return one_hot(x, vocabulary), y
 
-        make = texts
+        examples = Stream(dice, make)
     elif task == "sums of two of 8":
-        shape, criterion, make = (2, hidden, 1, False), squared, adding(8, batch)
+        shape, criterion = (2, hidden, 1, False), squared
+        examples = Stream(dice, adding(8, batch))
     else:
-        shape, criterion = (7, hidden, 10, False), cross_entropy
-
-        def rows(dice: Dice) -> Batch:
-            return pictures.draw(dice, batch)
-
-        make = rows
-
-    module = StepByStep(kind, *shape)
-    return Plan(
-        name=f"recurrence {kind} of {hidden}, {task}, batches of {batch}",
-        module=module,
-        start=initial(module, dice),
-        examples=Stream(dice, make),
-        criterion=criterion,
-        twin=Twin(kind, *shape),
-    )
+        shape, criterion = (7, hidden, 10, False), F.cross_entropy
+        examples = Stream(dice, pictures.batches(batch, axes=2))
+    module, twin = StepByStep(kind, *shape), Twin(kind, *shape)
+    name = f"recurrence {kind} of {hidden}, {task}, batches of {batch}"
+    return Plan(name, module, initial(module, dice), examples, criterion, twin)

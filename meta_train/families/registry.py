@@ -16,13 +16,7 @@ Build = Callable[[Dice, Pictures], Plan]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A kind of problem.
-
-    Attributes:
-        build: Draws sizes, starts and data.
-        held_out: Whether it is never trained on, and designs are compared on it.
-        share: Fraction of the usual number of instances that it is worked on with, being larger.
-    """
+    """A kind of problem: see ``register_family``."""
 
     build: Build
     held_out: bool = False

@@ -18,12 +18,7 @@ from meta_train.families.registry import register_family
 
 
 class Siren(nn.Module):
-    """Linear layers with sin(omega x) in between (Sitzmann et al. 2020).
-
-    Args:
-        sizes: Sizes of the inputs, the hidden layers and the outputs.
-        omega: Frequency of the first layer and of all others.
-    """
+    """Linear layers of these sizes with sin(omega x) in between (Sitzmann et al. 2020)."""
 
     def __init__(self, sizes: Sequence[int], omega: float):
         super().__init__()
@@ -82,11 +77,8 @@ def siren(dice: Dice, pictures: Pictures) -> Plan:
         return rows(places, index), rows(values, index)
 
     kind = "relu on Fourier features" if fourier else f"omega {module.omega:g}"
-    return Plan(
-        name=f"siren {dashed(sizes)}, {kind}, "
-        f"of {size} x {size}, {f'batches of {batch}' if batch else 'all pixels'}",
-        module=module,
-        start=start,
-        examples=Stream(dice, make) if batch else FixedSet(dice, (places, values)),
-        criterion=squared,
+    name = f"siren {dashed(sizes)}, {kind}, of {size} x {size}, " + (
+        f"batches of {batch}" if batch else "all pixels"
     )
+    examples = Stream(dice, make) if batch else FixedSet(dice, (places, values))
+    return Plan(name, module, start, examples, squared)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.optimizers import controller_file
 
-from meta_train.benchmarks.scaling import CASES, GPT2, main, measure_all
+from meta_train.benchmarks.scaling import CASES, gpt2, main, measure_all
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -50,5 +50,5 @@ def test_names_an_unknown_network(capsys):
 
 def test_gpt2_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        shapes = [p.shape for p in GPT2().parameters()]
+        shapes = [p.shape for p in gpt2().parameters()]
     assert sum(map(math.prod, shapes)) == 124_439_808

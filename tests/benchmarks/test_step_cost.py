@@ -8,8 +8,8 @@ import torch
 from support.optimizers import controller_file
 from torch import nn
 
+from meta_train.benchmarks.contenders import LIBRARY
 from meta_train.benchmarks.step_cost import NETS, NG, OPTIMIZERS, FlatMuon, main, step_costs
-from meta_train.benchmarks.strangers.contenders import LIBRARY
 
 HAS_MUON = hasattr(torch.optim, "Muon")
 

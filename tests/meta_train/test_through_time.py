@@ -15,8 +15,8 @@ from l2o_graph.paper.step import State, update
 from l2o_graph.tracing.by_order import spec_of_module
 from l2o_graph.tracing.network import spec_of_computation
 from meta_train.config import MetaConfig
-from meta_train.through_time import through_time, unrolled
 from meta_train.trainer import meta_train
+from meta_train.unroll import through_time, unrolled
 
 STEPS = 4
 CONFIGS = {model: RuleConfig(model, hidden=8, layers=2, inner=8) for model in MODELS}

@@ -26,7 +26,7 @@ from l2o_graph import LearnedOptimizer, NGOptimizer, PaperOptimizer
 from l2o_graph.paper.checkpoints import load_checkpoint
 from l2o_graph.paper.rule import RuleConfig, UpdateRule
 from l2o_graph.paper.step import State
-from meta_train.through_time import unrolled
+from meta_train.unroll import unrolled
 
 STEPS = 5
 MakeOptimizer = Callable[[nn.Module], LearnedOptimizer]

@@ -7,7 +7,7 @@ from support.rules import random_like, random_rule
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.paper.parameter_view import view_parameters
+from l2o_graph.paper.features import view_parameters
 from l2o_graph.paper.rule import RuleConfig, UpdateRule
 from l2o_graph.paper.step import State, update
 from l2o_graph.tracing.by_order import spec_of_module

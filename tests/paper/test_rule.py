@@ -9,9 +9,8 @@ from support.rules import paper_cnn, random_like, random_rule
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.layout.spans import Span
 from l2o_graph.paper.embedding import PaddedEmbedding
-from l2o_graph.paper.parameter_view import ParameterView, scalars_of, view_parameters
+from l2o_graph.paper.features import ParameterView, Span, scalars_of, view_parameters
 from l2o_graph.paper.rule import PAPER, RuleConfig, UpdateRule
 from l2o_graph.paper.step import State, update
 from l2o_graph.tracing.by_order import spec_of_module

@@ -8,10 +8,11 @@ from support import reference
 from support.rules import random_like, random_rule
 from torch import nn
 
+from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.spec import NetSpec
-from l2o_graph.paper.features import next_momenta
+from l2o_graph.paper.features import next_momenta, view_parameters
 from l2o_graph.paper.rule import PAPER, RuleConfig
-from l2o_graph.paper.step import State, moved, update, updates
+from l2o_graph.paper.step import State, moved, update
 from l2o_graph.tracing.by_order import spec_of_module
 
 RULES = {model: random_rule(RuleConfig(model, hidden=8, layers=2, inner=8)) for model in PAPER}
@@ -84,7 +85,8 @@ def test_chunks_change_nothing_and_bound_each_run(model, chunk_size):
     row = {k.parameter: parameters[k.parameter][0].numel() for k in spec.kernels}
     whole = {b.parameter: parameters[b.parameter].numel() for b in spec.biases}
     found = [torch.full_like(p, math.nan).flatten() for p in parameters]
-    for part, run in updates(RULES[model], spec, parameters, gradients, state, chunk_size):
+    views = view_parameters(parameters, gradients, [s.momenta for s in state], torch.float64)
+    for part, run in RULES[model](topology_of(spec), views, chunk_size):
         least = row.get(part.parameter, whole.get(part.parameter, 1))
         assert part.stop - part.start <= max(chunk_size, least)
         assert found[part.parameter][part.start : part.stop].isnan().all(), "written twice"

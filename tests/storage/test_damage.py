@@ -13,11 +13,8 @@ from l2o_graph.datasets.cnn.files import load_cnns
 from l2o_graph.inr import load_inrs
 from l2o_graph.storage.shards import Format, read_record
 from meta_train.benchmarks import rows, tables
-from meta_train.benchmarks.optimizers import main as benchmark_main
-from meta_train.benchmarks.runs import Record as Measured
-from meta_train.benchmarks.runs import Run
-from meta_train.benchmarks.strangers.__main__ import main as strangers_main
-from meta_train.benchmarks.strangers.records import FILE
+from meta_train.benchmarks.optimizers import main as benchmark
+from meta_train.benchmarks.records import FILE, Record, Run
 from meta_train.parsing import parsed
 from meta_train.run import read_state, write_state
 
@@ -143,15 +140,6 @@ def test_a_state_that_is_none_is_named(run, name):
 
 # Records of benchmarks --------------------------------------------------------------------------
 
-MEASURED = {
-    "run": {
-        "task": "fmnist_sample", "optimizer": "adam", "rate": 0.01, "seed": 101, "steps": 2,
-        "device": "cpu", "checkpoint": "",
-    },
-    "accuracy": 0.5, "final_loss": 1.0, "curve": [1.0], "accuracies": [[2, 0.5]],
-    "diverged": False, "step_seconds": 0.1, "update_seconds": 0.1, "data": "a", "torch": "2",
-    "machine": "b", "date": "c",
-}  # fmt: skip
 STRANGER = {
     "run": {"task": "flow", "optimizer": "adamw-default", "rate": 0.001, "seed": 1, "steps": 3},
     "start": 1.0, "merits": {"3": 0.5}, "averaged": {}, "curve": [1.0], "diverged": False,
@@ -175,48 +163,33 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("damage", RECORDS)
-def test_results_that_are_none_are_named(tmp_path, damage, capsys):
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps([MEASURED, RECORDS[damage](MEASURED)]))
-    given = ["--tasks", "fmnist_sample", "--optimizers", "adam", "--out", str(tmp_path)]
-    assert benchmark_main(given) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"benchmark: '{path}' is not a results.json of this benchmark")
-
-
-@pytest.mark.parametrize("content", [b"", b"[{", b"\xff\xfe", b"{}", b"[" * 100_000])
-def test_results_that_are_no_json_are_named(tmp_path, content, capsys):
-    (tmp_path / "results.json").write_bytes(content)
-    given = ["--tasks", "fmnist_sample", "--optimizers", "adam", "--out", str(tmp_path)]
-    assert benchmark_main(given) == 2
-    assert f"'{tmp_path / 'results.json'}' is not a results.json" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("damage", RECORDS)
 def test_lines_of_strangers_that_are_none_are_named(tmp_path, damage, capsys):
     path = tmp_path / FILE
     lines = [json.dumps(STRANGER), json.dumps(RECORDS[damage](STRANGER))]
     path.write_text("\n".join(lines) + "\n")
     given = ["--tasks", "flow", "--optimizers", "adamw-default", "--data-root", "sample"]
-    assert strangers_main([*given, "--out", str(tmp_path)]) == 2
+    assert benchmark([*given, "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"strangers: '{path}', line 2: not a run of this benchmark")
+    assert line.startswith(f"benchmark: '{path}', line 2: not a run of this benchmark")
 
 
 @pytest.mark.parametrize("line", [b"garbage", b"\xff\xfe\x00", b"{}", b"[" * 100_000])
 def test_a_line_that_is_no_record_is_named(tmp_path, line, capsys):
     (tmp_path / FILE).write_bytes(json.dumps(STRANGER).encode() + b"\n" + line + b"\n")
     given = ["--tasks", "flow", "--optimizers", "adamw-default", "--finished"]
-    assert strangers_main([*given, "--out", str(tmp_path)]) == 2
-    assert f"strangers: '{tmp_path / FILE}', line 2: not a run" in capsys.readouterr().err
+    assert benchmark([*given, "--out", str(tmp_path)]) == 2
+    assert f"benchmark: '{tmp_path / FILE}', line 2: not a run" in capsys.readouterr().err
 
 
 def test_what_is_whole_is_read_as_it_was_written():
-    record = parsed(Measured, MEASURED, "record")
-    assert record.accuracies == [(2, 0.5)] and record.run == Run(**MEASURED["run"])
-    assert json.loads(json.dumps(dataclasses.asdict(record))) == MEASURED
-    nothing = parsed(Measured, {**MEASURED, "final_loss": None}, "record")
-    assert nothing.final_loss is None
+    record = parsed(Record, STRANGER, "record")
+    assert record.merits == {3: 0.5} and record.run == Run(**STRANGER["run"])
+    assert record.run.device == "cpu"  # of which lines of before say nothing
+    again = json.loads(json.dumps(dataclasses.asdict(record)))
+    assert again["run"].items() >= STRANGER["run"].items()
+    assert {**again, "run": STRANGER["run"]} == STRANGER
+    nothing = parsed(Record, {**STRANGER, "merits": {"3": None}}, "record")
+    assert nothing.merit is None
 
 
 # What tables are made of ------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import LOCK, held
 from meta_train.__main__ import main as meta_train
 from meta_train.benchmarks.optimizers import main as benchmark
-from meta_train.benchmarks.strangers.__main__ import main as strangers
 from meta_train.benchmarks.tables import main as tables
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +109,7 @@ COMMANDS = {
     "meta_train": (meta_train, ["--task", "general"]),
     "paper": (meta_train, ["--preset", "paper", "--task", "fmnist_sample"]),
     "benchmark": (benchmark, ["--tasks", "fmnist_sample", "--optimizers", "adam", "--seeds", "1"]),
-    "strangers": (strangers, ["--tasks", "flow", "--optimizers", "adamw-default"]),
+    "flow": (benchmark, ["--tasks", "flow", "--optimizers", "adamw-default"]),
     "inr": (fit_inrs, ["--source", "fmnist_sample", "--count", "8", "--steps", "1"]),
     "zoo": (train_zoo, ["--dataset", "fmnist_sample", "--runs", "1", "--test-images", "50"]),
 }
@@ -136,12 +135,12 @@ def test_a_table_refuses_a_folder_in_use(tmp_path, capsys):
 
 def test_what_is_finished_is_reported_beside_a_running_command(tmp_path, capsys):
     given = ["--tasks", "flow", "--optimizers", "adamw-default", "--data-root", "sample"]
-    given += ["--shorter", "0.01", "--out", str(tmp_path)]
-    assert strangers(given) == 0
+    given += ["--steps", "8", "--out", str(tmp_path)]
+    assert benchmark(given) == 0
     with another_process(tmp_path):
-        assert strangers(given) == 2
-        assert strangers([*given, "--finished"]) == 0
-    assert f"wrote {tmp_path / 'strangers.md'}" in capsys.readouterr().out
+        assert benchmark(given) == 2
+        assert benchmark([*given, "--finished"]) == 0
+    assert f"wrote {tmp_path / 'results.md'}" in capsys.readouterr().out
 
 
 def test_a_killed_run_is_resumed_and_a_running_one_is_not(tmp_path):

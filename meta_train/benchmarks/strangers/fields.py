@@ -12,10 +12,11 @@ from meta_train.benchmarks.strangers.task import (
     Batch,
     Problem,
     Task,
+    batches_of,
     generator,
     lower,
-    pick,
     seeded,
+    squared,
 )
 
 OMEGA = 30.0  # of a SIREN
@@ -72,20 +73,11 @@ def _picture(seed: int, root: str | None) -> tuple[Tensor, Tensor]:
     return places, pixels.flatten(1).T.float() / 127.5 - 1
 
 
-def _fit(net: nn.Module, batch: Batch) -> Tensor:
-    return F.mse_loss(net(batch[0]), batch[1])
-
-
 def photograph(seed: int, root: str | None) -> Problem:
     """A SIREN learns a photograph by heart; judged on all of it, there is nothing else."""
-    places, colours = _picture(seed, root)
-
-    def of_step(step: int) -> Batch:
-        chosen = pick(len(places), 512, seed, step)
-        return places[chosen], colours[chosen]
-
-    net = seeded(seed, Siren)
-    return Problem(net, _fit, of_step, lambda net: float(_fit(net, (places, colours))))
+    pixels = _picture(seed, root)
+    batches = batches_of(pixels, 512, seed)
+    return Problem(seeded(seed, Siren), squared, batches, lambda net: float(squared(net, pixels)))
 
 
 def missing_pixels(seed: int, root: str | None) -> Problem:
@@ -93,15 +85,9 @@ def missing_pixels(seed: int, root: str | None) -> Problem:
     places, colours = _picture(seed, root)
     order = torch.randperm(len(places), generator=generator(seed))
     shown, hidden = order[:512], order[512:]
-
-    def of_step(step: int) -> Batch:
-        chosen = shown[pick(len(shown), 256, seed, step)]
-        return places[chosen], colours[chosen]
-
-    net = seeded(seed, Fourier)
-    return Problem(
-        net, _fit, of_step, lambda net: float(_fit(net, (places[hidden], colours[hidden])))
-    )
+    tested = places[hidden], colours[hidden]
+    batches = batches_of((places[shown], colours[shown]), 256, seed)
+    return Problem(seeded(seed, Fourier), squared, batches, lambda net: float(squared(net, tested)))
 
 
 def temperature(points: Tensor) -> Tensor:

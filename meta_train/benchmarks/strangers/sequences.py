@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meta_train.benchmarks.strangers.networks import GPT
-from meta_train.benchmarks.strangers.sources import CHARACTERS, images, text
+from meta_train.benchmarks.strangers.sources import CHARACTERS, text
 from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
@@ -15,11 +15,10 @@ from meta_train.benchmarks.strangers.task import (
     Task,
     generator,
     lower,
-    percent_right,
     pick,
     seeded,
 )
-from meta_train.benchmarks.strangers.vision import TESTED, cross_entropy
+from meta_train.benchmarks.strangers.vision import classified
 
 NUMBERS, LENGTH = 30, 12  # that there are, and that are to be sorted
 START = NUMBERS  # the word that a sorted sequence begins with
@@ -96,23 +95,6 @@ def next_character(
     return make
 
 
-def rows(seed: int, root: str | None) -> Problem:
-    """A GRU reads MNIST by rows."""
-    data = images("mnist", root)
-
-    def of_step(step: int) -> Batch:
-        chosen = pick(len(data.train_x), 64, seed, step)
-        return data.normalise(data.train_x[chosen]), data.train_y[chosen]
-
-    tested = data.normalise(data.test_x[:TESTED])
-    return Problem(
-        seeded(seed, RowReader),
-        cross_entropy,
-        of_step,
-        lambda net: percent_right(net, tested, data.test_y[:TESTED]),
-    )
-
-
 def sorting(seed: int, root: str | None) -> Problem:
     """Numbers come out in order."""
 
@@ -141,6 +123,7 @@ TASKS = (
          next_character(lambda: GPT(WORDS, 64, 64, 2, 4), 16, 64)),
     Task("lstm", "LSTM, characters", lower("nats"), 600,
          next_character(lambda: Recurrent(WORDS, 96), 16, 48)),
-    Task("gru_rows", "GRU that reads MNIST by rows", ACCURACY, 500, rows),
+    Task("gru_rows", "GRU that reads MNIST by rows", ACCURACY, 500,
+         classified("mnist", RowReader, 64)),
     Task("sorting", "encoder and decoder that sort", ACCURACY, 200, sorting),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Batch = tuple[Any, ...]
@@ -12,12 +13,7 @@ Batch = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Merit:
-    """A figure of merit.
-
-    Attributes:
-        name: In words, with its unit.
-        higher: Whether more of it is better.
-    """
+    """A figure of merit: its name, with its unit, and whether more of it is better."""
 
     name: str
     higher: bool
@@ -79,6 +75,16 @@ def pick(count: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.randint(count, (batch,), generator=generator(seed, step))
 
 
+def batches_of(examples: Batch, batch: int, seed: int) -> Callable[[int], Batch]:
+    """Batches out of some examples, tensors of one length; each is drawn anew."""
+
+    def of_step(step: int) -> Batch:
+        chosen = pick(len(examples[0]), batch, seed, step)
+        return tuple(tensor[chosen] for tensor in examples)
+
+    return of_step
+
+
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
     """A network with the initialisation of a seed; torch takes it from the global generator."""
     with torch.random.fork_rng(devices=[]):
@@ -94,6 +100,17 @@ def measured(net: nn.Module, evaluate: Callable[[nn.Module], float]) -> float:
         return float(evaluate(net))
     finally:
         net.train()
+
+
+def cross_entropy(net: nn.Module, batch: Batch) -> Tensor:
+    """Of inputs and labels, in nats."""
+    inputs, labels = batch
+    return F.cross_entropy(net(inputs), labels)
+
+
+def squared(net: nn.Module, batch: Batch) -> Tensor:
+    """Mean squared error of what is answered to inputs."""
+    return F.mse_loss(net(batch[0]), batch[1])
 
 
 def percent_right(net: nn.Module, inputs: Tensor, labels: Tensor, chunk: int = 500) -> float:

@@ -1,6 +1,9 @@
-"""All tasks by name."""
+"""All tasks by name: those of strangers, and behind them those of ``meta_train.tasks``."""
 
 from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
 
 from meta_train.benchmarks.strangers import (
     fields,
@@ -10,7 +13,9 @@ from meta_train.benchmarks.strangers import (
     taught,
     vision,
 )
-from meta_train.benchmarks.strangers.task import Task
+from meta_train.benchmarks.strangers.task import ACCURACY, Batch, Problem, Task
+from meta_train.tasks import TASKS as REGISTERED
+from meta_train.tasks import get_task
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -19,23 +24,63 @@ TASKS: dict[str, Task] = {
 }
 QUICK = ("vit", "gpt", "siren", "pinn", "recommender", "adapt")
 
+# Kofinas et al. 2024: runs of 1,000 steps, seeds 101 to 105.
+STEPS, FIRST_SEED = 1000, 101
 
-def chosen(names: tuple[str, ...]) -> tuple[list[Task], list[str]]:
-    """Tasks by name, and a line about each that a missing package leaves out.
+
+def find(name: str, device: str = "cpu") -> Task:
+    """The task of a name, of ours or of ``meta_train.tasks``; the first are for the CPU alone.
+
+    Raises:
+        ValueError: For a name that is not known, and a setting that the task does not take.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    if name.partition(":")[0] not in REGISTERED:
+        known = ", ".join(["all", "quick", *TASKS, *REGISTERED])
+        raise ValueError(f"unknown task '{name}', expected one of {known}")
+    registered = get_task(name)
+
+    def make(seed: int, root: str | None) -> Problem:
+        registered.load(root)
+        problem = registered.problem(FIRST_SEED - 1 + seed, torch.device(device))
+
+        def loss(net: nn.Module, batch: Batch) -> Tensor:
+            return problem.loss(list(net.parameters()), batch)
+
+        def evaluate(net: nn.Module) -> float:
+            return 100 * problem.accuracy(list(net.parameters()))
+
+        return Problem(problem.module, loss, problem.batch, evaluate)
+
+    return Task(name, name, ACCURACY, STEPS, make)
+
+
+def chosen(
+    names: tuple[str, ...], root: str | None = None, device: str = "cpu"
+) -> tuple[list[Task], list[str]]:
+    """Tasks by name, and a line about each that cannot run here.
 
     Args:
-        names: Names of ``TASKS``, or "all" or "quick" for several.
+        names: Names that ``find`` knows, or "all" or "quick" for several.
+        root: Folder where datasets lie.
+        device: To train on.
 
     Raises:
         ValueError: For a name that is not known.
+        DatasetNotFoundError: For data of ``meta_train.tasks`` that are not there.
     """
     several = {"all": tuple(TASKS), "quick": QUICK}
-    wanted = list(dict.fromkeys(n for name in names for n in several.get(name, (name,))))
-    for name in wanted:
+    tasks, lines = [], []
+    for name in dict.fromkeys(n for given in names for n in several.get(given, (given,))):
+        task = find(name, device)
         if name not in TASKS:
-            known = ", ".join([*several, *TASKS])
-            raise ValueError(f"unknown task '{name}', expected one of {known}")
-    tasks = [TASKS[name] for name in wanted]
-    missing = [task for task in tasks if task.library and find_spec(task.library) is None]
-    lines = [f"task {task.name} left out: needs {task.library}" for task in missing]
-    return [task for task in tasks if task not in missing], lines
+            get_task(name).load(root)
+        reason = "needs the CPU" if name in TASKS and device != "cpu" else ""
+        if task.library and find_spec(task.library) is None:
+            reason = f"needs {task.library}"
+        if reason:
+            lines.append(f"task {name} left out: {reason}")
+        else:
+            tasks.append(task)
+    return tasks, lines

@@ -1,7 +1,6 @@
 """Networks that start from, or are taught by, another: adapted, distilled, bootstrapped."""
 
 import copy
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -15,13 +14,15 @@ from meta_train.benchmarks.strangers.task import (
     Batch,
     Problem,
     Task,
+    batches_of,
+    cross_entropy,
     generator,
     lower,
     percent_right,
     pick,
     seeded,
 )
-from meta_train.benchmarks.strangers.vision import TESTED, classified, cross_entropy
+from meta_train.benchmarks.strangers.vision import TESTED, classified
 from meta_train.tasks.image_classification import cnn
 
 FEW = 500  # images of the new kind
@@ -49,16 +50,6 @@ def trained(root: str | None) -> nn.Module:
     return copy.deepcopy(_trained(root)).requires_grad_(True)
 
 
-def _few(x: Tensor, y: Tensor, seed: int) -> Callable[[int], Batch]:
-    """Batches of 32 out of a few images."""
-
-    def of_step(step: int) -> Batch:
-        chosen = pick(len(x), 32, seed, step)
-        return x[chosen], y[chosen]
-
-    return of_step
-
-
 def adapted(seed: int, root: str | None) -> Problem:
     """A trained CNN gets used to noise and a quarter turn, on 500 images."""
     data = images("fmnist", root)
@@ -70,13 +61,9 @@ def adapted(seed: int, root: str | None) -> Problem:
     draws = generator(seed)
     chosen = torch.randperm(len(data.train_x), generator=draws)[:FEW]
     x, y = spoiled(data.train_x[chosen], draws), data.train_y[chosen]
-    tested = spoiled(data.test_x[:TESTED], generator(0))
-    return Problem(
-        trained(root),
-        cross_entropy,
-        _few(x, y, seed),
-        lambda net: percent_right(net, tested, data.test_y[:TESTED]),
-    )
+    tested = spoiled(data.test_x[:TESTED], generator(0)), data.test_y[:TESTED]
+    batches = batches_of((x, y), 32, seed)
+    return Problem(trained(root), cross_entropy, batches, lambda net: percent_right(net, *tested))
 
 
 def new_head(seed: int, root: str | None) -> Problem:
@@ -87,13 +74,9 @@ def new_head(seed: int, root: str | None) -> Problem:
     net[-1] = seeded(seed, lambda: nn.Linear(32, 10))
     chosen = torch.randperm(len(data.train_x), generator=generator(seed))[:FEW]
     x, y = data.normalise(data.train_x[chosen]), data.train_y[chosen]
-    tested = data.normalise(data.test_x[:TESTED])
-    return Problem(
-        net,
-        cross_entropy,
-        _few(x, y, seed),
-        lambda net: percent_right(net, tested, data.test_y[:TESTED]),
-    )
+    tested = data.normalise(data.test_x[:TESTED]), data.test_y[:TESTED]
+    batches = batches_of((x, y), 32, seed)
+    return Problem(net, cross_entropy, batches, lambda net: percent_right(net, *tested))
 
 
 def distilled(seed: int, root: str | None) -> Problem:

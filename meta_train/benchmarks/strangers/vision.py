@@ -13,11 +13,13 @@ from meta_train.benchmarks.strangers.task import (
     Batch,
     Problem,
     Task,
+    cross_entropy,
     generator,
     lower,
     percent_right,
     pick,
     seeded,
+    squared,
 )
 from meta_train.tasks.image_classification import cnn
 
@@ -26,23 +28,10 @@ NOISE = 0.5  # standard deviation of what a U-Net takes away; that of images is 
 WRONG = 0.3  # fraction of labels that are drawn at random
 
 
-def cross_entropy(net: nn.Module, batch: Batch) -> Tensor:
-    """Of inputs and labels, in nats."""
-    inputs, labels = batch
-    return F.cross_entropy(net(inputs), labels)
-
-
 def classified(
     dataset: str, build: Callable[[], nn.Module], batch: int, wrong: float = 0.0
 ) -> Callable[[int, str | None], Problem]:
-    """Images to classes.
-
-    Args:
-        dataset: Dataset of the images.
-        build: The network.
-        batch: Images in a batch.
-        wrong: Share of training labels that are drawn at random.
-    """
+    """Images of a dataset to classes; a share ``wrong`` of training labels is drawn at random."""
 
     def make(seed: int, root: str | None) -> Problem:
         data = images(dataset, root)
@@ -78,12 +67,8 @@ def denoised(seed: int, root: str | None) -> Problem:
         chosen = pick(len(data.train_x), 16, seed, step)
         return noisy(data.train_x[chosen], generator(seed, -2 - step))
 
-    def loss(net: nn.Module, batch: Batch) -> Tensor:
-        return F.mse_loss(net(batch[0]), batch[1])
-
     tested = noisy(data.test_x[:400], generator(0))
-    net = seeded(seed, UNet)
-    return Problem(net, loss, of_step, lambda net: float(loss(net, tested)))
+    return Problem(seeded(seed, UNet), squared, of_step, lambda net: float(squared(net, tested)))
 
 
 class Encoder(nn.Module):

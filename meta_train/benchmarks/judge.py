@@ -7,10 +7,10 @@ of a loss, is one unit, and so is what "level" means. "Clearly" is 2 points, or 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
-from meta_train.benchmarks.strangers.records import Record
+from meta_train.benchmarks.records import Record
 from meta_train.benchmarks.strangers.task import Merit
 
 LEVEL_POINTS, LEVEL_SHARE = 0.3, 0.02
@@ -32,13 +32,8 @@ RULE = (
 class Entry:
     """An optimizer at one rate on one task.
 
-    Attributes:
-        optimizer: Name.
-        rate: Learning rate.
-        merits: By seed; None where there was no number.
-        starts: By seed, before training.
-        diverged: In any seed.
-        is_learned: Whether it is the learned one.
+    ``merits`` are by seed, None where there was no number, and ``starts`` those before training;
+    ``diverged`` is whether any seed did.
     """
 
     optimizer: str
@@ -229,17 +224,21 @@ def over_tasks(gains: Sequence[float]) -> Verdict:
     return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, _word(told, balance))
 
 
-def over_seeds(gains: Sequence[float]) -> Verdict:
-    """A paired t test over the seeds of one task, two-sided."""
+def paired_p(differences: Sequence[float]) -> float:
+    """Of a paired t test against 0, two-sided; 1 where nothing differs or can be told."""
     from scipy.stats import t
 
+    mean, count = fmean(differences), len(differences)
+    if count < 2 or not mean:
+        return 1.0
+    error = stdev(differences) / math.sqrt(count)
+    return 2 * float(t.sf(abs(mean) / error, count - 1)) if error else 0.0  # without any spread
+
+
+def over_seeds(gains: Sequence[float]) -> Verdict:
+    """A paired t test over the seeds of one task, two-sided."""
     mean, count = fmean(gains), len(gains)
-    p = None
-    if count >= FEWEST_SEEDS:
-        squares = sum((g - mean) ** 2 for g in gains) / (count - 1)
-        error = math.sqrt(squares / count)
-        # Without any spread, a difference is certain.
-        p = 2 * float(t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
+    p = paired_p(gains) if count >= FEWEST_SEEDS else None
     told = p is not None and p < SIGNIFICANT and abs(mean) > 1
     return Verdict(count, sum(g > 0 for g in gains), mean, p, _word(told, mean))
 
@@ -254,6 +253,15 @@ def _signed_ranks(gains: Sequence[float]) -> float:
     """Sum of the ranks of sizes, each with its difference's sign; equal sizes in either order."""
     ordered = sorted(gains, key=abs)
     return float(sum(math.copysign(i + 1, g) for i, g in enumerate(ordered)))
+
+
+def text(merit: Merit, values: Sequence[float | None]) -> str:
+    """Mean and, of more than one value, standard deviation."""
+    numbers = [value for value in values if value is not None]
+    if not values or len(numbers) < len(values):
+        return "diverged"
+    mean, spread = (".1f", ".1f") if merit.higher else (".3g", ".1g")
+    return f"{fmean(numbers):{mean}}" + (f" ± {stdev(numbers):{spread}}" if numbers[1:] else "")
 
 
 def entries_of(records: Sequence[Record], learned: Mapping[str, bool]) -> list[Entry]:

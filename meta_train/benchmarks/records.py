@@ -24,6 +24,7 @@ class Run:
         seed: Seed of initialisation and batches.
         steps: Training steps, which a schedule is planned for.
         checkpoint: Identity of a learned optimizer's weights, else empty.
+        device: Trained on.
     """
 
     task: str
@@ -32,6 +33,7 @@ class Run:
     seed: int
     steps: int
     checkpoint: str = ""
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The benchmark of strangers' tasks: fair runs, plain rules, nothing done twice."""
+"""The benchmark of optimizers: fair runs, plain rules, nothing done twice."""
 
 import contextlib
 import json
@@ -11,25 +11,9 @@ from typing import ClassVar
 import pytest
 import torch
 from support.optimizers import controller_file
-from torch import nn
 
-from meta_train.benchmarks.strangers import (
-    contenders,
-    learned,
-    records,
-    tasks,
-    taught,
-    training,
-)
-from meta_train.benchmarks.strangers.__main__ import (
-    Settings,
-    compare,
-    execute,
-    main,
-    plan,
-    with_averages,
-)
-from meta_train.benchmarks.strangers.judge import (
+from meta_train.benchmarks import contenders, records, training
+from meta_train.benchmarks.judge import (
     Entry,
     at_best_rates,
     clearly_worse,
@@ -40,16 +24,26 @@ from meta_train.benchmarks.strangers.judge import (
     standings,
     summaries,
 )
-from meta_train.benchmarks.strangers.records import Record, Run
-from meta_train.benchmarks.strangers.report import Outcome, markdown, stopped_early, write
+from meta_train.benchmarks.optimizers import (
+    Settings,
+    compare,
+    execute,
+    main,
+    plan,
+    with_averages,
+)
+from meta_train.benchmarks.records import Record, Run
+from meta_train.benchmarks.report import Outcome, markdown, stopped_early, write
+from meta_train.benchmarks.strangers import tasks, taught
 from meta_train.benchmarks.strangers.task import ACCURACY, lower, measured
 from meta_train.benchmarks.strangers.tasks import TASKS
+from meta_train.tasks import get_task
 
 LOSS = lower("nats")
 needs_library = pytest.mark.skipif(
     find_spec(contenders.LIBRARY) is None, reason=f"needs {contenders.LIBRARY}"
 )
-TINY = Settings(tasks=("flow", "value"), data_root="sample", shorter=0.01)
+TINY = Settings(tasks=("flow", "value"), data_root="sample", steps=8)
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +75,13 @@ class StandIn(torch.optim.AdamW):
 def stand_in(monkeypatch):
     StandIn.made = []
 
-    def made(net, checkpoint, total_steps=None):
+    def made(net, checkpoint, rate, total_steps=None):
         StandIn.made.append(total_steps)
-        optimizer = StandIn(net.parameters())
-        optimizer.defaults["checkpoint"] = f"{checkpoint}@12ab"
-        return optimizer
+        return StandIn(net.parameters())
 
-    monkeypatch.setattr(learned, "made", made)
-    monkeypatch.setattr(learned, "lacks", lambda name: "")
+    monkeypatch.setattr(contenders, "made", made)
+    for module in (contenders, training):
+        monkeypatch.setattr(module, "identity", lambda checkpoint: "12ab")
 
 
 # --- tasks -------------------------------------------------------------------------------------
@@ -143,13 +136,16 @@ def test_unknown_names_are_told_with_the_known_ones(capsys, tmp_path):
     out = ["--out", str(tmp_path)]
     assert main(["--tasks", "chess", *out]) == 2
     error = capsys.readouterr().err
-    assert "unknown task 'chess'" in error and "vit" in error and "all" in error
-    assert main(["--tasks", "flow", "--optimizers", "adam", *out]) == 2
-    error = capsys.readouterr().err
-    assert "unknown optimizer 'adam'" in error and "adamw-default" in error and "rivals" in error
+    assert "unknown task 'chess'" in error and "vit" in error and "fmnist_cnn" in error
+    for given in (["--optimizers", "lion"], ["--grid", "lion=1"]):
+        assert main(["--tasks", "flow", *given, *out]) == 2
+        error = capsys.readouterr().err
+        assert "unknown optimizer 'lion'" in error and "adamw-default" in error
 
 
-@pytest.mark.parametrize("wrong", [{"seeds": 0}, {"jobs": 0}, {"shorter": 0.0}, {"shorter": 2.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"seeds": 0}, {"jobs": 0}, {"steps": -1}, {"device": "nonsense"}]
+)
 def test_impossible_settings_are_refused(wrong, tmp_path):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         compare(replace(TINY, out=tmp_path, **wrong))
@@ -173,14 +169,6 @@ def test_a_checkpoint_that_is_not_there_leaves_the_learned_ones_out():
 
 
 # --- contenders --------------------------------------------------------------------------------
-
-
-def test_muon_leaves_embeddings_vectors_and_the_last_layer_to_adamw():
-    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2))
-    kernels, rest = contenders.split(net)
-    assert [list(k.shape) for k in kernels] == [[3, 4], [3, 3]]
-    assert len(kernels) + len(rest) == len(list(net.parameters()))
-    assert any(p is net[0].weight for p in rest) and any(p is net[3].weight for p in rest)
 
 
 @needs_library
@@ -225,7 +213,7 @@ def test_one_run_gives_last_and_averaged_weights_and_the_told_one_knows_its_end(
     assert len((tmp_path / records.FILE).read_text().splitlines()) == 2
     assert by_name["ng"].merit != by_name["ng-averaged"].merit
     assert all(r.run.checkpoint == "12ab" for r in outcome.records)
-    assert 15 in StandIn.made  # the length of the run
+    assert 8 in StandIn.made  # the length of the run
     averaged_alone = compare(replace(settings, optimizers=("ng-averaged",), out=tmp_path))
     assert [r.merit for r in averaged_alone.records] == [by_name["ng-averaged"].merit]
 
@@ -235,7 +223,7 @@ def test_the_real_one_is_called_as_its_users_do(tmp_path):
     names = ("ng", "ng-averaged", "ng-told")
     known, lines = contenders.chosen(names, file)
     assert list(known) == list(names) and not lines
-    run = Run("resnet", "ng", 1.0, 1, 4, learned.identity(file))
+    run = Run("resnet", "ng", 1.0, 1, 4, contenders.identity(file))
     record = training.train(run, file, "sample")
     assert sorted(record.merits) == sorted(record.averaged) == [1, 2, 4]
     assert not record.diverged and record.averaged[4] is not None
@@ -357,7 +345,7 @@ def test_only_what_is_missing_is_run(tmp_path, monkeypatch):
     done = []
     real = training.train
     monkeypatch.setattr(
-        "meta_train.benchmarks.strangers.__main__.train",
+        "meta_train.benchmarks.optimizers.train",
         lambda run, **rest: (done.append(run), real(run, **rest))[1],
     )
     compare(settings)
@@ -420,6 +408,103 @@ def test_what_knows_no_end_is_run_once_for_all_stops(tmp_path):
         assert all(r.run.steps == 8 * share and r.merit is not None for r in found)
 
 
+# --- tasks of meta_train.tasks -----------------------------------------------------------------
+
+PAPERS = Settings(tasks=("fmnist_sample:width=4",), steps=3)
+
+
+def test_a_registered_task_is_trained_at_the_papers_seeds(tmp_path):
+    names = ("adam", "adamw", "sgd", "ng_averaged")
+    # At a rate of 0 nothing moves: the losses tell the networks and the batches apart.
+    grid = {name: (0.0,) for name in names[:3]}
+    settings = replace(PAPERS, optimizers=names, grid=grid, seeds=2, out=tmp_path)
+    outcome = compare(replace(settings, checkpoint=str(controller_file(tmp_path))))
+    assert {r.run.optimizer for r in outcome.records} == {*names[:3], "ng-averaged"}
+    still = {(r.run.seed, *r.curve, r.merit) for r in outcome.records if r.run.rate == 0}
+    assert len(still) == 2
+    problem = tasks.find("fmnist_sample:width=4").make(1, None)
+    expected = get_task("fmnist_sample:width=4").problem(101, torch.device("cpu"))
+    starts = zip(problem.net.parameters(), expected.module.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in starts)
+    assert equal(problem.batch(2), expected.batch(2))
+    accuracy = expected.accuracy(list(expected.module.parameters()))
+    assert problem.evaluate(problem.net) == pytest.approx(100 * accuracy)
+
+
+def test_tasks_of_strangers_are_for_the_cpu():
+    found, lines = tasks.chosen(("flow", "fmnist_sample"), None, "cuda")
+    assert [task.name for task in found] == ["fmnist_sample"]
+    assert lines == ["task flow left out: needs the CPU"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--grid", "adam=-1"], "rate of adam: expected at least 0, found -1.0"),
+        (["--grid", "adam=nan"], "rate of adam: expected a finite number, at least 0, found nan"),
+        (["--optimizers", "ng", "--checkpoint", "none"], "unknown checkpoint 'none', expected"),
+        (["--tasks", "fmnist_sample:colour=1"], "expected one of ['batch', 'width'"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_line_before_anything_is_written(
+    arguments, text, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    given = ["--tasks", "fmnist_sample", "--optimizers", "adam", *arguments]
+    assert main([*given, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_grid_that_is_no_grid_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--grid", "adam"])
+    assert "expected e.g. adam=1e-3,3e-3, found 'adam'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert main(["--tasks", "fmnist_sample", "--optimizers", "adam", "--out", str(out)]) == 2
+    assert f"out: cannot write to folder '{out}'" in capsys.readouterr().err
+
+
+def test_data_that_are_absent_are_reported_in_one_line(tmp_path, capsys, monkeypatch):
+    def no_network(self):
+        raise RuntimeError("no network\nat all")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
+    monkeypatch.setattr(get_task("fmnist_cnn"), "_images", None)
+    given = ["--tasks", "fmnist_cnn", "--optimizers", "adam", "--data-root", str(tmp_path / "none")]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"dataset 'fmnist' is not in {tmp_path / 'none'}" in error
+    assert "--data-root" in error and error.count("\n") == 1
+
+
+def test_runs_in_parallel_come_to_the_same(tmp_path):
+    settings = replace(PAPERS, optimizers=("adamw-default", "muon"), grid={"muon": (0.02,)})
+    alone, together = (
+        compare(replace(settings, out=tmp_path / str(jobs), jobs=jobs)).records for jobs in (1, 2)
+    )
+    for one, two in zip(alone, together, strict=True):
+        assert (one.run, one.curve, one.merits) == (two.run, two.curve, two.merits)
+
+
+def test_an_interrupted_command_goes_on(tmp_path, monkeypatch, capsys):
+    def interrupted(run, **rest):
+        raise KeyboardInterrupt
+
+    given = ["--tasks", "fmnist_sample:width=4", "--optimizers", "adamw-default", "--steps", "2"]
+    given += ["--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("meta_train.benchmarks.optimizers.train", interrupted)
+        assert main(given) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert main(given) == 0 and (tmp_path / "results.md").exists()
+
+
 # --- what is written ---------------------------------------------------------------------------
 
 
@@ -452,7 +537,7 @@ def test_all_is_written(outcome, tmp_path):
         warnings.simplefilter("error")
         paths = write(outcome, tmp_path)
     assert [path.name for path in paths] == [
-        "strangers.md", "strangers.json", "strangers.png", "curves.png",
+        "results.md", "results.json", "standings.png", "curves.png",
     ]  # fmt: skip
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths[2:])
     data = json.loads(paths[1].read_text())

@@ -4,18 +4,10 @@ import pytest
 import torch
 from support.optimizers import controller_file
 from support.rules import paper_cnn
+from torch import nn
 
-from l2o_graph import NGOptimizer
-from meta_train.benchmarks.baselines import (
-    BEST_RATES,
-    QUINTIC,
-    Muon,
-    base_of,
-    contenders,
-    label_of,
-    orthogonalised,
-    split_for_muon,
-)
+from meta_train.benchmarks.contenders import contenders
+from meta_train.benchmarks.muon import QUINTIC, Muon, orthogonalised, split
 
 
 def slow_orthogonalised(matrix, iterations):
@@ -75,43 +67,27 @@ def test_muon_leaves_alone_what_has_no_gradient_and_refuses_vectors():
 
 def test_muon_takes_the_kernels_and_adamw_the_rest():
     net = paper_cnn(1, 4)
-    kernels, rest = split_for_muon(net)
+    kernels, rest = split(net)
     assert [p.dim() for p in kernels] == [4, 4, 4]
     assert [list(p.shape) for p in rest] == [[4], [8], [8], [10, 8], [10]]
+
+
+def test_muon_leaves_embeddings_vectors_and_the_last_layer_to_adamw():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    kernels, rest = split(net)
+    assert [list(k.shape) for k in kernels] == [[3, 4], [3, 3]]
+    assert len(kernels) + len(rest) == len(list(net.parameters()))
+    assert any(p is net[0].weight for p in rest) and any(p is net[3].weight for p in rest)
 
 
 @pytest.mark.parametrize("name", sorted(contenders()))
 def test_each_contender_trains_every_parameter_once(name, tmp_path):
     net = paper_cnn(1, 4)
-    known = contenders({"ng": controller_file(tmp_path)})
-    optimizers = known[name].make(net, 0.01, 100)
+    contender = contenders(str(controller_file(tmp_path)))[name]
+    if contender.library:
+        pytest.importorskip(contender.library)
+    optimizers = contender.make(net, 0.01, 100)
     trained = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert {id(p) for p in trained} == {id(p) for p in net.parameters()}
     assert len(trained) == len(list(net.parameters()))
-    assert optimizers[0].param_groups[0]["lr"] == 0.01
-
-
-def test_a_checkpoint_is_a_contender_in_three_variants(tmp_path):
-    path, net = controller_file(tmp_path), paper_cnn(1, 4)
-    known = contenders({"mine": path})
-    assert set(known) - set(contenders()) == {"mine", "mine_told", "mine_averaged"}
-    for name, told, averaged in (
-        ("mine", None, False), ("mine_told", 100, False), ("mine_averaged", None, True)
-    ):  # fmt: skip
-        (optimizer,) = known[name].make(net, 1.0, 100)
-        assert isinstance(optimizer, NGOptimizer)
-        assert optimizer.defaults["checkpoint"].startswith(f"{path.stem}@")
-        assert optimizer.defaults["total_steps"] == told
-        assert known[name].averaged == averaged
-
-
-def test_labels_and_names_of_variants():
-    assert label_of("ng") == "NGOptimizer (learned)"
-    assert label_of("ng_gnn_told") == "NG-GNN (learned, told the end)"
-    assert label_of("mine_averaged") == "mine (learned, averaged weights)"
-    names = ("ng", "ng_told", "ng_t", "ng_t_averaged")
-    assert [base_of(name) for name in names] == ["ng", "ng", "ng_t", "ng_t"]
-
-
-def test_a_best_rate_is_known_of_every_contender():
-    assert set(BEST_RATES) == set(contenders())
+    assert optimizers[0].param_groups[0]["lr"] == (1.0 if contender.is_learned else 0.01)

@@ -1,18 +1,22 @@
 """The optimizers that are compared, each with its grid of rates."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from meta_train.benchmarks.baselines import Muon
-from meta_train.benchmarks.strangers import learned
+from l2o_graph import NGOptimizer
+from l2o_graph.optim.checkpoints import load_checkpoint
+from l2o_graph.ranges import NOT_NEGATIVE
+from meta_train.benchmarks.muon import Muon, split
 
 LIBRARY = "pytorch_optimizer"  # of SOAP, Schedule-Free and Prodigy
 AUXILIARY = 0.15  # rate of AdamW beside Muon, over Muon's: 0.003 beside 0.02
+RIVALS = ("adamw", "adamw-default", "muon", "soap", "schedule-free", "prodigy")
+LEARNED = ("ng", "ng-averaged", "ng-told")
 Swap = Callable[[list[Optimizer]], contextlib.AbstractContextManager[object]]
 
 
@@ -48,6 +52,24 @@ class Contender:
         return self.decays or self.told
 
 
+def made(
+    net: nn.Module, checkpoint: str, rate: float = 1.0, total_steps: int | None = None
+) -> NGOptimizer:
+    """NGOptimizer as its users make it."""
+    return NGOptimizer(
+        net.parameters(), rate, model=net, checkpoint=checkpoint, total_steps=total_steps
+    )
+
+
+def identity(checkpoint: str) -> str:
+    """What tells a checkpoint's weights from all others, whatever its file is called.
+
+    Raises:
+        ValueError, FileNotFoundError: Where there is none.
+    """
+    return load_checkpoint(checkpoint).identity.rpartition("@")[2]
+
+
 def contenders(checkpoint: str = "general") -> dict[str, Contender]:
     """All by name.
 
@@ -55,94 +77,89 @@ def contenders(checkpoint: str = "general") -> dict[str, Contender]:
         checkpoint: Checkpoint of the learned ones.
     """
 
-    def adamw(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-        return [AdamW(net.parameters(), lr=rate)]
+    def one(kind: Callable[..., Optimizer], **settings: object) -> Callable[..., list[Optimizer]]:
+        return lambda net, rate, steps: [kind(net.parameters(), lr=rate, **settings)]
+
+    def of_library(name: str) -> Callable[..., list[Optimizer]]:
+        def make(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
+            import pytorch_optimizer
+
+            return [getattr(pytorch_optimizer, name)(net.parameters(), lr=rate)]
+
+        return make
 
     def muon(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
         kernels, rest = split(net)
         found: list[Optimizer] = [Muon(kernels, lr=rate)] if kernels else []
         return [*found, AdamW(rest, lr=AUXILIARY * rate)]
 
-    def soap(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-        from pytorch_optimizer import SOAP
-
-        return [SOAP(net.parameters(), lr=rate)]
-
-    def schedule_free(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-        from pytorch_optimizer import ScheduleFreeAdamW
-
-        return [ScheduleFreeAdamW(net.parameters(), lr=rate)]
-
-    def prodigy(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-        from pytorch_optimizer import Prodigy
-
-        return [Prodigy(net.parameters(), lr=rate)]
-
     def ng(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-        return [learned.made(net, checkpoint)]
+        return [made(net, checkpoint, rate)]
 
     def ng_told(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-        return [learned.made(net, checkpoint, steps)]
+        return [made(net, checkpoint, rate, steps)]
 
+    nesterov = one(SGD, momentum=0.9, nesterov=True)
     return {
-        "adamw": Contender("AdamW", adamw, (3e-4, 1e-3, 3e-3, 1e-2), decays=True),
-        "adamw-default": Contender("AdamW, untouched", adamw, (1e-3,)),
+        "adamw": Contender("AdamW", one(AdamW), (3e-4, 1e-3, 3e-3, 1e-2), decays=True),
+        "adamw-default": Contender("AdamW, untouched", one(AdamW), (1e-3,)),
         "muon": Contender("Muon", muon, (0.005, 0.02, 0.06), decays=True),
-        "soap": Contender("SOAP", soap, (3e-3, 1e-2, 3e-2), decays=True, library=LIBRARY),
-        "schedule-free": Contender(
-            "Schedule-Free", schedule_free, (2.5e-3, 1e-2), swap=modes_swapped, library=LIBRARY
+        "soap": Contender(
+            "SOAP", of_library("SOAP"), (3e-3, 1e-2, 3e-2), decays=True, library=LIBRARY
         ),
-        "prodigy": Contender("Prodigy", prodigy, library=LIBRARY),
+        "schedule-free": Contender(
+            "Schedule-Free", of_library("ScheduleFreeAdamW"), (2.5e-3, 1e-2), swap=modes_swapped,
+            library=LIBRARY,
+        ),
+        "prodigy": Contender("Prodigy", of_library("Prodigy"), library=LIBRARY),
+        "adam": Contender("Adam, no decay", one(Adam), (1e-3, 3e-3, 6e-3, 1e-2, 2e-2)),
+        "sgd": Contender("SGD Nesterov", nesterov, (0.03, 0.1, 0.3), decays=True),
         "ng": Contender("NG", ng, is_learned=True),
         "ng-averaged": Contender(
             "NG, averaged", ng, swap=averages_swapped, is_learned=True, run_of="ng"
         ),
         "ng-told": Contender("NG, told", ng_told, told=True, is_learned=True),
-    }
+    }  # fmt: skip
 
 
-def chosen(names: tuple[str, ...], checkpoint: str) -> tuple[dict[str, Contender], list[str]]:
+def chosen(
+    names: tuple[str, ...], checkpoint: str, grid: Mapping[str, tuple[float, ...]] | None = None
+) -> tuple[dict[str, Contender], list[str]]:
     """Contenders by name, and a line about each that cannot run here.
 
     Args:
         names: Names of ``contenders()``, or "all" or "rivals" for several.
         checkpoint: Checkpoint of the learned ones.
+        grid: Rates in place of a contender's own, by name.
 
     Raises:
-        ValueError: For a name that is not known.
+        ValueError: For a name that is not known, and a rate that is none.
     """
-    known = contenders(checkpoint)
-    rivals = tuple(name for name, contender in known.items() if not contender.is_learned)
-    several = {"all": tuple(known), "rivals": rivals}
-    wanted = list(dict.fromkeys(n for name in names for n in several.get(name, (name,))))
-    for name in wanted:
+    known, grid = contenders(checkpoint), grid or {}
+    several = {"all": (*RIVALS, *LEARNED), "rivals": RIVALS}
+    wanted = [n for name in names for n in several.get(name, (name.replace("_", "-"),))]
+    for name in (*wanted, *grid):
         if name not in known:
             expected = ", ".join([*several, *known])
             raise ValueError(f"unknown optimizer '{name}', expected one of {expected}")
-    reasons = {name: _missing(name, known[name], checkpoint) for name in wanted}
+    for name, rates in grid.items():
+        for rate in rates:
+            NOT_NEGATIVE.check(f"rate of {name}", rate)
+    known |= {name: replace(known[name], rates=rates) for name, rates in grid.items()}
+    reasons = {name: _missing(known[name], checkpoint) for name in dict.fromkeys(wanted)}
     lines = [f"optimizer {name} left out: {why}" for name, why in reasons.items() if why]
-    return {name: known[name] for name in wanted if not reasons[name]}, lines
+    return {name: known[name] for name, why in reasons.items() if not why}, lines
 
 
-def _missing(name: str, contender: Contender, checkpoint: str) -> str:
+def _missing(contender: Contender, checkpoint: str) -> str:
     if contender.library and find_spec(contender.library) is None:
         return f"needs {contender.library}"
-    if not contender.is_learned:
-        return ""
-    try:
-        learned.identity(checkpoint)
-    except (ValueError, OSError) as error:
-        return " ".join(str(error).split())
-    return learned.lacks(name)
-
-
-def split(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What Muon takes: kernels and matrices but embeddings and the last layer; and the rest."""
-    embeddings = [m.weight for m in net.modules() if isinstance(m, nn.Embedding)]
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.dim() >= 2 and all(p is not e for e in embeddings)]
-    matrices = matrices[:-1]
-    return matrices, [p for p in parameters if all(p is not m for m in matrices)]
+    if contender.is_learned:
+        try:
+            identity(checkpoint)
+        except (ValueError, OSError) as error:
+            return " ".join(str(error).split())
+    return ""
 
 
 @contextlib.contextmanager
@@ -162,5 +179,5 @@ def averages_swapped(optimizers: list[Optimizer]) -> Iterator[None]:
     """The learned optimizer's averaged weights."""
     with contextlib.ExitStack() as stack:
         for optimizer in optimizers:
-            stack.enter_context(learned.averaged(optimizer))
+            stack.enter_context(optimizer.averaged())  # type: ignore[attr-defined]
         yield
