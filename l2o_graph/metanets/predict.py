@@ -3,23 +3,39 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from l2o_graph.metanets.cnn_body import GraphBody
 from l2o_graph.metanets.descriptors import out_of_range
+from l2o_graph.metanets.intervals import AccuracyPrediction, interval_around
 from l2o_graph.metanets.predictor import GeneralizationPredictor
 from l2o_graph.metanets.structure import structure_of_module
 from l2o_graph.tracing.checks import check_module, check_parameter
 
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+@overload
+def predict_accuracy(
+    module: nn.Module, batch: Batch, checkpoint: str | Path = ..., interval: None = ...
+) -> float: ...
+
+
+@overload
+def predict_accuracy(
+    module: nn.Module, batch: Batch, checkpoint: str | Path = ..., *, interval: float
+) -> AccuracyPrediction: ...
+
 
 def predict_accuracy(
     module: nn.Module,
-    batch: Tensor | Sequence[Any] | Mapping[str, Any],
+    batch: Batch,
     checkpoint: str | Path = "cnn-park",
-) -> float:
+    interval: float | None = None,
+) -> float | AccuracyPrediction:
     """Predict the test accuracy of a network from its weights alone.
 
     It is that on the dataset whose networks the checkpoint was trained on, and says nothing of
@@ -31,15 +47,20 @@ def predict_accuracy(
         batch: An example input, of any numbers: a tensor, the arguments, or the named arguments.
         checkpoint: A name of ``l2o_graph.cnn.list_cnn_models()``, or a path to a .safetensors
             file. "cnn-park" has seen small CNNs that were trained on CIFAR-10 of 16 x 16 pixels.
+        interval: Share of cases in which the accuracy is to lie in the interval that is given
+            beside it, as 0.9; None for no interval. It holds on average over networks of training
+            runs like those that the checkpoint has seen, of no other ones.
 
     Returns:
-        The accuracy, from 0 to 1. For a network of another kind than the checkpoint has seen, of
+        The accuracy, from 0 to 1; with ``interval`` an ``AccuracyPrediction``, which is
+        (accuracy, low, high). For a network of another kind than the checkpoint has seen, of
         another depth or with another activation, a warning says in what.
 
     Raises:
         ValueError: For a kernel larger than the checkpoint has room for, by its parameter, for
             more inputs or outputs; for parameters that are complex, empty, without data, or not
-            finite; for an unknown checkpoint, and one of a model that reads no graphs.
+            finite; for an interval that the checkpoint cannot give; for an unknown checkpoint, and
+            one of a model that reads no graphs.
         TypeError: For what is no module, for one of TorchScript, and for no batch.
         FileNotFoundError: For a path to nothing.
     """
@@ -68,7 +89,8 @@ def predict_accuracy(
         raise ValueError(f"network: expected finite weights, found others in {bad}")
     values = torch.cat(list(weights.values()))
     with torch.no_grad():
-        accuracy = model.body.read_one(spec, values).sigmoid().item()
+        predicted = model.body.read_one(spec, values).sigmoid()
+    accuracy = predicted.item()
     strange = out_of_range(spec, model.provenance.get("seen", {}))
     if strange:
         warnings.warn(
@@ -76,7 +98,11 @@ def predict_accuracy(
             f"trained on: {'; '.join(strange)}",
             stacklevel=2,
         )
-    return accuracy
+    if interval is None:
+        return accuracy
+    residuals = model.provenance.get("residuals", {})
+    low, high = interval_around(predicted, interval, residuals, f"checkpoint '{checkpoint}'")
+    return AccuracyPrediction(accuracy, low.item(), high.item())
 
 
 def _check_weights(name: str, parameter: Tensor) -> None:

@@ -52,6 +52,22 @@ def trainer_of(config, zoo) -> CNNTrainer:
     return CNNTrainer(config, splits, torch.device("cpu"), "")
 
 
+def test_a_checkpoint_says_how_far_off_it_was_on_runs_it_chose_by(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("meta_train.supervised.cnn.LEVELS", (0.4, 0.9))
+    result = train_cnn_model(TINY, zoo, tmp_path / "run")
+    model = GeneralizationPredictor.from_checkpoint(result.checkpoint)
+    val, test = load_cnns(zoo, "val"), load_cnns(zoo, "test")
+    told = model.provenance["residuals"]
+    assert told["runs"] == len(val.run.unique()) < 9
+    off = (model(val).double().logit(1e-3) - val.accuracy.double().logit(1e-3)).abs()
+    assert told["widths"][-1] == pytest.approx(off.max().item(), abs=1e-4)
+    low, high = model.interval(model(test), 0.4)
+    inside = ((low <= test.accuracy) & (test.accuracy <= high)).double().mean().item()
+    assert model.provenance["test_cover_40"] == pytest.approx(inside)
+    assert "test_cover_90" not in model.provenance, "so few runs cannot speak for it"
+    assert "val_cover_40" not in model.provenance
+
+
 def test_a_run_leaves_a_log_the_best_model_and_what_it_predicts(zoo, tmp_path):
     result = train_cnn_model(TINY, zoo, tmp_path / "run")
     log = records(result.log)
