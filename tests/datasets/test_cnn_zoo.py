@@ -23,6 +23,7 @@ from l2o_graph.datasets.cnn.park import (
     DEPTHS,
     KERNELS,
     draw_architecture,
+    multiplications,
     train_park,
 )
 from l2o_graph.datasets.cnn.recipe import Recipe
@@ -311,6 +312,7 @@ def test_shards_of_another_zoo_are_refused(park, tmp_path):
         (["--batch", "0"], "batch: expected at least 1, found 0"),
         (["--channels", "4", "8"], "of another configuration: recipe is {'steps': 4, 'batch': 8,"),
         (["--channels", "0"], "channels: expected at least 1, found 0"),
+        (["--cost", "-1"], "cost: expected at least 0, found -1"),
         (["--strides", "1", "-2"], "strides: expected at least 1, found -2"),
         (["--longest", "3"], "longest: expected at least the 4 steps of the shortest run, found 3"),
         (["--kind", "small", "--longest", "9"], "longest: expected none for kind 'small'"),
@@ -390,6 +392,22 @@ def test_lengths_of_runs_are_drawn_and_the_rate_falls_to_their_end(tmp_path):
     before = generators(1)[0].get_state()
     (g,) = generators(1)
     assert Recipe(10, 1, 2).drawn(g) == Recipe(10, 1, 2) and torch.equal(g.get_state(), before)
+
+
+def test_costly_architectures_are_drawn_again(tmp_path):
+    a = CNNArchitecture((3, 8, 4), (3, 5), ("relu", "relu"), (-1, -1), (2, 1))
+    counted = 0
+    for fan_in, fan_out, side, pixels in ((3, 8, 3, 64), (8, 4, 5, 64)):
+        counted += sum(fan_in * side * side for _ in range(pixels * fan_out))
+    assert multiplications(a, (15, 16)) == counted
+    run(tmp_path / "cheap", "--cost", "0.5")
+    run(tmp_path / "any")
+    cheap, usual = load_cnns(tmp_path / "cheap", "train"), load_cnns(tmp_path / "any", "train")
+    found = [multiplications(a, (7, 7)) for a in cheap.architectures]
+    assert max(found) <= 5e5 < max(multiplications(a, (7, 7)) for a in usual.architectures)
+    first = [i for i, a in enumerate(usual.architectures) if multiplications(a, (7, 7)) <= 5e5]
+    assert first, "what is cheap enough at once stays what it was"
+    assert all(usual.architectures[i] == cheap.architectures[i] for i in first)
 
 
 def test_folders_are_named_by_what_is_drawn_from(tmp_path, monkeypatch):

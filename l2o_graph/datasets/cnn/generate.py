@@ -55,7 +55,7 @@ from l2o_graph.storage.shards import shard_name
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 PREPARED = 1000  # images at once
-OF_PARK = ("longest", "channels", "strides")  # what a recipe of the park may say besides
+OF_PARK = ("longest", "cost", "channels", "strides")  # what a recipe of the park may say besides
 
 Train = Callable[[Sequence[int], Sequence[torch.Generator], Images, Recipe], list[Run]]
 
@@ -310,6 +310,12 @@ def _parse(argv: Sequence[str] | None) -> Settings:
         metavar="N",
         help="strides of the park's networks to draw from, at most 4 in all [1]",
     )
+    add(
+        "--cost",
+        type=float,
+        metavar="MILLIONS",
+        help="multiplications that a network of the park may take for an image [any]",
+    )
     add("--batch", type=int, metavar="N", help="images of a step")
     add("--checkpoints", type=int, metavar="N", help="to keep of each run")
     add("--shard", type=int, metavar="N", help="runs in a file")
@@ -332,7 +338,9 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     recipe = replace(kind.recipe, **{k: v for k, v in given.items() if v is not None})
     if args["out"] is None:
         names = [args["kind"], *(() if args["dataset"] == "cifar10" else (args["dataset"],))]
-        joined = {name: "-".join(map(str, given[name] or ())) or None for name in OF_PARK[1:]}
+        joined = {
+            name: "-".join(map(str, given[name] or ())) or None for name in ("channels", "strides")
+        }
         own = ("size", "train_images", "test_images", "shard", "seed")
         options = {**given, **joined, **{name: args[name] for name in own}}
         usual = {"size": 0, "train_images": 0, "seed": 0, "test_images": kind.test_images,

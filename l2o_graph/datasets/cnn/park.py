@@ -17,6 +17,7 @@ time they come to know more.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -80,6 +81,15 @@ def _sources(i: int, strides: Sequence[int]) -> tuple[int, ...]:
     return (NO_SKIP, *(k for k in range(1, i) if math.prod(strides[k : i + 1]) == 1))
 
 
+def multiplications(architecture: CNNArchitecture, size: Sequence[int]) -> int:
+    """Count those of all convolutions for an image of a height and a width."""
+    total, a = 0, architecture
+    for i, (fan_in, fan_out) in enumerate(pairwise(a.channels)):
+        size = [-(-side // a.strides[i]) for side in size]
+        total += fan_in * fan_out * a.kernels[i] ** 2 * math.prod(size)
+    return total
+
+
 def train_park(
     numbers: Sequence[int],
     generators: Sequence[torch.Generator],
@@ -102,12 +112,16 @@ def train_park(
 
 
 def _train(number: int, generator: torch.Generator, images: Images, recipe: Recipe) -> Run:
-    architecture = draw_architecture(
-        generator,
-        images.train_x.shape[1],
-        channels=recipe.channels or CHANNELS,
-        strides=recipe.strides or STRIDES,
-    )
+    _, image_channels, *size = images.train_x.shape
+    while True:
+        architecture = draw_architecture(
+            generator,
+            image_channels,
+            channels=recipe.channels or CHANNELS,
+            strides=recipe.strides or STRIDES,
+        )
+        if not recipe.cost or multiplications(architecture, size) <= 1e6 * recipe.cost:
+            break
     rate, recipe = log_uniform(*RATES, generator), recipe.drawn(generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
 
 T = TypeVar("T")
 
@@ -24,6 +24,8 @@ class Recipe:
             from that of ``steps`` on; 0 where all runs have ``steps``.
         channels: Widths to draw from; () for the kind's own.
         strides: Strides to draw from; () for the kind's own.
+        cost: Million multiplications that the convolutions of a network may take for an image;
+            costlier ones are drawn again. 0 for any.
     """
 
     steps: int
@@ -32,9 +34,11 @@ class Recipe:
     longest: int = 0
     channels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
+    cost: float = 0.0
 
     def __post_init__(self):
-        check_ranges(self, steps=COUNT, batch=COUNT, checkpoints=COUNT, longest=COUNT_OR_NONE)
+        check_ranges(self, steps=COUNT, batch=COUNT, checkpoints=COUNT, longest=COUNT_OR_NONE,
+            cost=NOT_NEGATIVE)  # fmt: skip
         for name in ("channels", "strides"):
             for number in getattr(self, name):
                 COUNT.check(name, number)
