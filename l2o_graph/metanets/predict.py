@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from l2o_graph.metanets.cnn_body import GraphBody
+from l2o_graph.metanets.cnn_probes import CNNProbeBody
 from l2o_graph.metanets.descriptors import out_of_range
 from l2o_graph.metanets.intervals import AccuracyPrediction, interval_around
 from l2o_graph.metanets.predictor import GeneralizationPredictor
@@ -36,11 +37,12 @@ def predict_accuracy(
     checkpoint: str | Path = "cnn-park",
     interval: float | None = None,
 ) -> float | AccuracyPrediction:
-    """Predict the test accuracy of a network from its weights alone.
+    """Predict the test accuracy of a network, without any image of its dataset.
 
     It is that on the dataset whose networks the checkpoint was trained on, and says nothing of
     networks trained on another. The network is followed through the batch, not evaluated on it,
-    and not changed.
+    and not changed. A checkpoint that reads answers has the network answer to images of its own,
+    which are normalised, and of the size of those that its networks were trained on.
 
     Args:
         module: The network: convolutions, linear layers and what ``neural_graph`` follows else.
@@ -58,9 +60,10 @@ def predict_accuracy(
 
     Raises:
         ValueError: For a kernel larger than the checkpoint has room for, by its parameter, for
-            more inputs or outputs; for parameters that are complex, empty, without data, or not
-            finite; for an interval that the checkpoint cannot give; for an unknown checkpoint, and
-            one of a model that reads no graphs.
+            more inputs or outputs; for a network that does not answer to images with logits,
+            where the checkpoint reads answers; for parameters that are complex, empty, without
+            data, or not finite; for an interval that the checkpoint cannot give; for an unknown
+            checkpoint, and one of a model that reads no networks of any kind.
         TypeError: For what is no module, for one of TorchScript, and for no batch.
         FileNotFoundError: For a path to nothing.
     """
@@ -68,28 +71,29 @@ def predict_accuracy(
     if batch is None:
         raise TypeError("batch: expected an example input, found None")
     model = GeneralizationPredictor.from_checkpoint(checkpoint)
-    if not isinstance(model.body, GraphBody):
+    if not isinstance(model.body, GraphBody | CNNProbeBody):
         raise ValueError(
-            f"checkpoint '{checkpoint}': expected a model that reads any graph, found "
+            f"checkpoint '{checkpoint}': expected a model that reads any network, found "
             f"'{model.config.model}'"
         )
     for name, p in module.named_parameters():
         _check_weights(name, p)
-    training = {part: part.training for part in module.modules()}
-    try:
-        spec = structure_of_module(module.eval(), batch)  # a BatchNorm refuses batches of one else
-    finally:
-        for part, mode in training.items():
-            part.training = mode
     weights = {
         k: p.detach().flatten().to("cpu", torch.float32) for k, p in module.named_parameters()
     }
     bad = [name for name, row in weights.items() if not bool(row.isfinite().all())]
     if bad:
         raise ValueError(f"network: expected finite weights, found others in {bad}")
-    values = torch.cat(list(weights.values()))
-    with torch.no_grad():
-        predicted = model.body.read_one(spec, values).sigmoid()
+    training = {part: part.training for part in module.modules()}
+    try:
+        module.eval()  # a BatchNorm refuses batches of one else
+        spec = structure_of_module(module, batch)
+        with torch.no_grad():
+            values = torch.cat(list(weights.values()))
+            predicted = model.body.read_one(spec, values, module).sigmoid()
+    finally:
+        for part, mode in training.items():
+            part.training = mode
     accuracy = predicted.item()
     strange = out_of_range(spec, model.provenance.get("seen", {}))
     if strange:

@@ -583,7 +583,9 @@ def test_modules_and_checkpoints_that_do_not_serve_are_refused(path, tmp_path):
         predict_accuracy(broken, images, path)
     other = tmp_path / "statistics.safetensors"
     save_model(other, GeneralizationPredictor(cnn_config("stat_nn", hidden=4)), {})
-    with pytest.raises(ValueError, match="expected a model that reads any graph, found 'stat_nn'"):
+    with pytest.raises(
+        ValueError, match="expected a model that reads any network, found 'stat_nn'"
+    ):
         predict_accuracy(cnn_module(MIXED[0]), images, other)
 
 
