@@ -94,7 +94,7 @@ def default_recipe(
 
     Small steps, no noise of any kind, a rate that falls to 0, and for graph models weights times
     the root of their fan-in instead of their Fourier features. NG-T takes smaller batches and a
-    larger rate.
+    larger rate, ProbeGen a smaller rate, as published.
 
     Args:
         task: A name of ``CNN_TASKS``.
@@ -104,8 +104,8 @@ def default_recipe(
     scaled = model in ON_GRAPHS and not sizes.get("fourier")
     changes = {"dropout": 0.0, "fourier": 0.0, "scaled": scaled, **sizes}
     reads = cnn_config(model, _kind(task), **changes)
-    own: dict[str, Any] = {"lr": 3e-3, "batch": 8} if model == "ng_t" else {}
-    return CNNTrainingConfig(task=task, model=reads, **own)
+    own: dict[str, dict[str, Any]] = {"ng_t": {"lr": 3e-3, "batch": 8}, "probegen": {"lr": 3e-4}}
+    return CNNTrainingConfig(task=task, model=reads, **own.get(model, {}))
 
 
 def paper_recipe(task: str = "cnn_park", model: str = "ng_gnn", **sizes: Any) -> CNNTrainingConfig:
