@@ -4,9 +4,9 @@
 
 A CNN learns CIFAR-10 at half its size by an ordinary training loop. From time to time the packaged
 predictor says without any image of the dataset which test accuracy it expects, and between which
-ends it lies in nine of ten cases; what is measured stands beside it. Where CIFAR-10 is not and cannot be downloaded, it is the sample of FashionMNIST in the
-package, in three equal colours: the predictor has seen no network of that, so that only the order
-of what it says can be right.
+ends it lies in nine of ten cases; what is measured stands beside it. Where CIFAR-10 is not and
+cannot be downloaded, it is the sample of FashionMNIST in the package, in three equal colours: the
+predictor has seen no network of that, so that only the order of what it says can be right.
 """
 
 import argparse

@@ -95,8 +95,9 @@ def predictions(folders: Mapping[str, Path]) -> bytes:
 BEYOND_ON_CNNS = (
     ("Ordered", ("ordered",)),
     ("ProbeGen, 128 probes", ("probegen",)),
-    ("NG-GNN, 128 probes", ("ng_gnn", "--probes", "128")),
-    ("NG-GNN, 128 probes, responses", ("ng_gnn", "--probes", "128", "--responses")),
+    ("ProbeGen, 64 probes", ("probegen", "--probes", "64")),
+    ("NG-GNN, 64 probes", ("ng_gnn", "--probes", "64")),
+    ("NG-GNN, 64 probes, responses", ("ng_gnn", "--probes", "64", "--responses")),
 )
 
 
