@@ -47,6 +47,7 @@ def main(steps: int = 600, data_root: str | None = None) -> list[tuple[float, fl
         images = load_images("cifar10", data_root)
     except DatasetNotFoundError:
         images = load_images("fmnist_sample")
+        print("the predictor knows networks on CIFAR-10: of these only the order can be right")
     print(f"{images.name}: {len(images.train_x)} images to train on")
     some = torch.randperm(len(images.test_y))[:2500]  # a file may have one class after another
     test_x, test_y = halved(images.normalise(images.test_x[some])), images.test_y[some]

@@ -56,7 +56,8 @@ def predict_accuracy(
     Returns:
         The accuracy, from 0 to 1; with ``interval`` an ``AccuracyPrediction``, which is
         (accuracy, low, high). For a network of another kind than the checkpoint has seen, of
-        another depth or with another activation, a warning says in what.
+        another depth or with another activation, a warning says in what; and where the prediction
+        itself is higher or lower than all accuracies that it was trained on.
 
     Raises:
         ValueError: For a kernel larger than the checkpoint has room for, by its parameter, for
@@ -95,7 +96,11 @@ def predict_accuracy(
         for part, mode in training.items():
             part.training = mode
     accuracy = predicted.item()
-    strange = out_of_range(spec, model.provenance.get("seen", {}))
+    seen = model.provenance.get("seen", {})
+    strange = out_of_range(spec, seen)
+    least, most = seen.get("accuracy", (0.0, 1.0))
+    if not least <= accuracy <= most:
+        strange.append(f"accuracy {accuracy:.1%} (seen: {least:.1%} to {most:.1%})")
     if strange:
         warnings.warn(
             f"predict_accuracy: the network is unlike those that checkpoint '{checkpoint}' was "

@@ -133,7 +133,8 @@ def save_cnn_model(path: Path, model: GeneralizationPredictor, provenance: dict[
         path: Where to; what was there before stays if anything fails.
         model: Its weights are stored as float32.
         provenance: How it was made; anything that JSON can hold. Under "seen" the
-            ranges of traits of the networks it was trained on, which ``predict_accuracy`` warns by;
+            ranges of traits of the networks it was trained on, and of their accuracies, which
+            ``predict_accuracy`` warns by;
             under "residuals" how far off it was on others, which intervals are made of.
 
     Raises:

@@ -266,6 +266,7 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         seen = ranges_of(
             structure_of(train.architectures[i]) for i in train.which.unique().tolist()
         )
+        seen["accuracy"] = [round(x.item(), 6) for x in train.accuracy.aminmax()]
         found = {"seen": seen, "residuals": self._residuals}
         save_cnn_model(path, self.model, self.provenance() | found)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import jaxtyping
 import pytest
@@ -148,6 +149,20 @@ def test_a_prediction_comes_with_its_interval_where_one_is_asked_for(paths):
     assert low < accuracy < high
     wider = predict_accuracy(network(), images, told, interval=0.9)
     assert wider.low < low and high < wider.high
+
+
+def test_a_prediction_beyond_all_accuracies_that_were_seen_comes_with_a_warning(paths, tmp_path):
+    model = GeneralizationPredictor.from_checkpoint(paths[1])
+    images = torch.zeros(1, 3, 8, 8)
+    accuracy = predict_accuracy(network(), images, paths[1])
+    for least, most in ((accuracy - 0.1, accuracy + 0.1), (0.0, accuracy - 0.01)):
+        save_cnn_model(tmp_path / "m.safetensors", model, {"seen": {"accuracy": [least, most]}})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            predict_accuracy(network(), images, tmp_path / "m.safetensors")
+        said = [str(w.message) for w in caught]
+        assert len(said) == (most < accuracy)
+        assert all(f"accuracy {accuracy:.1%} (seen: 0.0% to {most:.1%})" in w for w in said)
 
 
 def test_a_checkpoint_without_residuals_gives_no_interval(paths, monkeypatch):

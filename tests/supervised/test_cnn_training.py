@@ -57,6 +57,9 @@ def test_a_checkpoint_says_how_far_off_it_was_on_runs_it_chose_by(zoo, tmp_path,
     result = train_cnn_model(TINY, zoo, tmp_path / "run")
     model = GeneralizationPredictor.from_checkpoint(result.checkpoint)
     val, test = load_cnns(zoo, "val"), load_cnns(zoo, "test")
+    train = load_cnns(zoo, "train").accuracy
+    ends = [train.min().item(), train.max().item()]
+    assert model.provenance["seen"]["accuracy"] == pytest.approx(ends, abs=1e-6)
     told = model.provenance["residuals"]
     assert told["runs"] == len(val.run.unique()) < 9
     off = (model(val).double().logit(1e-3) - val.accuracy.double().logit(1e-3)).abs()
