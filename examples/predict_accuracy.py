@@ -1,12 +1,12 @@
-"""Ask the weights of a network how accurate it is, while it is trained.
+"""Ask a network how accurate it is, while it is trained.
 
     python examples/predict_accuracy.py --data-root DATA
 
 A CNN learns CIFAR-10 at half its size by an ordinary training loop. From time to time the packaged
-predictor says from the weights alone which test accuracy it expects; what is measured stands
-beside it. Where CIFAR-10 is not and cannot be downloaded, it is the sample of FashionMNIST in the
-package, in three equal colours: the predictor has seen no network of that, so that only the order
-of what it says can be right.
+predictor says without any image of the dataset which test accuracy it expects, and between which
+ends it lies in nine of ten cases; what is measured stands beside it. Where CIFAR-10 is not and
+cannot be downloaded, it is the sample of FashionMNIST in the package, in three equal colours: the
+predictor has seen no network of that, so that only the order of what it says can be right.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def main(steps: int = 600, data_root: str | None = None) -> list[tuple[float, fl
         images = load_images("cifar10", data_root)
     except DatasetNotFoundError:
         images = load_images("fmnist_sample")
+        print("the predictor knows networks on CIFAR-10: of these only the order can be right")
     print(f"{images.name}: {len(images.train_x)} images to train on")
     some = torch.randperm(len(images.test_y))[:2500]  # a file may have one class after another
     test_x, test_y = halved(images.normalise(images.test_x[some])), images.test_y[some]
@@ -58,10 +59,11 @@ def main(steps: int = 600, data_root: str | None = None) -> list[tuple[float, fl
     stops = {round(steps * (k / 6) ** 2) for k in range(7)}
     for step in range(steps + 1):
         if step in stops:
-            expected = predict_accuracy(model, test_x[:1])
+            expected, low, high = predict_accuracy(model, test_x[:1], interval=0.9)
             with torch.no_grad():
                 accuracy = (model(test_x).argmax(1) == test_y).float().mean().item()
-            print(f"step {step:4}: predicted {expected:.1%}, measured {accuracy:.1%}")
+            ends = f"{low:.1%} to {high:.1%}"
+            print(f"step {step:4}: predicted {expected:.1%}, {ends}, measured {accuracy:.1%}")
             found.append((expected, accuracy))
         if step == steps:
             break

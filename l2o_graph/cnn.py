@@ -11,6 +11,7 @@ from l2o_graph.datasets.cnn.augment import augmented
 from l2o_graph.datasets.cnn.files import CNNs, chosen, load_cnns
 from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.metanets.cnn_config import CNNModelConfig, cnn_config, register_cnn_model
+from l2o_graph.metanets.intervals import AccuracyPrediction
 from l2o_graph.metanets.predict import predict_accuracy
 from l2o_graph.metanets.predictor import (
     GeneralizationPredictor,
@@ -19,6 +20,7 @@ from l2o_graph.metanets.predictor import (
 )
 
 __all__ = [
+    "AccuracyPrediction",
     "CNNArchitecture",
     "CNNModelConfig",
     "CNNs",

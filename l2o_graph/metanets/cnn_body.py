@@ -13,17 +13,24 @@ from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tables import ArchitectureTables, Batch, Capacity, layout_of
 from l2o_graph.metanets.cnn_config import CNNModelConfig
 from l2o_graph.metanets.cnn_embedding import EdgeEmbedding, NodeEmbedding
+from l2o_graph.metanets.cnn_probes import Answers
 from l2o_graph.metanets.heads import OutputNodes
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.models.mixed_ng_gnn import mixed_ng_gnn
 from l2o_graph.models.mixed_ng_t import mixed_ng_t
+from l2o_graph.models.mlp import mlp
 from l2o_graph.models.ng_gnn import NGGNN, keep_nodes
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.models.ordered import OrderedGraph
 
+READS = 256  # channels of what reads answers
+
 
 class GraphBody(nn.Module):
     """A number for each network, read from its output nodes.
+
+    With probes the head reads the networks' answers to generated images beside these nodes, and
+    hidden nodes may begin with what they respond to them.
 
     Args:
         config: Of the model.
@@ -38,31 +45,73 @@ class GraphBody(nn.Module):
         self.nodes = NodeEmbedding(config, self.room.positions)
         self.backbone = backbone_of(config)
         width = hidden if is_gnn else 2 * hidden
-        self.head = OutputNodes(config.classes, hidden, width, 2, 1)
+        self.answers, self.reader, self.responses = None, None, None
+        if config.probes:
+            self.answers = Answers(config)
+            self.reader = mlp([config.probes * config.classes, READS, READS, READS])
+        if config.responses:
+            self.responses = nn.Sequential(
+                nn.Linear(2 * config.probes, hidden), nn.LayerNorm(hidden)
+            )
+        self.head = OutputNodes(config.classes, hidden, width, 2, 1, READS if config.probes else 0)
 
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
         """Logits of the networks' accuracy."""
         layouts = layouts_of(networks.architectures, self.room)
-        return self.read(self.batch(layouts, networks.which), networks.values)
+        said = (None, None)
+        if self.answers is not None:
+            said = self.answers(networks, hidden=self.responses is not None)
+        return self.read(self.batch(layouts, networks.which), networks.values, *said)
 
-    def read_one(self, spec: NetSpec, values: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
-        """The same for a network that has no ``CNNArchitecture``."""
+    def read_one(
+        self, spec: NetSpec, values: Float[Tensor, " P"], module: nn.Module
+    ) -> Float[Tensor, " 1"]:
+        """The same for a network that has no ``CNNArchitecture``.
+
+        Raises:
+            ValueError: For a model that reads responses of hidden neurons, and for a network that
+                does not answer to images where a model reads answers.
+        """
+        if self.responses is not None:
+            raise ValueError(
+                "responses: expected networks of a CNNArchitecture, whose hidden neurons respond "
+                "in a known order, found a module"
+            )
         layouts = ArchitectureTables([layout_of(spec, self.room)], self.room)
-        return self.read(self.batch(layouts, torch.zeros(1, dtype=torch.long)), [values])
+        batch = self.batch(layouts, torch.zeros(1, dtype=torch.long))
+        shares = None if self.answers is None else self.answers.of_module(module)
+        return self.read(batch, [values], shares)
 
     def batch(self, layouts: ArchitectureTables, which: Int64[Tensor, " I"]) -> Batch:
         """Networks side by side, as the model walks them."""
         return layouts.batch(which, self.edges.both_ways)
 
-    def read(self, batch: Batch, values: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " I"]:
-        """The same for a batch that is put together, from each network's parameters."""
+    def read(
+        self,
+        batch: Batch,
+        values: Sequence[Float[Tensor, " _"]],
+        shares: Float[Tensor, "I answers"] | None = None,
+        of_nodes: Float[Tensor, "N responses"] | None = None,
+    ) -> Float[Tensor, " I"]:
+        """The same for a batch that is put together, from each network's parameters.
+
+        Args:
+            batch: The networks.
+            values: Parameters of each.
+            shares: Classes that they answer with to generated images, where these are read.
+            of_nodes: Responses of their neurons, where these are.
+        """
         like = self.nodes.table
         batch, row = batch.to(like.device), torch.cat(list(values)).to(like)
         edges = self.edges(batch, batch.kernels(row, self.scaled))
-        states = self._last(batch, self.nodes(batch, batch.offsets(row)), edges)
+        nodes = self.nodes(batch, batch.offsets(row))
+        if self.responses is not None:
+            nodes = nodes + self.responses(of_nodes)
+        states = self._last(batch, nodes, edges)
         # Behind the states of all output nodes, zeros for those that a network has not.
         absent = states.new_zeros(1, states.shape[1])
-        return self.head(torch.cat([states, absent])[batch.outputs]).squeeze(1)
+        read = None if self.reader is None else self.reader(shares)
+        return self.head(torch.cat([states, absent])[batch.outputs], read).squeeze(1)
 
     def _last(
         self, batch: Batch, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D C"]

@@ -39,7 +39,9 @@ class CNNModelConfig(ReaderConfig):
             NG-T's edges half and its head twice as many.
         layers: Number of layers: rounds of messages, or layers of NFN or of ProbeGen's MLP; of
             StatNN the layers of networks there is room for. The ordered pass is one round.
-        probes: Number of images that ProbeGen learns; 0 for other models.
+        probes: Number of learned images that networks answer to: what ProbeGen reads, and a graph
+            model beside weights; 0 for none.
+        responses: Whether a graph model's hidden nodes are told what they respond to these.
         side: Height and width of these in pixels.
         dropout: Fraction of channels that training leaves out.
         fourier: Standard deviation of the frequencies of random Fourier features of kernels and
@@ -66,6 +68,7 @@ class CNNModelConfig(ReaderConfig):
     hidden: int = 64
     layers: int = 4
     probes: int = 0
+    responses: bool = False
     side: int = 16
     dropout: float = 0.2
     fourier: float = 0.0
@@ -101,12 +104,11 @@ class CNNModelConfig(ReaderConfig):
         self.check_options(
             fourier=(0, ON_GRAPHS), scaled=(False, ON_GRAPHS),
             reverse=(False, GRAPH_MODELS), activations=(True, ON_GRAPHS),
+            responses=(False, ON_GRAPHS), probes=(0, ("probegen", *ON_GRAPHS)),
         )  # fmt: skip
-        if (self.model == "probegen") != (self.probes > 0):
-            raise ValueError(
-                f"probes: expected some for 'probegen' and 0 for other models, found {self.probes} "
-                f"for '{self.model}'"
-            )
+        if (self.model == "probegen" or self.responses) and not self.probes:
+            what = "responses" if self.responses else "'probegen'"
+            raise ValueError(f"probes: expected some for {what}, found 0")
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
                 "architecture: expected one for 'nfn' alone, which maps weights one by one and "

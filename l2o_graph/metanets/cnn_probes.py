@@ -1,7 +1,8 @@
-"""ProbeGen on CNNs: how accurate a network is, from what it answers to learned images.
+"""What CNNs answer to learned images: ProbeGen, and answers beside what weights say.
 
-Kahana et al., ICLR 2025, arXiv 2410.10811. Weights are not read: networks run, those of one
-architecture side by side.
+Kahana et al., ICLR 2025, arXiv 2410.10811: networks run, those of one architecture side by side.
+ProbeGen reads their answers alone. A graph model may read them, too, and what hidden neurons
+respond: of each neuron the mean and the root mean square over an image, for each image.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from torch.nn import functional as F
 
 from l2o_graph.datasets.cnn.architecture import FUNCTIONS, NO_SKIP, CNNArchitecture, as_wide
 from l2o_graph.datasets.cnn.files import CNNs, stacked
+from l2o_graph.layout.spec import NetSpec
 from l2o_graph.metanets.cnn_config import CNNModelConfig
 from l2o_graph.metanets.probes import CODE
 from l2o_graph.models.mlp import mlp
 
 WIDTH = 32  # channels of the generator
 SMALLEST = 4  # side at which it begins, or up to twice of it
+TINY = 1e-6  # under a root, whose slope at 0 is infinite
 BRIGHTEST = 2.0  # normalised images lie within about this
 
 
@@ -48,22 +51,28 @@ class GeneratedImages(nn.Module):
         return BRIGHTEST * self.maps(self.codes[..., None, None]).tanh()
 
 
-class CNNProbeBody(nn.Module):
-    """An MLP on the shares of classes that networks answer with to generated images.
+class Answers(nn.Module):
+    """What networks say of generated images.
 
     Args:
-        config: Of the model.
+        config: Of the model; with ``probes``.
     """
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()
         self.ends = config.inputs, config.classes
         self.images = GeneratedImages(config.inputs, config.side, config.probes)
-        hidden = [config.hidden] * (config.layers - 1)
-        self.net = mlp([config.probes * config.classes, *hidden, 1], config.dropout)
 
-    def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
-        """Logits of the networks' accuracy.
+    def forward(self, networks: CNNs, hidden: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Let networks answer.
+
+        Args:
+            networks: Of any architectures.
+            hidden: Whether responses of neurons are asked for.
+
+        Returns:
+            Shares of classes, (I, M * classes), and what the neurons of all networks respond, one
+            network after another, (N, 2 * M): 0 for inputs and outputs; None if not asked for.
 
         Raises:
             ValueError: For networks of other channels or classes.
@@ -73,29 +82,83 @@ class CNNProbeBody(nn.Module):
             architecture = networks.architectures[which]
             self._check(architecture)
             own = (networks.which == which).nonzero().flatten()
-            answers = logits_of(architecture, stacked(networks, own, images), images)
-            found |= zip(own.tolist(), answers.softmax(-1).flatten(1), strict=True)
-        return self.net(torch.stack([found[i] for i in range(len(networks))])).squeeze(1)
+            maps, logits = responses_of(architecture, stacked(networks, own, images), images)
+            shares = logits.softmax(-1).flatten(1)
+            of_nodes = summed_up(maps, *self.ends) if hidden else shares
+            found |= zip(own.tolist(), zip(shares, of_nodes, strict=True), strict=True)
+        shares, of_nodes = zip(*(found[i] for i in range(len(networks))), strict=True)
+        return torch.stack(shares), torch.cat(of_nodes) if hidden else None
+
+    def of_module(self, module: nn.Module) -> Float[Tensor, "1 answers"]:
+        """Shares of classes of any network that maps images to logits.
+
+        Raises:
+            ValueError: For a network that does not take the images, or answers otherwise.
+        """
+        images = self.images()
+        count, shape = len(images), " x ".join(map(str, images.shape[1:]))
+        expected = f"network: expected one that maps images of {shape} to {self.ends[1]} logits"
+        like = next(module.parameters(), images)
+        try:
+            logits = module(images.to(like))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"{expected}, found one that refuses them: {error}") from error
+        if not isinstance(logits, Tensor) or logits.shape != (count, self.ends[1]):
+            answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"{expected}, found one that answers {count} of them with {answer}")
+        return logits.to(images).softmax(-1).flatten()[None]
 
     def _check(self, architecture: CNNArchitecture) -> None:
         if (architecture.channels[0], architecture.classes) != self.ends:
             raise ValueError(
-                f"ProbeGen: expected networks from {self.ends[0]} channels to {self.ends[1]} "
+                f"probes: expected networks from {self.ends[0]} channels to {self.ends[1]} "
                 f"classes, found {architecture}"
             )
 
 
-def logits_of(
+class CNNProbeBody(nn.Module):
+    """An MLP on the shares of classes that networks answer with to generated images.
+
+    Args:
+        config: Of the model.
+    """
+
+    def __init__(self, config: CNNModelConfig):
+        super().__init__()
+        self.answers = Answers(config)
+        hidden = [config.hidden] * (config.layers - 1)
+        self.net = mlp([config.probes * config.classes, *hidden, 1], config.dropout)
+
+    def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
+        """Logits of the networks' accuracy.
+
+        Raises:
+            ValueError: For networks of other channels or classes.
+        """
+        shares, _ = self.answers(networks)
+        return self.net(shares).squeeze(1)
+
+    def read_one(
+        self, spec: NetSpec, values: Float[Tensor, " P"], module: nn.Module
+    ) -> Float[Tensor, " 1"]:
+        """The same for a network that has no ``CNNArchitecture``: its weights are not read."""
+        return self.net(self.answers.of_module(module)).squeeze(1)
+
+
+def responses_of(
     architecture: CNNArchitecture,
     tensors: Sequence[Float[Tensor, "n ..."]],
     images: Float[Tensor, "M C height width"],
-) -> Float[Tensor, "n M classes"]:
-    """What n networks of one architecture answer to images, as ``cnn_module`` would.
+) -> tuple[list[Float[Tensor, "M n _ _ _"]], Float[Tensor, "n M classes"]]:
+    """What n networks of one architecture respond to images, as ``cnn_module`` would.
 
     Args:
         architecture: Of the networks.
         tensors: Weight and bias of each layer, of all networks.
         images: Normalised as those that the networks were trained on.
+
+    Returns:
+        The maps behind each activation, (M, n, channels, height, width), and the logits.
     """
     count, a = len(tensors[0]), architecture
     layers = [images[:, None].expand(-1, count, -1, -1, -1)]
@@ -109,4 +172,18 @@ def logits_of(
         layers.append(FUNCTIONS[name](x))
     weight, bias = tensors[-2:]
     means = layers[-1].mean((3, 4)).movedim(1, 0)
-    return torch.baddbmm(bias[:, None], means, weight.mT)
+    return layers[1:], torch.baddbmm(bias[:, None], means, weight.mT)
+
+
+def summed_up(
+    maps: Sequence[Float[Tensor, "M n _ _ _"]], inputs: int, classes: int
+) -> Float[Tensor, "n N responses"]:
+    """Means and root mean squares over images, for each of N nodes; 0 for inputs and outputs."""
+    rows = []
+    for each in maps:
+        mean = each.mean((3, 4))
+        size = (each.square().mean((3, 4)) + TINY).sqrt()
+        rows.append(torch.cat([mean, size]).permute(1, 2, 0))
+    count, _, responses = rows[0].shape
+    ends = [rows[0].new_zeros(count, size, responses) for size in (inputs, classes)]
+    return torch.cat([ends[0], *rows, ends[1]], dim=1)

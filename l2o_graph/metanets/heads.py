@@ -20,18 +20,26 @@ class OutputNodes(nn.Module):
         hidden: Channels of the network's hidden layers.
         depth: How many of these.
         answers: Channels of the answer.
+        more: Numbers of each network that are read beside the nodes.
     """
 
-    def __init__(self, outputs: int, size: int, hidden: int, depth: int, answers: int):
+    def __init__(
+        self, outputs: int, size: int, hidden: int, depth: int, answers: int, more: int = 0
+    ):
         super().__init__()
         self.outputs = outputs
         self.maps = nn.Sequential(
-            *linear_maps(outputs * size, hidden, depth), nn.ReLU(), nn.Linear(hidden, answers)
+            *linear_maps(outputs * size + more, hidden, depth),
+            nn.ReLU(),
+            nn.Linear(hidden, answers),
         )
 
-    def forward(self, nodes: Float[Tensor, "*B N H"]) -> Float[Tensor, "*B answers"]:
-        """Answer from the last nodes, which are the outputs."""
-        return self.maps(nodes[..., -self.outputs :, :].flatten(-2))
+    def forward(
+        self, nodes: Float[Tensor, "*B N H"], more: Float[Tensor, "*B more"] | None = None
+    ) -> Float[Tensor, "*B answers"]:
+        """Answer from the last nodes, which are the outputs, and from what there is besides."""
+        read = nodes[..., -self.outputs :, :].flatten(-2)
+        return self.maps(read if more is None else torch.cat([read, more], dim=-1))
 
 
 class ParameterDeltas(nn.Module):

@@ -3,43 +3,68 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from l2o_graph.metanets.cnn_body import GraphBody
+from l2o_graph.metanets.cnn_probes import CNNProbeBody
 from l2o_graph.metanets.descriptors import out_of_range
+from l2o_graph.metanets.intervals import AccuracyPrediction, interval_around
 from l2o_graph.metanets.predictor import GeneralizationPredictor
 from l2o_graph.metanets.structure import structure_of_module
 from l2o_graph.tracing.checks import check_module, check_parameter
 
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+@overload
+def predict_accuracy(
+    module: nn.Module, batch: Batch, checkpoint: str | Path = ..., interval: None = ...
+) -> float: ...
+
+
+@overload
+def predict_accuracy(
+    module: nn.Module, batch: Batch, checkpoint: str | Path = ..., *, interval: float
+) -> AccuracyPrediction: ...
+
 
 def predict_accuracy(
     module: nn.Module,
-    batch: Tensor | Sequence[Any] | Mapping[str, Any],
+    batch: Batch,
     checkpoint: str | Path = "cnn-park",
-) -> float:
-    """Predict the test accuracy of a network from its weights alone.
+    interval: float | None = None,
+) -> float | AccuracyPrediction:
+    """Predict the test accuracy of a network, without any image of its dataset.
 
     It is that on the dataset whose networks the checkpoint was trained on, and says nothing of
     networks trained on another. The network is followed through the batch, not evaluated on it,
-    and not changed.
+    and not changed. A checkpoint that reads answers has the network answer to images of its own,
+    which are normalised, and of the size of those that its networks were trained on.
 
     Args:
         module: The network: convolutions, linear layers and what ``neural_graph`` follows else.
         batch: An example input, of any numbers: a tensor, the arguments, or the named arguments.
         checkpoint: A name of ``l2o_graph.cnn.list_cnn_models()``, or a path to a .safetensors
             file. "cnn-park" has seen small CNNs that were trained on CIFAR-10 of 16 x 16 pixels.
+        interval: Share of cases in which the accuracy is to lie in the interval that is given
+            beside it, as 0.9; None for no interval. It holds on average over networks of training
+            runs like those that the checkpoint has seen, of no other ones.
 
     Returns:
-        The accuracy, from 0 to 1. For a network of another kind than the checkpoint has seen, of
-        another depth or with another activation, a warning says in what.
+        The accuracy, from 0 to 1; with ``interval`` an ``AccuracyPrediction``, which is
+        (accuracy, low, high). For a network of another kind than the checkpoint has seen, of
+        another depth or with another activation, a warning says in what; and where the prediction
+        itself is higher or lower than all accuracies that it was trained on.
 
     Raises:
         ValueError: For a kernel larger than the checkpoint has room for, by its parameter, for
-            more inputs or outputs; for parameters that are complex, empty, without data, or not
-            finite; for an unknown checkpoint, and one of a model that reads no graphs.
+            more inputs or outputs; for a network that does not answer to images with logits,
+            where the checkpoint reads answers; for parameters that are complex, empty, without
+            data, or not finite; for an interval that the checkpoint cannot give; for an unknown
+            checkpoint, and one of a model that reads no networks of any kind.
         TypeError: For what is no module, for one of TorchScript, and for no batch.
         FileNotFoundError: For a path to nothing.
     """
@@ -47,36 +72,46 @@ def predict_accuracy(
     if batch is None:
         raise TypeError("batch: expected an example input, found None")
     model = GeneralizationPredictor.from_checkpoint(checkpoint)
-    if not isinstance(model.body, GraphBody):
+    if not isinstance(model.body, GraphBody | CNNProbeBody):
         raise ValueError(
-            f"checkpoint '{checkpoint}': expected a model that reads any graph, found "
+            f"checkpoint '{checkpoint}': expected a model that reads any network, found "
             f"'{model.config.model}'"
         )
     for name, p in module.named_parameters():
         _check_weights(name, p)
-    training = {part: part.training for part in module.modules()}
-    try:
-        spec = structure_of_module(module.eval(), batch)  # a BatchNorm refuses batches of one else
-    finally:
-        for part, mode in training.items():
-            part.training = mode
     weights = {
         k: p.detach().flatten().to("cpu", torch.float32) for k, p in module.named_parameters()
     }
     bad = [name for name, row in weights.items() if not bool(row.isfinite().all())]
     if bad:
         raise ValueError(f"network: expected finite weights, found others in {bad}")
-    values = torch.cat(list(weights.values()))
-    with torch.no_grad():
-        accuracy = model.body.read_one(spec, values).sigmoid().item()
-    strange = out_of_range(spec, model.provenance.get("seen", {}))
+    training = {part: part.training for part in module.modules()}
+    try:
+        module.eval()  # a BatchNorm refuses batches of one else
+        spec = structure_of_module(module, batch)
+        with torch.no_grad():
+            values = torch.cat(list(weights.values()))
+            predicted = model.body.read_one(spec, values, module).sigmoid()
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+    accuracy = predicted.item()
+    seen = model.provenance.get("seen", {})
+    strange = out_of_range(spec, seen)
+    least, most = seen.get("accuracy", (0.0, 1.0))
+    if not least <= accuracy <= most:
+        strange.append(f"accuracy {accuracy:.1%} (seen: {least:.1%} to {most:.1%})")
     if strange:
         warnings.warn(
             f"predict_accuracy: the network is unlike those that checkpoint '{checkpoint}' was "
             f"trained on: {'; '.join(strange)}",
             stacklevel=2,
         )
-    return accuracy
+    if interval is None:
+        return accuracy
+    residuals = model.provenance.get("residuals", {})
+    low, high = interval_around(predicted, interval, residuals, f"checkpoint '{checkpoint}'")
+    return AccuracyPrediction(accuracy, low.item(), high.item())
 
 
 def _check_weights(name: str, parameter: Tensor) -> None:

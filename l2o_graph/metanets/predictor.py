@@ -14,6 +14,7 @@ from l2o_graph.metanets.cnn_body import GraphBody
 from l2o_graph.metanets.cnn_config import REGISTERED, CNNModelConfig
 from l2o_graph.metanets.cnn_probes import CNNProbeBody
 from l2o_graph.metanets.config import ON_GRAPHS
+from l2o_graph.metanets.intervals import interval_around
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
 from l2o_graph.storage.shards import named
@@ -77,6 +78,28 @@ class GeneralizationPredictor(nn.Module):
         _check_finite(networks)
         return self.body(networks)
 
+    def interval(
+        self, predicted: Float[Tensor, " I"], level: float
+    ) -> tuple[Float[Tensor, " I"], Float[Tensor, " I"]]:
+        """Give the intervals that accuracies lie in, by what was left over on validation networks.
+
+        Args:
+            predicted: What ``forward`` gave, (I,).
+            level: Share of networks of new training runs, of the kind that the model was trained
+                on, whose accuracy is to lie inside; in (0, 1).
+
+        Returns:
+            Lower and upper ends, float64, (I,) each.
+
+        Raises:
+            ValueError: For a level out of range, for one that the runs of the validation split are
+                too few for, and for a model whose checkpoint has no residuals.
+
+        Source:
+            Lee, Barber and Willett 2023, arXiv 2306.06342: split conformal prediction by groups.
+        """
+        return interval_around(predicted, level, self.provenance.get("residuals", {}))
+
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path) -> "GeneralizationPredictor":
         """Load a trained model, frozen and without dropout, in float32 on the CPU.
@@ -110,7 +133,9 @@ def save_cnn_model(path: Path, model: GeneralizationPredictor, provenance: dict[
         path: Where to; what was there before stays if anything fails.
         model: Its weights are stored as float32.
         provenance: How it was made; anything that JSON can hold. Under "seen" the
-            ranges of traits of the networks it was trained on, which ``predict_accuracy`` warns by.
+            ranges of traits of the networks it was trained on, and of their accuracies, which
+            ``predict_accuracy`` warns by;
+            under "residuals" how far off it was on others, which intervals are made of.
 
     Raises:
         ValueError: For weights that are not finite.

@@ -33,6 +33,7 @@ from l2o_graph.datasets.cnn.published import read_small_zoo, read_wild_park
 from l2o_graph.metanets.cnn_config import Zoo
 from l2o_graph.metanets.config import ON_GRAPHS
 from l2o_graph.metanets.descriptors import NAMES, RANGES, descriptors, ranges_of
+from l2o_graph.metanets.intervals import covered, residuals_of
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.storage.files import write_atomically
 from meta_train.run import Result
@@ -41,6 +42,7 @@ from meta_train.supervised.epochs import EpochConfig, EpochTrainer, in_words
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
 SPLITS = ("train", "val", "test")
 PREDICTIONS = "predictions.jsonl"
+LEVELS = (0.8, 0.9)  # of intervals whose coverage is measured
 
 Loss = Literal["mse", "bce"]
 
@@ -92,7 +94,7 @@ def default_recipe(
 
     Small steps, no noise of any kind, a rate that falls to 0, and for graph models weights times
     the root of their fan-in instead of their Fourier features. NG-T takes smaller batches and a
-    larger rate.
+    larger rate, ProbeGen a smaller rate, as published.
 
     Args:
         task: A name of ``CNN_TASKS``.
@@ -102,8 +104,8 @@ def default_recipe(
     scaled = model in ON_GRAPHS and not sizes.get("fourier")
     changes = {"dropout": 0.0, "fourier": 0.0, "scaled": scaled, **sizes}
     reads = cnn_config(model, _kind(task), **changes)
-    own: dict[str, Any] = {"lr": 3e-3, "batch": 8} if model == "ng_t" else {}
-    return CNNTrainingConfig(task=task, model=reads, **own)
+    own: dict[str, dict[str, Any]] = {"ng_t": {"lr": 3e-3, "batch": 8}, "probegen": {"lr": 3e-4}}
+    return CNNTrainingConfig(task=task, model=reads, **own.get(model, {}))
 
 
 def paper_recipe(task: str = "cnn_park", model: str = "ng_gnn", **sizes: Any) -> CNNTrainingConfig:
@@ -190,7 +192,8 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
             model = GeneralizationPredictor(config.model)
         super().__init__(config, model, len(zoo["train"]), device, data)
         self.zoo = zoo
-        self._predicted = torch.empty(0)  # of the test split, when it was last evaluated
+        self._predicted = torch.empty(0)  # of the split that was last evaluated
+        self._residuals: dict[str, Any] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -214,7 +217,11 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
 
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:
-        """Mean loss and Kendall's tau of a split; keeps what is predicted of its networks."""
+        """Mean loss and Kendall's tau of a split; keeps what is predicted of its networks.
+
+        Of the test split also the share of accuracies within the intervals of ``LEVELS``, as
+        "cover_80", where the runs of the validation split suffice for them.
+        """
         networks = self.zoo[split]
         self.model.eval()
         logits = torch.cat(
@@ -225,7 +232,25 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         )
         self._predicted = logits.sigmoid().cpu()
         loss = self._loss(logits, networks).mean().item()
-        return {"loss": loss, "tau": kendall(self._predicted, networks.accuracy)}
+        found = {"loss": loss, "tau": kendall(self._predicted, networks.accuracy)}
+        if split == "test" and self._residuals:
+            runs = self._residuals["runs"]
+            for level in LEVELS:
+                if level * (runs + 1) <= runs:
+                    share = covered(self._predicted, networks.accuracy, level, self._residuals)
+                    found[f"cover_{100 * level:.0f}"] = share
+        return found
+
+    def judge(self, best: Path) -> dict[str, Any]:
+        """Measure the best model on the test split, after how far off it was on the other one.
+
+        See ``EpochTrainer.judge``.
+        """
+        self.load_best(best)
+        self.measure("val")
+        val = self.zoo["val"]
+        self._residuals = residuals_of(self._predicted, val.accuracy, val.run)
+        return super().judge(best)
 
     def describe(self, point: dict[str, Any]) -> str:
         """Say in words what an evaluation found."""
@@ -241,7 +266,9 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         seen = ranges_of(
             structure_of(train.architectures[i]) for i in train.which.unique().tolist()
         )
-        save_cnn_model(path, self.model, {**self.provenance(), "seen": seen})
+        seen["accuracy"] = [round(x.item(), 6) for x in train.accuracy.aminmax()]
+        found = {"seen": seen, "residuals": self._residuals}
+        save_cnn_model(path, self.model, self.provenance() | found)
 
     def load_best(self, path: Path) -> None:
         """Take over the weights that ``save_best`` wrote."""

@@ -1,6 +1,7 @@
 """Zoos of CNNs: trained by command, stopped and gone on with, read back."""
 
 import json
+import math
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -22,6 +23,7 @@ from l2o_graph.datasets.cnn.park import (
     DEPTHS,
     KERNELS,
     draw_architecture,
+    multiplications,
     train_park,
 )
 from l2o_graph.datasets.cnn.recipe import Recipe
@@ -308,6 +310,13 @@ def test_shards_of_another_zoo_are_refused(park, tmp_path):
         (["--runs", "0"], "runs: expected at least 1, found 0"),
         (["--steps", "1"], "steps: expected at least one for each of 2 checkpoints, found 1"),
         (["--batch", "0"], "batch: expected at least 1, found 0"),
+        (["--channels", "4", "8"], "of another configuration: recipe is {'steps': 4, 'batch': 8,"),
+        (["--channels", "0"], "channels: expected at least 1, found 0"),
+        (["--cost", "-1"], "cost: expected at least 0, found -1"),
+        (["--strides", "1", "-2"], "strides: expected at least 1, found -2"),
+        (["--longest", "3"], "longest: expected at least the 4 steps of the shortest run, found 3"),
+        (["--kind", "small", "--longest", "9"], "longest: expected none for kind 'small'"),
+        (["--kind", "small", "--strides", "1"], "strides: expected none for kind 'small'"),
         (["--size", "5"], "size: expected a divisor of 28 pixels, found 5"),
         (["--train-images", "9999"], "train_images: expected at most the 6000 there are, found"),
         (["--train-images", "-1"], "train_images: expected at least 0, found -1"),
@@ -351,6 +360,64 @@ def test_every_choice_of_the_park_is_drawn():
                if s > 0 and a.channels[s] != a.channels[i + 1]]  # fmt: skip
     assert unequal
     assert all(set(a.strides) == {1} and a.channels[0] == 3 and a.classes == 10 for a in drawn)
+
+
+def test_other_widths_and_strides_are_drawn_where_they_are_asked_for():
+    strides = (1, 2, 2)
+    drawn = [draw_architecture(g, 3, channels=(8, 24), strides=strides) for g in generators(400)]
+    assert {c for a in drawn for c in a.channels[1:]} == {8, 24}
+    assert {math.prod(a.strides) for a in drawn} == {1, 2, 4}, "never more than 4 in all"
+    first = [a.strides[0] for a in drawn]
+    assert 0.6 < first.count(2) / len(first) < 0.73, "what is given twice is drawn twice as often"
+    skips = [(a, i, s) for a in drawn for i, s in enumerate(a.skips) if s > 0]
+    assert skips and all(math.prod(a.strides[s : i + 1]) == 1 for a, i, s in skips)
+    # Of one seed the rest is the same: what is drawn for strides comes behind.
+    usual = [draw_architecture(g, 3) for g in generators(400)]
+    assert [a.activations for a in usual] == [a.activations for a in drawn]
+
+
+def test_lengths_of_runs_are_drawn_and_the_rate_falls_to_their_end(tmp_path):
+    run(tmp_path, "--longest", "40", "--strides", "1", "2")
+    cnns = load_cnns(tmp_path, "train")
+    ends = cnns.step[1::2]
+    assert len(ends.unique()) > 2 and 4 <= ends.min() < ends.max() <= 40
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["recipe"] == {
+        "steps": 4, "batch": 8, "checkpoints": 2, "longest": 40, "strides": [1, 2],
+    }  # fmt: skip
+    recipe = Recipe(10, 1, 2, longest=1000)
+    lengths = [recipe.drawn(g).steps for g in generators(300)]
+    assert 10 <= min(lengths) < 13 and 800 < max(lengths) <= 1000
+    assert sorted(lengths)[150] == pytest.approx(100, rel=0.3), "as many below the root as above"
+    before = generators(1)[0].get_state()
+    (g,) = generators(1)
+    assert Recipe(10, 1, 2).drawn(g) == Recipe(10, 1, 2) and torch.equal(g.get_state(), before)
+
+
+def test_costly_architectures_are_drawn_again(tmp_path):
+    a = CNNArchitecture((3, 8, 4), (3, 5), ("relu", "relu"), (-1, -1), (2, 1))
+    counted = 0
+    for fan_in, fan_out, side, pixels in ((3, 8, 3, 64), (8, 4, 5, 64)):
+        counted += sum(fan_in * side * side for _ in range(pixels * fan_out))
+    assert multiplications(a, (15, 16)) == counted
+    run(tmp_path / "cheap", "--cost", "0.5")
+    run(tmp_path / "any")
+    cheap, usual = load_cnns(tmp_path / "cheap", "train"), load_cnns(tmp_path / "any", "train")
+    found = [multiplications(a, (7, 7)) for a in cheap.architectures]
+    assert max(found) <= 5e5 < max(multiplications(a, (7, 7)) for a in usual.architectures)
+    first = [i for i, a in enumerate(usual.architectures) if multiplications(a, (7, 7)) <= 5e5]
+    assert first, "what is cheap enough at once stays what it was"
+    assert all(usual.architectures[i] == cheap.architectures[i] for i in first)
+
+
+def test_folders_are_named_by_what_is_drawn_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["--dataset", "fmnist_sample", "--runs", "1", "--steps", "4", "--checkpoints", "2"]
+    given += ["--batch", "8", "--test-images", "50", "--jobs", "1", "--size", "7"]
+    assert main([*given, "--longest", "5", "--channels", "4", "8", "--strides", "1", "2"]) == 0
+    (found,) = (tmp_path / "runs").iterdir()
+    assert found.name.startswith("zoo-park-fmnist_sample-steps4-batch8-checkpoints2-longest5-")
+    assert "-channels4-8-strides1-2-" in found.name
 
 
 @pytest.mark.parametrize(("train", "steps"), [(train_park, 100), (train_small, 150)])

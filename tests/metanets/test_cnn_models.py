@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from support import one_by_one
 from support.graphs import assert_same_with_gradients
-from support.one_by_one import cnns, graph_of, park
+from support.one_by_one import cnns, graph_of
 from support.slow_ng_t import noisy
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from l2o_graph.cnn import (
 )
 from l2o_graph.cnn import save_cnn_model as save_model
 from l2o_graph.datasets.cnn.files import unflattened
+from l2o_graph.datasets.cnn.park import draw_architecture
 from l2o_graph.datasets.cnn.small import ARCHITECTURE
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.segments import KernelTable, directed_edges
@@ -583,7 +584,9 @@ def test_modules_and_checkpoints_that_do_not_serve_are_refused(path, tmp_path):
         predict_accuracy(broken, images, path)
     other = tmp_path / "statistics.safetensors"
     save_model(other, GeneralizationPredictor(cnn_config("stat_nn", hidden=4)), {})
-    with pytest.raises(ValueError, match="expected a model that reads any graph, found 'stat_nn'"):
+    with pytest.raises(
+        ValueError, match="expected a model that reads any network, found 'stat_nn'"
+    ):
         predict_accuracy(cnn_module(MIXED[0]), images, other)
 
 
@@ -608,7 +611,9 @@ def test_packaged_predictors_are_there_and_say_how_they_were_made():
     assert list_cnn_models() == ["cnn-park"]
     model = GeneralizationPredictor.from_checkpoint("cnn-park")
     assert {"commit", "config", "val_tau", "test_tau", "seen"} <= model.provenance.keys()
-    networks = cnns(park(3))
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    drawn = [draw_architecture(g, 3, channels=(8, 32), strides=(1, 2)) for g in generators]
+    networks = cnns(drawn)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # all of the kind that it has seen
         for i, expected in enumerate(model(networks).tolist()):
@@ -616,6 +621,15 @@ def test_packaged_predictors_are_there_and_say_how_they_were_made():
             nn.utils.vector_to_parameters(networks.values[i], module.parameters())
             found = predict_accuracy(module, torch.zeros(1, 3, 16, 16))
             assert 0 < found < 1 and found == pytest.approx(expected, abs=1e-6)
+            accuracy, low, high = predict_accuracy(module, torch.zeros(1, 3, 16, 16), interval=0.9)
+            assert low < accuracy < high and accuracy == found
+
+
+def test_the_packaged_predictor_says_how_often_its_intervals_held():
+    told = GeneralizationPredictor.from_checkpoint("cnn-park").provenance
+    assert told["residuals"]["runs"] >= 18
+    assert told["test_cover_80"] >= 0.75 and told["test_cover_90"] >= 0.85
+    assert "/" not in told["config"]["data"], "no path of a machine"
 
 
 def test_files_of_another_kind_are_refused(path):

@@ -6,7 +6,7 @@ import torch
 from l2o_graph.cnn import GeneralizationPredictor, cnn_config, save_cnn_model
 from l2o_graph.datasets.cnn.architecture import CNNArchitecture, cnn_module
 from l2o_graph.datasets.cnn.files import CNNs
-from l2o_graph.metanets.cnn_probes import GeneratedImages, logits_of
+from l2o_graph.metanets.cnn_probes import GeneratedImages, responses_of
 
 PLAIN = CNNArchitecture((3, 4, 8), (3, 5), ("relu", "tanh"), (-1, -1), (2, 1))
 SKIPS = CNNArchitecture(
@@ -42,7 +42,7 @@ def test_networks_side_by_side_answer_as_each_module(architecture):
     modules, _ = networks(architecture)
     images = torch.randn(4, 3, 10, 10, dtype=torch.float64)
     tensors = [torch.stack(ps) for ps in zip(*(m.parameters() for m in modules), strict=True)]
-    found = logits_of(architecture, tensors, images)
+    _, found = responses_of(architecture, tensors, images)
     for module, answers in zip(modules, found, strict=True):
         torch.testing.assert_close(answers, module(images), rtol=1e-9, atol=1e-9)
 
@@ -50,7 +50,7 @@ def test_networks_side_by_side_answer_as_each_module(architecture):
 def test_the_predictor_is_an_mlp_on_shares_of_classes():
     model = made()
     modules, cnns = networks(PLAIN, SKIPS)
-    images = model.body.images()
+    images = model.body.answers.images()
     for module, found in zip(modules, model.logits(cnns), strict=True):
         x = module(images).softmax(1).flatten()
         for layer in model.body.net:
@@ -69,7 +69,8 @@ def test_gradients_reach_the_images():
     model = made()
     model.logits(networks(SKIPS)[1]).sum().backward()
     assert all(
-        p.grad is not None and p.grad.abs().sum() > 0 for p in model.body.images.parameters()
+        p.grad is not None and p.grad.abs().sum() > 0
+        for p in model.body.answers.images.parameters()
     )
 
 
@@ -79,8 +80,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
         made()(networks(other)[1])
     with pytest.raises(ValueError, match="probes: expected some for 'probegen'"):
         cnn_config("probegen", probes=0)
-    with pytest.raises(ValueError, match="and 0 for other models, found 4 for 'ng_gnn'"):
-        cnn_config("ng_gnn", probes=4)
+    with pytest.raises(ValueError, match="probes: expected some for responses, found 0"):
+        cnn_config("ng_gnn", responses=True)
+    with pytest.raises(
+        ValueError, match=r"probes: expected model 'probegen' or .*, found 'stat_nn'"
+    ):
+        cnn_config("stat_nn", probes=4)
     model = made().float()
     save_cnn_model(tmp_path / "model.safetensors", model, {})
     again = GeneralizationPredictor.from_checkpoint(tmp_path / "model.safetensors")

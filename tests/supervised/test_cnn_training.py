@@ -52,6 +52,25 @@ def trainer_of(config, zoo) -> CNNTrainer:
     return CNNTrainer(config, splits, torch.device("cpu"), "")
 
 
+def test_a_checkpoint_says_how_far_off_it_was_on_runs_it_chose_by(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("meta_train.supervised.cnn.LEVELS", (0.4, 0.9))
+    result = train_cnn_model(TINY, zoo, tmp_path / "run")
+    model = GeneralizationPredictor.from_checkpoint(result.checkpoint)
+    val, test = load_cnns(zoo, "val"), load_cnns(zoo, "test")
+    train = load_cnns(zoo, "train").accuracy
+    ends = [train.min().item(), train.max().item()]
+    assert model.provenance["seen"]["accuracy"] == pytest.approx(ends, abs=1e-6)
+    told = model.provenance["residuals"]
+    assert told["runs"] == len(val.run.unique()) < 9
+    off = (model(val).double().logit(1e-3) - val.accuracy.double().logit(1e-3)).abs()
+    assert told["widths"][-1] == pytest.approx(off.max().item(), abs=1e-4)
+    low, high = model.interval(model(test), 0.4)
+    inside = ((low <= test.accuracy) & (test.accuracy <= high)).double().mean().item()
+    assert model.provenance["test_cover_40"] == pytest.approx(inside)
+    assert "test_cover_90" not in model.provenance, "so few runs cannot speak for it"
+    assert "val_cover_40" not in model.provenance
+
+
 def test_a_run_leaves_a_log_the_best_model_and_what_it_predicts(zoo, tmp_path):
     result = train_cnn_model(TINY, zoo, tmp_path / "run")
     log = records(result.log)
@@ -205,6 +224,7 @@ def test_recipes():
     assert (ours.augment, ours.cooldown, ours.model.hidden) == (False, 0.5, 16)
     assert (ours.model.dropout, ours.model.fourier, ours.model.scaled) == (0.0, 0.0, True)
     assert (ours.lr, ours.batch, default_recipe().lr, default_recipe().batch) == (3e-3, 8, 1e-3, 16)
+    assert default_recipe(model="probegen").lr == 3e-4
     assert not default_recipe(model="stat_nn").model.scaled
     assert not default_recipe(fourier=1.0).model.scaled
     assert (paper.augment, paper.cooldown, paper.warmup, paper.clip) == (True, 0.0, 0, 10.0)

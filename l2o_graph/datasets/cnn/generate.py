@@ -55,6 +55,7 @@ from l2o_graph.storage.shards import shard_name
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 PREPARED = 1000  # images at once
+OF_PARK = ("longest", "cost", "channels", "strides")  # what a recipe of the park may say besides
 
 Train = Callable[[Sequence[int], Sequence[torch.Generator], Images, Recipe], list[Run]]
 
@@ -162,6 +163,12 @@ def plan(settings: Settings) -> list[Shard]:
         settings, runs=COUNT, size=COUNT_OR_NONE, train_images=COUNT_OR_NONE,
         test_images=COUNT_OR_NONE, shard=COUNT, seed=SEED, jobs=COUNT,
     )  # fmt: skip
+    for name in OF_PARK:
+        if settings.kind != "park" and getattr(settings.recipe, name):
+            raise ValueError(
+                f"{name}: expected none for kind '{settings.kind}', whose networks "
+                f"are all alike in this, found {getattr(settings.recipe, name)}"
+            )
     settings.out.mkdir(parents=True, exist_ok=True)
     images = _images(settings)
     shards = []
@@ -175,7 +182,7 @@ def plan(settings: Settings) -> list[Shard]:
             "size": images.train_x.shape[-1],
             "train_images": len(images.train_x),
             "test_images": len(images.test_x),
-            "recipe": asdict(settings.recipe),
+            "recipe": settings.recipe.to_json(),
             "seed": settings.seed,
             "torch": torch.__version__,
             "runs_in_all": settings.runs,
@@ -281,6 +288,34 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training")
     length.add_argument("--epochs", type=float, help="of training, in place of steps")
+    add(
+        "--longest",
+        type=int,
+        metavar="N",
+        help="steps of the longest run, --steps of the "
+        "shortest; lengths between are drawn [all as long]",
+    )
+    add(
+        "--channels",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="widths of the park's networks to draw from; one given twice is drawn twice as often "
+        "[4 8 16 32]",
+    )
+    add(
+        "--strides",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="strides of the park's networks to draw from, at most 4 in all [1]",
+    )
+    add(
+        "--cost",
+        type=float,
+        metavar="MILLIONS",
+        help="multiplications that a network of the park may take for an image [any]",
+    )
     add("--batch", type=int, metavar="N", help="images of a step")
     add("--checkpoints", type=int, metavar="N", help="to keep of each run")
     add("--shard", type=int, metavar="N", help="runs in a file")
@@ -292,7 +327,8 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     for name in ("test_images", "shard"):
         if args[name] is None:
             args[name] = getattr(kind, name)
-    given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints")}
+    given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints", *OF_PARK)}
+    given |= {name: tuple(given[name]) for name in ("channels", "strides") if given[name]}
     epochs = args.pop("epochs")
     if epochs is not None:
         Range(0, 1_000_000, above=True).check("epochs", epochs)
@@ -302,8 +338,11 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     recipe = replace(kind.recipe, **{k: v for k, v in given.items() if v is not None})
     if args["out"] is None:
         names = [args["kind"], *(() if args["dataset"] == "cifar10" else (args["dataset"],))]
-        options = {**given, **{name: args[name] for name in ("size", "train_images", "test_images",
-                                                             "shard", "seed")}}  # fmt: skip
+        joined = {
+            name: "-".join(map(str, given[name] or ())) or None for name in ("channels", "strides")
+        }
+        own = ("size", "train_images", "test_images", "shard", "seed")
+        options = {**given, **joined, **{name: args[name] for name in own}}
         usual = {"size": 0, "train_images": 0, "seed": 0, "test_images": kind.test_images,
                  "shard": kind.shard, **asdict(kind.recipe)}  # fmt: skip
         args["out"] = folder_of("zoo", names, options, usual)

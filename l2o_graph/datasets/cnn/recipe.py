@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
-from l2o_graph.ranges import COUNT, check_ranges
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
 
 T = TypeVar("T")
 
@@ -20,14 +20,33 @@ class Recipe:
         steps: Of training.
         batch: Images of a step, drawn with replacement.
         checkpoints: To keep of each network, the last at the end.
+        longest: Steps of the longest run, where lengths differ: their logarithm is drawn evenly
+            from that of ``steps`` on; 0 where all runs have ``steps``.
+        channels: Widths to draw from; () for the kind's own.
+        strides: Strides to draw from; () for the kind's own.
+        cost: Million multiplications that the convolutions of a network may take for an image;
+            costlier ones are drawn again. 0 for any.
     """
 
     steps: int
     batch: int
     checkpoints: int
+    longest: int = 0
+    channels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    cost: float = 0.0
 
     def __post_init__(self):
-        check_ranges(self, steps=COUNT, batch=COUNT, checkpoints=COUNT)
+        check_ranges(self, steps=COUNT, batch=COUNT, checkpoints=COUNT, longest=COUNT_OR_NONE,
+            cost=NOT_NEGATIVE)  # fmt: skip
+        for name in ("channels", "strides"):
+            for number in getattr(self, name):
+                COUNT.check(name, number)
+        if 0 < self.longest < self.steps:
+            raise ValueError(
+                f"longest: expected at least the {self.steps} steps of the shortest run, found "
+                f"{self.longest}"
+            )
         if self.steps < self.checkpoints:
             raise ValueError(
                 f"steps: expected at least one for each of {self.checkpoints} checkpoints, found "
@@ -39,6 +58,19 @@ class Recipe:
         """Steps done at each checkpoint: they lie closer at first, where more changes."""
         n = self.checkpoints
         return tuple(max(k, round(self.steps * (k / n) ** 2)) for k in range(1, n + 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to what JSON holds; fields after the third only where they say something."""
+        content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        usual = ("steps", "batch", "checkpoints")  # all that a header of an older zoo has
+        return {k: v for k, v in content.items() if v or k in usual}
+
+    def drawn(self, generator: torch.Generator) -> "Recipe":
+        """Draw the length of one run; the recipe itself, and no draw, where all are as long."""
+        if not self.longest:
+            return self
+        steps = round(log_uniform(float(self.steps), float(self.longest), generator))
+        return replace(self, steps=steps, longest=0)
 
 
 def one_of(choices: Sequence[T], generator: torch.Generator) -> T:
