@@ -1,6 +1,7 @@
 """Few examples: counted as a set would count them, and what follows from it for a step."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from support.optimizers import controller_file, copies, equal, mlp
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad, vmap
 
-from l2o_graph.optim.examples import BY_HEART, MANY_PER_NUMBER, Examples
+from l2o_graph.optim.examples import BY_HEART, MANY_PER_NUMBER, Examples, _odd_weights
 from l2o_graph.optim.optimizer import NGOptimizer
 
 
@@ -135,15 +136,55 @@ def test_calls_count_that_are_of_training_once_a_step(checkpoint):
     assert all(torch.equal(c.marks, counts[0].marks) for c in counts)
 
 
-def test_transforms_of_a_model_are_let_pass(checkpoint):
+@pytest.mark.parametrize("randomness", ["error", "different"])
+def test_transforms_of_a_model_are_let_pass(randomness, checkpoint):
     net = mlp()
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     net(torch.randn(2, 4)).sum().backward()
     optimizer.step()
     weights = {name: p.detach() for name, p in net.named_parameters()}
     x = torch.randn(5, 4)
-    found = vmap(lambda row: functional_call(net, weights, row[None]))(x)
+    _odd_weights.cache_clear()  # made inside of vmap, they would be of no use outside
+    found = vmap(lambda row: functional_call(net, weights, row[None]), randomness=randomness)(x)
+    assert optimizer._examples.rows == 2
     torch.testing.assert_close(found[:, 0], net(x))
+    grad(lambda w: functional_call(net, w, x.clone()).sum())(weights)
+    assert optimizer._examples.rows == 7 and not optimizer._examples.is_over
+
+
+def test_a_model_compiled_in_place_is_no_break_in_what_is_compiled_around_it(checkpoint):
+    net, x = mlp(), torch.randn(8, 4)
+    net.compile(backend="eager")
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    net(x).sum().backward()
+    optimizer.step()
+    whole = torch.compile(lambda x: net(x).sum(), backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(x), net(x).sum())
+
+
+def test_models_that_are_given_what_cannot_be_looked_at_are_trained(checkpoint):
+    class Lazy(Mapping):
+        """Whose values are not there before they are asked for in the right order."""
+
+        def __getitem__(self, key):
+            raise KeyError(key)
+
+        def __iter__(self):
+            return iter("ab")
+
+        def __len__(self):
+            return 2
+
+    class Net(nn.Linear):
+        def forward(self, x, others):
+            return super().forward(x)
+
+    net, x = Net(3, 2), torch.randn(5, 3)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    before = copies(net.parameters())
+    net(x, Lazy()).sum().backward()
+    optimizer.step()
+    assert not equal(before, copies(net.parameters()))
 
 
 def test_none_of_several_processes_counts(monkeypatch):
