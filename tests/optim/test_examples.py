@@ -74,6 +74,28 @@ def test_rows_are_known_again_in_any_place_of_any_batch():
     assert not torch.equal(one.marks, seen([x]).marks)
 
 
+def test_defaults_of_torch_do_not_matter():
+    batches = picked(torch.randn(100, 10), 32, 30)
+    expected = seen(batches)
+    few = expected.few()
+    _odd_weights.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = seen(batches)
+            assert torch.equal(found.marks, expected.marks) and torch.equal(found.few(), few)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_rows_are_the_same_in_any_order_of_memory_and_are_not_copied_whole():
+    x = torch.randn(6, 3, 50, 50)
+    moved = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(seen([moved]).marks, seen([x]).marks)
+    wide = torch.randn(6, 2**20, 1).expand(6, 2**20, 2**20)  # of 24 terabytes
+    assert seen([wide]).numbers == 2**40
+
+
 def test_pairs_are_examples_where_their_halves_come_again():
     """As those of a user and a film: few users are not few ratings."""
     users, films = torch.randint(20, (6400,)), torch.randint(25, (6400,))
