@@ -238,6 +238,16 @@ def test_a_run_that_is_resumed_goes_on_with_its_count(checkpoint):
     assert equal(ends[0], ends[1]) and not equal(ends[0], ends[2])
 
 
+def test_nothing_goes_on_with_a_count_without_a_model(checkpoint):
+    net, x = mlp(), torch.randn(100, 4)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    train(net, optimizer, x, range(20))
+    assert optimizer._examples.few() > 0.3
+    other = NGOptimizer(net.parameters(), checkpoint=checkpoint)
+    other.load_state_dict(optimizer.state_dict())
+    assert other._examples.few() is None and "examples" not in str(other.explain())
+
+
 @pytest.mark.parametrize(
     "state", [{"rows": 3}, 7, {"rows": "x"}, {"rows": 1, "marks": torch.ones(3)}]
 )
