@@ -70,8 +70,8 @@ class Examples:
         self._last = weakref.ref(first)
         rows = [_numbers(t) for t in tensors if len(t) == len(first) and t.device == first.device]
         if self.marks is None or self.marks.device != first.device:
-            before = torch.zeros(MARKS, dtype=torch.uint8) if self.marks is None else self.marks
-            self.marks = before.to(first.device)
+            new = torch.zeros(MARKS, dtype=torch.uint8, device=first.device)
+            self.marks = new if self.marks is None else self.marks.to(first.device)
         self.marks[_places(rows)] = 1
         self.rows += len(first)
         self.numbers = sum(t[0].numel() for t in tensors if len(t) == len(first))
@@ -112,7 +112,7 @@ class Examples:
         """About how many different rows there were; at least 1."""
         assert self.marks is not None
         free = (MARKS - self.marks.sum()).clamp(min=1)
-        return (MARKS * (math.log(MARKS) - free.log())).clamp(min=1)
+        return (MARKS * (math.log(MARKS) - free.float().log())).clamp(min=1)
 
     def state(self) -> dict[str, Any]:
         """What goes on in another process: numbers and a tensor."""
@@ -159,8 +159,14 @@ def _tensors(inputs: Any) -> Iterator[Tensor]:
 
 def _numbers(x: Tensor) -> Tensor:
     """The bits of the numbers of each row, as integers: (B, *) -> (B, n)."""
-    x = x.detach().reshape(len(x), -1)
-    x = x[:, :: -(-x.shape[1] // MOST_LOOKED_AT)]
+    x = x.detach()
+    count = x[0].numel()
+    each = -(-count // MOST_LOOKED_AT)
+    if each == 1 or x.is_contiguous():
+        x = x.reshape(len(x), -1)[:, ::each]
+    else:  # channels_last, say, of which a copy in another order would take long
+        places = torch.arange(0, count, each, device=x.device)
+        x = x[(slice(None), *torch.unravel_index(places, x.shape[1:]))]
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj()).flatten(1)
     if x.is_floating_point():
@@ -182,5 +188,6 @@ def _places(rows: list[Tensor]) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _odd_weights(count: int, device: torch.device) -> Tensor:
-    draws = torch.Generator().manual_seed(0)
-    return (torch.randint(-(2**62), 2**62, (count,), generator=draws) * 2 + 1).to(device)
+    draws = torch.Generator("cpu").manual_seed(0)
+    found = torch.randint(-(2**62), 2**62, (count,), generator=draws, device="cpu")
+    return (found * 2 + 1).to(device)

@@ -295,7 +295,8 @@ class NGOptimizer(LearnedOptimizer):
         told = self.param_groups[0]["total_steps"]
         examples = Examples.of(state_dict.get("examples"))
         super().load_state_dict(state_dict)
-        self._examples.__dict__.update(examples.__dict__)
+        if self._structure.model is not None:  # else nothing goes on with the count
+            self._examples.__dict__.update(examples.__dict__)
         self._structure.watch()
         self._forget()
         self._agree_on(told)

@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,28 +68,29 @@ class Watching:
         self.leave()
 
     def _attach(self, module: nn.Module) -> None:
+        # The protocol by which torch.jit.script asks for what it can compile; hooks it cannot.
+        module.__dict__["__prepare_scriptable__"] = Scriptable(module)
+        # ``module.compile()`` leaves a compiled call in the module, inside of which hooks see
+        # nothing.
+        compiled = module._compiled_call_impl
+        if compiled is not None and not isinstance(compiled, Compiled):
+            module._compiled_call_impl = Compiled(module, compiled)
+        self._stack.callback(_put_back, weakref.ref(module))
         handles = [module.register_forward_pre_hook(self.before, prepend=True, with_kwargs=True)]
         if self._structure is not None:
             handles.append(module.register_forward_hook(self.after, always_call=True))
         for handle in handles:
             self._stack.callback(handle.remove)
-        # ``module.compile()`` leaves a compiled call in the module, inside of which hooks see
-        # nothing; as long as calls are watched they are not compiled.
-        compiled = module._compiled_call_impl
-        if compiled is not None:
-            instead = module._call_impl
-            if self._structure is None:
-                instead = partial(_counted, weakref.ref(self), weakref.ref(module), compiled)
-            module._compiled_call_impl = instead
-            self._stack.callback(_put_back, weakref.ref(module), compiled, instead)
-        # The protocol by which torch.jit.script asks for what it can compile; hooks it cannot.
-        module.__dict__["__prepare_scriptable__"] = Scriptable(self, module)
-        self._stack.callback(module.__dict__.pop, "__prepare_scriptable__", None)
 
     def leave(self) -> None:
         """Take the hooks off."""
         self.stop()
         self._stack.close()
+
+    @property
+    def follows(self) -> bool:
+        """Whether it looks at what calls compute, not at their examples alone."""
+        return self._structure is not None
 
     def is_tired(self) -> bool:
         """Whether enough calls were watched."""
@@ -122,14 +122,12 @@ class Watching:
     def count(self, module: nn.Module, inputs: Any) -> None:
         """Count the examples of a call that is one of training."""
         examples = self._examples and self._examples()
-        # Public, though not among the names that the module exports.
-        is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        if examples is None or is_tracing or is_in_torch_dispatch_mode():
+        if examples is None or not _is_plain():
             return
         if self._watch is None and module.training and torch.is_grad_enabled():
             try:
                 examples.see(inputs)
-            except RuntimeError:  # inside of torch.func, say, nothing can be counted
+            except Exception:  # whatever the model is given, training goes on
                 examples.is_over = True
         if examples.is_over and self._structure is None:
             self.leave()
@@ -161,20 +159,57 @@ class Watching:
 
 
 class Scriptable:
-    """What torch.jit.script calls to get a module that it can compile: one without the hooks."""
+    """What torch.jit.script calls to get a module that it can compile: one without the hooks.
 
-    def __init__(self, watching: Watching | None = None, module: nn.Module | None = None):
-        self._watching = watching
-        self._module = None if module is None else weakref.ref(module)
+    Args:
+        module: The module; a copy belongs to the copy of it.
+    """
+
+    def __init__(self, module: nn.Module | None = None):
+        self.__setstate__(module)
 
     def __call__(self) -> nn.Module | None:
         """The module, no longer watched."""
-        if self._watching is not None:
-            self._watching.leave()
-        return self._module and self._module()
+        module = self._module and self._module()
+        if module is not None:
+            for key, watching in _watching(module).items():
+                watching.leave()
+                # A copy of what watches knows of no hooks.
+                for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                    hooks.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+            _put_back(weakref.ref(module))
+        return module
 
-    def __reduce__(self) -> tuple[type["Scriptable"], tuple[()]]:
-        return Scriptable, ()
+    def __setstate__(self, module: nn.Module | None) -> None:
+        self._module = None if module is None else weakref.ref(module)
+
+    def __reduce__(self) -> tuple[type["Scriptable"], tuple[()], nn.Module | None]:
+        return Scriptable, (), self._module and self._module()
+
+
+class Compiled:
+    """What is called in the place of a compiled call, for as long as anything watches.
+
+    Args:
+        module: The module.
+        compiled: Its compiled call.
+    """
+
+    def __init__(self, module: nn.Module, compiled: Callable[..., Any]):
+        self._module, self.compiled = weakref.ref(module), compiled
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it as it is while calls are followed, else what was compiled."""
+        module = self._module()
+        if module is not None and not torch.compiler.is_compiling():
+            watching = _watching(module).values()
+            if any(one.follows for one in watching):  # calls that are followed are not compiled
+                return module._call_impl(*args, **kwargs)
+            for one in watching:
+                one.count(module, (args, kwargs))
+        return self.compiled(*args, **kwargs)
 
 
 def of_all_ranks(readings: "list[Reading]", group: Any) -> "list[Reading]":
@@ -194,22 +229,31 @@ def _replicas_of(module: nn.Module) -> Any:
     return replicas.process_group if dist.get_world_size(replicas.process_group) > 1 else None
 
 
-def _counted(
-    watching: "weakref.ref[Watching]",
-    module: "weakref.ref[nn.Module]",
-    compiled: Callable[..., Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Call what is compiled, after a look at what it is called with."""
-    counts, called = watching(), module()
-    if counts is not None and called is not None:
-        counts.count(called, (args, kwargs))
-    return compiled(*args, **kwargs)
+def _watching(module: nn.Module) -> dict[int, Watching]:
+    """Whatever watches a module, by the keys of its hooks."""
+    hooks = {**module._forward_pre_hooks, **module._forward_hooks}
+    owners = {key: getattr(hook, "__self__", None) for key, hook in hooks.items()}
+    return {key: one for key, one in owners.items() if isinstance(one, Watching)}
 
 
-def _put_back(module: "weakref.ref[nn.Module]", compiled: Any, instead: Any) -> None:
-    """Give a module its compiled call back, if it was not compiled anew."""
+def _put_back(module: "weakref.ref[nn.Module]") -> None:
+    """Leave a module as it was before anything watched it, if nothing does any more."""
     found = module()
-    if found is not None and found._compiled_call_impl == instead:
-        found._compiled_call_impl = compiled
+    if found is None or _watching(found):
+        return
+    found.__dict__.pop("__prepare_scriptable__", None)
+    if isinstance(instead := found._compiled_call_impl, Compiled):  # else it was compiled anew
+        found._compiled_call_impl = instead.compiled
+
+
+def _is_plain() -> bool:
+    """Whether what is computed now is computed of numbers, and by nothing else than as usual."""
+    # Public, though not among the names that the module exports.
+    is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return not (
+        torch.compiler.is_compiling()
+        or is_tracing
+        or is_in_torch_dispatch_mode()
+        # Rows would be those of vmap, and what is kept would belong to the transform.
+        or torch._C._are_functorch_transforms_active()
+    )

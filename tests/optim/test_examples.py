@@ -1,6 +1,7 @@
 """Few examples: counted as a set would count them, and what follows from it for a step."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from support.optimizers import controller_file, copies, equal, mlp
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad, vmap
 
-from l2o_graph.optim.examples import BY_HEART, MANY_PER_NUMBER, Examples
+from l2o_graph.optim.examples import BY_HEART, MANY_PER_NUMBER, Examples, _odd_weights
 from l2o_graph.optim.optimizer import NGOptimizer
 
 
@@ -71,6 +72,28 @@ def test_rows_are_known_again_in_any_place_of_any_batch():
     assert torch.equal(one.marks, other.marks) and one.rows == other.rows
     x[3, 2] += 1e-6  # another row
     assert not torch.equal(one.marks, seen([x]).marks)
+
+
+def test_defaults_of_torch_do_not_matter():
+    batches = picked(torch.randn(100, 10), 32, 30)
+    expected = seen(batches)
+    few = expected.few()
+    _odd_weights.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = seen(batches)
+            assert torch.equal(found.marks, expected.marks) and torch.equal(found.few(), few)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_rows_are_the_same_in_any_order_of_memory_and_are_not_copied_whole():
+    x = torch.randn(6, 3, 50, 50)
+    moved = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(seen([moved]).marks, seen([x]).marks)
+    wide = torch.randn(6, 2**20, 1).expand(6, 2**20, 2**20)  # of 24 terabytes
+    assert seen([wide]).numbers == 2**40
 
 
 def test_pairs_are_examples_where_their_halves_come_again():
@@ -135,15 +158,55 @@ def test_calls_count_that_are_of_training_once_a_step(checkpoint):
     assert all(torch.equal(c.marks, counts[0].marks) for c in counts)
 
 
-def test_transforms_of_a_model_are_let_pass(checkpoint):
+@pytest.mark.parametrize("randomness", ["error", "different"])
+def test_transforms_of_a_model_are_let_pass(randomness, checkpoint):
     net = mlp()
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     net(torch.randn(2, 4)).sum().backward()
     optimizer.step()
     weights = {name: p.detach() for name, p in net.named_parameters()}
     x = torch.randn(5, 4)
-    found = vmap(lambda row: functional_call(net, weights, row[None]))(x)
+    _odd_weights.cache_clear()  # made inside of vmap, they would be of no use outside
+    found = vmap(lambda row: functional_call(net, weights, row[None]), randomness=randomness)(x)
+    assert optimizer._examples.rows == 2
     torch.testing.assert_close(found[:, 0], net(x))
+    grad(lambda w: functional_call(net, w, x.clone()).sum())(weights)
+    assert optimizer._examples.rows == 7 and not optimizer._examples.is_over
+
+
+def test_a_model_compiled_in_place_is_no_break_in_what_is_compiled_around_it(checkpoint):
+    net, x = mlp(), torch.randn(8, 4)
+    net.compile(backend="eager")
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    net(x).sum().backward()
+    optimizer.step()
+    whole = torch.compile(lambda x: net(x).sum(), backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(x), net(x).sum())
+
+
+def test_models_that_are_given_what_cannot_be_looked_at_are_trained(checkpoint):
+    class Lazy(Mapping):
+        """Whose values are not there before they are asked for in the right order."""
+
+        def __getitem__(self, key):
+            raise KeyError(key)
+
+        def __iter__(self):
+            return iter("ab")
+
+        def __len__(self):
+            return 2
+
+    class Net(nn.Linear):
+        def forward(self, x, others):
+            return super().forward(x)
+
+    net, x = Net(3, 2), torch.randn(5, 3)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    before = copies(net.parameters())
+    net(x, Lazy()).sum().backward()
+    optimizer.step()
+    assert not equal(before, copies(net.parameters()))
 
 
 def test_none_of_several_processes_counts(monkeypatch):
@@ -173,6 +236,16 @@ def test_a_run_that_is_resumed_goes_on_with_its_count(checkpoint):
         train(net, optimizer, x, range(30, 50))
         ends.append(copies(net.parameters()))
     assert equal(ends[0], ends[1]) and not equal(ends[0], ends[2])
+
+
+def test_nothing_goes_on_with_a_count_without_a_model(checkpoint):
+    net, x = mlp(), torch.randn(100, 4)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    train(net, optimizer, x, range(20))
+    assert optimizer._examples.few() > 0.3
+    other = NGOptimizer(net.parameters(), checkpoint=checkpoint)
+    other.load_state_dict(optimizer.state_dict())
+    assert other._examples.few() is None and "examples" not in str(other.explain())
 
 
 @pytest.mark.parametrize(

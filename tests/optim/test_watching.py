@@ -171,6 +171,41 @@ def test_a_watched_model_can_be_scripted(checkpoint):
     assert optimizer._structure.traced == spec_of_computation(net, (x,))
 
 
+def test_a_model_of_two_optimizers_and_its_copies_can_be_scripted(checkpoint):
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(5, 4)
+    optimizers = [NGOptimizer(p.parameters(), checkpoint=checkpoint, model=net) for p in net[::2]]
+    expected = net(x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), net):
+        assert torch.equal(torch.jit.script(other)(x), expected)
+        assert not other._forward_pre_hooks and "__prepare_scriptable__" not in other.__dict__
+    assert all(one._structure.model is net for one in optimizers)
+
+
+def test_an_optimizer_in_the_place_of_another_leaves_a_model_that_can_be_scripted(checkpoint):
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(5, 4)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    assert len(net._forward_pre_hooks) == 1 and optimizer._structure.watching is not None
+    assert torch.equal(torch.jit.script(net)(x), net(x))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_compiled_call_comes_back_once_no_optimizer_watches(first, checkpoint):
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(5, 4)
+    net.compile(backend="eager")
+    compiled = net._compiled_call_impl
+    optimizers = [NGOptimizer(p.parameters(), checkpoint=checkpoint, model=net) for p in net[::2]]
+    for _ in range(3):
+        net(x).sum().backward()
+        for one in optimizers:
+            one.step()
+    assert all(one._structure.is_complete for one in optimizers)
+    del one, optimizers[first]
+    assert net._compiled_call_impl is not compiled  # examples are counted
+    del optimizers[0]
+    assert net._compiled_call_impl is compiled
+
+
 def gap(net: nn.Module, spec: NetSpec, *inputs) -> float:
     """How much a random symmetry of the graph changes what the network says."""
     before = copies(net.parameters())
