@@ -256,4 +256,6 @@ def _is_plain() -> bool:
         or is_in_torch_dispatch_mode()
         # Rows would be those of vmap, and what is kept would belong to the transform.
         or torch._C._are_functorch_transforms_active()
+        # A graph of CUDA would take up what is kept, and waiting for the device ends its capture.
+        or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
     )
