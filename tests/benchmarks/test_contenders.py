@@ -90,4 +90,4 @@ def test_each_contender_trains_every_parameter_once(name, tmp_path):
     trained = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert {id(p) for p in trained} == {id(p) for p in net.parameters()}
     assert len(trained) == len(list(net.parameters()))
-    assert optimizers[0].param_groups[0]["lr"] == (1.0 if contender.is_learned else 0.01)
+    assert optimizers[0].param_groups[0]["lr"] == 0.01

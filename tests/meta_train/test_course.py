@@ -54,6 +54,7 @@ class Loop:
             model=self.module,
             total_steps=total_steps,
         )
+        self.optimizer._examples.is_over = True  # courses count none
         self.module(problems.batch(0)[0][self.pair])  # from which the structure is read
 
     def loss(self, batch) -> torch.Tensor:
