@@ -32,9 +32,8 @@ def in_parallel(
     work: Callable[[Item], Answer],
     items: Sequence[Item],
     jobs: int,
-    one_thread_alone: bool = True,
 ) -> Iterator[Answer]:
-    """Answers as they come.
+    """Answers as they come, the same to the bit for any number of jobs: each of one thread.
 
     Where the caller is stopped or killed, so are the processes.
 
@@ -42,16 +41,13 @@ def in_parallel(
         work: What is done with each item; a function that can be pickled.
         items: Started in this order.
         jobs: Processes; 1 for this one, where the order of the answers is that of the items.
-        one_thread_alone: Whether this process, where it works itself, does so in one thread: what
-            is computed is then the same to the bit for any number of jobs.
 
     Raises:
         BrokenProcessPool: When a process is killed.
     """
     if jobs == 1 or not items:
         threads = torch.get_num_threads()
-        if one_thread_alone:
-            torch.set_num_threads(1)
+        torch.set_num_threads(1)
         try:
             yield from map(work, items)
         finally:

@@ -68,13 +68,13 @@ class Examples:
         if self._last is not None and self._last() is first:
             return  # the same call from within another, or another look at the batch
         self._last = weakref.ref(first)
-        rows = [_numbers(t) for t in tensors if len(t) == len(first) and t.device == first.device]
+        rows = [t for t in tensors if len(t) == len(first) and t.device == first.device]
         if self.marks is None or self.marks.device != first.device:
             new = torch.zeros(MARKS, dtype=torch.uint8, device=first.device)
             self.marks = new if self.marks is None else self.marks.to(first.device)
-        self.marks[_places(rows)] = 1
+        self.marks[_places([_numbers(t) for t in rows])] = 1
         self.rows += len(first)
-        self.numbers = sum(t[0].numel() for t in tensors if len(t) == len(first))
+        self.numbers = sum(t[0].numel() for t in rows)
         if self.rows - self._looked >= 4 * self._many:
             self._looked = self.rows
             self.is_over = bool(self._different() > 4 * self._many)

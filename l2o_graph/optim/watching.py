@@ -110,9 +110,7 @@ class Watching:
             self._depth += 1
             return
         enough = self._calls[module.training] >= MOST_CALLS or structure.is_complete
-        # Public, though not among the names that the module exports.
-        is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        if enough or self.was_sharded or is_tracing or is_in_torch_dispatch_mode():
+        if enough or self.was_sharded or _is_traced():
             return
         from l2o_graph.tracing.network import Watch
 
@@ -246,14 +244,18 @@ def _put_back(module: "weakref.ref[nn.Module]") -> None:
         found._compiled_call_impl = instead.compiled
 
 
-def _is_plain() -> bool:
-    """Whether what is computed now is computed of numbers, and by nothing else than as usual."""
+def _is_traced() -> bool:
+    """Whether something else already looks at what is computed now."""
     # Public, though not among the names that the module exports.
     is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return is_tracing or is_in_torch_dispatch_mode()
+
+
+def _is_plain() -> bool:
+    """Whether what is computed now is computed of numbers, and by nothing else than as usual."""
     return not (
         torch.compiler.is_compiling()
-        or is_tracing
-        or is_in_torch_dispatch_mode()
+        or _is_traced()
         # Rows would be those of vmap, and what is kept would belong to the transform.
         or torch._C._are_functorch_transforms_active()
         # A graph of CUDA would take up what is kept, and waiting for the device ends its capture.

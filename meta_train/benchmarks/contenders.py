@@ -166,12 +166,12 @@ def _missing(contender: Contender, checkpoint: str) -> str:
 def modes_swapped(optimizers: list[Optimizer]) -> Iterator[None]:
     """Schedule-Free's averaged weights."""
     for optimizer in optimizers:
-        optimizer.eval()  # type: ignore[attr-defined]
+        optimizer.eval()  # type: ignore[attr-defined]  Schedule-Free's have it
     try:
         yield
     finally:
         for optimizer in optimizers:
-            optimizer.train()  # type: ignore[attr-defined]
+            optimizer.train()  # type: ignore[attr-defined]  the same
 
 
 @contextlib.contextmanager
@@ -179,5 +179,6 @@ def averages_swapped(optimizers: list[Optimizer]) -> Iterator[None]:
     """The learned optimizer's averaged weights."""
     with contextlib.ExitStack() as stack:
         for optimizer in optimizers:
-            stack.enter_context(optimizer.averaged())  # type: ignore[attr-defined]
+            averaged = optimizer.averaged()  # type: ignore[attr-defined]  NGOptimizers have it
+            stack.enter_context(averaged)
         yield

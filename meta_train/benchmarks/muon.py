@@ -39,8 +39,8 @@ class Muon(Optimizer):
                 if p.dim() < 2:
                     raise ValueError(f"Muon: expected kernels or matrices, found {list(p.shape)}")
 
-    # torch declares two overloads, with and without a closure; this is their union.
     @torch.no_grad()
+    # "override": torch declares two overloads, with and without a closure; this is their union.
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
         loss = None
