@@ -83,8 +83,9 @@ class Course:
             loss, gradients = gradients_of(self.problems, self.memory, self.parameters, step)
             losses.append(loss)
             with torch.no_grad():
+                few = self.problems.plan.examples.few(step)
                 updates, _ = advance(
-                    config, weights, self.memory, gradients, self.parameters, horizon
+                    config, weights, self.memory, gradients, self.parameters, horizon, few
                 )
                 follow(self.parameters, self.offsets, updates, step)
             if (step + 1) % LOOK_EVERY == 0:

@@ -80,16 +80,10 @@ class Examples:
             self.is_over = bool(self._different() > 4 * self._many)
 
     def few(self) -> Tensor | None:
-        """How far training is on few examples, from 0 to 1; None where it is not known to be.
-
-        The part of rows that were seen before, for a number of different ones that is between
-        what is learned by heart and what is many.
-        """
+        """How far training is on few examples, see ``fewness``; None where it is not known."""
         if self.is_over or self.marks is None:
             return None
-        found = self._different()
-        again = (1 - found / self.rows).clamp(min=0)
-        return again / (1 + (found / self._many) ** 2) / (1 + (BY_HEART / found) ** 2)
+        return fewness(self._different(), self.rows, self.numbers)
 
     def end_step(self) -> None:
         """Count the next call, whatever it is called with."""
@@ -106,7 +100,7 @@ class Examples:
 
     @property
     def _many(self) -> int:
-        return MANY_PER_NUMBER * min(self.numbers, MOST_NUMBERS)
+        return many(self.numbers)
 
     def _different(self) -> Tensor:
         """About how many different rows there were; at least 1."""
@@ -142,6 +136,26 @@ class Examples:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
+
+
+def many(numbers: int) -> int:
+    """How many different examples are neither few nor many, of so many numbers each."""
+    return MANY_PER_NUMBER * min(numbers, MOST_NUMBERS)
+
+
+def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
+    """How far training is on few examples, from 0 to 1.
+
+    The part of rows that were seen before, for a number of different ones that is between what is
+    learned by heart and what is many.
+
+    Args:
+        different: () how many different rows there were, at least 1.
+        rows: How many there were.
+        numbers: Numbers in each.
+    """
+    again = (1 - different / rows).clamp(min=0)
+    return again / (1 + (different / many(numbers)) ** 2) / (1 + (BY_HEART / different) ** 2)
 
 
 def _tensors(inputs: Any) -> Iterator[Tensor]:

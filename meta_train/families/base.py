@@ -33,6 +33,10 @@ class Examples(Protocol):
         """The batch of a step, the same whenever it is asked for."""
         ...
 
+    def few(self, step: int) -> Tensor | None:
+        """How far training is on few examples, see ``l2o_graph.optim.examples.fewness``."""
+        ...
+
 
 @dataclass
 class Plan:

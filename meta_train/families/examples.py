@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from l2o_graph.optim.examples import fewness
 from meta_train.families.base import Batch
 from meta_train.families.dice import Dice
 
@@ -25,6 +26,9 @@ class Stream:
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
         return self._make(self._dice.other("step", step))
+
+    def few(self, step: int) -> None:
+        """Nothing: there are ever new ones."""
 
 
 class FixedSet:
@@ -54,6 +58,12 @@ class FixedSet:
         index = self._orders[:, at * self._size : (at + 1) * self._size]
         x, y = self._examples
         return rows(x, index), rows(y, index)
+
+    def few(self, step: int) -> Tensor:
+        """How far training is on few examples, (), with the batch of a step."""
+        seen = (step + 1) * self._size
+        different = torch.tensor(float(min(seen, self._count)))
+        return fewness(different, seen, self._examples[0][0, 0].numel())
 
 
 def rows(t: Tensor, index: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from meta_train.evolution import perturbations, perturbed
 from meta_train.families import draw
 
 PAIRS, STEPS = 2, 10
+# Families whose courses here see the same examples again and again.
+SEEN_AGAIN = {"few_examples", "ill_posed"}
 CONFIG = ControllerConfig(channels=3)
 
 
@@ -54,8 +56,8 @@ class Loop:
             model=self.module,
             total_steps=total_steps,
         )
-        self.optimizer._examples.is_over = True  # courses count none
-        self.module(problems.batch(0)[0][self.pair])  # from which the structure is read
+        with torch.no_grad():  # so that no examples are counted
+            self.module(problems.batch(0)[0][self.pair])  # from which the structure is read
 
     def loss(self, batch) -> torch.Tensor:
         """In the units that parameters and losses of this instance are in."""
@@ -77,9 +79,11 @@ class Loop:
         return self.relative(loss.item())
 
     def averaged(self, age: int) -> float:
-        """That of the averaged weights on the batches that come next."""
+        """That of the averaged weights on what is held out, or on the batches that come next."""
+        held_out = self.problems.plan.examples.held_out
         with self.optimizer.averaged(), torch.no_grad():
-            batches = [self.problems.batch(at) for at in range(age, age + BATCHES_OF_AVERAGES)]
+            ahead = range(age, age + BATCHES_OF_AVERAGES)
+            batches = [held_out] if held_out else [self.problems.batch(at) for at in ahead]
             losses = [self.loss(batch).item() for batch in batches]
         return self.relative(sum(losses) / len(losses))
 
@@ -96,6 +100,7 @@ class Loop:
         ("embedding", "mean", True),
         ("ill_posed", "none", False),
         ("autoencoder", "sequence", False),
+        ("few_examples", "none", True),
     ],
 )
 def test_a_span_is_a_loop_with_the_optimizer(family, reader, told, data):
@@ -115,6 +120,11 @@ def test_a_span_is_a_loop_with_the_optimizer(family, reader, told, data):
         torch.testing.assert_close(losses[1], expected, rtol=1e-3, atol=1e-4)
     assert course.ended
     assert (losses[0] - 1).abs().max() > 1e-2
+    few, counted = problems.plan.examples.few(STEPS - 1), loops[0].optimizer._examples.few()
+    if family in SEEN_AGAIN:
+        assert float(few) == pytest.approx(float(counted), rel=0.05) and float(few) > 0.1
+    else:
+        assert few is None and float(counted) < 0.05
 
 
 def test_spans_follow_on_each_other(data):
