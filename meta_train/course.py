@@ -15,7 +15,7 @@ from torch import Tensor
 from l2o_graph.optim.averaging import averages_of, follow
 from l2o_graph.optim.base import LONGEST_GRADIENT
 from l2o_graph.optim.blocks import blocks_of
-from l2o_graph.optim.controller import ControllerConfig, Weights
+from l2o_graph.optim.controller import ControllerConfig, Learned, Weights
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.step import advance
 from meta_train.families.base import Problems, repeated
@@ -74,6 +74,7 @@ class Course:
             batches or on held-out examples, as the family is judged; the last is that of the
             averaged parameters at the end.
         """
+        learned = Learned.of(config, weights)
         steps = min(steps, self.length - self.age)
         networks = 2 * self.problems.pairs
         horizon = torch.full((networks,), float(self.length)) if self.told else None
@@ -84,9 +85,7 @@ class Course:
             losses.append(loss)
             with torch.no_grad():
                 few = self.problems.plan.examples.few(step)
-                updates, _ = advance(
-                    config, weights, self.memory, gradients, self.parameters, horizon, few
-                )
+                updates, _ = advance(learned, self.memory, gradients, self.parameters, horizon, few)
                 follow(self.parameters, self.offsets, updates, step)
             if (step + 1) % LOOK_EVERY == 0:
                 held_out = self.problems.held_out(flat(self, self.parameters))

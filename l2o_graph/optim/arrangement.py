@@ -14,7 +14,7 @@ from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import state_type
 from l2o_graph.optim.averaging import follow
 from l2o_graph.optim.blocks import Block, blocks_of
-from l2o_graph.optim.controller import Controller
+from l2o_graph.optim.controller import Learned
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.sharded import Sharing
 from l2o_graph.optim.step import advance
@@ -113,7 +113,7 @@ class Arrangement:
 
     def step(
         self,
-        controller: Controller,
+        learned: Learned,
         group_of: Mapping[Tensor, dict[str, Any]],
         gradient_of: Mapping[Tensor, Tensor],
         horizon: int,
@@ -122,7 +122,7 @@ class Arrangement:
         """Update all parameters and what is remembered of them.
 
         Args:
-            controller: What was learned.
+            learned: What was learned, N = 1.
             group_of: Group of each parameter.
             gradient_of: Gradient of each.
             horizon: Number of steps of the whole run, 0 if it is not told.
@@ -139,8 +139,7 @@ class Arrangement:
         )
         told = torch.full((1,), float(horizon), device=self.device, dtype=self.dtype)
         updates, _ = advance(
-            controller.config,
-            controller.weights(),
+            learned,
             self.memory,
             gathered(self.memory, gradients),
             gathered(self.memory, current),

@@ -73,7 +73,9 @@ class Block:
         """
         groups, rows, columns, positions = self.stored
         lead = tensor.shape[: tensor.dim() - 1]
-        x = tensor[..., self.start : self.start + self.size]
+        x = tensor
+        if tensor.shape[-1] != self.size:
+            x = tensor[..., self.start : self.start + self.size]
         if not self.transposed:
             return x.reshape(*lead, *self.matrix)
         x = x.reshape(*lead, groups, rows, columns, positions).transpose(-3, -2)

@@ -152,6 +152,30 @@ def weights_from(config: ControllerConfig, vectors: Tensor) -> dict[str, Tensor]
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What N controllers answer whatever they see, found once for many steps, and their weights.
+
+    Attributes:
+        config: Their configuration.
+        weights: Their weights by name.
+        shares: (N, 3) shares of gradient, fast and slow average in a direction.
+        power: (N, 1) power that matrices are whitened with.
+        decay: (N, 1) what weights shrink by, relative to a length over the RMS of a matrix.
+    """
+
+    config: ControllerConfig
+    weights: Weights
+    shares: Tensor
+    power: Tensor
+    decay: Tensor
+
+    @staticmethod
+    def of(config: ControllerConfig, weights: Weights) -> "Learned":
+        """Find them from the weights of N controllers."""
+        return Learned(config, weights, shares(weights), power(weights), decay(weights))
+
+
 def said(weights: Weights, signals: Tensor) -> Tensor:
     """What each row tells its neighbours: (N, R, F) -> (N, R, C), within (-1, 1)."""
     return torch.baddbmm(weights["say.bias"][:, None], signals, weights["say.weight"].mT).tanh()

@@ -252,6 +252,9 @@ def arrange(
         log_torch_rms=-0.5 * (3 * like.new_tensor([b.matrix[2] for b in of_tensor])).log(),
         is_matrix=torch.tensor([b.kind in MATRICES for b in of_tensor], device=like.device),
         kinds=kinds,
+        is_relative=torch.tensor(
+            [RELATIVE_UNITS[b.kind] > 0 for b in of_tensor], device=like.device
+        ),
         log_relative_unit=like.new_tensor([RELATIVE_UNITS[b.kind] for b in of_tensor]).log(),
         log_absolute_unit=like.new_tensor([_absolute_unit(b) for b in of_tensor]).log(),
         decay_unit=like.new_tensor(
@@ -259,6 +262,7 @@ def arrange(
         ),
         cosine_weights=1 - like.new_tensor(COSINE_DECAYS).view(-1, 1, 1),
         cosine_units=like.new_tensor(COSINE_UNITS).view(-1, 1, 1),
+        average_decays=like.new_tensor([FAST, SLOW]).view(2, 1),
         average_weights=like.new_tensor([1 - FAST, 1 - SLOW]).view(2, 1, 1, 1),
         above=torch.tensor([above for above, _, _ in RATIOS], device=like.device),
         below=torch.tensor([below for _, below, _ in RATIOS], device=like.device),

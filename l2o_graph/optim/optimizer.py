@@ -17,7 +17,7 @@ from l2o_graph.optim.arrangement import Arrangement
 from l2o_graph.optim.averaging import averages_of
 from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
-from l2o_graph.optim.controller import Controller
+from l2o_graph.optim.controller import Controller, Learned
 from l2o_graph.optim.examples import Examples
 from l2o_graph.optim.saved import check_state, is_owned, sharded_state, with_step
 from l2o_graph.optim.sharded import whole
@@ -124,7 +124,7 @@ class NGOptimizer(LearnedOptimizer):
         horizon, few = self._horizon(arrangements), self._examples.few()
         self._examples.end_step()
         for one in arrangements:
-            one.step(self._controller_for(one), group_of, gradient_of, horizon, few)
+            one.step(self._learned_for(one), group_of, gradient_of, horizon, few)
 
     def _arranged(
         self, group_of: dict[Tensor, dict[str, Any]], active: Sequence[Tensor]
@@ -182,13 +182,11 @@ class NGOptimizer(LearnedOptimizer):
             and all(one.is_current() for one in self._arrangements)
         )
 
-    def _controller_for(self, one: Arrangement) -> Controller:
+    def _learned_for(self, one: Arrangement) -> Learned:
         place = one.device, one.dtype
         if place not in self._placed:
-            first = next(self._controller.parameters())
-            fits = (first.device, first.dtype) == place
-            own = self._controller if fits else copy.deepcopy(self._controller).to(*place)
-            self._placed[place] = own
+            own = copy.deepcopy(self._controller).to(*place)
+            self._placed[place] = Learned.of(own.config, own.weights())
         return self._placed[place]
 
     def _horizon(self, arrangements: Sequence[Arrangement]) -> int:
@@ -342,7 +340,7 @@ class NGOptimizer(LearnedOptimizer):
         super()._forget()
         self._arrangements: list[Arrangement] = []
         self._laid_out: NetSpec | None = None
-        self._placed: dict[tuple[torch.device, torch.dtype], Controller] = {}
+        self._placed: dict[tuple[torch.device, torch.dtype], Learned] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_controller": self._controller, "_said_ended": self._said_ended}

@@ -38,21 +38,11 @@ OLDEST = 4000.0
 MOST_GROWTH = 20.0
 
 
-@dataclass(slots=True)
-class Sums:
-    """Sums over the scalars of each row.
-
-    Attributes:
-        against: (N, R) gradient times last update.
-        squares: (5, N, R) squares of the fast average, the slow average, the last update, the
-            gradient and the weights.
-    """
-
-    against: Tensor
-    squares: Tensor
-
-
-FAST_ROW, SLOW_ROW, UPDATE_ROW, GRADIENT_ROW, WEIGHT_ROW = range(5)
+# Sums over the scalars of each row, (6, N, R), or of each matrix, (6, N, T): squares of the fast
+# average, the slow average, the last update, the weights and the gradient; gradient times last
+# update.
+FAST_SUM, SLOW_SUM, UPDATE_SUM, WEIGHT_SUM, GRADIENT_SUM, AGAINST_SUM = range(6)
+OF_GRADIENT = slice(GRADIENT_SUM, AGAINST_SUM + 1)
 
 
 def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
@@ -71,9 +61,9 @@ def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
     return torch.where(gradient > TINY, found.clamp(-1, 1), 0.0)
 
 
-def corrected(age: Tensor, decay: float) -> Tensor:
-    """1 - decay^(age + 1): by this an average that began at 0 is too small."""
-    return 1 - decay ** (age + 1)
+def corrections(ages: Tensor, constants: "Constants") -> Tensor:
+    """1 - decay^(age + 1), (2, T): by it the fast and slow averages, begun at 0, are too small."""
+    return 1 - constants.average_decays ** (ages + 1)
 
 
 @dataclass(slots=True)
@@ -105,13 +95,15 @@ class Constants:
         log_torch_rms: (T,) logarithm of the RMS that torch begins weights with, 1 / sqrt(3 fan-in).
         is_matrix: (T,) whether a matrix is one.
         kinds: (R, 6) indicators of what a row's block is.
-        log_relative_unit: (T,) logarithm of the unit of its lengths in units of its weights, -inf
+        is_relative: (T,) whether a matrix's weights say what is long for it.
+        log_relative_unit: (T,) logarithm of the unit of its lengths in units of its weights; -inf
             where these say nothing.
         log_absolute_unit: (T,) logarithm of the unit of its lengths otherwise.
         decay_unit: (T,) relative unit of matrices whose weights decay, 0 of others.
         cosine_weights: (3, 1, 1) weight of a new cosine in its averages.
         cosine_units: (3, 1, 1) factor of each average of cosines.
-        average_weights: (2, 1, 1, 1) weight of a new gradient in the fast and slow average.
+        average_decays: (2, 1) decays of the fast and slow average.
+        average_weights: (2, 1, 1, 1) weight of a new gradient in them.
         above: (5,) row of the square above in each of the ``RATIOS``.
         below: (5,) row of the square below.
         ratio_units: (5, 1, 1) factors of the logarithms of ratios of squares.
@@ -124,11 +116,13 @@ class Constants:
     log_torch_rms: Tensor
     is_matrix: Tensor
     kinds: Tensor
+    is_relative: Tensor
     log_relative_unit: Tensor
     log_absolute_unit: Tensor
     decay_unit: Tensor
     cosine_weights: Tensor
     cosine_units: Tensor
+    average_decays: Tensor
     average_weights: Tensor
     above: Tensor
     below: Tensor
@@ -159,11 +153,12 @@ def log_unit(weight: Tensor, constants: "Constants") -> Tensor:
     """
     rms = (weight / constants.scalars_of_tensor).sqrt()
     log_rms = rms.clamp(min=1e-30).log()
-    counts = ((rms > 0) & constants.is_matrix).to(rms)
+    some = rms > 0
+    counts = (some & constants.is_matrix).to(rms)
     of_torch = (log_rms - constants.log_torch_rms) * counts
     network = of_torch.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
-    known = (rms > 0) & constants.log_relative_unit.isfinite()
     relative = log_rms + constants.log_relative_unit
+    known = some & constants.is_relative
     return torch.where(known, relative, network + constants.log_absolute_unit)
 
 
@@ -182,20 +177,23 @@ def log_growth(weight: Tensor, history: History, constants: Constants) -> Tensor
     return grown.clamp(0, math.log(MOST_GROWTH))
 
 
-# Pairs of sums of squares whose ratios are signals, as rows of ``Sums.squares`` and then of what
-# the history has of the gradient; and the units of their logarithms.
+# Pairs of sums of squares whose ratios are signals, and then of what the history has of the
+# gradient; and the units of their logarithms.
+LAST_GRADIENT, FIRST_GRADIENT = GRADIENT_SUM + 1, GRADIENT_SUM + 2
 RATIOS = (
-    (FAST_ROW, GRADIENT_ROW, 2.0),
-    (SLOW_ROW, GRADIENT_ROW, 2.0),
-    (SLOW_ROW, FAST_ROW, 1.0),
-    (GRADIENT_ROW, 5, 1.0),  # the last gradient
-    (GRADIENT_ROW, 6, 3.0),  # the first one
+    (FAST_SUM, GRADIENT_SUM, 2.0),
+    (SLOW_SUM, GRADIENT_SUM, 2.0),
+    (SLOW_SUM, FAST_SUM, 1.0),
+    (GRADIENT_SUM, LAST_GRADIENT, 1.0),
+    (GRADIENT_SUM, FIRST_GRADIENT, 3.0),
 )
 GROWTH = 3
 
 
 def observe(
-    sums: Sums,
+    sums: Tensor,
+    of_matrices: Tensor,
+    correction: Tensor,
     history: History,
     constants: Constants,
     growth: Tensor,
@@ -203,7 +201,9 @@ def observe(
     """Signals of each row; the history takes in this step's gradient, in place.
 
     Args:
-        sums: Over each row, the gradient being this step's.
+        sums: (6, N, R) over each row, the gradient being this step's.
+        of_matrices: (6, N, T) over each matrix.
+        correction: (2, T) see ``corrections``.
         history: History of the steps before.
         constants: Constants of the network.
         growth: (N, T) see ``log_growth``.
@@ -212,39 +212,35 @@ def observe(
         (N, R, F).
     """
     of_row, count = constants.tensor_of_row, len(constants.rows_of_tensor)
-    squares, ages = sums.squares, history.ages
-    of_tensor = pooled(
-        torch.stack([sums.against, squares[GRADIENT_ROW], squares[UPDATE_ROW]]), of_row, count
-    )
+    _, _, update, _, gradient, against = sums
+    _, _, update_of_matrix, _, gradient_of_matrix, against_of_matrix = of_matrices
     # What a row went by mixing with others alone is rounding, and so would be its cosine.
-    typical = of_tensor[2] / constants.rows_of_tensor
-    last = squares[UPDATE_ROW] + LEAST_UPDATE**2 * typical[:, of_row]
-    new_rows = cosine(sums.against, squares[GRADIENT_ROW], last)
+    typical = update_of_matrix / constants.rows_of_tensor
+    last = update + LEAST_UPDATE**2 * typical[:, of_row]
+    new_rows = cosine(against, gradient, last)
     row_averages, tensor_averages = history.rows[ROW_COSINES], history.tensors[TENSOR_COSINES]
     row_averages.lerp_(new_rows.expand_as(row_averages), constants.cosine_weights)
-    tensor_averages.lerp_(cosine(*of_tensor).expand_as(tensor_averages), constants.cosine_weights)
+    new_tensors = cosine(against_of_matrix, gradient_of_matrix, update_of_matrix)
+    tensor_averages.lerp_(new_tensors.expand_as(tensor_averages), constants.cosine_weights)
     # The first cosine is 0 by definition, so that n steps have made n - 1 of them.
-    made = 1 - (1 - constants.cosine_weights) ** ages.clamp(min=1)  # (3, 1, T)
+    made = 1 - (1 - constants.cosine_weights) ** history.ages.clamp(min=1)  # (3, 1, T)
     unit = constants.cosine_units / made
     tensor_cosines = tensor_averages * unit
     row_cosines = row_averages * unit[:, :, of_row]
-    gradient = squares[GRADIENT_ROW]
     before = history.rows[LAST_SQUARE:]
     before = torch.where(before > 0, before, gradient)
-    # What averages began with as 0 they are too small by.
-    correction = torch.stack([corrected(ages, FAST), corrected(ages, SLOW)])[:, None, of_row]
-    means = squares[:2] / correction.square()
-    known = torch.cat([means, squares[2:], before])
+    means = sums[:UPDATE_SUM] / correction[:, None, of_row].square()
+    known = torch.cat([means, sums[UPDATE_SUM:AGAINST_SUM], before])
     logs = (known + TINY).log()
     ratios = logs[constants.above] - logs[constants.below]
     ratios = (ratios * constants.ratio_units).clamp(-MOST, MOST)
     of_gradient = pooled(ratios[GROWTH], of_row, count) / constants.rows_of_tensor
     of_network = torch.cat([tensor_cosines[1:], of_gradient[None]]).mean(-1, keepdim=True)
     log_length = history.rows[LOG_LENGTH]
-    log_weight = 0.5 * (logs[WEIGHT_ROW] - constants.scalars_of_row.log())
+    log_weight = 0.5 * (logs[WEIGHT_SUM] - constants.scalars_of_row.log())
     log_units = history.tensors[FIRST_LOG_UNIT] + growth
     of_weight = log_length + log_units[:, of_row] - log_weight
-    age = AGE_UNIT * (((ages + 1).clamp(max=OLDEST) / 100).log() / 3)[of_row]
+    age = AGE_UNIT * (((history.ages + 1).clamp(max=OLDEST) / 100).log() / 3)[of_row]
     signals = torch.cat(
         [
             row_cosines,

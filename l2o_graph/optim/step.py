@@ -8,25 +8,25 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2o_graph.optim import controller, messages, whitening
-from l2o_graph.optim.controller import ControllerConfig, Weights
+from l2o_graph.optim.controller import ControllerConfig, Learned
 from l2o_graph.optim.memory import NUM_MOMENTA, Memory, Stack
 from l2o_graph.optim.signals import (
+    AGAINST_SUM,
     FAST,
-    FAST_ROW,
+    FAST_SUM,
     FIRST_LOG_UNIT,
     FIRST_SQUARE,
-    GRADIENT_ROW,
+    GRADIENT_SUM,
     LOG_LENGTH,
     LONG_SQUARE,
+    OF_GRADIENT,
     RECENT_SQUARE,
-    SLOW,
     TINY,
-    WEIGHT_ROW,
-    Sums,
-    corrected,
+    WEIGHT_SUM,
+    corrections,
     log_growth,
     log_unit,
     observe,
@@ -56,8 +56,7 @@ Powers = Callable[[], Tensor]
 
 
 def advance(
-    config: ControllerConfig,
-    weights: Weights,
+    learned: Learned,
     memory: Memory,
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],
@@ -67,8 +66,7 @@ def advance(
     """Make one step of all blocks; the memory is of the step after, in place.
 
     Args:
-        config: Configuration of the controller.
-        weights: Weights of N controllers.
+        learned: What N controllers have learned.
         memory: Memory of the N networks.
         gradients: Gradients of each stack here, (B, r, c).
         parameters: Parameters of each stack here, likewise.
@@ -83,22 +81,25 @@ def advance(
     stacks = memory.stacks
     for stack, g in zip(stacks, gradients, strict=True):
         stack.averages.lerp_(g, memory.constants.average_weights)
-    sums, squares = _row_sums(config, memory, gradients, parameters)
+    sums, squares = _row_sums(learned.config, memory, gradients, parameters)
+    of_matrices = _over_rows(memory, sums)
     if any(stack.age == 0 for stack in memory.all_stacks):
-        _begin(weights, memory, sums)
-    square = pooled(
-        sums.squares[GRADIENT_ROW], memory.constants.tensor_of_row, len(memory.history.ages)
-    )
+        _begin(learned, memory, of_matrices[WEIGHT_SUM])
+    square = of_matrices[GRADIENT_SUM].clone()
     alive = _alive(memory, square)
-    growth = log_growth(_weight(memory, sums), memory.history, memory.constants)
+    growth = log_growth(of_matrices[WEIGHT_SUM], memory.history, memory.constants)
     if few is not None:
         growth = growth * (1 - few)
-        few = few * _sized(memory, gradients, parameters, sums)
+        few = few * _sized(memory, gradients, parameters, of_matrices)
     units = (memory.history.tensors[FIRST_LOG_UNIT] + growth).exp()
-    change = _changes(config, weights, memory, sums, squares, alive, growth)
+    of_matrices[OF_GRADIENT] *= alive
+    sums[OF_GRADIENT] *= alive[:, memory.constants.tensor_of_row]
+    correction = corrections(memory.history.ages, memory.constants)
+    change = _changes(learned, memory, sums, of_matrices, correction, squares, growth)
     lengths = _lengths(memory, change, units, horizon)
     # From here on the last update is the coming one: of large networks, one direction at a time.
-    for stack, direction in zip(stacks, _directions(weights, memory, gradients, sums), strict=True):
+    directions = _directions(learned, memory, gradients, of_matrices, correction)
+    for stack, direction in zip(stacks, directions, strict=True):
         stack.last.copy_(direction)
     norms = memory.laid(
         [torch.linalg.vector_norm(s.last, dim=(-2, -1)).view(s.sets, -1) for s in stacks],
@@ -109,7 +110,7 @@ def advance(
     # Of RMS 1 over each matrix, times the length of each row, downwards.
     unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
-    decays = _decays(weights, memory, lengths, units, going, few)
+    decays = _decays(learned, memory, lengths, units, going, few)
     for stack, p in zip(stacks, parameters, strict=True):
         rows = slice(*stack.rows)
         stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
@@ -122,25 +123,23 @@ def advance(
 
 
 def _changes(
-    config: ControllerConfig,
-    weights: Weights,
+    learned: Learned,
     memory: Memory,
-    sums: Sums,
+    sums: Tensor,
+    of_matrices: Tensor,
+    correction: Tensor,
     squares: dict[int, Tensor],
-    alive: Tensor,
     growth: Tensor,
 ) -> Tensor:
     """Change of the logarithm of each row's length, (N, R)."""
-    of_row = memory.constants.tensor_of_row
-    sums.against *= alive[:, of_row]
-    sums.squares[GRADIENT_ROW] *= alive[:, of_row]
-    if config.grain == "tensor":
-        sums = _of_tensors(memory, sums)
-    signals = observe(sums, memory.history, memory.constants, growth)
+    config, constants, of_row = learned.config, memory.constants, memory.constants.tensor_of_row
+    if config.grain == "tensor":  # every row as the mean over the rows of its matrix
+        sums = (of_matrices / constants.rows_of_tensor)[..., of_row]
+    signals = observe(sums, of_matrices, correction, memory.history, constants, growth)
     heard = None
     if config.reader != "none":
-        heard = messages.heard(config.reader, weights, memory, squares, signals)
-    change = controller.change(weights, signals, heard)
+        heard = messages.heard(config.reader, learned.weights, memory, squares, signals)
+    change = controller.change(learned.weights, signals, heard)
     return _mean_of_rows(memory, change)[:, of_row] if config.grain == "tensor" else change
 
 
@@ -153,7 +152,7 @@ def _lengths(memory: Memory, change: Tensor, units: Tensor, horizon: Tensor | No
 
 
 def _decays(
-    weights: Weights,
+    learned: Learned,
     memory: Memory,
     lengths: Tensor,
     units: Tensor,
@@ -165,7 +164,7 @@ def _decays(
     A decay c times the part of the weights that the step is long, whatever its length is.
     """
     constants = memory.constants
-    decay = controller.decay(weights)
+    decay = learned.decay
     if few is not None:
         decay = (decay + few * (DECAY_ON_FEW - decay))[:, constants.tensor_of_row]
     per_length = going * constants.decay_unit / units
@@ -173,34 +172,35 @@ def _decays(
     return part.clamp(max=MOST_DECAY)
 
 
-def _steadiness(memory: Memory, sums: Sums) -> Tensor:
+def _steadiness(of_matrices: Tensor, correction: Tensor) -> Tensor:
     """How much of each matrix' gradient is that of the steps before, (N, T), from 0 to 1."""
-    constants, ages = memory.constants, memory.history.ages
-    found = torch.stack([sums.squares[FAST_ROW], sums.squares[GRADIENT_ROW]])
-    squares = pooled(found, constants.tensor_of_row, len(ages))
-    return (squares[0] / corrected(ages, FAST).square() / (squares[1] + TINY)).clamp(max=1)
+    fast, gradient = of_matrices[FAST_SUM], of_matrices[GRADIENT_SUM]
+    return (fast / correction[0].square() / (gradient + TINY)).clamp(max=1)
 
 
 def _directions(
-    weights: Weights, memory: Memory, gradients: Sequence[Tensor], sums: Sums
+    learned: Learned,
+    memory: Memory,
+    gradients: Sequence[Tensor],
+    of_matrices: Tensor,
+    correction: Tensor,
 ) -> Iterator[Tensor]:
     """What each stack goes along, (B, r, c), of any scale, one after the other.
 
     Args:
-        weights: Weights of N controllers.
+        learned: What N controllers have learned.
         memory: Memory of the networks; its averages of gradients are of this step already.
         gradients: Gradients of each stack.
-        sums: Over each row.
+        of_matrices: (6, N, T) sums over each matrix.
+        correction: (2, T) see ``signals.corrections``.
     """
-    ages = memory.history.ages
-    shares = controller.shares(weights)[:, None] / torch.stack(
-        [torch.ones_like(ages), corrected(ages, FAST), corrected(ages, SLOW)], -1
-    )
+    of_sources = nn.functional.pad(correction, (0, 0, 1, 0), value=1.0)  # 1 for the gradient
+    shares = learned.shares[:, None] / of_sources.T  # (N, T, 3)
 
     @functools.cache
     def powers() -> Tensor:
         # A gradient's own Gram matrices whiten it at half the power that those of noise take.
-        return controller.power(weights) * (1 - _steadiness(memory, sums) / 2)
+        return learned.power * (1 - _steadiness(of_matrices, correction) / 2)
 
     for stack, g in zip(memory.stacks, gradients, strict=True):
         yield _direction(stack, g, shares[:, slice(*stack.tensors)], powers)
@@ -233,7 +233,10 @@ def _alive(memory: Memory, square: Tensor) -> Tensor:
 
 
 def _sized(
-    memory: Memory, gradients: Sequence[Tensor], parameters: Sequence[Tensor], sums: Sums
+    memory: Memory,
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    of_matrices: Tensor,
 ) -> Tensor:
     """Whether the size of a matrix matters to the loss, (N, T), as numbers 1 and 0.
 
@@ -246,9 +249,8 @@ def _sized(
         for g, p in zip(gradients, parameters, strict=True)
     ]
     along = memory.of_all_ranks(memory.laid(found, "rows", (1, sets, -1))[0])
-    constants = memory.constants
-    of_all = torch.stack([along, sums.squares[GRADIENT_ROW], sums.squares[WEIGHT_ROW]])
-    along, gradient, weight = pooled(of_all, constants.tensor_of_row, len(memory.history.ages))
+    along = _over_rows(memory, along)
+    gradient, weight = of_matrices[GRADIENT_SUM], of_matrices[WEIGHT_SUM]
     return (along.square() > LEAST_ALONG**2 * gradient * weight).to(along)
 
 
@@ -279,8 +281,8 @@ def _row_sums(
     memory: Memory,
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],
-) -> tuple[Sums, dict[int, Tensor]]:
-    """Sums over each row, and squared weights of the kernels where messages need them."""
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Sums over each row, (6, N, R), and squared weights of kernels where messages need them."""
     against: list[Tensor] = []
     norms: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     squares: dict[int, Tensor] = {}
@@ -289,48 +291,43 @@ def _row_sums(
     for i, (stack, g, p) in enumerate(zip(memory.stacks, gradients, parameters, strict=True)):
         against.append(torch.linalg.vecdot(g, stack.last).view(1, sets, -1))
         norms[0].append(norm(stack.momenta, dim=-1).view(-1, sets, stack.rows[1] - stack.rows[0]))
-        norms[1].append(norm(g, dim=-1).view(1, sets, -1))
-        norms[2].append(norm(p, dim=-1).view(1, sets, -1))
+        norms[1].append(norm(p, dim=-1).view(1, sets, -1))
+        norms[2].append(norm(g, dim=-1).view(1, sets, -1))
         if config.reader != "none" and stack.is_matrix:
             squares[i] = p.square().unflatten(0, (sets, -1))
     counts = (NUM_MOMENTA, 1, 1)
     found = [memory.laid(x, "rows", (n, sets, -1)) for x, n in zip(norms, counts, strict=True)]
-    sums = Sums(memory.laid(against, "rows", (1, sets, -1))[0], torch.cat(found).square_())
-    return Sums(memory.of_all_ranks(sums.against), memory.of_all_ranks(sums.squares)), squares
+    sums = torch.cat([*found, memory.laid(against, "rows", (1, sets, -1))])
+    sums[:AGAINST_SUM].square_()
+    return memory.of_all_ranks(sums), squares
+
+
+def _over_rows(memory: Memory, x: Tensor) -> Tensor:
+    """Sum over the rows of each matrix: (*, N, R) -> (*, N, T)."""
+    return pooled(x, memory.constants.tensor_of_row, len(memory.history.ages))
 
 
 def _mean_of_rows(memory: Memory, x: Tensor) -> Tensor:
     """Mean over the rows of each matrix: (*, N, R) -> (*, N, T)."""
-    constants = memory.constants
-    count = len(constants.rows_of_tensor)
-    return pooled(x, constants.tensor_of_row, count) / constants.rows_of_tensor
+    return _over_rows(memory, x) / memory.constants.rows_of_tensor
 
 
-def _begin(weights: Weights, memory: Memory, sums: Sums) -> None:
-    """Give blocks that make their first step a length and a unit of lengths."""
+def _begin(learned: Learned, memory: Memory, weight: Tensor) -> None:
+    """Give blocks that make their first step a length and a unit of lengths.
+
+    Args:
+        learned: What N controllers have learned.
+        memory: Memory of the networks.
+        weight: (N, T) sums of squares of each matrix's weights.
+    """
     history, constants = memory.history, memory.constants
-    first = controller.first_log_length(weights, constants.kinds)
+    first = controller.first_log_length(learned.weights, constants.kinds)
     is_new = history.ages == 0
     history.rows[LOG_LENGTH] = torch.where(
         is_new[constants.tensor_of_row], first, history.rows[LOG_LENGTH]
     )
-    unit = log_unit(_weight(memory, sums), constants)
+    unit = log_unit(weight, constants)
     history.tensors[FIRST_LOG_UNIT] = torch.where(is_new, unit, history.tensors[FIRST_LOG_UNIT])
-
-
-def _weight(memory: Memory, sums: Sums) -> Tensor:
-    """Sums of squares of each matrix's weights, (N, T)."""
-    rows = sums.squares[WEIGHT_ROW]
-    return pooled(rows, memory.constants.tensor_of_row, len(memory.history.ages))
-
-
-def _of_tensors(memory: Memory, sums: Sums) -> Sums:
-    """The same sums for every row of a matrix: their mean over its rows."""
-    of_row = memory.constants.tensor_of_row
-    return Sums(
-        _mean_of_rows(memory, sums.against)[..., of_row],
-        _mean_of_rows(memory, sums.squares)[..., of_row],
-    )
 
 
 def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Powers) -> Tensor:

@@ -100,10 +100,12 @@ def take_in(average: Tensor, gradient: Tensor, side: Side, right: bool, weight: 
         right: Whether it is the right one.
         weight: Weight of the gradient in the average.
     """
-    x = gradient
-    if right:
-        x = x.mT.unflatten(1, (-1, side.positions)).flatten(2)  # (B, neurons, positions r)
-    x = x.unflatten(1, (side.blocks, side.length)).flatten(0, 1)
+    x = gradient.mT if right else gradient
+    # Views are spared where there is nothing to divide: on small networks each costs as a product.
+    if side.positions > 1:
+        x = x.unflatten(1, (-1, side.positions)).flatten(2)  # (B, neurons, positions r)
+    if side.blocks > 1:
+        x = x.unflatten(1, (side.blocks, side.length)).flatten(0, 1)
     average.flatten(0, 1).baddbmm_(x, x.mT, beta=1 - weight, alpha=weight)
 
 
@@ -136,12 +138,16 @@ def root(average: Tensor, power: Tensor) -> Tensor:
 
 def whitened_left(x: Tensor, root: Tensor, side: Side) -> Tensor:
     """P X with the roots of each block of rows (B, k, s, s): (B, r, c)."""
+    if side.blocks == 1:
+        return torch.bmm(root[:, 0], x)
     blocks = x.unflatten(1, (side.blocks, side.length)).flatten(0, 1)
     return torch.bmm(root.flatten(0, 1), blocks).view(x.shape)
 
 
 def whitened_right(x: Tensor, root: Tensor, side: Side) -> Tensor:
     """X Q with the roots of each block of columns (B, k, s, s): (B, r, c)."""
+    if side.blocks == side.positions == 1:
+        return torch.bmm(x, root[:, 0])
     apart = x.unflatten(2, (side.blocks, side.length, side.positions))
     apart = apart.permute(0, 2, 1, 4, 3)  # (B, k, r, positions, s)
     found = torch.bmm(apart.flatten(2, 3).flatten(0, 1), root.flatten(0, 1))

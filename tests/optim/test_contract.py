@@ -20,6 +20,7 @@ import l2o_graph.optim.structure
 from l2o_graph.optim.averaging import follow
 from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.checkpoints import load_checkpoint
+from l2o_graph.optim.controller import Learned
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.optimizer import NGOptimizer
 from l2o_graph.optim.step import advance
@@ -50,7 +51,8 @@ class Pure:
             gathered(self.memory, [t.reshape(1, -1).float() for t in tensors])
             for tensors in (gradients, parameters)
         ]
-        steps, _ = advance(self.controller.config, self.controller.weights(), self.memory, *flat)
+        learned = Learned.of(self.controller.config, self.controller.weights())
+        steps, _ = advance(learned, self.memory, *flat)
         found = scattered(self.memory, steps)
         return [found[i].view(p.shape).clone() for i, p in enumerate(parameters)]
 

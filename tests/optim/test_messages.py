@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import MATRICES, blocks_of
-from l2o_graph.optim.controller import ControllerConfig, weights_from
+from l2o_graph.optim.controller import ControllerConfig, Learned, weights_from
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.messages import heard
 from l2o_graph.optim.signals import NUM_SIGNALS
@@ -271,7 +271,7 @@ def first_update(reader: str, scales: list[float]) -> Tensor:
     second = parameters[2].view(4, 4) * torch.tensor(scales)
     parameters[2] = (second / second.norm()).view(1, -1)
     flat = gathered(memory, gradients), gathered(memory, parameters)
-    updates, _ = advance(config, weights, memory, *flat)
+    updates, _ = advance(Learned.of(config, weights), memory, *flat)
     return scattered(memory, updates)[0].clone()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim import whitening
 from l2o_graph.optim.blocks import KINDS, blocks_of
-from l2o_graph.optim.controller import ControllerConfig, weights_from
+from l2o_graph.optim.controller import ControllerConfig, Learned, weights_from
 from l2o_graph.optim.memory import arrange, gathered, scattered
 from l2o_graph.optim.signals import KIND_UNIT
 from l2o_graph.optim.step import advance
@@ -57,9 +57,8 @@ def run(
     for of_step in gradients:
         flat = dict(enumerate(g.reshape(1, -1) for g in of_step))
         now = dict(enumerate(p.reshape(1, -1) for p in parameters))
-        found, _ = advance(
-            SILENT, weights, memory, gathered(memory, flat), gathered(memory, now), told
-        )
+        learned = Learned.of(SILENT, weights)
+        found, _ = advance(learned, memory, gathered(memory, flat), gathered(memory, now), told)
         by_parameter = scattered(memory, [u.clone() for u in found])
         updates.append([by_parameter[i].view(p.shape) for i, p in enumerate(parameters)])
         parameters = [p + u for p, u in zip(parameters, updates[-1], strict=True)]

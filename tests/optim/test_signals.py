@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from l2o_graph.optim import step
 from l2o_graph.optim.blocks import KINDS, MATRICES, blocks_of
-from l2o_graph.optim.controller import ControllerConfig, weights_from
+from l2o_graph.optim.controller import ControllerConfig, Learned, weights_from
 from l2o_graph.optim.memory import arrange, gathered, scattered
 from l2o_graph.optim.signals import (
+    AGAINST_SUM,
     FIRST_LOG_UNIT,
     LOG_LENGTH,
     MOST,
     NUM_SIGNALS,
     OLDEST,
-    corrected,
+    corrections,
     cosine,
     log_growth,
     observe,
@@ -80,7 +81,7 @@ class Run:
                 self.gradients.append(self.flat(gradients))
                 self.weights.append(self.flat(parameters))
                 args = self.memory, self.gradients[-1], self.weights[-1], told
-                updates, _ = step.advance(config, weights, *args)
+                updates, _ = step.advance(Learned.of(config, weights), *args)
                 found = scattered(self.memory, updates)
                 self.updates.append(
                     [found[i].view(p.shape).clone() for i, p in enumerate(parameters)]
@@ -274,10 +275,11 @@ def test_a_cosine_says_whether_the_step_could_have_been_longer():
 
 
 def test_averages_of_the_same_are_the_same_once_corrected():
-    ages = torch.arange(5.0)
-    for decay in (0.9, 0.99):
-        average = torch.tensor([1 - decay ** (t + 1) for t in range(5)])
-        torch.testing.assert_close(average / corrected(ages, decay), torch.ones(5))
+    memory = Run().memory
+    ages = torch.arange(5.0, dtype=torch.float64)
+    averages = [[1 - decay ** (t + 1) for t in range(5)] for decay in (0.9, 0.99)]
+    found = torch.tensor(averages) / corrections(ages, memory.constants)
+    torch.testing.assert_close(found, torch.ones(2, 5, dtype=torch.float64))
 
 
 def test_what_is_ahead_ends_above_zero():
@@ -309,12 +311,12 @@ def test_signals_stay_bounded_when_gradients_come_and_go():
     memory = run.memory
     memory.history.ages += 100 * OLDEST
     for scale in (0.0, 1e12, 1e-12):
-        sums = step.Sums(
-            torch.zeros_like(memory.history.rows[0]),
-            scale * torch.rand(5, *memory.history.rows[0].shape, dtype=torch.float64),
-        )
+        sums = scale * torch.rand(6, *memory.history.rows[0].shape, dtype=torch.float64)
+        sums[AGAINST_SUM] = 0
+        of_matrices = step._over_rows(memory, sums)
+        correction = corrections(memory.history.ages, memory.constants)
         weight = torch.full_like(memory.history.tensors[0], scale)
         growth = log_growth(weight, memory.history, memory.constants)
         assert growth.min() >= 0
-        found = observe(sums, memory.history, memory.constants, growth)
+        found = observe(sums, of_matrices, correction, memory.history, memory.constants, growth)
         assert found.isfinite().all() and found.abs().max() <= MOST

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from l2o_graph.optim.blocks import blocks_of
-from l2o_graph.optim.controller import Controller
+from l2o_graph.optim.controller import Controller, Learned
 from l2o_graph.optim.memory import arrange, gathered, scattered
 from l2o_graph.optim.step import advance
 from l2o_graph.paper.rule import UpdateRule
@@ -111,9 +111,8 @@ def updates(rule: Rule, network, parameters, gradients) -> list[list[Tensor]]:
     with torch.no_grad():
         for each in gradients:
             if isinstance(rule, Controller):
-                steps, _ = advance(
-                    rule.config, rule.weights(), memory, flat(each), flat(parameters)
-                )
+                learned = Learned.of(rule.config, rule.weights())
+                steps, _ = advance(learned, memory, flat(each), flat(parameters))
                 found = scattered(memory, steps)
                 deltas = [found[i].view(p.shape).clone() for i, p in enumerate(parameters)]
             else:
