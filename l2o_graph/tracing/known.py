@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from l2o_graph.layout.tensors import is_sharded
-from l2o_graph.tracing.beside import Beside, storage_of
+from l2o_graph.tracing.beside import Beside, pairs_of, span_of, storage_of
 from l2o_graph.tracing.builder import Builder, Weight
 from l2o_graph.tracing.labels import Label, alike, data
-from l2o_graph.tracing.strides import pairs_of, span_of
 
 
 class Known:
