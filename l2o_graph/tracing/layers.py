@@ -32,18 +32,11 @@ class Layers(Meetings):
         self, x: Tensor, axis: int, weight: Tensor, transposed: bool = False, groups: int = 1,
         kind: str = "dense",
     ) -> Label | None:  # fmt: skip
-        """A parameter that maps the neurons along an axis to new ones.
+        """A parameter that maps the neurons along an axis of a tensor to new ones.
 
-        Args:
-            x: What is mapped.
-            axis: Axis of its neurons.
-            weight: [out, in, *positions], or with ``transposed`` [in, out, *positions].
-            transposed: Whether the first axis of the weight is what is read.
-            groups: Number of groups of a convolution.
-            kind: Kind of the kernel.
-
-        Returns:
-            The label with the new neurons along that axis; None where it cannot be followed.
+        It is [out, in, *positions], or with ``transposed`` [in, out, *positions]; ``groups`` are
+        those of a convolution. The label has the new neurons along that axis; None where it cannot
+        be followed.
         """
         weights = self.weights(weight)
         if not weights:
@@ -189,7 +182,7 @@ class Layers(Meetings):
         if self.weights(tensor):
             return self.added(label, tensor, axis=axis)
         if not self.is_even(tensor):
-            self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
+            self.builder.lose(f.set for f in label.axes[axis])
         return label
 
     def scale(
@@ -199,7 +192,7 @@ class Layers(Meetings):
         weights = self.weights(tensor)
         if not weights:
             if tensor is not None and not self.is_even(tensor):
-                self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
+                self.builder.lose(f.set for f in label.axes[axis])
             return label
         neurons = any(f.set is not None for f in label.axes[axis])
         if (neurons and sole_factor(label, axis) is None) or not weights[0].dense:
@@ -283,8 +276,7 @@ class Layers(Meetings):
             grid, from_rows, places = (1, size, 1), False, 1
         else:
             return False
-        source = self.builder.ordered(f"places of {name}", places).set
-        assert source is not None
+        source = self.builder.ordered(f"places of {name}", places)
         self.builder.add_kernel(
             Kernel(
                 weight.parameter, source, factor.set, grid, positions, weight.start,
@@ -312,7 +304,7 @@ class Layers(Meetings):
         of_neurons = [f.set is not None or f.alike for at in ends for f in label.axes[at]]
         known = all(of_neurons) and any(f.set is not None for at in ends for f in label.axes[at])
         if len(sizes) != len(ends) or not whole or not known or weight.fixed or not weight.solid:
-            self.builder.lose(f.set for at in ends for f in label.axes[at] if f.set is not None)
+            self.builder.lose(f.set for at in ends for f in label.axes[at])
             return told_apart(label, ends)
         size = math.prod(sizes)
         own = self.builder.new_set(self.builder.names[weight.parameter], size)
@@ -329,9 +321,8 @@ class Layers(Meetings):
             return None
         (first, *others), name = weights, self.name(weights)
         rows, columns = first.shape
-        source = self.builder.ordered(f"rows of {name}", rows).set
+        source = self.builder.ordered(f"rows of {name}", rows)
         target = self.builder.new_set(name, columns)
-        assert source is not None
         kernel = Kernel(
             first.parameter, source, target, (1, rows, columns), (), first.start, from_rows=True,
             kind="lookup",

@@ -58,24 +58,15 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
     experts, rows, columns = weight.shape
     from_rows = first.dense
     if not from_rows:  # stored as [experts, out, in]
-        first = replace(
-            first,
-            shape=(experts, columns, rows),
-            strides=(first.strides[0], first.strides[2], first.strides[1]),
-        )
+        first = first.transposed(1, 2)
     outer, inner = label.axes[0], label.axes[2]
     alone = len(trace.weights(weight)) == 1 and not first.fixed
     if not first.dense or not alone or not only_data(label, [1]):
         return None
     name = trace.name([first])
-    wanted = None
-    if len(outer) == len(inner) == 1 and outer[0].set is not None and not label.start:
-        wanted = numbered([experts, rows], outer[0].set)
-    if wanted is not None and [*outer, *inner] == wanted:
-        source = outer[0].set
-    elif not label.sets():
-        source = trace.builder.ordered(f"input of {name}", experts * rows).set
-        own = numbered([experts, rows], source or 0)
+    if not label.sets():
+        source = trace.builder.ordered(f"input of {name}", experts * rows)
+        own = numbered([experts, rows], source)
         trace.set_label(x, Label(((own[0],), label.axes[1], (own[1],))))
     elif all(f.set is None for f in outer) and inner[0].set is not None:  # each reads all of them
         source = trace.builder.new_meeting("copy", experts * rows)
@@ -85,9 +76,10 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
             True, "copy",
         ):  # fmt: skip
             return None
-    else:
-        return None
-    assert source is not None
+    else:  # each reads its own part of one set
+        source = label.sets()[0]
+        if label.start or [*outer, *inner] != numbered([experts, rows], source):
+            return None
     trace.builder.mark_read(source)
     target = trace.builder.new_set(name, experts * columns)
     grid = (experts, rows, columns) if from_rows else (experts, columns, rows)

@@ -27,11 +27,7 @@ from l2o_graph.tracing.layers import Layers
 
 
 class Trace(Layers):
-    """What is known of every tensor so far, and what a rule for a layer may say of its output.
-
-    Args:
-        named: The parameters by name, as the network sees them.
-    """
+    """What is known of every tensor so far, and what a rule for a layer may say of its output."""
 
     def cat(self, tensors: Sequence[Tensor], axis: int, out: Tensor) -> Label | None:
         """Tensors one after the other along an axis."""
@@ -97,7 +93,7 @@ class Trace(Layers):
             for label, axes in zip(labels, among, strict=True)
         ]
         told = any(a & b for a, b in itertools.combinations(sets, 2))
-        places = self.builder.ordered("pieces", len(tensors)).set if told else None
+        places = self.builder.ordered("pieces", len(tensors)) if told else None
         at = 0
         for n, (label, axes, t) in enumerate(zip(labels, among, tensors, strict=True)):
             width = t.shape[axis]
