@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import ACTIVATIONS
-from l2o_graph.layout.tensors import is_sharded_type
+from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.tracing.builder import Weight
 from l2o_graph.tracing.labels import Label, data, viewed
 from l2o_graph.tracing.operations import ALONG_AXES, OPERATIONS, dims_of
@@ -73,7 +73,7 @@ class Following(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.trace.is_blind |= any(map(is_sharded_type, types))
+        self.trace.is_blind |= any(map(is_sharded, types))
         # In inference mode autograd does not take composite operators apart.
         if func._can_decompose() and not self.inside:
             with self:
