@@ -258,7 +258,7 @@ class Layers(Meetings):
             of_neurons = [(last, 1, 1)]  # a single number on a single neuron
         if not of_neurons and wide:  # it tells no neurons apart
             return True
-        if len(of_neurons) != 1 or weight.fixed:
+        if len(of_neurons) != 1:
             return False
         ((axis, size, stride),) = of_neurons
         factor = sole_factor(label, axis)
@@ -267,7 +267,11 @@ class Layers(Meetings):
         at, others = label.start.get(factor.set, 0), math.prod(n for _, n, _ in wide) // size
         if not wide or (others == 1 and stride == 1):
             self.builder.add_bias(Bias(weight.parameter, factor.set, size, weight.start, at))
+            if weight.fixed:
+                self.builder.fix(factor.set)
             return True
+        if weight.fixed:
+            return False
         name = self.builder.names[weight.parameter]
         positions = tuple(n for a, n, _ in wide if a > axis)
         if stride == 1:  # [places, neurons]
