@@ -13,11 +13,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from l2o_graph.graph.neural import NeuralGraph
-from l2o_graph.layout.blocks import topology_of
-from l2o_graph.layout.spec import Kernel, NetSpec, Neurons
+from l2o_graph.layout.spec import Kernel, NetSpec
 
-if TYPE_CHECKING:  # slow imports, and only pictures need them
-    from matplotlib.axes import Axes
+if TYPE_CHECKING:  # a slow import, and only pictures need it
     from matplotlib.figure import Figure
 
 MOST_SHOWN = 12  # neurons of a set
@@ -29,12 +27,7 @@ POSITIVE, NEGATIVE, CONSTANT = "#D55E00", "#0072B2", "#AAAAAA"
 
 
 def draw(graph: NeuralGraph, path: str | Path) -> None:
-    """Write a picture; see :func:`picture`.
-
-    Args:
-        graph: A network's.
-        path: Its ending says what is written: .png, or .svg or .pdf, which large networks can be
-            looked at in more closely.
+    """Write a picture, see :func:`picture`: .png, .svg or .pdf, as the path's ending says.
 
     Raises:
         ValueError: For an ending that is unknown.
@@ -58,7 +51,6 @@ def picture(graph: NeuralGraph) -> "Figure":
     spec = graph.spec
     columns = _columns(spec)
     places = _places(spec, columns)
-    tops = [float(place[0, 1]) for place in places]
     height = max((-float(place[-1, 1]) for place in places), default=0.0) + HEIGHT
     figure = Figure(figsize=(WIDTH * (max(columns, default=0) + 1), height), layout="tight")
     axes = figure.add_subplot()
@@ -76,20 +68,16 @@ def picture(graph: NeuralGraph) -> "Figure":
         axes.add_collection(
             LineCollection(lines.tolist(), colors=colours, linewidths=0.6, alpha=strength, zorder=1)
         )
-    for neurons, place, top in zip(spec.neurons, places, tops, strict=True):
+    for neurons, place in zip(spec.neurons, places, strict=True):
         x, y = place.T.tolist()
         axes.scatter(x, y, s=14, c=ROLE_COLOURS[neurons.role], zorder=2)
-        _write(axes, neurons, float(place[0, 0]), top)
+        text = f"{neurons.name}\n[{neurons.size}] {neurons.activation}".rstrip()
+        axes.annotate(
+            text, (x[0], y[0]), (0, 7), textcoords="offset points", ha="center", va="bottom",
+            fontsize=7,
+        )  # fmt: skip
     axes.autoscale_view()
     return figure
-
-
-def _write(axes: "Axes", neurons: Neurons, x: float, top: float) -> None:
-    """What stands at a set."""
-    text = f"{neurons.name}\n[{neurons.size}] {neurons.activation}".rstrip()
-    axes.annotate(
-        text, (x, top), (0, 7), textcoords="offset points", ha="center", va="bottom", fontsize=7
-    )
 
 
 def _columns(spec: NetSpec) -> list[int]:
@@ -126,13 +114,8 @@ def _lines(
     row = _spread(groups * rows)[:, None]
     column = _spread(columns)[None] + row.div(rows, rounding_mode="floor") * columns
     row, column = (each.flatten() for each in torch.broadcast_tensors(row, column))
-    if graph.spec.is_constant(kernel.parameter):
-        values = torch.ones(len(row))
-    else:
-        at = topology_of(graph.spec).parameter_start[kernel.parameter] + kernel.start
-        scalars = graph.values[0, at : at + kernel.size].detach().float().cpu()
-        cells = scalars.view(groups * rows, columns, -1).mean(-1)
-        values = cells[row, column % columns]
+    scalars = graph.scalars(kernel)[0].detach().float().cpu()
+    values = scalars.view(groups * rows, columns, -1).mean(-1)[row, column % columns]
     source, target = (row, column) if kernel.from_rows else (column, row)
     return source + kernel.source_start, target + kernel.target_start, values
 

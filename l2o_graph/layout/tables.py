@@ -75,7 +75,8 @@ def layout_of(spec: NetSpec, room: Capacity) -> Layout:
         ValueError: For what there is no room for: a kernel, by its parameter, or inputs or
             outputs.
     """
-    sizes = {role: sum(n.size for n in spec.neurons if n.role == role) for role in _ROLES}
+    ends = ("input", "output")
+    sizes = {role: sum(n.size for n in spec.neurons if n.role == role) for role in ends}
     for role, most in (("input", room.inputs), ("output", room.classes)):
         if not 1 <= sizes[role] <= most:
             raise ValueError(f"network: expected 1 to {most} {role}s, found {sizes[role]}")
@@ -106,9 +107,6 @@ def layout_of(spec: NetSpec, room: Capacity) -> Layout:
         nodes,
         outputs,
     )
-
-
-_ROLES = ("input", "hidden", "output")
 
 
 def _sides(spec: NetSpec, kernel: Kernel, room: Capacity) -> tuple[int, int]:
@@ -180,13 +178,11 @@ class Batch:
         return _moved(self, device)
 
     def kernels(self, values: Float[Tensor, " P"], scaled: bool) -> Float[Tensor, "E K"]:
-        """Kernels of all edges, padded with zeros.
+        """Kernels of all edges, padded with zeros; ``values`` are all networks' parameters.
 
-        Args:
-            values: All networks' parameters in a row.
-            scaled: Whether weights are multiplied by the root of their fan-in. The first weights
-                of linear layers and convolutions are drawn as much smaller than 1; so they are
-                about as large in every layer. Biases are left as they are.
+        ``scaled`` multiplies weights by the root of their fan-in. The first weights of linear
+        layers and convolutions are drawn as much smaller than 1; so they are about as large in
+        every layer. Biases are left as they are.
         """
         known = torch.cat([values, values.new_tensor(CONSTANTS)])[self.scalars]
         if scaled:

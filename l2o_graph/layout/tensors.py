@@ -9,14 +9,9 @@ if TYPE_CHECKING:  # importing it takes long, and most have no use for it
     from torch.distributed.tensor import DTensor
 
 
-def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether a tensor is a DTensor; told by a method, as importing the class takes long."""
+def is_sharded(tensor: Tensor | type) -> "TypeGuard[DTensor]":
+    """Whether a tensor, or any of a type, is a DTensor; importing that class takes long."""
     return hasattr(tensor, "full_tensor")
-
-
-def is_sharded_type(kind: type) -> bool:
-    """Whether tensors of a type are sharded."""
-    return hasattr(kind, "full_tensor")
 
 
 def state_type(weight: Tensor) -> torch.dtype:

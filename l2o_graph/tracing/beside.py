@@ -2,6 +2,7 @@
 
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -81,3 +82,16 @@ def _geometry(tensor: Tensor) -> Geometry:
         stride if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     return int(tensor.storage_offset()), tuple(tensor.shape), tuple(steps), tensor.dtype
+
+
+def pairs_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes and strides of a tensor; strides of 1 where it has none."""
+    strided = tensor.layout == torch.strided and not tensor.is_nested
+    return tuple(tensor.shape), tuple(tensor.stride()) if strided else (1,) * tensor.dim()
+
+
+def span_of(tensor: Tensor) -> tuple[int, int]:
+    """The first entry of its storage that a tensor has, and the last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    first = int(tensor.storage_offset())
+    return first, first + sum(max(n - 1, 0) * stride for n, stride in steps)

@@ -76,20 +76,16 @@ class Weight:
         )
         return replace(self, shape=tuple(shape), strides=strides)
 
-    def transposed(self) -> "Weight":
-        """With the first two axes exchanged."""
-        return replace(
-            self,
-            shape=(self.shape[1], self.shape[0], *self.shape[2:]),
-            strides=(self.strides[1], self.strides[0], *self.strides[2:]),
-        )
+    def transposed(self, i: int = 0, j: int = 1) -> "Weight":
+        """With two axes exchanged."""
+        order = list(range(len(self.shape)))
+        order[i], order[j] = j, i
+        shape, strides = (tuple(each[n] for n in order) for each in (self.shape, self.strides))
+        return replace(self, shape=shape, strides=strides)
 
 
 class Builder:
-    """Collects neurons, kernels and biases.
-
-    ``names`` and ``shapes`` are those of the parameters, in order.
-    """
+    """Collects neurons, kernels and biases, of parameters with these names and shapes."""
 
     def __init__(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]):
         self.names, self.shapes = list(names), list(shapes)
@@ -112,9 +108,9 @@ class Builder:
         self._meetings += 1
         return self.new_set(f"{kind} {self._meetings}", size)
 
-    def ordered(self, name: str, size: int) -> Factor:
+    def ordered(self, name: str, size: int) -> int:
         """Neurons that are each themselves, as inputs are: pixels, positions, words."""
-        return Factor(size, self.new_set(name, size, "input"), 1)
+        return self.new_set(name, size, "input")
 
     def read(self, label: Label, axis: int, name: str) -> tuple[Label, int, int, int, Axis] | None:
         """The neurons along an axis: (label, set, first, how many, data factors inside).
@@ -125,7 +121,8 @@ class Builder:
         factors = label.axes[axis]
         if all(f.set is None for f in factors):
             size = math.prod(f.size for f in factors)
-            label = label.with_axis(axis, (self.ordered(f"input of {name}", size),))
+            own = Factor(size, self.ordered(f"input of {name}", size), 1)
+            label = label.with_axis(axis, (own,))
         elif not _is_run(factors):
             target = self.new_meeting("rearranged", math.prod(f.size for f in factors))
             large = numbered([f.size for f in factors], target)
@@ -137,12 +134,11 @@ class Builder:
         self.mark_read(first.set)
         return label, first.set, label.start.get(first.set, 0), first.size, tuple(inside)
 
-    def mark_read(self, *sets: int | None) -> None:
+    def mark_read(self, *sets: int) -> None:
         """Note that sets are read."""
         for s in sets:
-            if s is not None:
-                self.sets[s].fresh = False
-                self.touched.add(s)
+            self.sets[s].fresh = False
+            self.touched.add(s)
 
     # What joins them ---------------------------------------------------------------------------
 
@@ -170,19 +166,15 @@ class Builder:
     ) -> bool:  # fmt: skip
         """Join two sets by a constant, entry by entry; returns whether it could be done.
 
-        Args:
-            large: Factors that run through every neuron of one set, outermost first.
-            small: Factors of the same sizes that run through the other; a stride of 0 where it
-                has one neuron for all steps.
-            starts: First neuron of each.
-            large_reads: Whether edges lead from the small set to the large; else the other way.
-            kind: Kind of the edges.
-            constant: Which of the ``CONSTANTS`` they carry.
+        ``large`` are factors that run through every neuron of one set, outermost first, ``small``
+        factors of the same sizes that run through the other, with a stride of 0 where it has one
+        neuron for all steps; ``starts`` the first neuron of each, ``constant`` which of the
+        ``CONSTANTS`` edges carry. They lead to the large set, or else, from it.
         """
         grids = _grids(large, small, *starts)
         if grids is None:
             return False
-        of_large, of_small = large[0].set, small_set(small)
+        of_large, of_small = large[0].set, next((f.set for f in small if f.set is not None), None)
         if of_large is None or of_small is None:
             return False
         self.mark_read(of_small, of_large)
@@ -209,8 +201,7 @@ class Builder:
         for s in dict.fromkeys(f.set for f in factors if not f.alike):
             if s is None:
                 sizes = [f.size for f in factors if f.set is None and not f.alike]
-                own = self.ordered("places", math.prod(sizes)).set
-                place = iter(numbered(sizes, own or 0))
+                place = iter(numbered(sizes, self.ordered("places", math.prod(sizes))))
                 small = [
                     next(place) if f.set is None and not f.alike else Factor(f.size)
                     for f in factors
@@ -232,16 +223,16 @@ class Builder:
             for k in self.kernels
         )
 
-    def lose(self, sets: Iterable[int]) -> None:
+    def lose(self, sets: Iterable[int | None]) -> None:
         """Note that something that cannot be followed reads sets, and may know their order."""
         for s in sets:
-            self.sets[s].lost = True
+            if s is not None:
+                self.sets[s].lost = True
 
     def fix(self, s: int) -> None:
         """Join each neuron of a set to a place of its own: fixed numbers tell their order."""
         size = self.sets[s].size
-        own = self.ordered("places", size).set
-        assert own is not None
+        own = self.ordered("places", size)
         self.add_kernel(Kernel(len(self.shapes), own, s, (size, 1, 1), kind="places"))
 
     # One parameter in several places -----------------------------------------------------------
@@ -300,11 +291,7 @@ class Builder:
     # The end -----------------------------------------------------------------------------------
 
     def spec(self, outputs: Sequence[int]) -> NetSpec:
-        """What was found.
-
-        Args:
-            outputs: Sets that the network returns; without any, the sets that nothing reads.
-        """
+        """What was found, of a network that returns sets; without any, those that nothing reads."""
         read = {k.source for k in self.kernels if k.source != k.target}
         last = set(outputs) or set(range(len(self.sets))) - read
         for n in last | {n for n, found in enumerate(self.sets) if found.lost}:
@@ -368,11 +355,6 @@ def _is_run(factors: Axis) -> bool:
     """Neurons one after the other, and only data inside them."""
     first, *inside = factors
     return first.set is not None and first.stride == 1 and all(f.set is None for f in inside)
-
-
-def small_set(factors: Sequence[Factor]) -> int | None:
-    """The set that factors run through."""
-    return next((f.set for f in factors if f.set is not None), None)
 
 
 def _grids(

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import ACTIVATIONS
-from l2o_graph.layout.tensors import is_sharded_type
+from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.tracing.builder import Weight
 from l2o_graph.tracing.labels import Label, data, viewed
 from l2o_graph.tracing.operations import ALONG_AXES, OPERATIONS, dims_of
@@ -73,7 +73,7 @@ class Following(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.trace.is_blind |= any(map(is_sharded_type, types))
+        self.trace.is_blind |= any(map(is_sharded, types))
         # In inference mode autograd does not take composite operators apart.
         if func._can_decompose() and not self.inside:
             with self:
@@ -109,7 +109,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         name = "_scaled_dot_product"
     leaves = () if name in EVEN else tree_leaves((args, kwargs))
     inputs = [t for t in leaves if isinstance(t, Tensor)]
-    before = {s for t in inputs for s in trace.label(t).sets()}
+    before = trace.sets_of(inputs)
     folded = [f[0].parameter for t in inputs if (f := trace.folded.get(t))]
     for t in inputs:
         trace.weights(t)  # notes that it is used
@@ -118,7 +118,8 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
             trace.builder.lose(trace.hidden_in(t))
     # What a rule replays is followed in between.
     around, trace.builder.touched = trace.builder.touched, set()
-    written = _is_written(operator, args, outs)
+    # Whether it writes its answer into its first argument.
+    written = operator._schema.is_mutable and bool(args) and any(args[0] is t for t in outs)
     known = trace.label(outs[0])
     try:
         _follow(trace, name, operator, args, kwargs, inputs, outs)
@@ -132,8 +133,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     function = OTHER_NAMES.get(name, name)
     if function in ACTIVATIONS:
         trace.activated(trace.label(outs[0]), function)
-    after = {s for t in outs for s in trace.label(t).sets()}
-    trace.builder.lose(before - after - trace.builder.touched)
+    trace.builder.lose(before - trace.sets_of(outs) - trace.builder.touched)
     trace.builder.touched |= around
     if written and (trace.label(outs[0]).sets() or not trace.is_even(outs[0])):
         trace.uneven(outs[0])
@@ -145,11 +145,6 @@ def _is_known(trace: Trace, t: Tensor) -> bool:
     """Whether what parameters did to a tensor has a place, or tells no order of them."""
     found = trace.label(t).sets() or trace.weights(t) or trace.folded.get(t)
     return bool(found) or bool(trace.statistics.get(t))
-
-
-def _is_written(operator: Any, args: tuple, outs: list[Tensor]) -> bool:
-    """Whether an operator writes its answer into its first argument."""
-    return operator._schema.is_mutable and bool(args) and any(args[0] is t for t in outs)
 
 
 def _follow(
@@ -168,13 +163,10 @@ def _follow(
     one_by_one = torch.Tag.pointwise in operator.tags or name in ENTRY_BY_ENTRY
     if not labelled and not (name in OPERATIONS and name not in STATISTICS and weights):
         told = [t for t in inputs if not trace.is_even(t)]
+        of_all = all(t.numel() == 1 for t in outs)  # whether all entries were brought together
         statistic = bool(told) and all(
             trace.statistics.get(t)
-            or (
-                name in STATISTICS
-                and trace.weights(t)
-                and (_of_all(t, outs) or trace.keeps_axes(t))
-            )
+            or (name in STATISTICS and trace.weights(t) and (of_all or trace.keeps_axes(t)))
             for t in told
         )
         for t in outs:
@@ -191,20 +183,15 @@ def _follow(
             args, kwargs = (args[0], _axes(operator, args, kwargs)), {}
         label = OPERATIONS[name](trace, outs[0], *args, **kwargs)
         if label is None:
-            trace.builder.lose(s for t in labelled for s in trace.label(t).sets())
+            trace.builder.lose(trace.sets_of(labelled))
         trace.set_label(outs[0], label)
         return _follow_places(trace, name, args, outs) if name in WITH_PLACES else None
     if labelled and labelled[0] is inputs[0] and name.startswith(SPATIAL):
         return _follow_spatial(trace, name, inputs[0], outs)
-    trace.builder.lose(s for t in labelled for s in trace.label(t).sets())
+    trace.builder.lose(trace.sets_of(labelled))
     for t in outs:
         trace.set_label(t, None)
     return None
-
-
-def _of_all(x: Tensor, outs: list[Tensor]) -> bool:
-    """Whether all entries of a tensor were brought together in one."""
-    return x.numel() > 1 and all(t.numel() == 1 for t in outs)
 
 
 def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: list) -> None:
@@ -302,11 +289,11 @@ def _follow_places(trace: Trace, name: str, args: tuple, outs: list[Tensor]) -> 
     """
     label, places = trace.label(outs[0]), outs if name in ("argmax", "argmin") else outs[1:]
     before = trace.label(args[0])
-    along = {f.set for i in args[1] for f in before.axes[i]} - {None}
+    along = {f.set for i in args[1] for f in before.axes[i] if f.set is not None}
     for t in places:
         if along and name not in ("aminmax", "var_mean", "std_mean"):
             trace.set_label(t, None)
-            trace.knows.put(t, {s for s in along if s is not None} or None)
+            trace.knows.put(t, along)
         elif t is not outs[0]:
             trace.set_label(t, label if label.sets() else None)
 
@@ -365,7 +352,7 @@ def _entries(
             elif p.numel() > 1:
                 answer = trace.added(answer, p, "product")
     if answer is None:
-        trace.builder.lose(s for t in labelled for s in trace.label(t).sets())
+        trace.builder.lose(trace.sets_of(labelled))
     return answer
 
 

@@ -1,23 +1,18 @@
 """What is known of every tensor of a computation so far: what it stands for, or is made of."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from l2o_graph.layout.tensors import is_sharded
-from l2o_graph.tracing.beside import Beside, storage_of
+from l2o_graph.tracing.beside import Beside, pairs_of, span_of, storage_of
 from l2o_graph.tracing.builder import Builder, Weight
 from l2o_graph.tracing.labels import Label, alike, data
-from l2o_graph.tracing.strides import pairs_of, span_of
 
 
 class Known:
-    """What is known of every tensor so far.
-
-    Args:
-        named: The parameters by name, as the network sees them.
-    """
+    """What is known of every tensor so far, of a network with these parameters by name."""
 
     def __init__(self, named: Sequence[tuple[str, Tensor]]):
         self.builder = Builder([name for name, _ in named], [tuple(p.shape) for _, p in named])
@@ -62,6 +57,10 @@ class Known:
         """Say what a tensor is."""
         fits = label is not None and label.shape == tuple(tensor.shape)
         self.labels.put(tensor, label if fits else None)
+
+    def sets_of(self, tensors: Iterable[Tensor]) -> set[int]:
+        """The sets that run through any of some tensors."""
+        return {s for t in tensors for s in self.label(t).sets()}
 
     def hidden_in(self, tensor: Tensor) -> list[int]:
         """Sets that run through parts of a tensor of which nothing is known as a whole."""

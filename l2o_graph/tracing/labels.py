@@ -65,6 +65,10 @@ class Label:
         axes[axis] = factors
         return replace(self, axes=tuple(axes))
 
+    def without(self, axes: Sequence[int]) -> "Label":
+        """Only the other axes."""
+        return replace(self, axes=tuple(a for i, a in enumerate(self.axes) if i not in axes))
+
     def only(self) -> "Label":
         """Without the starts of sets that no axis runs through."""
         known = self.sets()

@@ -20,7 +20,6 @@ from l2o_graph.tracing.labels import (
     told_apart,
 )
 from l2o_graph.tracing.meetings import Meetings
-from l2o_graph.tracing.strides import number_of, runs_of
 
 # A layer that maps more parts of a set alike than this is not followed.
 MOST_PARTS = 64
@@ -33,18 +32,11 @@ class Layers(Meetings):
         self, x: Tensor, axis: int, weight: Tensor, transposed: bool = False, groups: int = 1,
         kind: str = "dense",
     ) -> Label | None:  # fmt: skip
-        """A parameter that maps the neurons along an axis to new ones.
+        """A parameter that maps the neurons along an axis of a tensor to new ones.
 
-        Args:
-            x: What is mapped.
-            axis: Axis of its neurons.
-            weight: [out, in, *positions], or with ``transposed`` [in, out, *positions].
-            transposed: Whether the first axis of the weight is what is read.
-            groups: Number of groups of a convolution.
-            kind: Kind of the kernel.
-
-        Returns:
-            The label with the new neurons along that axis; None where it cannot be followed.
+        It is [out, in, *positions], or with ``transposed`` [in, out, *positions]; ``groups`` are
+        those of a convolution. The label has the new neurons along that axis; None where it cannot
+        be followed.
         """
         weights = self.weights(weight)
         if not weights:
@@ -90,51 +82,43 @@ class Layers(Meetings):
         if found is None or found[0].fixed:
             return None
         weight, (*_, read, written) = found
-        steps, name = weight.steps, self.name([weight])
-        label, last = self.label(x), len(self.label(x).axes) - 1
+        steps, name, label = weight.steps, self.name([weight]), self.label(x)
+        last = len(label.axes) - 1
         both = refined(label.axes[last], tuple(Factor(steps[i][0]) for i in read))
         if both is None or len(both[0]) != len(read):
             return None
         # As the parameter stores them, the outermost first.
         order = sorted(range(len(read)), key=lambda i: -steps[read[i]][1])
-        label = label.with_axis(last, joined([both[0][i] for i in order]))
-        if not label.sets():
-            source, start, count = None, 0, x.shape[-1]
-        else:
-            known = self.builder.read(label, last, name)
-            if known is None or known[4] or sole_factor(known[0], last) is None:
-                return None
-            label, source, start, count, _ = known
-        *rows_outside, rows = runs_of([steps[read[i]] for i in order])
         new = sorted(written, key=lambda i: -steps[i][1])
-        *columns_outside, columns = runs_of([steps[i] for i in new])
-        from_rows = columns[1] == 1 and rows[1] == columns[0]
-        outside = [*rows_outside, *columns_outside]
-        if not (from_rows or (rows[1] == 1 and columns[1] == rows[0])):
+        *rows_outside, rows = _runs([steps[read[i]] for i in order])
+        *columns_outside, columns = _runs([steps[i] for i in new])
+        from_rows = columns.stride == 1 and rows.stride == columns.size
+        if not (from_rows or (rows.stride == 1 and columns.stride == rows.size)):
             return None
-        if math.prod(n for n, _ in outside) > MOST_PARTS:
+        if math.prod(f.size for f in (*rows_outside, *columns_outside)) > MOST_PARTS:
             return None
-        if source is None:
-            own = self.builder.ordered(f"input of {name}", count)
-            source = own.set or 0
+        stored = label.with_axis(last, joined([both[0][i] for i in order]))
+        known = self.builder.read(stored, last, name)
+        if known is None or known[4] or sole_factor(known[0], last) is None:
+            return None
+        stored, source, start, _, _ = known
+        if all(f.set is None for f in label.axes[last]):  # which are inputs from now on
             there = numbered([steps[read[i]][0] for i in order], source)
             back = joined([there[order.index(i)] for i in range(len(order))])
-            self.set_label(x, self.label(x).with_axis(last, back))
+            self.set_label(x, label.with_axis(last, back))
         target = self.builder.new_set(name, math.prod(steps[i][0] for i in written))
-        inner = (rows[0], columns[0]) if from_rows else (columns[0], rows[0])
-        for at in itertools.product(*(range(n) for n, _ in outside)):
-            first = sum(i * step for i, (_, step) in zip(at, outside, strict=True))
-            of_rows, of_columns = at[: len(rows_outside)], at[len(rows_outside) :]
+        inner = (rows.size, columns.size) if from_rows else (columns.size, rows.size)
+        for (i, row), (j, column) in itertools.product(
+            enumerate(_starts(rows_outside)), enumerate(_starts(columns_outside))
+        ):
             self.builder.add_kernel(
                 Kernel(
-                    weight.parameter, source, target, (1, *inner), (), weight.start + first,
-                    start + rows[0] * number_of(of_rows, rows_outside),
-                    columns[0] * number_of(of_columns, columns_outside), from_rows=from_rows,
+                    weight.parameter, source, target, (1, *inner), (), weight.start + row + column,
+                    start + i * rows.size, j * columns.size, from_rows=from_rows,
                 )
             )  # fmt: skip
         made = dict(zip(new, numbered([steps[i][0] for i in new], target), strict=True))
-        axis = joined([made[i] for i in written])
-        return label.with_axis(last, axis).only()
+        return stored.with_axis(last, joined([made[i] for i in written])).only()
 
     def _made_of_too(self, kernel: Kernel, weight: Weight, other: Weight) -> None:
         """Another parameter, of one shape, that the weight of a kernel was made of entry by entry.
@@ -176,12 +160,11 @@ class Layers(Meetings):
         out = columns if transposed else rows
         target = self.builder.new_set(name, parts * out)
         start = label.start.get(inner.set, 0)
-        for i, steps in enumerate(itertools.product(*(range(f.size) for f in outer))):
-            at = start + sum(n * f.stride for n, f in zip(steps, outer, strict=True))
+        for i, at in enumerate(_starts(outer)):
             self.builder.add_kernel(
                 Kernel(
                     weight.parameter, inner.set, target, (1, rows, columns), weight.shape[2:],
-                    weight.start, at, i * out, from_rows=transposed,
+                    weight.start, start + at, i * out, from_rows=transposed,
                 )
             )  # fmt: skip
         *numbers, last = numbered([*(f.size for f in outer), out], target)
@@ -194,19 +177,12 @@ class Layers(Meetings):
 
     def bias(self, label: Label | None, axis: int, tensor: Tensor | None) -> Label | None:
         """Something that is added to the neurons along an axis, a parameter most of the time."""
-        if label is None or tensor is None or (self.is_even(tensor) and not self.weights(tensor)):
+        if label is None or tensor is None:
             return label
-        for weight in self.weights(tensor):
-            factor = sole_factor(label, axis)
-            if factor is None or not weight.dense or math.prod(weight.shape) != factor.size:
-                return self._own(label, weight, [axis], "sum")
-            assert factor.set is not None
-            at = label.start.get(factor.set, 0)
-            self.builder.add_bias(Bias(weight.parameter, factor.set, factor.size, weight.start, at))
-            if weight.fixed:
-                self.builder.fix(factor.set)
-        if not self.weights(tensor):
-            self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
+        if self.weights(tensor):
+            return self.added(label, tensor, axis=axis)
+        if not self.is_even(tensor):
+            self.builder.lose(f.set for f in label.axes[axis])
         return label
 
     def scale(
@@ -216,7 +192,7 @@ class Layers(Meetings):
         weights = self.weights(tensor)
         if not weights:
             if tensor is not None and not self.is_even(tensor):
-                self.builder.lose(f.set for f in label.axes[axis] if f.set is not None)
+                self.builder.lose(f.set for f in label.axes[axis])
             return label
         neurons = any(f.set is not None for f in label.axes[axis])
         if (neurons and sole_factor(label, axis) is None) or not weights[0].dense:
@@ -240,6 +216,79 @@ class Layers(Meetings):
             self.builder.fix(target)
         return label.with_axis(axis, (Factor(count, target, 1),)).only()
 
+    def added(
+        self, label: Label | None, tensor: Tensor, kind: str = "sum", axis: int = -1
+    ) -> Label | None:
+        """A parameter that is added to a tensor with a label, its last axis along ``axis`` of it.
+
+        ``kind`` is "sum", or "product" where it multiplies. Where it has no place the neurons that
+        it tells apart keep their order.
+        """
+        for weight in self.weights(tensor):
+            if label is None:
+                break
+            last = axis if axis < 0 else axis - len(label.axes)
+            wide = [  # from the last: (axis of the label, size, stride)
+                (i + 1 - len(weight.shape) + last, n, stride)
+                for i, (n, stride) in enumerate(weight.steps)
+                if n > 1 and stride
+            ]
+            along = [at for at, _, _ in wide if -at <= len(label.axes)]
+            if kind == "sum" and self._placed(label, weight, wide, last):
+                label = told_apart(label, along)
+            else:
+                label = self._own(label, weight, along, kind)
+        return label
+
+    def _placed(
+        self, label: Label, weight: Weight, wide: Sequence[tuple[int, int, int]], last: int
+    ) -> bool:
+        """Whether a parameter that is added finds its place as a bias or as rows of a table.
+
+        ``wide`` are its axes that are longer than 1: axis of the label, size, stride.
+        """
+        of_neurons = [
+            (axis, n, stride)
+            for axis, n, stride in wide
+            if -axis <= len(label.axes) and any(f.set is not None for f in label.axes[axis])
+        ]
+        if not wide:
+            if label.shape[last] != 1:  # a single number has no place, and tells nothing apart
+                return True
+            of_neurons = [(last, 1, 1)]  # a single number on a single neuron
+        if not of_neurons and wide:  # it tells no neurons apart
+            return True
+        if len(of_neurons) != 1:
+            return False
+        ((axis, size, stride),) = of_neurons
+        factor = sole_factor(label, axis)
+        if factor is None or factor.set is None or factor.stride != 1 or factor.size != size:
+            return not wide
+        at, others = label.start.get(factor.set, 0), math.prod(n for _, n, _ in wide) // size
+        if not wide or (others == 1 and stride == 1):
+            self.builder.add_bias(Bias(weight.parameter, factor.set, size, weight.start, at))
+            if weight.fixed:
+                self.builder.fix(factor.set)
+            return True
+        if weight.fixed:
+            return False
+        name = self.builder.names[weight.parameter]
+        positions = tuple(n for a, n, _ in wide if a > axis)
+        if stride == 1:  # [places, neurons]
+            grid, from_rows, positions, places = (1, others, size), True, (), others
+        elif stride == math.prod(positions) == others:  # [neurons, *positions]
+            grid, from_rows, places = (1, size, 1), False, 1
+        else:
+            return False
+        source = self.builder.ordered(f"places of {name}", places)
+        self.builder.add_kernel(
+            Kernel(
+                weight.parameter, source, factor.set, grid, positions, weight.start,
+                target_start=at, from_rows=from_rows, kind="lookup",
+            )
+        )  # fmt: skip
+        return True
+
     def _all_own(self, label: Label, weights: Sequence[Weight], axis: int) -> Label | None:
         """Parameters that multiply a tensor along an axis, as neurons of their own."""
         answer: Label | None = label
@@ -259,7 +308,7 @@ class Layers(Meetings):
         of_neurons = [f.set is not None or f.alike for at in ends for f in label.axes[at]]
         known = all(of_neurons) and any(f.set is not None for at in ends for f in label.axes[at])
         if len(sizes) != len(ends) or not whole or not known or weight.fixed or not weight.solid:
-            self.builder.lose(f.set for at in ends for f in label.axes[at] if f.set is not None)
+            self.builder.lose(f.set for at in ends for f in label.axes[at])
             return told_apart(label, ends)
         size = math.prod(sizes)
         own = self.builder.new_set(self.builder.names[weight.parameter], size)
@@ -276,9 +325,8 @@ class Layers(Meetings):
             return None
         (first, *others), name = weights, self.name(weights)
         rows, columns = first.shape
-        source = self.builder.ordered(f"rows of {name}", rows).set
+        source = self.builder.ordered(f"rows of {name}", rows)
         target = self.builder.new_set(name, columns)
-        assert source is not None
         kernel = Kernel(
             first.parameter, source, target, (1, rows, columns), (), first.start, from_rows=True,
             kind="lookup",
@@ -289,3 +337,14 @@ class Layers(Meetings):
         if first.fixed:
             self.builder.fix(target)
         return Label((*data(index.shape).axes, (Factor(columns, target, 1),)))
+
+
+def _runs(steps: Sequence[tuple[int, int]]) -> Axis:
+    """Axes (size, stride) of a parameter, outermost first, in as few factors as possible."""
+    return joined([Factor(n, 0, stride) for n, stride in steps if n > 1]) or (Factor(1, 0, 1),)
+
+
+def _starts(factors: Sequence[Factor]) -> list[int]:
+    """Where each of all steps through factors begins, the last one fastest."""
+    steps = itertools.product(*(range(f.size) for f in factors))
+    return [sum(n * f.stride for n, f in zip(at, factors, strict=True)) for at in steps]

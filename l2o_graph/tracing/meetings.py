@@ -82,9 +82,9 @@ class Meetings(Known):
 
     def _pinned(self, axis: int, a: Factor, b: Factor) -> tuple[int, Factor, Factor]:
         if a.set is None and b.set is not None and not a.alike:
-            a = self.builder.ordered("places", a.size)
+            a = Factor(a.size, self.builder.ordered("places", a.size), 1)
         elif b.set is None and a.set is not None and not b.alike:
-            b = self.builder.ordered("places", b.size)
+            b = Factor(b.size, self.builder.ordered("places", b.size), 1)
         return axis, a, b
 
     def _meeting_place(self, sides: list["Operand"], sizes: list[int], kind: str) -> int | None:

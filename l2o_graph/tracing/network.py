@@ -222,7 +222,7 @@ def _follow_layer(
     """Apply the rule of a layer; what it says nothing of is not known."""
     outs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
     read = [t for t in tree_leaves(_plain(inputs)) if isinstance(t, Tensor)]
-    before = {s for t in read for s in trace.label(t).sets()}
+    before = trace.sets_of(read)
     for t in outs:  # what the operations inside said of it
         if not any(t is x for x in read):
             trace.forget(t)
@@ -233,8 +233,7 @@ def _follow_layer(
         rule(trace, module, inputs, output)
     except Exception:  # as in operations: neither the reading nor the call ends here
         trace.builder.lose(before)
-    after = {s for t in outs for s in trace.label(t).sets()}
-    trace.builder.lose(before - after - trace.builder.touched)
+    trace.builder.lose(before - trace.sets_of(outs) - trace.builder.touched)
 
 
 def _rule_of(module: nn.Module) -> LayerRule | None:

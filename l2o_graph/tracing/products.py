@@ -1,10 +1,11 @@
 """What products with parameters, and attention, do to neurons."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from l2o_graph.layout.spec import Kernel
 from l2o_graph.tracing.builder import numbered
@@ -57,24 +58,15 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
     experts, rows, columns = weight.shape
     from_rows = first.dense
     if not from_rows:  # stored as [experts, out, in]
-        first = replace(
-            first,
-            shape=(experts, columns, rows),
-            strides=(first.strides[0], first.strides[2], first.strides[1]),
-        )
+        first = first.transposed(1, 2)
     outer, inner = label.axes[0], label.axes[2]
     alone = len(trace.weights(weight)) == 1 and not first.fixed
     if not first.dense or not alone or not only_data(label, [1]):
         return None
     name = trace.name([first])
-    wanted = None
-    if len(outer) == len(inner) == 1 and outer[0].set is not None and not label.start:
-        wanted = numbered([experts, rows], outer[0].set)
-    if wanted is not None and [*outer, *inner] == wanted:
-        source = outer[0].set
-    elif not label.sets():
-        source = trace.builder.ordered(f"input of {name}", experts * rows).set
-        own = numbered([experts, rows], source or 0)
+    if not label.sets():
+        source = trace.builder.ordered(f"input of {name}", experts * rows)
+        own = numbered([experts, rows], source)
         trace.set_label(x, Label(((own[0],), label.axes[1], (own[1],))))
     elif all(f.set is None for f in outer) and inner[0].set is not None:  # each reads all of them
         source = trace.builder.new_meeting("copy", experts * rows)
@@ -84,9 +76,10 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
             True, "copy",
         ):  # fmt: skip
             return None
-    else:
-        return None
-    assert source is not None
+    else:  # each reads its own part of one set
+        source = label.sets()[0]
+        if label.start or [*outer, *inner] != numbered([experts, rows], source):
+            return None
     trace.builder.mark_read(source)
     target = trace.builder.new_set(name, experts * columns)
     grid = (experts, rows, columns) if from_rows else (experts, columns, rows)
@@ -158,24 +151,14 @@ def heads(
     # A method that the stubs of torch lack.
     is_own = all(q is t or q.is_same(t) for t in (k, v))  # pyright: ignore[reportAttributeAccessIssue]
 
+    inputs = (q,) if is_own else (q, k, v)
+    module = nn.MultiheadAttention(size, number, batch_first=True, device="meta")
+
     def attend(*tensors: Tensor) -> Tensor:
         read = tensors[:1] * 3 if is_own else tensors[:3]
-        return _heads(size, number, *read, *tensors[-4:])
+        return _call(module, read, tensors[len(inputs) :], need_weights=False)[0]
 
-    return replayed(trace, attend, *((q,) if is_own else (q, k, v)), *weights[:4])
-
-
-def _heads(
-    size: int, number: int, q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor, w_out: Tensor,
-    b_out: Tensor,
-) -> Tensor:  # fmt: skip
-    turned = q.transpose(0, 1)
-    others = (turned, turned) if q is k and k is v else (k.transpose(0, 1), v.transpose(0, 1))
-    out, _ = F.multi_head_attention_forward(
-        turned, *others, size, number, w, b, None, None, False, 0.0, w_out, b_out,
-        training=False, need_weights=False,
-    )  # fmt: skip
-    return out.transpose(0, 1)
+    return replayed(trace, attend, *inputs, *weights[:4])
 
 
 @operation("_transformer_encoder_layer_fwd")
@@ -185,22 +168,16 @@ def encoder_layer(
     **__: Any,
 ) -> Label | None:  # fmt: skip
     """What ``nn.TransformerEncoderLayer`` takes in evaluation, in one operator."""
+    norms, linears = tensors[:4], tensors[4:8]
+    module = nn.TransformerEncoderLayer(
+        size, number, len(linears[0]), 0.0, "gelu" if gelu else "relu", eps, True, norm_first,
+        device="meta",
+    )  # fmt: skip
+    parameters = (w, b, w_out, b_out, *linears, *norms)
+    return replayed(trace, lambda x, *own: _call(module, (x,), own), x, *parameters)
 
-    def layer(x, w, b, w_out, b_out, n1, c1, n2, c2, w1, b1, w2, b2):
-        def attend(x):
-            return _heads(size, number, x, x, x, w, b, w_out, b_out)
 
-        def feed(x):
-            y = F.linear(x, w1, b1)
-            return F.linear(F.gelu(y) if gelu else F.relu(y), w2, b2)
-
-        def norm(x, weight, bias):
-            return F.layer_norm(x, (size,), weight, bias, eps)
-
-        if norm_first:
-            x = x + attend(norm(x, n1, c1))
-            return x + feed(norm(x, n2, c2))
-        x = norm(x + attend(x), n1, c1)
-        return norm(x + feed(x), n2, c2)
-
-    return replayed(trace, layer, x, w, b, w_out, b_out, *tensors[:8])
+def _call(module: nn.Module, inputs: tuple, parameters: Sequence[Tensor], **options: Any) -> Any:
+    """What a module answers with other parameters; in training torch takes it apart."""
+    names = (name for name, _ in module.named_parameters())
+    return functional_call(module, dict(zip(names, parameters, strict=True)), inputs, options)

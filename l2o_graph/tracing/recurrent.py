@@ -62,7 +62,8 @@ def begins(trace: Trace, target: int, states: Tensor | None, number: int | None 
             return
     if label.sets():
         first = label.start.get(label.sets()[0], 0)
-        alike = [Factor(size, label.sets()[0], 1)] == list(label.axes[-1]) == _factors(label)
+        factors = [f for axis in label.axes for f in axis if f.set is not None]
+        alike = [Factor(size, label.sets()[0], 1)] == list(label.axes[-1]) == factors
         if label.sets() == [target] and not first:
             return
         own = numbered([size], target)
@@ -78,10 +79,6 @@ def shows(trace: Trace, states: Tensor, s: int) -> None:
     """Say that the last axis of a tensor is the neurons of a set."""
     axes = (*data(states.shape[:-1]).axes, (Factor(states.shape[-1], s, 1),))
     trace.set_label(states, Label(axes))
-
-
-def _factors(label: Label) -> list[Factor]:
-    return [f for axis in label.axes for f in axis if f.set is not None]
 
 
 @register_layer(nn.RNNBase)

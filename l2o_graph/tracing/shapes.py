@@ -26,9 +26,7 @@ def softmax(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | No
 def reduction(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None:
     """One number for all entries along some axes."""
     label = trace.reduce(trace.label(x), axes)
-    if label is None or out.dim() == x.dim():
-        return label
-    return Label(tuple(a for i, a in enumerate(label.axes) if i not in axes), label.start)
+    return label if label is None or out.dim() == x.dim() else label.without(axes)
 
 
 @operation(
@@ -41,15 +39,10 @@ def along(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None
     if not only_data(label, axes):
         return None
     if out.dim() < x.dim():
-        return Label(tuple(a for i, a in enumerate(label.axes) if i not in axes), label.start)
-    moved = (data(out.shape[i : i + 1]).axes[0] for i in range(out.dim()))
-    return Label(
-        tuple(
-            new if i in axes else a
-            for i, (new, a) in enumerate(zip(moved, label.axes, strict=True))
-        ),
-        label.start,
-    )
+        return label.without(axes)
+    for i in axes:
+        label = label.with_axis(i, data((out.shape[i],)).axes[0])
+    return label
 
 
 @operation("gather")
@@ -81,19 +74,18 @@ def scatter(
         return None
     (dim,) = dims_of(x, dim)
     labels = [trace.operand(x), trace.operand(new)]
+    others = [i for i in range(x.dim()) if i != dim]
     alike = index.dim() < 2 or all(
-        index.stride(i) == 0 or i == dim or only_data(labels[1], [i]) for i in range(x.dim())
+        index.stride(i) == 0 or only_data(labels[1], [i]) for i in others
     )
-    if not alike or any(
-        n != m for i, (n, m) in enumerate(zip(x.shape, new.shape, strict=True)) if i != dim
-    ):
+    if not alike or any(x.shape[i] != new.shape[i] for i in others):
         return None
-    if not all(len(label.axes) == x.dim() and only_data(label, [dim]) for label in labels):
+    if not all(only_data(label, [dim]) for label in labels):
         return None
     one, other = (label.with_axis(dim, ()) for label in labels)
     shape = [1 if i == dim else n for i, n in enumerate(out.shape)]
     met = trace.combine(one, other, shape, "sum")
-    return met and met.with_axis(dim, data(out.shape[dim : dim + 1]).axes[0])
+    return met and met.with_axis(dim, data((out.shape[dim],)).axes[0])
 
 
 @operation("cat")
@@ -229,7 +221,7 @@ def pixel_shuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | 
     if not only_data(label, [-2, -1]) or len(channels) != 1 or channels[0].size < square:
         return None
     # Each of a square has its own place in it.
-    own, target = builder.ordered("places", square).set, builder.new_meeting("square", x.shape[-3])
+    own, target = builder.ordered("places", square), builder.new_meeting("square", x.shape[-3])
     large = numbered([x.shape[-3] // square, square], target)
     if not builder.copy(label, channels[0].cut(square), large, 0, "square"):
         return None
@@ -245,9 +237,9 @@ def pixel_shuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | 
 @operation("glu")
 def glu(trace: Trace, out: Tensor, x: Tensor, dim: int = -1) -> Label | None:
     """The first half along an axis, times a function of the second."""
-    return replayed(trace, lambda t: _glu(t, dim), x)
 
+    def gated(t: Tensor) -> Tensor:
+        value, gate = t.chunk(2, dim)
+        return value * gate.sigmoid()
 
-def _glu(x: Tensor, axis: int) -> Tensor:
-    value, gate = x.chunk(2, axis)
-    return value * gate.sigmoid()
+    return replayed(trace, gated, x)

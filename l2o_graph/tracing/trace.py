@@ -13,8 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from l2o_graph.layout.spec import Bias, Kernel
-from l2o_graph.tracing.builder import Weight, numbered
+from l2o_graph.tracing.builder import numbered
 from l2o_graph.tracing.labels import (
     Axis,
     Factor,
@@ -23,18 +22,12 @@ from l2o_graph.tracing.labels import (
     data,
     joined,
     refined,
-    sole_factor,
-    told_apart,
 )
 from l2o_graph.tracing.layers import Layers
 
 
 class Trace(Layers):
-    """What is known of every tensor so far, and what a rule for a layer may say of its output.
-
-    Args:
-        named: The parameters by name, as the network sees them.
-    """
+    """What is known of every tensor so far, and what a rule for a layer may say of its output."""
 
     def cat(self, tensors: Sequence[Tensor], axis: int, out: Tensor) -> Label | None:
         """Tensors one after the other along an axis."""
@@ -100,7 +93,7 @@ class Trace(Layers):
             for label, axes in zip(labels, among, strict=True)
         ]
         told = any(a & b for a, b in itertools.combinations(sets, 2))
-        places = self.builder.ordered("pieces", len(tensors)).set if told else None
+        places = self.builder.ordered("pieces", len(tensors)) if told else None
         at = 0
         for n, (label, axes, t) in enumerate(zip(labels, among, tensors, strict=True)):
             width = t.shape[axis]
@@ -118,72 +111,6 @@ class Trace(Layers):
             at += width
         self.builder.sets[target].fresh = True
         return target
-
-    def added(self, label: Label, tensor: Tensor, kind: str = "sum") -> Label | None:
-        """A parameter that is added to a tensor with a label, aligned at its last axis.
-
-        ``kind`` is "sum", or "product" where it multiplies. Where it has no place the neurons that
-        it tells apart keep their order.
-        """
-        for weight in self.weights(tensor):
-            axes = [
-                i - len(weight.shape) for i, (n, step) in enumerate(weight.steps) if n > 1 and step
-            ]
-            wide = [axis for axis in axes if -axis <= len(label.axes)]
-            if kind == "sum" and self._placed(label, weight):
-                label = told_apart(label, wide)
-                continue
-            met = self._own(label, weight, wide, kind)
-            if met is None:
-                return None
-            label = met
-        return label
-
-    def _placed(self, label: Label, weight: Weight) -> bool:
-        """Whether a parameter that is added finds its place as a bias or as rows of a table."""
-        wide = [
-            (axis - len(weight.shape), n, stride)
-            for axis, (n, stride) in enumerate(weight.steps)
-            if n > 1 and stride
-        ]
-        of_neurons = [
-            (axis, n, stride)
-            for axis, n, stride in wide
-            if -axis <= len(label.axes) and any(f.set is not None for f in label.axes[axis])
-        ]
-        if not wide:
-            if label.shape[-1] != 1:  # a single number has no place, and tells nothing apart
-                return True
-            of_neurons = [(-1, 1, 1)]  # a single number on a single neuron
-        if not of_neurons and wide:  # it tells no neurons apart
-            return True
-        if len(of_neurons) != 1 or weight.fixed:
-            return False
-        ((axis, size, stride),) = of_neurons
-        factor = sole_factor(label, axis)
-        if factor is None or factor.set is None or factor.stride != 1 or factor.size != size:
-            return not wide
-        at, others = label.start.get(factor.set, 0), math.prod(n for _, n, _ in wide) // size
-        if not wide or (others == 1 and stride == 1):
-            self.builder.add_bias(Bias(weight.parameter, factor.set, size, weight.start, at))
-            return True
-        name = self.builder.names[weight.parameter]
-        positions = tuple(n for a, n, _ in wide if a > axis)
-        if stride == 1:  # [places, neurons]
-            grid, from_rows, positions, places = (1, others, size), True, (), others
-        elif stride == math.prod(positions) == others:  # [neurons, *positions]
-            grid, from_rows, places = (1, size, 1), False, 1
-        else:
-            return False
-        source = self.builder.ordered(f"places of {name}", places).set
-        assert source is not None
-        self.builder.add_kernel(
-            Kernel(
-                weight.parameter, source, factor.set, grid, positions, weight.start,
-                target_start=at, from_rows=from_rows, kind="lookup",
-            )
-        )  # fmt: skip
-        return True
 
     def activated(self, label: Label, activation: str) -> None:
         """Say what nonlinearity neurons have."""
