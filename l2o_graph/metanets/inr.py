@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from l2o_graph.datasets.inr.canonical import canonical
 from l2o_graph.datasets.inr.files import named
 from l2o_graph.datasets.inr.siren import layout_of, render, responses
-from l2o_graph.metanets.baselines.inr import CLASSIFIERS
-from l2o_graph.metanets.baselines.inr_body import BaselineBody
+from l2o_graph.metanets.baselines.inr import BASELINES, BaselineBody
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.metanets.inr_body import GraphBody
 from l2o_graph.metanets.inr_config import REGISTERED, INRModelConfig, Task
@@ -42,7 +41,7 @@ BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
     **dict.fromkeys(GRAPH_MODELS, GraphBody),
     "ordered": OrderedBody,
     "probegen": ProbeBody,
-    **dict.fromkeys(CLASSIFIERS, BaselineBody),
+    **dict.fromkeys(BASELINES, BaselineBody),
 }
 
 
