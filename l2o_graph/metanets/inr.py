@@ -1,7 +1,6 @@
 """INRClassifier and INREditor: networks in, logits or other networks out; and their files."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,19 +45,7 @@ BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
 
 
 class INRModel(nn.Module):
-    """What classifiers and editors share: checks, normalisation, probes and a body.
-
-    Args:
-        config: What the model is made of.
-        statistics: Of the networks it is trained on, where the config says to normalise.
-
-    Attributes:
-        task: What models of the class are for.
-        provenance: How a model from a checkpoint was made, else empty.
-
-    Raises:
-        ValueError: For a config of another task, or statistics that do not fit it.
-    """
+    """What classifiers and editors share: checks, normalisation, probes and a body."""
 
     task: Task
     provenance: dict[str, Any]
@@ -323,11 +310,11 @@ def save_inr_model(
         ValueError: For weights that are not finite.
         OSError: For a place that cannot be written to.
     """
-    save_model(path, model, FORMAT, asdict(model.config), provenance)
+    save_model(path, model, FORMAT, model.config.to_json(), provenance)
 
 
 def _untrained(record: dict[str, Any]) -> INRClassifier | INREditor:
     """A model of a configuration as JSON holds it."""
-    config = INRModelConfig(**{**record, "layout": tuple(record["layout"])})
+    config = INRModelConfig.from_json(record)
     statistics = Statistics.neutral(len(config.layout) - 1) if config.normalise else None
     return MODELS[config.task](config, statistics)
