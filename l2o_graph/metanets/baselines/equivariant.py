@@ -56,11 +56,7 @@ def deltas_of(features: Features) -> Deltas:
 
 
 class DWSNet(nn.Module):
-    """Equivariant layers: maxima over hidden neurons and a linear layer, or a channel of deltas.
-
-    Args:
-        config: Of the model.
-    """
+    """Equivariant layers: maxima over hidden neurons and a linear layer, or a channel of deltas."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()

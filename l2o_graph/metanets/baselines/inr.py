@@ -31,11 +31,7 @@ BASELINES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
 
 
 class BaselineBody(nn.Module):
-    """The baseline of a config, in the place of a graph model: see ``metanets.inr.BODIES``.
-
-    Args:
-        config: Of the model.
-    """
+    """The baseline of a config, in the place of a graph model: see ``metanets.inr.BODIES``."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()

@@ -70,11 +70,7 @@ def set_pooled(states: Float[Tensor, "I n H"]) -> Float[Tensor, "I two_H"]:
 
 
 class SetClassifier(nn.Module):
-    """MLP(pooled h_n).
-
-    Args:
-        config: Of the model.
-    """
+    """MLP(pooled h_n)."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
@@ -88,11 +84,7 @@ class SetClassifier(nn.Module):
 
 
 class SetEditor(nn.Module):
-    """A delta for each parameter, from its own state and the pooled states of all.
-
-    Args:
-        config: Of the model.
-    """
+    """A delta for each parameter, from its own state and the pooled states of all."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
