@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology, with_edges
 from l2o_graph.layout.edges import LazyEdges, over_planes
-from l2o_graph.layout.node_ranges import split_chunks
+from l2o_graph.layout.node_ranges import split_ranges
 from l2o_graph.layout.partials import SoftmaxPartial
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
@@ -131,7 +131,8 @@ class NodeUpdate(nn.Module):
                     yield SoftmaxPartial(*into, of_rows.flip(-3) if to_rows else of_rows)
                     yield SoftmaxPartial(*back, of_columns if to_rows else of_columns.flip(-3))
 
-        parts = split_chunks(topology, chunks)
+        ranges = tuple(side for chunk in chunks for p in chunk for side in (p.rows, p.columns))
+        parts = split_ranges(ranges, topology.spec.num_nodes)
         before = [begin.part(*run) for run in parts.nodes]
         reached = parts.merge_all(sides(), before)
         return SoftmaxPartial.cat([each for each in reached if each is not None])
