@@ -80,7 +80,6 @@ class DifferentiablePaperOptimizer(DifferentiableOptimizer):
                 [current.get(p, p) for p in parameters],
                 [gradient_of.get(p) for p in parameters],
                 [self._state_of(p, current.get(p, p), place.get(p)) for p in parameters],
-                self._optimizer._chunk_size,
                 through_time=True,
             )
             for p, (i, j) in place.items():

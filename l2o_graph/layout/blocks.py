@@ -1,4 +1,4 @@
-"""Kernels in blocks: rows of a kernel's grid, which need no index of their edges.
+"""Kernels as blocks: grids, which need no index of their edges.
 
 Nodes are neurons and edges are pairs of neurons joined by a kernel. Nothing is n x n: the edges
 of a kernel [out, in, *positions] are the cells of its own (out, in) grid, in the order in which
@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Float
@@ -20,33 +20,21 @@ from l2o_graph.layout.spec import Bias, Kernel, NetSpec
 
 @dataclass(frozen=True, slots=True)
 class KernelBlock:
-    """Some rows of a kernel's grid, all columns: the least that is worked on at once.
-
-    Several rows of one group, or all rows of several groups.
+    """Where the edges of a kernel lie: a grid in each of its groups.
 
     Attributes:
         kernel: Index of the kernel.
-        parameter: Index of the parameter.
-        start: First scalar of the flattened parameter.
-        grid: Groups, rows of each and columns of each, of these rows alone.
-        positions: Spatial shape of the kernel.
+        grid: Groups, rows of each and columns of each.
         rows: Half-open range [start, stop) of the nodes that the rows are.
         columns: The same for the columns.
         from_rows: Whether rows are what is read.
-        again: Whether the scalars are updated by another kernel.
-        share: Fraction of the rows of its groups that these are.
     """
 
     kernel: int
-    parameter: int
-    start: int
     grid: tuple[int, int, int]
-    positions: tuple[int, ...]
     rows: tuple[int, int]
     columns: tuple[int, int]
     from_rows: bool
-    again: bool
-    share: float
 
     @property
     def edges(self) -> int:
@@ -58,13 +46,8 @@ class KernelBlock:
         """Nodes that the edges lead to, and nodes that they leave: one is rows, one columns."""
         return (self.columns, self.rows) if self.from_rows else (self.rows, self.columns)
 
-    @property
-    def stop(self) -> int:
-        """Behind the last scalar."""
-        return self.start + self.edges * math.prod(self.positions)
 
-
-Chunk = tuple[KernelBlock, ...]
+Chunk = tuple[KernelBlock, ...]  # kernels whose edges have their states in one tensor
 
 
 @dataclass(frozen=True, eq=False)  # a topology is itself: hashed by identity
@@ -98,50 +81,16 @@ class Topology:
         start = self.node_start[bias.neurons] + bias.neurons_start
         return start, start + bias.size
 
-    def chunks(self, most: int) -> tuple[Chunk, ...]:
-        """Divide the rows of all kernels into chunks of at most so many parameters.
-
-        One row is the least a chunk holds. A network within the limit is a single chunk.
-        """
-        chunks: list[list[KernelBlock]] = [[]]
-        room = most
+    @cached_property
+    def blocks(self) -> Chunk:
+        """All kernels."""
+        blocks = []
         for k, kernel in enumerate(self.spec.kernels):
-            groups, rows, _ = kernel.grid
-            row, count = 0, groups * rows
-            while row < count:
-                fit = min(count - row, room // kernel.row)
-                if fit <= 0 and chunks[-1]:  # below 0 after a row that alone exceeds the limit
-                    chunks.append([])
-                    room = most
-                    continue
-                block = self._block(k, row, max(fit, 1))
-                chunks[-1].append(block)
-                taken = block.grid[0] * block.grid[1]
-                room -= taken * kernel.row
-                row += taken
-        return tuple(tuple(chunk) for chunk in chunks if chunk)
-
-    def _block(self, k: int, row: int, most: int) -> KernelBlock:
-        """At most so many rows, from a row on: whole groups, or rows of a single one."""
-        kernel = self.spec.kernels[k]
-        _, rows, columns = kernel.grid
-        group, within = divmod(row, rows)
-        groups = most // rows if within == 0 else 0
-        grid = (groups, rows, columns) if groups else (1, min(most, rows - within), columns)
-        of_rows, of_columns = self.sides(kernel)
-        of_columns += group * columns
-        return KernelBlock(
-            kernel=k,
-            parameter=kernel.parameter,
-            start=kernel.start + row * kernel.row,
-            grid=grid,
-            positions=kernel.positions,
-            rows=(of_rows + row, of_rows + row + grid[0] * grid[1]),
-            columns=(of_columns, of_columns + grid[0] * columns),
-            from_rows=kernel.from_rows,
-            again=kernel.again,
-            share=grid[1] / rows,
-        )
+            groups, rows, columns = kernel.grid
+            of_rows, of_columns = self.sides(kernel)
+            ends = (of_rows, of_rows + groups * rows), (of_columns, of_columns + groups * columns)
+            blocks.append(KernelBlock(k, kernel.grid, *ends, kernel.from_rows))
+        return tuple(blocks)
 
 
 def with_edges(chunk: Chunk) -> Iterator[tuple[KernelBlock, slice]]:
@@ -171,15 +120,10 @@ def topology_of(spec: NetSpec) -> Topology:
     networks = tuple(itertools.pairwise([*(node_start[i] for i in first), at]))
     where = tuple(parameter_start), tuple(node_start)
     topology = Topology(spec, *where, degree, in_degree, networks)
-    for kernel in spec.kernels:
-        groups, rows, columns = kernel.grid
-        of_rows, of_columns = topology.sides(kernel)
-        rows_reached = slice(of_rows, of_rows + groups * rows)
-        columns_reached = slice(of_columns, of_columns + groups * columns)
-        degree[rows_reached] += columns
-        degree[columns_reached] += rows
-        if kernel.from_rows:
-            in_degree[columns_reached] += rows
-        else:
-            in_degree[rows_reached] += columns
+    for block in topology.blocks:
+        _, rows, columns = block.grid
+        degree[slice(*block.rows)] += columns
+        degree[slice(*block.columns)] += rows
+        targets, _ = block.ends
+        in_degree[slice(*targets)] += rows if block.from_rows else columns
     return topology

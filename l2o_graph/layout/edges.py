@@ -1,33 +1,14 @@
 """States of the edges of blocks, and terms of nodes spread over them."""
 
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import TypeVar
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.blocks import Chunk
 
-K = TypeVar("K")
-V = TypeVar("V")
 LazyEdges = Callable[[Chunk], Float[Tensor, "*B P E H"]]
-
-
-# Edges whose states are kept from layer to layer rather than computed anew for each chunk: with
-# the default network's three times 128 bytes an edge, 400 MB.
-MOST_KEPT = 3 << 19
-
-
-def fits_in_memory(topology: Topology, chunks: Sequence[Chunk]) -> bool:
-    """Whether the states of all edges are kept in memory."""
-    return len(chunks) == 1 or topology.spec.num_edges <= MOST_KEPT
-
-
-def cached_if(single: bool) -> Callable[[Callable[[K], V]], Callable[[K], V]]:
-    """Decorator that caches answers, or where it does not, computes them anew each time."""
-    return cache if single else lambda function: function
 
 
 def over_edges(

@@ -9,8 +9,6 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from l2o_graph.layout.blocks import Chunk, Topology
-
 G = TypeVar("G", bound="Partial")
 
 
@@ -75,9 +73,3 @@ def split_ranges(ranges: tuple[tuple[int, int], ...], nodes: int) -> NodeRanges:
         for start, stop in ranges
     )
     return NodeRanges(parts, reached)
-
-
-def split_chunks(topology: Topology, chunks: Sequence[Chunk]) -> NodeRanges:
-    """Partition for the rows and the columns of each block, in turn."""
-    ranges = tuple(side for chunk in chunks for p in chunk for side in (p.rows, p.columns))
-    return split_ranges(ranges, topology.spec.num_nodes)

@@ -31,9 +31,6 @@ class GraphBody(nn.Module):
 
     With probes the head reads the networks' answers to generated images beside these nodes, and
     hidden nodes may begin with what they respond to them.
-
-    Args:
-        config: Of the model.
     """
 
     def __init__(self, config: CNNModelConfig):
@@ -95,11 +92,8 @@ class GraphBody(nn.Module):
     ) -> Float[Tensor, " I"]:
         """The same for a batch that is put together, from each network's parameters.
 
-        Args:
-            batch: The networks.
-            values: Parameters of each.
-            shares: Classes that they answer with to generated images, where these are read.
-            of_nodes: Responses of their neurons, where these are.
+        Where answers to generated images are read, also from ``shares`` of classes, and where
+        responses are, from those ``of_nodes``.
         """
         like = self.nodes.table
         batch, row = batch.to(like.device), torch.cat(list(values)).to(like)

@@ -84,12 +84,8 @@ class EdgeEmbedding(nn.Module):
 class NodeEmbedding(nn.Module):
     """A projection of biases, 0 where there are none, plus rows of two tables.
 
-    One has a row for each input, each hidden layer and each output, the other one for each
-    activation, which the neurons of hidden layers have, be it none.
-
-    Args:
-        config: Of the model.
-        positions: Rows of the first.
+    One of ``positions`` rows, for each input, each hidden layer and each output, the other one for
+    each activation, which the neurons of hidden layers have, be it none.
     """
 
     def __init__(self, config: CNNModelConfig, positions: int):

@@ -27,13 +27,7 @@ BRIGHTEST = 2.0  # normalised images lie within about this
 
 
 class GeneratedImages(nn.Module):
-    """Learned codes through transposed convolutions with nothing between them, then tanh.
-
-    Args:
-        channels: Number of channels of an image.
-        side: Height and width of an image.
-        count: Number of images M.
-    """
+    """M = ``count`` codes through transposed convolutions with nothing between, then tanh."""
 
     def __init__(self, channels: int, side: int, count: int):
         super().__init__()
@@ -52,11 +46,7 @@ class GeneratedImages(nn.Module):
 
 
 class Answers(nn.Module):
-    """What networks say of generated images.
-
-    Args:
-        config: Of the model; with ``probes``.
-    """
+    """What networks say of generated images, of a config with ``probes``."""
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()
@@ -66,13 +56,9 @@ class Answers(nn.Module):
     def forward(self, networks: CNNs, hidden: bool = False) -> tuple[Tensor, Tensor | None]:
         """Let networks answer.
 
-        Args:
-            networks: Of any architectures.
-            hidden: Whether responses of neurons are asked for.
-
         Returns:
-            Shares of classes, (I, M * classes), and what the neurons of all networks respond, one
-            network after another, (N, 2 * M): 0 for inputs and outputs; None if not asked for.
+            Shares of classes, (I, M * classes), and with ``hidden`` what the neurons of all
+            networks respond, one network after another, (N, 2 * M): 0 for inputs and outputs.
 
         Raises:
             ValueError: For networks of other channels or classes.
@@ -117,11 +103,7 @@ class Answers(nn.Module):
 
 
 class CNNProbeBody(nn.Module):
-    """An MLP on the shares of classes that networks answer with to generated images.
-
-    Args:
-        config: Of the model.
-    """
+    """An MLP on the shares of classes that networks answer with to generated images."""
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()

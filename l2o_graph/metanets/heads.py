@@ -14,13 +14,7 @@ from l2o_graph.models.mlp import linear_maps
 class OutputNodes(nn.Module):
     """The states of the output nodes beside each other, and a small network on them.
 
-    Args:
-        outputs: How many output nodes.
-        size: Channels of nodes.
-        hidden: Channels of the network's hidden layers.
-        depth: How many of these.
-        answers: Channels of the answer.
-        more: Numbers of each network that are read beside the nodes.
+    It has ``depth`` hidden layers, and reads ``more`` numbers of each network beside the nodes.
     """
 
     def __init__(
@@ -46,12 +40,8 @@ class ParameterDeltas(nn.Module):
     """A number for each weight, from its forward edge, and for each bias, from its own node.
 
     The released code read biases from node 0 on, as if inputs had biases, and so changed other
-    neurons' biases than it read.
-
-    Args:
-        edge: Channels of edges.
-        node: Channels of nodes.
-        answers: Number of numbers K for each.
+    neurons' biases than it read. Edges and nodes have ``edge`` and ``node`` channels, and K =
+    ``answers`` numbers are given for each.
     """
 
     def __init__(self, edge: int, node: int, answers: int = 1):

@@ -1,7 +1,6 @@
 """INRClassifier and INREditor: networks in, logits or other networks out; and their files."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from l2o_graph.datasets.inr.canonical import canonical
 from l2o_graph.datasets.inr.files import named
 from l2o_graph.datasets.inr.siren import layout_of, render, responses
-from l2o_graph.metanets.baselines.inr import CLASSIFIERS
-from l2o_graph.metanets.baselines.inr_body import BaselineBody
+from l2o_graph.metanets.baselines.inr import BASELINES, BaselineBody
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.metanets.inr_body import GraphBody
 from l2o_graph.metanets.inr_config import REGISTERED, INRModelConfig, Task
@@ -42,24 +40,12 @@ BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
     **dict.fromkeys(GRAPH_MODELS, GraphBody),
     "ordered": OrderedBody,
     "probegen": ProbeBody,
-    **dict.fromkeys(CLASSIFIERS, BaselineBody),
+    **dict.fromkeys(BASELINES, BaselineBody),
 }
 
 
 class INRModel(nn.Module):
-    """What classifiers and editors share: checks, normalisation, probes and a body.
-
-    Args:
-        config: What the model is made of.
-        statistics: Of the networks it is trained on, where the config says to normalise.
-
-    Attributes:
-        task: What models of the class are for.
-        provenance: How a model from a checkpoint was made, else empty.
-
-    Raises:
-        ValueError: For a config of another task, or statistics that do not fit it.
-    """
+    """What classifiers and editors share: checks, normalisation, probes and a body."""
 
     task: Task
     provenance: dict[str, Any]
@@ -324,11 +310,11 @@ def save_inr_model(
         ValueError: For weights that are not finite.
         OSError: For a place that cannot be written to.
     """
-    save_model(path, model, FORMAT, asdict(model.config), provenance)
+    save_model(path, model, FORMAT, model.config.to_json(), provenance)
 
 
 def _untrained(record: dict[str, Any]) -> INRClassifier | INREditor:
     """A model of a configuration as JSON holds it."""
-    config = INRModelConfig(**{**record, "layout": tuple(record["layout"])})
+    config = INRModelConfig.from_json(record)
     statistics = Statistics.neutral(len(config.layout) - 1) if config.normalise else None
     return MODELS[config.task](config, statistics)

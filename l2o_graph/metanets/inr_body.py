@@ -18,11 +18,7 @@ from l2o_graph.tracing.by_order import spec_of_module
 
 
 class GraphBody(nn.Module):
-    """Networks of one layout as graphs: first states, rounds of messages, and an answer.
-
-    Args:
-        config: Of the model.
-    """
+    """Networks of one layout as graphs: first states, rounds of messages, and an answer."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
@@ -55,8 +51,8 @@ class GraphBody(nn.Module):
         """Logits, or a number for each weight and each bias: see ``models.BODIES``."""
 
         def first_edges(chunk: Chunk) -> Tensor:
-            runs = [weights[p.kernel].flatten(1)[:, p.start : p.stop] for p in chunk]
-            return self.edges(torch.cat(runs, dim=1))
+            (block,) = chunk
+            return self.edges(weights[block.kernel].flatten(1))
 
         nodes = self.nodes(self.topology, biases, responses)
         nodes, edges = self.backbone(self.topology, self.chunks, nodes, first_edges, self.last)
@@ -97,5 +93,4 @@ def spec_of_layout(layout: Sequence[int]) -> NetSpec:
 
 def by_kernel(topology: Topology) -> tuple[Chunk, ...]:
     """A chunk for each kernel: what no one asks for is not worked out, what one does not joined."""
-    (whole,) = topology.chunks(topology.spec.num_parameters)
-    return tuple((block,) for block in whole)
+    return tuple((block,) for block in topology.blocks)

@@ -1,7 +1,7 @@
 """INRModelConfig: all that a model of INRs is made of, with the paper's sizes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
@@ -109,6 +109,15 @@ class INRModelConfig(ReaderConfig):
                 f"heads: expected a divisor of {2 * self.hidden} channels of attention, found "
                 f"{self.heads}"
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to what JSON holds."""
+        return {**asdict(self), "layout": list(self.layout)}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "INRModelConfig":
+        """Convert from what ``to_json`` gave."""
+        return INRModelConfig(**{**content, "layout": tuple(content["layout"])})
 
 
 Build = TypeVar("Build", bound=Callable[[INRModelConfig], nn.Module])

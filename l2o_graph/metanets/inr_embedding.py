@@ -50,15 +50,9 @@ class EdgeEmbedding(nn.Module):
 class NodeEmbedding(nn.Module):
     """W_second (W_first gamma(b) + p) + t, with b a bias, 0 at inputs.
 
-    What is added: p = LayerNorm(W_l r), where r is what a neuron of layer l says at the probes,
-    and t the row of a table of the input, the hidden layer or the output that it is.
-
-    Args:
-        topology: Of the networks, a chain of layers.
-        size: Channels H.
-        sigma: Of the features.
-        probes: How many, 0 for none.
-        positions: Whether there is a table.
+    What is added: p = LayerNorm(W_l r), where r is what a neuron of layer l says at the probes, if
+    there are any, and t the row of a table, if there is one, of the input, the hidden layer or the
+    output that it is.
     """
 
     table: nn.Parameter | None
@@ -82,13 +76,7 @@ class NodeEmbedding(nn.Module):
         biases: Sequence[Float[Tensor, "*B _"]],
         responses: Sequence[Float[Tensor, "*B _ M"]],
     ) -> Float[Tensor, "*B N H"]:
-        """First states of nodes.
-
-        Args:
-            topology: Of the networks.
-            biases: Of each layer.
-            responses: Of the inputs and of each layer at the probes; none without probes.
-        """
+        """First states; responses are of the inputs and of each layer, none without probes."""
         inputs = biases[0].new_zeros(*biases[0].shape[:-1], topology.spec.neurons[0].size)
         states = self.first(self.features(torch.cat([inputs, *biases], dim=-1)).squeeze(-3))
         if self.probes:

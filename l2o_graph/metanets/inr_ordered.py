@@ -44,9 +44,6 @@ class OrderedBody(nn.Module):
     Inputs begin with learned states. A neuron's own are the features of its bias and, with probes,
     a map of its responses; then the head also reads what the outputs say at the probes. To edit,
     a second pass goes back from the outputs to the inputs, over the same edges.
-
-    Args:
-        config: Of the model.
     """
 
     def __init__(self, config: INRModelConfig):
@@ -99,10 +96,7 @@ class OrderedBody(nn.Module):
 class BackwardPass(nn.Module):
     """From the outputs to the inputs: what a neuron's state has of those that come after it.
 
-    Args:
-        layout: Widths of the networks.
-        features: Number of features of an edge.
-        size: Number of channels H.
+    Edges have F = ``features``, neurons H = ``size`` channels.
     """
 
     def __init__(self, layout: Sequence[int], features: int, size: int):
@@ -126,12 +120,8 @@ class LayerDeltas(nn.Module):
     """A number for each weight and bias of a layer, or several, from the states of its neurons.
 
     A weight's is a product of factors of its two neurons, a matrix of low rank, and what a small
-    network says of the edge.
-
-    Args:
-        features: Number of features of an edge.
-        size: Number of channels of neurons.
-        answers: Number of numbers K.
+    network says of the edge. Edges have F = ``features``, neurons S = ``size`` channels, and K =
+    ``answers`` numbers are given for each.
     """
 
     def __init__(self, features: int, size: int, answers: int):

@@ -67,16 +67,13 @@ def residuals_of(
 def interval_around(
     predicted: Float[Tensor, " I"], level: float, residuals: Mapping[str, Any], what: str = "model"
 ) -> tuple[Float[Tensor, " I"], Float[Tensor, " I"]]:
-    """Give the interval that the accuracy of a network lies in.
+    """Give the lower and upper ends of the intervals that accuracies of networks lie in.
 
     Args:
         predicted: Accuracies that the model predicted, from 0 to 1.
         level: Share of networks of new runs whose accuracy is to lie inside, in (0, 1).
         residuals: What ``residuals_of`` gave; empty for a model without.
         what: Name of the model, for errors.
-
-    Returns:
-        The lower and the upper ends.
 
     Raises:
         ValueError: For a level out of range, for one that so few runs cannot speak for, and for a

@@ -19,12 +19,7 @@ CODE = 32  # entries of what a probe is made from
 
 
 class GeneratedProbes(nn.Module):
-    """Probes P = B (A C): codes C through two linear maps with nothing between them.
-
-    Args:
-        inputs: Number of inputs of the networks.
-        count: Number of probes M.
-    """
+    """M = ``count`` probes P = B (A C): codes C through two linear maps, nothing between them."""
 
     def __init__(self, inputs: int, count: int):
         super().__init__()
@@ -37,11 +32,7 @@ class GeneratedProbes(nn.Module):
 
 
 class ProbeBody(nn.Module):
-    """An MLP on what the outputs say at the probes; weights are not read.
-
-    Args:
-        config: Of the model.
-    """
+    """An MLP on what the outputs say at the probes; weights are not read."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()

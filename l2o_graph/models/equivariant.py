@@ -103,10 +103,6 @@ class BasisMap:
         """Labels on both sides, in the order of the right."""
         return tuple(label for label in dict.fromkeys(self.writes) if label in self.reads)
 
-    def __str__(self) -> str:
-        reads, writes = ("".join(map(_letter, side)) for side in (self.reads, self.writes))
-        return f"{reads}->{writes}"
-
 
 def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpec, ...]:
     """The parameters of a network as a weight space.
@@ -144,20 +140,12 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
     return tuple(TensorSpec(name, axes[i]) for i, name in enumerate(spec.names))
 
 
-def basis(space: Sequence[TensorSpec]) -> list[BasisMap]:
-    """Every map between two tensors of a space, for all pairs: linearly independent, and complete.
+def maps_between(s: int, source: TensorSpec, t: int, target: TensorSpec) -> Iterator[BasisMap]:
+    """Every map from the source, tensor s, to the target, tensor t: independent, and complete.
 
-    A map stands for as many as there are pairs of entries of the two tensors' fixed axes.
-    """
-    pairs = itertools.product(range(len(space)), repeat=2)
-    return [m for s, t in pairs for m in _maps_between(s, space[s], t, space[t])]
-
-
-def _maps_between(s: int, source: TensorSpec, t: int, target: TensorSpec) -> Iterator[BasisMap]:
-    """Every map from the source, tensor s, to the target, tensor t.
-
-    The axes of both on the same neurons are divided into groups of tied axes in every way. With
-    more groups than neurons, the map would be a combination of others.
+    A map stands for as many as there are pairs of entries of the two tensors' fixed axes. The axes
+    of both on the same neurons are divided into groups of tied axes in every way. With more groups
+    than neurons, the map would be a combination of others.
     """
     axes = (*target.free, *source.free)
     neurons = list(dict.fromkeys(axes))
@@ -184,10 +172,6 @@ def _renumbered(labels: Sequence[object]) -> Labels:
     """Labels 0, 1, ... in the order in which they first occur."""
     number = {label: n for n, label in enumerate(dict.fromkeys(labels))}
     return tuple(number[label] for label in labels)
-
-
-def _letter(label: int) -> str:
-    return chr(ord("i") + label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,14 +246,10 @@ class EquivariantLinear(nn.Module):
         space: The tensors; where axes are equal, they are permuted together.
         in_channels: Features of each entry.
         out_channels: Features of each entry of the answer.
-
-    Raises:
-        ValueError: When permutable axes of the same name differ in size.
     """
 
     def __init__(self, space: Sequence[TensorSpec], in_channels: int, out_channels: int):
         super().__init__()
-        _check_names(space)
         self.space = tuple(space)
         self.in_channels, self.out_channels = in_channels, out_channels
         one = TensorSpec("one", ())
@@ -278,7 +258,7 @@ class EquivariantLinear(nn.Module):
         for t, target in enumerate(self.space):
             landings: dict[tuple[Labels, Labels], list[InputPool]] = {}
             for s, source in enumerate((*self.space, one)):
-                for m in _maps_between(s, source, t, target):
+                for m in maps_between(s, source, t, target):
                     landings.setdefault((m.writes, m.tied), []).append(InputPool.of(m))
             # The least first: a sum has the full size only once a term has.
             for writes, tied in sorted(landings, key=lambda landing: len(landing[1])):
@@ -295,23 +275,11 @@ class EquivariantLinear(nn.Module):
             return 1
         return self.in_channels * math.prod(self.space[source].fixed_shape)
 
-    def forward(self, tensors: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, "..."]]:
-        """Map the features of a weight space.
-
-        Args:
-            tensors: (B, C, *shape) or (C, *shape) of each tensor, C = ``in_channels``.
-
-        Returns:
-            The same with ``out_channels``.
-
-        Raises:
-            ValueError: When a tensor is missing or has another shape.
-        """
-        batched = self._check(tensors)
-        folded = [
-            _folded(spec, x if batched else x[None])
-            for spec, x in zip(self.space, tensors, strict=True)
-        ]
+    def forward(
+        self, tensors: Sequence[Float[Tensor, "B C ..."]]
+    ) -> list[Float[Tensor, "B out ..."]]:
+        """Map features (B, C, *shape) of each tensor from ``in_channels`` to ``out_channels``."""
+        folded = [_folded(spec, x) for spec, x in zip(self.space, tensors, strict=True)]
         folded.append(folded[0].new_ones(len(folded[0]), 1))
         needed = dict.fromkeys(pool for landing in self.landings for pool in landing.pools)
         pools = {pool: pool(folded[pool.source]) for pool in needed}
@@ -327,33 +295,7 @@ class EquivariantLinear(nn.Module):
             t = landing.target
             term = landing.broadcast(mixed, self.space[t])
             answer[t] = answer[t] + term if t in answer else term
-        unfolded = [_unfolded(spec, answer[t]) for t, spec in enumerate(self.space)]
-        return unfolded if batched else [x[0] for x in unfolded]
-
-    def _check(self, tensors: Sequence[Tensor]) -> bool:
-        """Refuse what does not fit; whether there is a batch axis."""
-        if len(tensors) != len(self.space):
-            raise ValueError(f"expected {len(self.space)} tensors, found {len(tensors)}")
-        batched = tensors[0].dim() == 2 + len(self.space[0].axes)
-        batch = tensors[0].shape[:1] if batched else ()
-        for spec, x in zip(self.space, tensors, strict=True):
-            expected = (*batch, self.in_channels, *spec.shape)
-            if tuple(x.shape) != expected:
-                raise ValueError(
-                    f"tensor '{spec.name}': expected shape {expected}, found {tuple(x.shape)}"
-                )
-        return batched
-
-
-def _check_names(space: Sequence[TensorSpec]) -> None:
-    known: dict[str, Axis] = {}
-    for spec in space:
-        for axis in spec.free:
-            if known.setdefault(axis.name, axis) != axis:
-                raise ValueError(
-                    f"tensor '{spec.name}': axis '{axis.name}' has size {axis.size} here "
-                    f"and {known[axis.name].size} elsewhere"
-                )
+        return [_unfolded(spec, answer[t]) for t, spec in enumerate(self.space)]
 
 
 def _folded(spec: TensorSpec, x: Tensor) -> Float[Tensor, "B C ..."]:

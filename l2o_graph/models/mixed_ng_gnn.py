@@ -24,18 +24,10 @@ def mixed_ng_gnn(
     nodes: Float[Tensor, "N H"],
     edges: Float[Tensor, "D H"],
 ) -> Float[Tensor, "n H"]:
-    """Pass messages.
+    """Pass messages: first states of nodes and edges -> last states of the nodes that are read.
 
-    Args:
-        model: With ``last_edges=False``.
-        directed: The edges.
-        network: Which network each node belongs to.
-        sizes: Nodes of each network.
-        nodes: First states.
-        edges: First states of the edges, in the order of ``directed``.
-
-    Returns:
-        Last states of the nodes that are read.
+    ``network`` says which network each node belongs to, ``sizes`` how many nodes each has. Edges
+    are in the order of ``directed``; the model has ``last_edges=False``.
     """
     states = _States(edges)
     layers = [layer for layer in model.layers if isinstance(layer, NGGNNLayer)]

@@ -6,16 +6,15 @@ serves networks of any depth and size. That inputs and outputs are permutable to
 where the first node states say which input or output a node is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology, with_edges
-from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_edges
-from l2o_graph.layout.node_ranges import split_chunks
+from l2o_graph.layout.edges import LazyEdges, over_edges
 
 PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
 
@@ -23,59 +22,28 @@ PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
 SMALLEST_SQUARE = 1e-5
 
 
-@dataclass(frozen=True, slots=True)
-class MeanPartial:
-    """What n nodes have of the kernels around them.
-
-    ``total`` sums over kernels the mean state of a node's edges, into it and out of it; ``count``
-    is how many kernels these are.
-    """
-
-    total: Float[Tensor, "2 n C"]
-    count: tuple[float, float]
-
-    def part(self, start: int, stop: int) -> "MeanPartial":
-        """Of some of the nodes."""
-        return MeanPartial(self.total[:, start:stop], self.count)
-
-    def merge(self, other: "MeanPartial") -> "MeanPartial":
-        """More kernels, or further rows of one, around the same nodes."""
-        into, out_of = (a + b for a, b in zip(self.count, other.count, strict=True))
-        return MeanPartial(self.total + other.total, (into, out_of))
-
-    @staticmethod
-    def of(means: Float[Tensor, "n C"], into: bool, count: float) -> "MeanPartial":
-        """Means of the edges of one kernel, into the nodes or out of them."""
-        nothing = torch.zeros_like(means)
-        planes = (means, nothing) if into else (nothing, means)
-        return MeanPartial(torch.stack(planes), (count, 0.0) if into else (0.0, count))
-
-    def means(self) -> Float[Tensor, "n two_C"]:
-        """Beside each other; zeros where there is no kernel."""
-        count = self.total.new_tensor(self.count).clamp(min=1e-9)[:, None, None]
-        return torch.cat((self.total / count).unbind(), dim=-1)
-
-
 def kernel_means(
-    topology: Topology, chunks: Sequence[Chunk], edges: PairedEdges, no_kernel: Tensor
+    chunks: Sequence[Chunk], edges: PairedEdges, nothing: Float[Tensor, "N C"]
 ) -> Float[Tensor, "N two_C"]:
     """Mean state of the edges into each node, and of the edges out of it, beside each other.
 
-    That of ``no_kernel`` where a node has no such edges. Several kernels into one set, as beside a
+    ``nothing``, zeros, where a node has no such edges. Several kernels into one set, as beside a
     skip, count alike.
     """
-
-    def sides() -> Iterator[MeanPartial]:
-        for chunk in chunks:
-            states = edges(chunk)
-            for block, own in with_edges(chunk):
-                grid = states[own].unflatten(0, block.grid)
-                yield MeanPartial.of(grid.mean(2).flatten(0, 1), not block.from_rows, 1.0)
-                means = block.share * grid.mean(1).flatten(0, 1)
-                yield MeanPartial.of(means, block.from_rows, block.share)
-
-    parts = split_chunks(topology, chunks)
-    return parts.gathered(sides(), MeanPartial.means, no_kernel)
+    into, out_of, kernels_into, kernels_out_of = (nothing.clone() for _ in range(4))
+    for chunk in chunks:
+        states = edges(chunk)
+        for block, own in with_edges(chunk):
+            grid = states[own].unflatten(0, block.grid)
+            of_rows, of_columns = grid.mean(2).flatten(0, 1), grid.mean(1).flatten(0, 1)
+            to, of = (of_columns, of_rows) if block.from_rows else (of_rows, of_columns)
+            targets, sources = (slice(*end) for end in block.ends)
+            into[targets] += to
+            kernels_into[targets] += 1
+            out_of[sources] += of
+            kernels_out_of[sources] += 1
+    means = into / kernels_into.clamp(min=1), out_of / kernels_out_of.clamp(min=1)
+    return torch.cat(means, dim=-1)
 
 
 class NFNLayer(nn.Module):
@@ -114,8 +82,8 @@ class NFNLayer(nn.Module):
         edges: PairedEdges,
     ) -> Float[Tensor, "N fifteen_H"]:
         """u_i of every node, gathered from all chunks."""
-        no_kernel = nodes.new_zeros(len(nodes), 4 * nodes.shape[-1])
-        means_of_edges = kernel_means(topology, chunks, edges, no_kernel)
+        nothing = nodes.new_zeros(len(nodes), 2 * nodes.shape[-1])
+        means_of_edges = kernel_means(chunks, edges, nothing)
         own = torch.cat([nodes, means_of_edges], dim=-1)
         sizes = [neurons.size for neurons in topology.spec.neurons]
         means = torch.stack([each.mean(0) for each in own.split(sizes)])
@@ -148,11 +116,8 @@ class NFN(nn.Module):
     """NFN in NP mode: node and edge states in, node and edge states out, as ``NGGNN`` does.
 
     Between layers every state is brought to a unit mean square over its channels and activated;
-    a node or an edge needs no other for that, so it is safe under permutation and in chunks.
-
-    Args:
-        hidden: Channels of nodes and of each direction of an edge.
-        layers: Linear layers.
+    a node or an edge needs no other for that, so it is safe under permutation. Nodes, and each
+    direction of an edge, have ``hidden`` channels.
     """
 
     def __init__(self, hidden: int, layers: int):
@@ -168,13 +133,8 @@ class NFN(nn.Module):
         nodes: Float[Tensor, "N H"],
         edges: LazyEdges,
     ) -> tuple[Float[Tensor, "N H"], LazyEdges]:
-        """Map nodes and edges, layer by layer; arguments and answers are as those of ``NGGNN``.
-
-        With several chunks edge states are computed anew wherever they are asked for: between
-        layers, only what was gathered at the nodes is kept.
-        """
-        cached = cached_if(fits_in_memory(topology, chunks))
-        paired: PairedEdges = cached(lambda chunk: torch.cat(edges(chunk).unbind(), dim=-1))
+        """Map nodes and edges, layer by layer; arguments and answers are as those of ``NGGNN``."""
+        paired: PairedEdges = cache(lambda chunk: torch.cat(edges(chunk).unbind(), dim=-1))
         last = len(self.layers) - 1
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, NFNLayer)
@@ -183,8 +143,8 @@ class NFN(nn.Module):
             if k < last:
                 nodes = nn.functional.silu(self.node_norms[k](nodes))
             norm = self.edge_norms[k] if k < last else None
-            paired = cached(_after(layer, norm, layer.terms(contexts), paired))
-        return nodes, cached(lambda chunk: torch.stack(paired(chunk).chunk(2, dim=-1)))
+            paired = cache(_after(layer, norm, layer.terms(contexts), paired))
+        return nodes, cache(lambda chunk: torch.stack(paired(chunk).chunk(2, dim=-1)))
 
 
 def _norm(channels: int) -> nn.Module:

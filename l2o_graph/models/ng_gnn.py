@@ -8,13 +8,14 @@ States may have batch axes in front, written *B: networks of one architecture, e
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology, with_edges
-from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_planes
+from l2o_graph.layout.edges import LazyEdges, over_planes
 from l2o_graph.layout.node_ranges import split_ranges
 from l2o_graph.layout.partials import PNAPartial
 
@@ -146,7 +147,7 @@ def keep_nodes(model: "NGGNN") -> None:
 
 
 class NGGNN(nn.Module):
-    """NG-GNN: node and edge states in, node and edge states out (REFERENCE equations above).
+    """NG-GNN: node and edge states in, node and edge states out (equations above).
 
     Args:
         hidden: Channels of nodes and edges.
@@ -186,7 +187,7 @@ class NGGNN(nn.Module):
 
         Args:
             topology: Where everything lies.
-            chunks: All rows of all kernels, in order.
+            chunks: All kernels, in order; the states of a chunk's edges are one tensor.
             nodes: (*B, N, H) initial states.
             edges: Gives the initial states (*B, P, E, H) of a chunk's edges.
             last: The chunks whose messages the last round gathers, all unless said otherwise: who
@@ -194,12 +195,10 @@ class NGGNN(nn.Module):
                 lead to then have states that mean nothing.
 
         Returns:
-            Final node states, and a function that gives a chunk's final edge states. An edge's
-            state follows from its own first state and the node states of each layer, so with
-            several chunks it is computed anew wherever it is asked for, and never stored.
+            Final node states, and a function that gives a chunk's final edge states, which are
+            worked out once, when they are asked for.
         """
-        cached = cached_if(fits_in_memory(topology, chunks))
-        edges = cached(edges)
+        edges = cache(edges)
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, NGGNNLayer)
             is_last = k == len(self.norms)
@@ -210,7 +209,7 @@ class NGGNN(nn.Module):
                 alone = [norm(nodes[..., slice(*network), :]) for network in topology.networks]
                 nodes = self.dropout(nn.functional.silu(torch.cat(alone, dim=-2)))
             if not is_last or self.last_edges:
-                edges = cached(_after(layer, nodes, edges))
+                edges = cache(_after(layer, nodes, edges))
         return nodes, edges
 
 

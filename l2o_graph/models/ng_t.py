@@ -14,15 +14,15 @@ of this kind, the optimizer and models that read INRs are not.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Chunk, Topology, with_edges
-from l2o_graph.layout.edges import LazyEdges, cached_if, fits_in_memory, over_planes
-from l2o_graph.layout.node_ranges import split_chunks
+from l2o_graph.layout.edges import LazyEdges, over_planes
+from l2o_graph.layout.node_ranges import split_ranges
 from l2o_graph.layout.partials import SoftmaxPartial
 
 # Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
@@ -131,7 +131,8 @@ class NodeUpdate(nn.Module):
                     yield SoftmaxPartial(*into, of_rows.flip(-3) if to_rows else of_rows)
                     yield SoftmaxPartial(*back, of_columns if to_rows else of_columns.flip(-3))
 
-        parts = split_chunks(topology, chunks)
+        ranges = tuple(side for chunk in chunks for p in chunk for side in (p.rows, p.columns))
+        parts = split_ranges(ranges, topology.spec.num_nodes)
         before = [begin.part(*run) for run in parts.nodes]
         reached = parts.merge_all(sides(), before)
         return SoftmaxPartial.cat([each for each in reached if each is not None])
@@ -307,19 +308,13 @@ class NGT(nn.Module):
     Left out on purpose: the class token and the attention to padding of the released code, which
     made a network's answer depend on more than the network.
 
-    Args:
+    Args, beside those of ``NGTLayer``, whose sizes are ``hidden`` unless said otherwise:
         hidden: Channels of nodes; half of the nodes' feed-forward network's.
         layers: Rounds of attention.
-        heads: Heads of the attention.
-        edge_hidden: Hidden channels of the edges' networks, ``hidden`` unless said otherwise. The
-            paper's optimizer has ``NGT(32, 2, 4, edge_hidden=64, axial=True)`` by its size.
-        axial: As in ``NGTLayer``.
         most_pairs: Most pairs of nodes, N * N, for which all are attended to.
-        edge: Channels of edges, ``hidden`` unless said otherwise.
-        attention: Channels of queries, keys and values, ``hidden`` unless said otherwise.
-        dropout: As in ``NGTLayer``.
         last_edges: Whether the last layer updates edges, as all others do.
-        plain: As in ``NGTLayer``.
+
+    The paper's optimizer has ``NGT(32, 2, 4, edge_hidden=64, axial=True)`` by its size.
     """
 
     def __init__(
@@ -353,8 +348,7 @@ class NGT(nn.Module):
         last: Sequence[Chunk] | None = None,
     ) -> tuple[Float[Tensor, "*B N H"], LazyEdges]:
         """Attend; arguments and answers are those of ``NGGNN``, edge states (*B, 2, E, C)."""
-        cached = cached_if(fits_in_memory(topology, chunks))
-        edges = cached(edges)
+        edges = cache(edges)
         joined = [
             pairs if pairs is None else pairs.to(nodes.device)
             for pairs in joined_pairs(topology, self.most_pairs)
@@ -362,7 +356,7 @@ class NGT(nn.Module):
         for k, layer in enumerate(self.layers, 1):
             attended = chunks if last is None or k < len(self.layers) else last
             nodes, updated = layer(topology, attended, nodes, edges, joined)
-            edges = cached(updated)
+            edges = cache(updated)
         return nodes, edges
 
 
@@ -379,14 +373,13 @@ def joined_pairs(topology: Topology, most: int) -> list[Bool[Tensor, "_ _"] | No
         else None
         for start, stop in topology.networks
     ]
-    for kernel in topology.spec.kernels:
+    for block, kernel in zip(topology.blocks, topology.spec.kernels, strict=True):
         network = topology.spec.neurons[kernel.source].network
         joined, first = answer[network], topology.networks[network][0]
         if joined is None:
             continue
-        groups, rows, columns = kernel.grid
-        of_rows, of_columns = (side - first for side in topology.sides(kernel))
-        row = torch.arange(of_rows, of_rows + groups * rows).view(groups, rows, 1)
-        column = torch.arange(of_columns, of_columns + groups * columns).view(groups, 1, columns)
+        groups, rows, columns = block.grid
+        row = torch.arange(*block.rows).view(groups, rows, 1) - first
+        column = torch.arange(*block.columns).view(groups, 1, columns) - first
         joined[row, column] = joined[column, row] = True
     return [None if joined is None else joined.fill_diagonal_(False) for joined in answer]

@@ -47,9 +47,7 @@ class OrderedStep(nn.Module):
 class OrderedGraph(nn.Module):
     """The same over networks of any architectures, as one graph, with one set of maps.
 
-    Args:
-        size: Number of channels H of nodes and of edges.
-        dropout: Fraction of channels that training leaves out.
+    Nodes and edges have H = ``size`` channels; states of the nodes that are read come out.
     """
 
     def __init__(self, size: int, dropout: float = 0.0):
@@ -62,15 +60,12 @@ class OrderedGraph(nn.Module):
     def forward(
         self, directed: DirectedEdges, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D H"]
     ) -> Float[Tensor, "n H"]:
-        """Pass over all edges, from the inputs on.
+        """Pass over all edges, which go along the flow alone, from the inputs on.
 
         Args:
-            directed: The edges, along the flow alone.
+            directed: The edges.
             nodes: What each node has of its own; where no edge leads to, it stays that.
             edges: What each edge multiplies by, W_e phi + b_e.
-
-        Returns:
-            Last states of the nodes that are read.
 
         Raises:
             ValueError: For a graph with a cycle.

@@ -35,12 +35,9 @@ def statistics(x: Float[Tensor, "I ..."]) -> Float[Tensor, "I 7"]:
 def layer_statistics(
     weights: Sequence[Float[Tensor, "I ..."]], biases: Sequence[Float[Tensor, "I _"]], layers: int
 ) -> Float[Tensor, "I F"]:
-    """Statistics of all layers beside each other, F = 14 a layer.
+    """Statistics of all layers, dense or convolutional, beside each other, F = 14 a layer.
 
-    Args:
-        weights: Of each layer (I, ...), dense or convolutional.
-        biases: Of each layer (I, out).
-        layers: Layers to make room for: those that the networks do not have are zeros.
+    There is room for ``layers`` of them: those that the networks do not have are zeros.
 
     Raises:
         ValueError: For networks of more layers.

@@ -127,8 +127,8 @@ class ForwardPass(nn.Module):
         nodes = _in_first_channel(torch.cat([x, of_neurons], dim=-1), self.hidden)
 
         def edges(chunk: Chunk) -> Tensor:
-            runs = [weights[p.kernel].flatten(1)[:, p.start : p.stop] for p in chunk]
-            states = _in_first_channel(torch.cat(runs, dim=1), self.hidden)
+            (block,) = chunk
+            states = _in_first_channel(weights[block.kernel].flatten(1), self.hidden)
             return states[:, None, None].expand(networks, queries, 1, -1, -1)
 
         nodes, _ = self.backbone(self.topology, self.chunks, nodes, edges)

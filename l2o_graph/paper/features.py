@@ -1,8 +1,4 @@
-"""(parameters, gradients, momenta) -> the features of any run of scalars, features first: (F, P).
-
-What a step sees of a parameter are views of its tensors. The features of its scalars are made where
-they are used, for one chunk at a time.
-"""
+"""(parameters, gradients, momenta) -> the features of runs of scalars, features first: (F, n)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,15 +29,10 @@ def zero_momenta(weight: Tensor) -> Tensor:
     return weight.new_zeros((len(MOMENTUM_DECAYS), *weight.shape), dtype=state_type(weight))
 
 
-def decays_for(momenta: Tensor) -> Tensor:
-    """The five decays, shaped to multiply momenta of shape (5, *shape)."""
-    decays = torch.tensor(MOMENTUM_DECAYS, dtype=momenta.dtype, device=momenta.device)
-    return decays.view(-1, *[1] * (momenta.dim() - 1))
-
-
 def next_momenta(momenta: Tensor, gradient: Tensor) -> Tensor:
     """Let momenta (5, *shape) take in a gradient: beta m + g, without a factor 1 - beta."""
-    return momenta * decays_for(momenta) + gradient
+    decays = torch.tensor(MOMENTUM_DECAYS, dtype=momenta.dtype, device=momenta.device)
+    return momenta * decays.view(-1, *[1] * gradient.dim()) + gradient
 
 
 def log_sign(raw: Float[Tensor, "R P"]) -> Float[Tensor, "two_R P"]:
@@ -85,47 +76,15 @@ class Scalars:
     x: Float[Tensor, "F n"]
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterView:
-    """One parameter as a step sees it: weight, gradient and momenta, flattened."""
-
-    weight: Float[Tensor, " n"]
-    gradient: Float[Tensor, " n"]
-    momenta: Float[Tensor, "B n"]
-
-    def raw(self, start: int, stop: int) -> Float[Tensor, "R n"]:
-        """Weight, gradient and momenta of the scalars from start to stop."""
-        momenta = self.momenta[:, start:stop]
-        return torch.cat([self.weight[None, start:stop], self.gradient[None, start:stop], momenta])
+def raw_numbers(
+    parameter: Tensor, gradient: Tensor, momenta: Tensor, dtype: torch.dtype
+) -> Float[Tensor, "R n"]:
+    """A parameter as a step sees it, of any shape: weight, gradient and momenta (5, *shape)."""
+    rows = parameter.reshape(1, -1), gradient.reshape(1, -1), momenta.reshape(len(momenta), -1)
+    return torch.cat([row.to(dtype) for row in rows])
 
 
-def view_parameters(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    dtype: torch.dtype,
-) -> list[ParameterView]:
-    """View parameters, differentiably where gradients are enabled.
-
-    Args:
-        parameters: Tensors of any shape.
-        gradients: Their gradients.
-        momenta: Their momenta, (5, *shape) each, this gradient included.
-        dtype: What to compute in.
-    """
-    return [
-        ParameterView(
-            p.reshape(-1).to(dtype),
-            g.reshape(-1).to(dtype),
-            (m.flatten(1) if m.dim() > 1 else m[:, None]).to(dtype),
-        )
-        for p, g, m in zip(parameters, gradients, momenta, strict=True)
-    ]
-
-
-def scalars_of(views: Sequence[ParameterView], parts: Sequence[Span]) -> Scalars:
-    """The features of some parts' scalars: 7 logarithms and 7 signs."""
-    if not parts:
-        return Scalars((), views[0].weight.new_zeros(NUM_FEATURES, 0))
-    raw = [views[part.parameter].raw(part.start, part.stop) for part in parts]
-    return Scalars(tuple(parts), log_sign(torch.cat(raw, dim=1)))
+def scalars_of(raw: Sequence[Float[Tensor, "R _"]], parts: Sequence[Span]) -> Scalars:
+    """The features of some parts' scalars, from all parameters: 7 logarithms and 7 signs."""
+    seen = [raw[part.parameter][:, part.start : part.stop] for part in parts]
+    return Scalars(tuple(parts), log_sign(torch.cat(seen, dim=1)))

@@ -15,8 +15,7 @@ from l2o_graph.optim.saved import check_numbers, with_step
 from l2o_graph.paper.checkpoints import Checkpoint, load_checkpoint
 from l2o_graph.paper.features import MOMENTUM_DECAYS
 from l2o_graph.paper.rule import UpdateRule
-from l2o_graph.paper.step import CHUNK_SIZE, State, moved, update
-from l2o_graph.ranges import COUNT
+from l2o_graph.paper.step import State, moved, update
 
 
 class PaperOptimizer(LearnedOptimizer):
@@ -48,15 +47,14 @@ class PaperOptimizer(LearnedOptimizer):
             of its parameters that are not in ``params`` are context. A pickle or a deep copy of
             the optimizer holds it too.
         maximize: Ascend rather than descend.
-        chunk_size: Number of scalars worked on at once, some 2 kB each.
 
     In ``higher.innerloop_ctx`` and its like the optimizer works if ``higher`` was imported before
     it was made; see ``l2o_graph.higher_support``.
 
     Raises:
         ValueError: For an unreadable checkpoint or one of another kind, an empty list of
-            parameters, a negative ``lr`` or ``weight_decay``, a ``chunk_size`` below 1, a complex
-            parameter, or one that ``model`` lacks.
+            parameters, a negative ``lr`` or ``weight_decay``, a complex parameter, or one that
+            ``model`` lacks.
         TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
             ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
         FileNotFoundError: For a checkpoint path to nothing.
@@ -75,9 +73,7 @@ class PaperOptimizer(LearnedOptimizer):
         checkpoint: str | Path | UpdateRule,
         model: nn.Module | None = None,
         maximize: bool = False,
-        chunk_size: int = CHUNK_SIZE,
     ):
-        COUNT.check("chunk_size", chunk_size)
         self._given = isinstance(checkpoint, UpdateRule)
         if isinstance(checkpoint, UpdateRule):
             # Named for its kind alone: its weights may change while the optimizer is in use.
@@ -85,7 +81,6 @@ class PaperOptimizer(LearnedOptimizer):
         else:
             loaded = load_checkpoint(checkpoint)
         self._rule = loaded.rule
-        self._chunk_size = chunk_size
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -106,7 +101,7 @@ class PaperOptimizer(LearnedOptimizer):
         parameters, spec = self._network(list(group_of))
         gradients = [gradient_of.get(p) for p in parameters]
         before = [self._state_of(p, p in gradient_of) for p in parameters]
-        deltas, after = update(rule, spec, parameters, gradients, before, self._chunk_size)
+        deltas, after = update(rule, spec, parameters, gradients, before)
         for p, delta, state in zip(parameters, deltas, after, strict=True):
             if p in gradient_of:
                 group = group_of[p]
@@ -156,7 +151,7 @@ class PaperOptimizer(LearnedOptimizer):
         self._placed: dict[tuple[torch.device, torch.dtype], UpdateRule] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("_rule", "_given", "_chunk_size")}
+        own = {name: getattr(self, name) for name in ("_rule", "_given")}
         return {**super().__getstate__(), **own}
 
 

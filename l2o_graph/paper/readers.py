@@ -7,13 +7,13 @@ A reader is what the paper's rule knows beyond a parameter's own features. "ng_g
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.blocks import Topology
 from l2o_graph.models.mlp import linear_maps
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
@@ -25,11 +25,10 @@ from l2o_graph.registry import registering
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
 class WorkItem:
-    """Parts that are worked on together: all biases, a run of a loose parameter, or a chunk."""
+    """Parts that are worked on together: all edges, all nodes with a bias, or what is loose."""
 
     parts: tuple[Span, ...]
-    chunk: Chunk = ()
-    biases: bool = False
+    of: Literal["edges", "nodes", "nothing"]
 
     def cells(self) -> list[int]:
         """Cells of each part."""
@@ -43,12 +42,9 @@ States = Callable[[WorkItem], Float[Tensor, "cells C"]]
 class GraphReader(nn.Module):
     """The state of the edge or the node that a cell is; none, zeros, outside the graph.
 
-    Args:
-        embedding: Features -> first states of edges and nodes.
-        backbone: Passes them along the graph; see ``NGGNN``.
-        of_edge: Both states of an edge -> C channels; None to map the forward one as a node's.
-        of_node: The state of a node -> C channels.
-        size: C.
+    The backbone passes first states along the graph, see ``NGGNN``. ``of_node`` maps the last state
+    of a node to C = ``size`` channels, and ``of_edge`` both of an edge; None maps the forward one
+    as a node's.
     """
 
     def __init__(
@@ -69,29 +65,26 @@ class GraphReader(nn.Module):
 
         Args:
             topology: Places of all neurons and kernels.
-            groups: All cells of all parameters.
+            groups: All cells of all parameters: those of edges, those of nodes, and those of each
+                loose parameter.
             features: Gives the features of a group.
 
         Returns:
             What gives the states of a group's cells.
         """
-        of_chunk = {group.chunk: group for group in groups if group.chunk}
-        of_biases = [features(group) for group in groups if group.biases]
-        nothing = Scalars((), next(self.parameters()).new_zeros(NUM_FEATURES, 0))
-        nodes = self.embedding.nodes(topology, *(of_biases or [nothing]))
-
-        def first_edges(chunk: Chunk) -> Tensor:
-            return self.embedding.edges(features(of_chunk[chunk]))
-
-        edges = first_edges
-        if of_chunk:
-            nodes, edges = self.backbone(topology, tuple(of_chunk), nodes, first_edges)
+        known = {group.of: features(group) for group in groups if group.of != "nothing"}
+        no_bias = Scalars((), next(self.parameters()).new_zeros(NUM_FEATURES, 0))
+        nodes = self.embedding.nodes(topology, known.get("nodes", no_bias))
+        last: Float[Tensor, "2 E H"] | None = None
+        if "edges" in known:
+            first, chunk = self.embedding.edges(known["edges"]), topology.blocks
+            nodes, edges = self.backbone(topology, (chunk,), nodes, lambda chunk: first)
+            last = edges(chunk)
 
         def states(group: WorkItem) -> Tensor:
-            if group.chunk:
-                states = edges(group.chunk)
-                return self.of_node(states[0]) if self.of_edge is None else self.of_edge(states)
-            if group.biases:
+            if group.of == "edges" and last is not None:
+                return self.of_node(last[0]) if self.of_edge is None else self.of_edge(last)
+            if group.of == "nodes":
                 at = [topology.bias(bias) for bias in topology.spec.biases]
                 return self.of_node(torch.cat([nodes[slice(*where)] for where in at]))
             # No neuron, no state: the features have to do.

@@ -1,19 +1,19 @@
 """The learned optimizer of Kofinas et al. 2024: a reader, a head, and its numbers as a step."""
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import KernelBlock, Topology
-from l2o_graph.layout.edges import cached_if
+from l2o_graph.layout.blocks import Topology
 from l2o_graph.layout.spec import NetSpec
-from l2o_graph.paper.features import NUM_FEATURES, ParameterView, Scalars, Span, scalars_of
+from l2o_graph.models.mlp import linear_maps
+from l2o_graph.paper.features import NUM_FEATURES, Scalars, Span, scalars_of
 from l2o_graph.paper.readers import REGISTERED, WorkItem, reader_of
 from l2o_graph.ranges import COUNT, check_choices, check_ranges
 
@@ -60,11 +60,8 @@ class PaperHead(nn.Module):
 
     def __init__(self, context: int = 64, hidden: int = 64, layers: int = 8):
         super().__init__()
-        widths = [NUM_FEATURES + context, *[hidden] * layers]
-        parts: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            parts += [nn.Linear(before, after), nn.ReLU()]
-        self.layers = nn.Sequential(*parts, nn.Linear(hidden, 2))
+        maps = linear_maps(NUM_FEATURES + context, hidden, layers)
+        self.layers = nn.Sequential(*maps, nn.ReLU(), nn.Linear(hidden, 2))
 
     def forward(
         self, scalars: Scalars, context: Float[Tensor, "cells H"]
@@ -98,32 +95,28 @@ class UpdateRule(nn.Module):
         self.head = PaperHead(self.reader.size, config.inner, config.layers)
 
     def forward(
-        self, topology: Topology, observations: Sequence[ParameterView], chunk_size: int
-    ) -> Iterator[tuple[Span, Float[Tensor, " n"]]]:
-        """Updates of all parameters, in runs of at most ``chunk_size`` scalars, a row or a bias.
+        self, topology: Topology, raw: Sequence[Float[Tensor, "R _"]]
+    ) -> dict[int, list[Float[Tensor, " _"]]]:
+        """What is to be added to each parameter, in runs of its scalars one after the other.
 
-        Yields:
-            A run of scalars and what is to be added to it.
+        ``raw`` is of all parameters, see ``raw_numbers``; those that are not updated have no run.
         """
-        groups = _groups(topology, observations, chunk_size)
+        groups = _groups(topology.spec, [row.shape[1] for row in raw])
 
-        # Needed twice, before the graph is read and after: kept where a single chunk is all.
-        @cached_if(sum(bool(g.chunk) for g in groups) <= 1)
-        def of_graph(group: WorkItem) -> Scalars:
-            return scalars_of(observations, group.parts)
-
+        @cache  # needed twice, before the graph is read and after
         def features(group: WorkItem) -> Scalars:
-            loose = not (group.chunk or group.biases)
-            return scalars_of(observations, group.parts) if loose else of_graph(group)
+            return scalars_of(raw, group.parts)
 
         states = self.reader(topology, groups, features)
+        answer: dict[int, list[Tensor]] = {}
         for group in groups:
             direction, magnitude = self.head(features(group), states(group))
-            answer = STEP * direction * (LOG_MAGNITUDE * magnitude).exp()
-            runs = answer.split([part.stop - part.start for part in group.parts])
+            updates = STEP * direction * (LOG_MAGNITUDE * magnitude).exp()
+            runs = updates.split([part.stop - part.start for part in group.parts])
             for part, run in zip(group.parts, runs, strict=True):
                 if not part.read_only:
-                    yield part, run
+                    answer.setdefault(part.parameter, []).append(run)
+        return answer
 
 
 def untrained(config: RuleConfig, seed: int) -> UpdateRule:
@@ -133,24 +126,14 @@ def untrained(config: RuleConfig, seed: int) -> UpdateRule:
         return UpdateRule(config)
 
 
-def _groups(
-    topology: Topology, observations: Sequence[ParameterView], chunk_size: int
-) -> list[WorkItem]:
-    """All scalars of all parameters: kernels in chunks, the biases, then what is loose."""
-    spec, groups = topology.spec, []
-    for chunk in topology.chunks(chunk_size):
-        groups.append(WorkItem(tuple(_span_of(spec, block) for block in chunk), chunk))
-    if spec.biases:
-        parts = [Span(b.parameter, b.start, b.start + b.size, (), b.again) for b in spec.biases]
-        groups.append(WorkItem(tuple(parts), biases=True))
-    for i in spec.loose:
-        for start in range(0, len(observations[i].weight), chunk_size):
-            stop = min(start + chunk_size, len(observations[i].weight))
-            groups.append(WorkItem((Span(i, start, stop, ()),)))
-    return groups
-
-
-def _span_of(spec: NetSpec, block: KernelBlock) -> Span:
-    """The scalars of a block of a kernel."""
-    fixed = block.again or spec.is_constant(block.parameter)
-    return Span(block.parameter, block.start, block.stop, block.positions, fixed)
+def _groups(spec: NetSpec, sizes: Sequence[int]) -> list[WorkItem]:
+    """All scalars of all parameters: kernels, biases, then each loose parameter."""
+    kernels = [
+        Span(k.parameter, k.start, k.start + k.size, k.positions,
+             k.again or spec.is_constant(k.parameter))
+        for k in spec.kernels
+    ]  # fmt: skip
+    biases = [Span(b.parameter, b.start, b.start + b.size, (), b.again) for b in spec.biases]
+    loose = [WorkItem((Span(i, 0, sizes[i], ()),), "nothing") for i in spec.loose]
+    groups = [WorkItem(tuple(kernels), "edges"), WorkItem(tuple(biases), "nodes"), *loose]
+    return [group for group in groups if group.parts]

@@ -15,13 +15,10 @@ from l2o_graph.layout.spec import CONSTANTS, NetSpec
 from l2o_graph.paper.features import (
     MOMENTUM_DECAYS,
     next_momenta,
-    view_parameters,
+    raw_numbers,
     zero_momenta,
 )
 from l2o_graph.paper.rule import UpdateRule
-
-# Scalars that a step works on at once; where each is an edge it takes some 2 kB meanwhile.
-CHUNK_SIZE = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,6 @@ def update(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     state: Sequence[State],
-    chunk_size: int = CHUNK_SIZE,
     through_time: bool = False,
 ) -> tuple[list[Tensor], list[State]]:
     """One whole step, differentiable in the rule's weights.
@@ -60,7 +56,6 @@ def update(
         parameters: The network's parameters.
         gradients: Their gradients; None for a parameter that is read and left as it is.
         state: Momenta and number of updates before this gradient.
-        chunk_size: Scalars worked on at once.
         through_time: Whether the step is differentiable in parameters, gradients and momenta
             too, so that steps can be differentiated through steps.
 
@@ -88,13 +83,11 @@ def update(
                 seen.append(where.new_full((), constant).expand(spec.constant_size))
                 slopes.append(nothing)
                 momenta.append(nothing.expand(len(MOMENTUM_DECAYS), -1))
-        views = view_parameters(seen, slopes, momenta, where.dtype)
-    runs: list[list[Tensor]] = [[where.new_zeros(0)] for _ in parameters]
-    for part, run in rule(topology_of(spec), views, chunk_size):
-        runs[part.parameter].append(run)
+        raw = [raw_numbers(*of, where.dtype) for of in zip(seen, slopes, momenta, strict=True)]
+    runs = rule(topology_of(spec), raw)
     deltas, after = [], []
-    for p, g, s, run in zip(parameters, gradients, taken, runs, strict=True):
-        deltas.append(torch.zeros_like(p) if g is None else torch.cat(run).view_as(p))
+    for i, (p, g, s) in enumerate(zip(parameters, gradients, taken, strict=True)):
+        deltas.append(torch.zeros_like(p) if g is None else torch.cat(runs[i]).view_as(p))
         after.append(s if g is None else State(s.momenta, s.step + 1))
     return deltas, after
 

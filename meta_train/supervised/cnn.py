@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -182,24 +183,16 @@ def held_out(splits: Mapping[str, CNNs], trait: str) -> dict[str, CNNs]:
 
 
 class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
-    """A run in progress, between two steps: a ``meta_train.run.Trainer``."""
+    """A run in progress, between two steps."""
 
     def __init__(
         self, config: CNNTrainingConfig, zoo: dict[str, CNNs], device: torch.device, data: str
     ):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            model = GeneralizationPredictor(config.model)
-        super().__init__(config, model, len(zoo["train"]), device, data)
+        make = partial(GeneralizationPredictor, config.model)
+        super().__init__(config, make, len(zoo["train"]), device, data)
         self.zoo = zoo
         self._predicted = torch.empty(0)  # of the split that was last evaluated
         self._residuals: dict[str, Any] = {}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The run, as JSON holds it."""
-        record = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
-        return {**record, "model": self.config.model.to_json(), "data": self.data}
 
     def descend(self, index: Int64[Tensor, " batch"]) -> float:
         """Add the gradients of the mean loss of some networks, by pieces; returns that loss."""
@@ -269,10 +262,6 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         seen["accuracy"] = [round(x.item(), 6) for x in train.accuracy.aminmax()]
         found = {"seen": seen, "residuals": self._residuals}
         save_cnn_model(path, self.model, self.provenance() | found)
-
-    def load_best(self, path: Path) -> None:
-        """Take over the weights that ``save_best`` wrote."""
-        self.model.load_state_dict(GeneralizationPredictor.from_checkpoint(path).state_dict())
 
     def save_shown(self, path: Path) -> None:
         """Write beside a checkpoint what it says of each network of the test split."""

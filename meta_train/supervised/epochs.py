@@ -3,8 +3,8 @@
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from l2o_graph.metanets.inr import INRModel
+from l2o_graph.metanets.predictor import GeneralizationPredictor
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, SHARE, check_ranges
 from meta_train.run import (
     Result,
@@ -95,7 +97,7 @@ def in_words(point: Mapping[str, Any], name: str, form: str) -> str:
 TRIAL, WARM = 2.0, 1.0
 
 C = TypeVar("C", bound=EpochConfig)
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=INRModel | GeneralizationPredictor)
 T = TypeVar("T", bound="EpochTrainer[Any, Any]")
 
 
@@ -107,7 +109,7 @@ class EpochTrainer(ABC, Generic[C, M]):
 
     Args:
         config: The run.
-        model: What is trained, by AdamW with AMSGrad; where it lives.
+        make: Makes what is trained, by AdamW with AMSGrad.
         examples: Networks in an epoch.
         device: Where the model lives.
         data: What it is trained on, in words.
@@ -115,9 +117,13 @@ class EpochTrainer(ABC, Generic[C, M]):
 
     count = "step"
 
-    def __init__(self, config: C, model: M, examples: int, device: torch.device, data: str):
+    def __init__(
+        self, config: C, make: Callable[[], M], examples: int, device: torch.device, data: str
+    ):
         self.config, self.device, self.data = config, device, data
-        self.model = model.to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model: M = make().to(device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             config.lr,
@@ -132,51 +138,48 @@ class EpochTrainer(ABC, Generic[C, M]):
         self.evaluations: list[dict[str, Any]] = []
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The run, as JSON holds it."""
-        ...
+        record = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        return {**record, "model": record["model"].to_json(), "data": self.data}
 
     @abstractmethod
     def descend(self, index: Int64[Tensor, " batch"]) -> float:
         """Add the gradients of the mean loss of some networks; returns that loss."""
-        ...
 
     @abstractmethod
     def measure(self, split: str) -> dict[str, float]:
         """Judge the model on the split "val" or "test"."""
-        ...
 
     @abstractmethod
     def describe(self, point: dict[str, Any]) -> str:
         """Say in words what an evaluation found."""
-        ...
 
     @abstractmethod
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use."""
-        ...
-
-    @abstractmethod
-    def load_best(self, path: Path) -> None:
-        """Take over the weights that ``save_best`` wrote."""
-        ...
 
     @abstractmethod
     def save_shown(self, path: Path) -> None:
         """Write what there is to see of the test split beside a model, after it was measured."""
-        ...
 
     @abstractmethod
     def score(self, point: dict[str, Any]) -> float:
         """How good an evaluation is, by the validation split; more is better."""
-        ...
+
+    def load_best(self, path: Path) -> None:
+        """Take over the weights that ``save_best`` wrote."""
+        self.model.load_state_dict(type(self.model).from_checkpoint(path).state_dict())
 
     def advance(self) -> dict[str, Any]:
         """Do a step; returns what there is to log of it."""
         started = time.perf_counter()
-        epoch, index = self.epoch_and_batch()
-        rate = self.set_rate()
+        epoch, turn = divmod(self.step, self.per_epoch)
+        order = torch.randperm(self.examples, generator=self.generator(1, epoch))
+        index = order[turn * self.config.batch : (turn + 1) * self.config.batch]
+        rate = rate_at(self.config, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.generator(3, self.step).initial_seed())  # of the dropout
             self.model.train()
@@ -232,7 +235,7 @@ class EpochTrainer(ABC, Generic[C, M]):
         """
         config = self.config
         with prepared(out, self.settings, resume) as state:
-            trainer = begin(state, self.settings, resume=self.resume, new=self._planned)
+            trainer = begin(state, self.settings, resume=self.resume, new=self.planned)
             every = config.evaluate_every, config.save_every
             result = drive(trainer, state, *every, self.describe)
             if result.finished and result.checkpoint is not None:
@@ -241,8 +244,10 @@ class EpochTrainer(ABC, Generic[C, M]):
                 print(f"step {point['step']}, the best: {self.describe(point)}")
             return result
 
-    def plan_by_time(self) -> None:
-        """Set the number of steps by the time of some, which are not part of the run."""
+    def planned(self: T) -> T:
+        """Itself, with a number of steps by the time of some, which are not part of the run."""
+        if not self.config.minutes:
+            return self
         trial, steps = copy.deepcopy(self), 0
         while trial.seconds < WARM:
             trial.advance()
@@ -251,6 +256,7 @@ class EpochTrainer(ABC, Generic[C, M]):
             trial.advance()
             steps += 1
         self.steps = max(round(self.config.minutes * 60 * steps / trial.seconds), 1)
+        return self
 
     def is_best(self) -> bool:
         """Whether the last evaluation is better than all before."""
@@ -279,11 +285,6 @@ class EpochTrainer(ABC, Generic[C, M]):
         self.evaluations = record["evaluations"]
         return self
 
-    def _planned(self: T) -> T:
-        if self.config.minutes:
-            self.plan_by_time()
-        return self
-
     def provenance(self) -> dict[str, Any]:
         """How the model came about, and what the last evaluation said of it."""
         return {
@@ -294,19 +295,6 @@ class EpochTrainer(ABC, Generic[C, M]):
             "torch": torch.__version__,
             **self.evaluations[-1],
         }
-
-    def epoch_and_batch(self) -> tuple[int, Int64[Tensor, " batch"]]:
-        """The number of this step's epoch, and which networks it takes."""
-        epoch, turn = divmod(self.step, self.per_epoch)
-        order = torch.randperm(self.examples, generator=self.generator(1, epoch))
-        return epoch, order[turn * self.config.batch : (turn + 1) * self.config.batch]
-
-    def set_rate(self) -> float:
-        """Give the optimizer this step's rate; returns it."""
-        rate = rate_at(self.config, self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
 
     def generator(self, purpose: int, number: int) -> torch.Generator:
         """Random numbers for one purpose at one time; purpose 1 is the order of an epoch."""

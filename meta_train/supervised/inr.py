@@ -8,6 +8,7 @@ epochs; the default one for a few.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from l2o_graph.inr import (
     augmented,
     dilation_targets,
     inr_config,
-    load_inr_model,
     load_inrs,
     render,
     save_inr_model,
     statistics_of,
 )
+from l2o_graph.metanets.inr import MODELS
 from l2o_graph.metanets.inr_config import Task
 from l2o_graph.ranges import check_choices
 from l2o_graph.storage.files import write_atomically
@@ -192,7 +193,7 @@ def load_examples(task: str, folder: str | Path, data_root: str | Path | None) -
 
 
 class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
-    """A run in progress, between two steps: a ``meta_train.run.Trainer``."""
+    """A run in progress, between two steps."""
 
     def __init__(
         self, config: INRTrainingConfig, examples: list[Examples], device: torch.device, data: str
@@ -202,18 +203,9 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         statistics = None
         if config.model.normalise:
             statistics = statistics_of(networks.weights, networks.biases)
-        kind = INRClassifier if config.model.task == "classify" else INREditor
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            model = kind(config.model, statistics)
-        super().__init__(config, model, len(networks), device, data)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The run, as JSON holds it."""
-        record = dataclasses.asdict(self.config)
-        record["model"]["layout"] = list(self.config.model.layout)
-        return {**record, "data": self.data}
+        kind = MODELS[config.model.task]
+        make = partial(kind, config.model, statistics)
+        super().__init__(config, make, len(networks), device, data)
 
     def descend(self, index: Int64[Tensor, " batch"]) -> float:
         """Add the gradients of the mean loss of some networks; returns that loss."""
@@ -248,10 +240,6 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use."""
         save_inr_model(path, self.model, self.provenance())
-
-    def load_best(self, path: Path) -> None:
-        """Take over the weights that ``save_best`` wrote."""
-        self.model.load_state_dict(load_inr_model(path).state_dict())
 
     def save_shown(self, path: Path) -> None:
         """Write ``EDITED`` beside the checkpoint of an editor."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.graphs import SPECS, first_states, rows_of
+from support.graphs import ALONE_OR_TOGETHER, SPECS, chunks_of, first_states, rows_of
 from support.networks import NETWORKS
 from torch import Tensor, nn
 
@@ -34,44 +34,44 @@ def specs() -> list[NetSpec]:
     return [SPECS["mlp"], traced[0], SPECS["mixed"], traced[1], SPECS["cnn"], traced[2]]
 
 
-def together(specs: list[NetSpec]) -> NetSpec:
+def joint(specs: list[NetSpec]) -> NetSpec:
     graphs = [NeuralGraph(spec, torch.zeros(1, spec.num_parameters)) for spec in specs]
     return NeuralGraph.batch(graphs).spec
 
 
-def answer(model: nn.Module, spec: NetSpec, nodes: Tensor, edges: Tensor, most: int):
+def answer(model: nn.Module, spec: NetSpec, nodes: Tensor, edges: Tensor, together: bool):
     topology = topology_of(spec)
-    chunks = topology.chunks(most)
+    chunks = chunks_of(topology, together)
     nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
     return nodes, torch.cat([states(chunk) for chunk in chunks], dim=-2)
 
 
-@pytest.mark.parametrize("most", [10**6, 40])
+@ALONE_OR_TOGETHER
 @pytest.mark.parametrize("name", MODELS)
-def test_a_network_in_a_batch_is_the_network_alone(name, most):
+def test_a_network_in_a_batch_is_the_network_alone(name, together):
     torch.manual_seed(1)
     model = MODELS[name]().double()
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)
     every = specs()
     states = [first_states(topology_of(spec), seed) for seed, spec in enumerate(every)]
-    alone = [answer(model, spec, *both, most) for spec, both in zip(every, states, strict=True)]
+    alone = [answer(model, spec, *both, together) for spec, both in zip(every, states, strict=True)]
     nodes, edges = (torch.cat([s[i] for s in states], dim=i) for i in (0, 1))
-    found = answer(model, together(every), nodes, edges, most)
+    found = answer(model, joint(every), nodes, edges, together)
     torch.testing.assert_close(found[0], torch.cat([a for a, _ in alone]), rtol=0, atol=1e-9)
     torch.testing.assert_close(found[1], torch.cat([b for _, b in alone], 1), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("most", [10**6, 5])
+@ALONE_OR_TOGETHER
 @pytest.mark.parametrize("network", ["mlp", "mixed"])
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "nfn"])
-def test_batch_axes_hold_networks_of_one_architecture(name, network, most):
+def test_batch_axes_hold_networks_of_one_architecture(name, network, together):
     torch.manual_seed(1)
     spec, model = SPECS[network], MODELS[name]().double()
     states = [first_states(topology_of(spec), seed) for seed in range(6)]
-    alone = [answer(model, spec, *both, most) for both in states]
+    alone = [answer(model, spec, *both, together) for both in states]
     nodes, edges = (torch.stack([s[i] for s in states]).unflatten(0, (2, 3)) for i in (0, 1))
-    found = answer(model, spec, nodes, edges, most)
+    found = answer(model, spec, nodes, edges, together)
     for part, separate in zip(found, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(part.flatten(0, 1), torch.stack(separate), rtol=0, atol=1e-9)
 
@@ -80,7 +80,7 @@ def test_batch_axes_hold_networks_of_one_architecture(name, network, most):
 def test_nodes_that_are_read_need_the_last_messages_that_reach_them_alone(name):
     torch.manual_seed(1)
     topology, model = topology_of(SPECS["mlp"]), MODELS[name]().double()
-    first, second = ((block,) for block in topology.chunks(10**6)[0])
+    first, second = chunks_of(topology, together=False)
     nodes, edges = first_states(topology)
     rows = rows_of(topology, edges)
     every, _ = model(topology, (first, second), nodes, rows)
@@ -91,7 +91,7 @@ def test_nodes_that_are_read_need_the_last_messages_that_reach_them_alone(name):
 
 def test_a_batch_knows_its_networks():
     every = specs()
-    batch = together(every)
+    batch = joint(every)
     sizes = [spec.num_nodes for spec in every]
     assert [stop - start for start, stop in topology_of(batch).networks] == sizes
     assert batch.num_parameters == sum(spec.num_parameters for spec in every)

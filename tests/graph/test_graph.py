@@ -1,9 +1,5 @@
-import itertools
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support import reference
 from support.rules import paper_cnn, random_like
 from torch import nn
@@ -141,33 +137,3 @@ def test_equal_networks_share_one_topology():
     one, other = spec_of_module(small_cnn()), spec_of_module(small_cnn())
     assert one is not other
     assert topology_of(one) is topology_of(other)
-
-
-@given(
-    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=5),
-    pixels=st.integers(1, 3),
-    most=st.integers(1, 120),
-)
-def test_chunks_hold_every_row_once_and_no_more_than_asked(sizes, pixels, most):
-    network = nn.Sequential(*[nn.Conv1d(a, b, pixels) for a, b in itertools.pairwise(sizes)])
-    topology = topology_of(spec_of_module(network))
-    chunks = topology.chunks(most)
-    first = [sum(sizes[: k + 1]) for k in range(len(sizes))]  # node of each kernel's rows
-    rows = [
-        (p.kernel, row - first[p.kernel])
-        for chunk in chunks
-        for p in chunk
-        for row in range(*p.rows)
-    ]
-    assert rows == [(k, row) for k, size in enumerate(sizes[1:]) for row in range(size)]
-    for chunk in chunks:
-        scalars = [p.stop - p.start for p in chunk]
-        assert scalars == [(p.rows[1] - p.rows[0]) * sizes[p.kernel] * pixels for p in chunk]
-        one_row = len(chunk) == 1 and chunk[0].grid[1] == 1
-        assert sum(scalars) <= most or one_row
-
-
-def test_a_network_within_the_limit_is_a_single_chunk():
-    topology = topology_of(spec_of_module(NETWORKS["mlp"]))
-    assert len(topology.chunks(30)) == 1
-    assert len(topology.chunks(29)) == 2

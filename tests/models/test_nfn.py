@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.equivariance import error_of_updates
 from support.graphs import (
+    ALONE_OR_TOGETHER,
     HIDDEN,
     SPECS,
     assert_same_with_gradients,
+    chunks_of,
     first_states,
     pairs_of,
     rows_of,
@@ -33,9 +35,9 @@ def random_model(layers: int) -> NFN:
 
 
 def answer(
-    model: NFN, topology: Topology, nodes: Tensor, edges: Tensor, most: int = 10**6
+    model: NFN, topology: Topology, nodes: Tensor, edges: Tensor, together: bool = True
 ) -> tuple[Tensor, Tensor]:
-    chunks = topology.chunks(most)
+    chunks = chunks_of(topology, together)
     nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
     return nodes, torch.cat([states(chunk) for chunk in chunks], dim=1)
 
@@ -99,12 +101,12 @@ def activated(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     return scaled * scaled.sigmoid()
 
 
-@pytest.mark.parametrize("most", [10**6, 5, 1], ids=["whole", "chunks", "rows"])
+@ALONE_OR_TOGETHER
 @pytest.mark.parametrize("name", SPECS)
-def test_model_equals_the_loop_over_weights(name, most):
+def test_model_equals_the_loop_over_weights(name, together):
     topology, model = topology_of(SPECS[name]), random_model(2)
     nodes, edges = first_states(topology)
-    found = answer(model, topology, nodes, edges, most)
+    found = answer(model, topology, nodes, edges, together)
     expected = slow_nfn(model, topology, nodes, edges)
     assert_same_with_gradients(found, expected, [nodes, edges, *model.parameters()])
 
@@ -140,16 +142,16 @@ def chain(*sizes: int) -> Topology:
 
 
 @settings(max_examples=20)
-@given(st.lists(st.integers(1, 5), min_size=2, max_size=6), st.integers(1, 40), st.data())
-def test_permuted_states_give_the_permuted_answer(sizes, most, data):
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=6), st.booleans(), st.data())
+def test_permuted_states_give_the_permuted_answer(sizes, together, data):
     """Inputs and outputs too: what they are, their first states have to say."""
     topology, model = chain(*sizes), random_model(3)
     orders = [
         torch.tensor(data.draw(st.permutations(order.tolist()))) for order in identity(topology)
     ]
     nodes, edges = (x.detach() for x in first_states(topology))
-    found = answer(model, topology, *moved(topology, nodes, edges, orders), most)
-    expected = moved(topology, *answer(model, topology, nodes, edges, most), orders)
+    found = answer(model, topology, *moved(topology, nodes, edges, orders), together)
+    expected = moved(topology, *answer(model, topology, nodes, edges, together), orders)
     assert apart(found, expected) < 1e-9
 
 

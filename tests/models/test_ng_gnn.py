@@ -4,9 +4,11 @@ import pytest
 import torch
 from support import reference
 from support.graphs import (
+    ALONE_OR_TOGETHER,
     HIDDEN,
     SPECS,
     assert_same_with_gradients,
+    chunks_of,
     first_states,
     pairs_of,
     rows_of,
@@ -22,16 +24,16 @@ BOTH_WAYS_OR_ALONG = pytest.mark.parametrize("reverse", [True, False])
 
 
 @BOTH_WAYS_OR_ALONG
-@pytest.mark.parametrize("most", [10**6, 5, 1])
+@ALONE_OR_TOGETHER
 @pytest.mark.parametrize("name", SPECS)
-def test_layer_equals_the_loop_over_edges(name, most, reverse):
+def test_layer_equals_the_loop_over_edges(name, together, reverse):
     topology = topology_of(SPECS[name])
     torch.manual_seed(1)
     layer = NGGNNLayer(HIDDEN, delta=1.7, reverse=reverse).double()
     pairs, planes = walked(topology, reverse)
     nodes, edges = first_states(topology, planes=planes)
     states = rows_of(topology, edges)
-    chunks = topology.chunks(most)
+    chunks = chunks_of(topology, together)
 
     next_nodes = layer.next_nodes(topology, chunks, nodes, states)
     parts = [layer.next_edges(chunk, next_nodes, states(chunk)) for chunk in chunks]
@@ -44,9 +46,9 @@ def test_layer_equals_the_loop_over_edges(name, most, reverse):
 
 
 @BOTH_WAYS_OR_ALONG
-@pytest.mark.parametrize("most", [10**6, 5])
+@ALONE_OR_TOGETHER
 @pytest.mark.parametrize("name", SPECS)
-def test_model_equals_the_loop_over_edges(name, most, reverse):
+def test_model_equals_the_loop_over_edges(name, together, reverse):
     topology = topology_of(SPECS[name])
     torch.manual_seed(2)
     model = NGGNN(HIDDEN, layers=3, reverse=reverse).double()
@@ -54,7 +56,7 @@ def test_model_equals_the_loop_over_edges(name, most, reverse):
         nn.init.normal_(p)
     pairs, planes = walked(topology, reverse)
     nodes, edges = first_states(topology, planes=planes)
-    chunks = topology.chunks(most)
+    chunks = chunks_of(topology, together)
     last_nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
     last_edges = torch.cat([states(chunk) for chunk in chunks], dim=1)
     slow = reference.ng_gnn(model, list(nodes), pairs, list(edges.flatten(0, 1)))
@@ -73,7 +75,7 @@ def test_aggregation_equals_torch_geometric(name):
     ).double()
     layer = NGGNNLayer(HIDDEN, delta=pna.avg_deg_log.item()).double()
     nodes, edges = first_states(topology)
-    chunks = topology.chunks(10**6)
+    chunks = chunks_of(topology)
     messages = layer.messages(chunks[0], nodes, edges).flatten(0, 1)
     targets = torch.tensor([target for _, target in pairs_of(topology)])
     gathered = pna(messages, targets, dim_size=len(nodes))
@@ -103,7 +105,7 @@ def test_the_two_directions_of_an_edge_are_told_apart():
     topology = topology_of(SPECS["mlp"])
     layer = NGGNNLayer(HIDDEN, delta=1.0).double()
     nodes, edges = first_states(topology)
-    chunks = topology.chunks(10**6)
+    chunks = chunks_of(topology)
     there = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges))
     swapped = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges.flip(0)))
     assert (there - swapped).abs().max() > 1e-3

@@ -1,4 +1,4 @@
-"""NG-T against one pair of nodes at a time, and what must not depend on order, size or chunks."""
+"""NG-T against one pair of nodes at a time, and what must not depend on order, or size."""
 
 import math
 
@@ -6,13 +6,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from support.equivariance import error_of_updates, flattening, identity, permutations
+from support.graphs import (
+    ALONE_OR_TOGETHER,
+    assert_same_with_gradients,
+    chunks_of,
+    first_states,
+    pairs_of,
+    rows_of,
+)
 from support.graphs import SPECS as SPECS_WITH_EDGES
-from support.graphs import assert_same_with_gradients, first_states, pairs_of, rows_of
 from support.rules import random_rule
 from support.slow_ng_t import LargestTensor, noisy, slow_layer
 from torch import Tensor, nn
 
-from l2o_graph.layout import edges as edges_module
 from l2o_graph.layout.blocks import Topology, topology_of
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
 from l2o_graph.models.ng_gnn import NGGNN
@@ -53,7 +59,7 @@ RANGES = pytest.mark.parametrize("most_pairs", [MOST_PAIRS, 0], ids=["all pairs"
 
 def gathered_states(topology: Topology, states) -> Tensor:
     """The states that a model's function gives chunk by chunk, one after the other."""
-    return torch.cat([states(chunk) for chunk in topology.chunks(10**6)], dim=1)
+    return torch.cat([states(chunk) for chunk in chunks_of(topology)], dim=1)
 
 
 # The slow twin ---------------------------------------------------------------------------------
@@ -64,15 +70,15 @@ def gathered_states(topology: Topology, states) -> Tensor:
 
 @FORMULAS
 @RANGES
-@pytest.mark.parametrize("most", [10**6, 5, 1])
+@ALONE_OR_TOGETHER
 @pytest.mark.parametrize("name", SPECS)
-def test_layer_equals_the_loop_over_pairs(name, most, most_pairs, options):
+def test_layer_equals_the_loop_over_pairs(name, together, most_pairs, options):
     topology = topology_of(SPECS[name])
     sizes = {"node": HIDDEN, "edge": 3, "attention": 6, "heads": 2}
     layer = noisy(NGTLayer(**sizes, node_hidden=5, edge_hidden=7, **options))
     nodes, edges = first_states(topology)
     edges = edges[..., :3].detach().requires_grad_()
-    chunks = topology.chunks(most)
+    chunks = chunks_of(topology, together)
     joined = joined_pairs(topology, most_pairs)
     found_nodes, states = layer(topology, chunks, nodes, rows_of(topology, edges), joined)
     found_edges = torch.cat([states(chunk) for chunk in chunks], dim=1).flatten(0, 1)
@@ -88,13 +94,13 @@ def test_layer_equals_the_loop_over_pairs(name, most, most_pairs, options):
 
 @FORMULAS
 @RANGES
-@pytest.mark.parametrize("most", [10**6, 5])
+@ALONE_OR_TOGETHER
 @pytest.mark.parametrize("name", ["cnn", "tangled"])
-def test_model_equals_the_loop_over_pairs(name, most, most_pairs, options):
+def test_model_equals_the_loop_over_pairs(name, together, most_pairs, options):
     topology = topology_of(SPECS[name])
     model = noisy(NGT(HIDDEN, layers=3, heads=2, **options, most_pairs=most_pairs))
     nodes, edges = first_states(topology)
-    chunks = topology.chunks(most)
+    chunks = chunks_of(topology, together)
     last_nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
     last_edges = torch.cat([states(chunk) for chunk in chunks], dim=1).flatten(0, 1)
     slow = list(nodes), list(edges.flatten(0, 1))
@@ -113,7 +119,7 @@ def test_a_network_without_kernels_is_nodes_alone(most_pairs, options):
     topology = topology_of(UNJOINED)
     model = noisy(NGT(HIDDEN, layers=2, **options, most_pairs=most_pairs))
     nodes, _ = first_states(topology)
-    found, _ = model(topology, topology.chunks(10**6), nodes, rows_of(topology, nodes[None, :0]))
+    found, _ = model(topology, chunks_of(topology), nodes, rows_of(topology, nodes[None, :0]))
     expected = list(nodes)
     for layer in model.layers:
         expected, _ = slow_layer(layer, expected, [], [], all_pairs=most_pairs > 0)
@@ -130,7 +136,7 @@ def test_scores_of_any_size_are_finite(most_pairs, options):
     layer = NGTLayer(HIDDEN, HIDDEN, HIDDEN, 2, HIDDEN, HIDDEN, **options).double()
     nodes, edges = first_states(topology)
     joined = joined_pairs(topology, most_pairs)
-    chunks = topology.chunks(5)
+    chunks = chunks_of(topology, together=False)
     for p in (layer.node.of_node.weight, layer.node.of_edge.weight):
         p.data *= 1e3  # scores in the millions, whose exponentials are not
     found, states = layer(topology, chunks, nodes, rows_of(topology, edges), joined)
@@ -174,7 +180,7 @@ def test_the_two_directions_of_an_edge_are_told_apart(options):
     topology = topology_of(SPECS["mlp"])
     model = noisy(NGT(HIDDEN, layers=1, **options))
     nodes, edges = first_states(topology)
-    chunks = topology.chunks(10**6)
+    chunks = chunks_of(topology)
     there, _ = model(topology, chunks, nodes, rows_of(topology, edges))
     swapped, _ = model(topology, chunks, nodes, rows_of(topology, edges.flip(0)))
     assert (there - swapped).abs().max() > 1e-3
@@ -186,7 +192,7 @@ def test_gradient_reaches_every_weight(most_pairs, options):
     topology = topology_of(SPECS["mlp"])
     model = NGT(HIDDEN, layers=2, heads=2, **options, most_pairs=most_pairs).double()
     nodes, edges = first_states(topology)
-    last, states = model(topology, topology.chunks(10**6), nodes, rows_of(topology, edges))
+    last, states = model(topology, chunks_of(topology), nodes, rows_of(topology, edges))
     outputs = [last, gathered_states(topology, states)]
     sum((torch.randn_like(x) * x).sum() for x in outputs).backward()
     for name, p in model.named_parameters():
@@ -196,58 +202,27 @@ def test_gradient_reaches_every_weight(most_pairs, options):
 # Size ------------------------------------------------------------------------------------------
 
 
-def largest_tensor(spec: NetSpec, most: int, **options) -> int:
-    """In a forward pass, with the edges of all chunks read at its end."""
+def largest_tensor(spec: NetSpec) -> int:
+    """In a forward pass, with the edges read at its end."""
     topology = topology_of(spec)
-    model = NGT(4, layers=2, heads=1, **options)
+    model = NGT(4, layers=2, heads=1)
 
     def zeros(chunk):
         sizes = [block.edges for block in chunk]
         return torch.zeros(2, sum(sizes), 4)
 
     with torch.no_grad(), LargestTensor() as largest:
-        chunks = topology.chunks(most)
+        chunks = chunks_of(topology)
         _, states = model(topology, chunks, torch.zeros(spec.num_nodes, 4), zeros)
-        for chunk in chunks:
-            states(chunk)
+        states(*chunks)
     return largest.entries
 
 
 def test_all_pairs_are_attended_to_only_while_they_are_few():
     at_most = math.isqrt(MOST_PAIRS)
     few, many = (spec_of_module(nn.Linear(n - 1, 1)) for n in (at_most, at_most + 1))
-    assert largest_tensor(few, 10**6) >= few.num_nodes**2
-    assert largest_tensor(many, 10**6) < many.num_nodes**2 / 10
-
-
-@FORMULAS
-def test_no_tensor_is_larger_than_its_chunk_needs(options):
-    spec = spec_of_module(nn.Linear(512, 512))
-    by_chunks, at_once = (
-        largest_tensor(spec, most, **options, most_pairs=0) for most in (4096, 10**6)
-    )
-    assert by_chunks < spec.num_edges < at_once
-
-
-@pytest.mark.parametrize("few", [False, True])
-@pytest.mark.parametrize("most", [10**6, 5])
-def test_states_of_edges_are_kept_only_where_one_chunk_is_all_or_they_are_few(
-    most, few, monkeypatch
-):
-    monkeypatch.setattr(edges_module, "MOST_KEPT", 10**6 if few else 0)
-    topology, layers = topology_of(SPECS["mlp"]), 2
-    chunks = topology.chunks(most)
-    nodes, edges = first_states(topology)
-    asked_for = []
-
-    def first(chunk):
-        asked_for.append(chunk)
-        return rows_of(topology, edges)(chunk)
-
-    _, states = NGT(HIDDEN, layers).double()(topology, chunks, nodes, first)
-    for chunk in chunks:
-        states(chunk)
-    assert len(asked_for) == len(chunks) * (1 if few or len(chunks) == 1 else layers + 1)
+    assert largest_tensor(few) >= few.num_nodes**2
+    assert largest_tensor(many) < many.num_nodes**2 / 10
 
 
 # Parameters ------------------------------------------------------------------------------------

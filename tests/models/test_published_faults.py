@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from support.equivariance import error_of_updates, flattening, permutations
-from support.graphs import SPECS, first_states, rows_of
+from support.graphs import SPECS, chunks_of, first_states, rows_of
 from support.rules import random_rule
 from torch import nn
 from torch_geometric.nn import LayerNorm
@@ -83,7 +83,7 @@ def test_attention_is_to_the_nodes_of_the_network_and_no_padding():
     layer = NGTLayer(4, 4, 4, 2, 8, 4).double()
     for of_score in (layer.node.of_node.weight[:4], layer.node.of_edge.weight[:4]):
         of_score.data.zero_()  # no queries
-    states, chunks = rows_of(topology, edges), topology.chunks(10**6)
+    states, chunks = rows_of(topology, edges), chunks_of(topology)
     joined = joined_pairs(topology, 10**6)
     found = layer.node.gather(topology, chunks, nodes, states, joined)
     count = len(nodes)
@@ -100,7 +100,7 @@ def test_an_edge_of_weight_zero_is_an_edge(most_pairs):
     topology = topology_of(SPECS["mlp"])
     model = NGT(4, 2, 2, most_pairs=most_pairs).double()
     nodes, edges = first_states(topology)
-    chunks = topology.chunks(10**6)
+    chunks = chunks_of(topology)
 
     def answer(value):
         changed = edges.detach().clone()

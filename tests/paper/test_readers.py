@@ -7,7 +7,7 @@ from support.rules import random_like, random_rule
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import topology_of
-from l2o_graph.paper.features import view_parameters
+from l2o_graph.paper.features import raw_numbers
 from l2o_graph.paper.rule import RuleConfig, UpdateRule
 from l2o_graph.paper.step import State, update
 from l2o_graph.tracing.by_order import spec_of_module
@@ -33,7 +33,8 @@ def test_the_states_of_the_lstm_equal_the_slow_twin():
     weights = [p.detach() for p in network().parameters()]
     gradients = random_like(weights, 0)
     momenta = [g.expand(5, *g.shape) for g in gradients]
-    seen = view_parameters(weights, gradients, momenta, torch.float64)
+    parameters = zip(weights, gradients, momenta, strict=True)
+    seen = [raw_numbers(*of, torch.float64) for of in parameters]
     slow = [reference.features(w, [g]).flatten(1) for w, g in zip(weights, gradients, strict=True)]
     expected = reference.lstm_states(rule, slow)
 
@@ -48,7 +49,7 @@ def test_the_states_of_the_lstm_equal_the_slow_twin():
         return states
 
     rule.reader.forward = spy
-    list(rule(topology_of(spec_of_module(network())), seen, chunk_size=7))
+    rule(topology_of(spec_of_module(network())), seen)
     for i, state in enumerate(expected):
         for row in torch.cat(found[i]):
             torch.testing.assert_close(row, state)

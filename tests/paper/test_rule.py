@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.paper.embedding import PaddedEmbedding
-from l2o_graph.paper.features import ParameterView, Span, scalars_of, view_parameters
+from l2o_graph.paper.features import Span, raw_numbers, scalars_of
 from l2o_graph.paper.rule import PAPER, RuleConfig, UpdateRule
 from l2o_graph.paper.step import State, update
 from l2o_graph.tracing.by_order import spec_of_module
@@ -107,7 +107,8 @@ def test_kernels_and_biases_are_padded_as_published():
     expected = torch.stack([torch.stack(s) for s in reference.first_edges(embedding, edges)])
 
     momenta = [g.expand(5, *g.shape) for g in gradients]
-    seen = view_parameters(weights, gradients, momenta, torch.float64)
+    parameters = zip(weights, gradients, momenta, strict=True)
+    seen = [raw_numbers(*of, torch.float64) for of in parameters]
     parts = [whole(seen, kernel.parameter, kernel.positions) for kernel in spec.kernels]
     biases = [whole(seen, bias.parameter, ()) for bias in spec.biases]
     found = embedding.edges(scalars_of(seen, parts))
@@ -117,9 +118,9 @@ def test_kernels_and_biases_are_padded_as_published():
     torch.testing.assert_close(found, states, rtol=1e-5, atol=1e-5)
 
 
-def whole(seen: list[ParameterView], i: int, positions: tuple[int, ...]) -> Span:
+def whole(seen: list[Tensor], i: int, positions: tuple[int, ...]) -> Span:
     """All scalars of a parameter."""
-    return Span(i, 0, len(seen[i].weight), positions)
+    return Span(i, 0, seen[i].shape[1], positions)
 
 
 @pytest.mark.parametrize("direction, magnitude", [(0.0, 5.0), (2.0, 0.0), (-0.5, 30.0)])

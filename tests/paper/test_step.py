@@ -1,6 +1,4 @@
-"""The pure update: slow twins, chunks, state, and what it is differentiable in."""
-
-import math
+"""The pure update: slow twins, state, and what it is differentiable in."""
 
 import pytest
 import torch
@@ -8,9 +6,8 @@ from support import reference
 from support.rules import random_like, random_rule
 from torch import nn
 
-from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.spec import NetSpec
-from l2o_graph.paper.features import next_momenta, view_parameters
+from l2o_graph.paper.features import next_momenta
 from l2o_graph.paper.rule import PAPER, RuleConfig
 from l2o_graph.paper.step import State, moved, update
 from l2o_graph.tracing.by_order import spec_of_module
@@ -73,26 +70,6 @@ def test_the_whole_step_of_a_network_with_loose_parameters_equals_the_slow_twin(
     slow = reference.update_without_graph(RULES["ff"], parameters, list(zip(*history, strict=True)))
     for a, b in zip(found, slow, strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("model", RULES)
-@pytest.mark.parametrize("chunk_size", [1, 5, 20, 60])
-def test_chunks_change_nothing_and_bound_each_run(model, chunk_size):
-    spec, parameters = prepared(small_cnn())
-    gradients = random_like(parameters, 0)
-    state = [State.fresh(p) for p in parameters]
-    deltas, state = update(RULES[model], spec, parameters, gradients, state)
-    row = {k.parameter: parameters[k.parameter][0].numel() for k in spec.kernels}
-    whole = {b.parameter: parameters[b.parameter].numel() for b in spec.biases}
-    found = [torch.full_like(p, math.nan).flatten() for p in parameters]
-    views = view_parameters(parameters, gradients, [s.momenta for s in state], torch.float64)
-    for part, run in RULES[model](topology_of(spec), views, chunk_size):
-        least = row.get(part.parameter, whole.get(part.parameter, 1))
-        assert part.stop - part.start <= max(chunk_size, least)
-        assert found[part.parameter][part.start : part.stop].isnan().all(), "written twice"
-        found[part.parameter][part.start : part.stop] = run
-    for a, b in zip(found, deltas, strict=True):
-        torch.testing.assert_close(a, b.flatten(), rtol=1e-9, atol=1e-12)
 
 
 def test_state_takes_in_the_gradient_and_counts():

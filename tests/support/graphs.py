@@ -1,8 +1,8 @@
 """Small structures with first states, and edges as pairs."""
 
 import itertools
-import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -97,19 +97,19 @@ def walked(topology: Topology, reverse: bool) -> tuple[list[tuple[int, int]], in
     return (pairs, 2) if reverse else (pairs[: len(pairs) // 2], 1)
 
 
+ALONE_OR_TOGETHER = pytest.mark.parametrize("together", [True, False])
+
+
+def chunks_of(topology: Topology, together: bool = True) -> tuple[Chunk, ...]:
+    """All kernels in one chunk, or each in one of its own."""
+    blocks = topology.blocks
+    return (blocks,) if together and blocks else tuple((block,) for block in blocks)
+
+
 def rows_of(topology: Topology, edges: torch.Tensor):
     """The function of a chunk that the model asks for its edges' first states."""
-
-    def states(chunk: Chunk) -> torch.Tensor:
-        runs = []
-        for block in chunk:
-            kernel = topology.spec.kernels[block.kernel]
-            before = sum(math.prod(k.grid) for k in topology.spec.kernels[: block.kernel])
-            before += (block.start - kernel.start) // math.prod(kernel.positions)
-            runs.append(edges[..., before : before + block.edges, :])
-        return torch.cat(runs, dim=-2)
-
-    return states
+    runs = edges.split([block.edges for block in topology.blocks], dim=-2)
+    return lambda chunk: torch.cat([edges[..., :0, :], *(runs[b.kernel] for b in chunk)], dim=-2)
 
 
 def assert_same_with_gradients(found, expected, leaves):

@@ -118,8 +118,7 @@ def logits(model: GeneralizationPredictor, graphs: Sequence[NeuralGraph]) -> Ten
     nodes = torch.cat([first_nodes(model, graph) for graph in graphs])
     graph = NeuralGraph.batch(graphs)
     topology = topology_of(graph.spec)
-    (whole,) = topology.chunks(graph.spec.num_parameters + graph.spec.num_edges)
-    chunks = tuple((block,) for block in whole)
+    chunks = tuple((block,) for block in topology.blocks)
 
     def edges(chunk) -> Tensor:
         return first_edges(model, graph, graph.spec.kernels[chunk[0].kernel])

@@ -73,16 +73,14 @@ def paper_pins() -> Made:
     for kind, preset in presets.items():
         for dtype in (torch.float32, torch.float64):
             for network in ("mlp", "cnn"):
-                for size in (1 << 17, 7):
 
-                    def make(model: nn.Module, p=preset, d=dtype, s=size) -> Any:
-                        # The table of positions has 10,000 rows, which take most of the time.
-                        rule = untrained(replace(p, layers=2), 0).to(d)
-                        parameters = model.named_parameters()
-                        return PaperOptimizer(parameters, checkpoint=rule, chunk_size=s)
+                def make(model: nn.Module, p=preset, d=dtype) -> Any:
+                    # The table of positions has 10,000 rows, which take most of the time.
+                    rule = untrained(replace(p, layers=2), 0).to(d)
+                    return PaperOptimizer(model.named_parameters(), checkpoint=rule)
 
-                    name = f"{kind}-{network}-{dtype}-{size}"
-                    yield name, lambda n=network, d=dtype, m=make: trained(n, d, m)
+                name = f"{kind}-{network}-{dtype}"
+                yield name, lambda n=network, d=dtype, m=make: trained(n, d, m)
         for estimator in ("greedy", "through_time"):
             small = config(kind, hidden=8, layers=2, inner=8)
             yield f"{kind}-{estimator}", lambda s=small, e=estimator: _meta_gradient(s, e)

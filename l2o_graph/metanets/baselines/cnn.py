@@ -16,11 +16,7 @@ HEAD = 256  # NFN's, twice
 
 
 class StatNNBody(nn.Module):
-    """StatNN: networks of any architectures, each a row of statistics.
-
-    Args:
-        config: Of the model.
-    """
+    """StatNN: networks of any architectures, each a row of statistics."""
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()

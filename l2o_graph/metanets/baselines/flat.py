@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from l2o_graph.metanets.inr_config import INRModelConfig
 from l2o_graph.models.mlp import mlp
 
 Weights = Sequence[Float[Tensor, "I _ _"]]
@@ -27,55 +28,21 @@ def unflattened(row: Float[Tensor, "I P"], weights: Weights, biases: Biases) -> 
     return tensors[: len(weights)], tensors[len(weights) :]
 
 
-def parameter_count(layout: Sequence[int]) -> int:
-    """P of networks of given widths."""
-    return sum(outputs * (inputs + 1) for inputs, outputs in pairwise(layout))
-
-
-class MLPClassifier(nn.Module):
-    """An MLP on the flattened parameters (Navon et al. 2023).
+class FlatMLP(nn.Module):
+    """An MLP on the P flattened parameters: logits (Navon et al. 2023), or P deltas (Zhou et al.).
 
     Args:
-        layout: Widths of the networks, from input to output.
-        classes: How many logits to answer with.
-        hidden: Width.
-        layers: Hidden layers.
-        dropout: Share of each that is dropped in training.
+        config: Of the model, with ``layers`` hidden layers.
     """
 
-    def __init__(
-        self,
-        layout: Sequence[int],
-        classes: int = 10,
-        hidden: int = 256,
-        layers: int = 3,
-        dropout: float = 0.0,
-    ):
+    def __init__(self, config: INRModelConfig):
         super().__init__()
-        self.net = mlp([parameter_count(layout), *[hidden] * layers, classes], dropout)
+        count = sum(outputs * (inputs + 1) for inputs, outputs in pairwise(config.layout))
+        self.edits = config.task == "edit"
+        hidden = [config.hidden] * config.layers
+        self.net = mlp([count, *hidden, count if self.edits else config.classes], config.dropout)
 
-    def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I classes"]:
-        """Logits of each network."""
-        return self.net(flattened(weights, biases))
-
-
-class MLPEditor(nn.Module):
-    """An MLP from the flattened parameters to as many deltas (Zhou et al. 2023).
-
-    Args:
-        layout: Widths of the networks, from input to output.
-        hidden: Width.
-        layers: Hidden layers.
-        dropout: Share of each that is dropped in training.
-    """
-
-    def __init__(
-        self, layout: Sequence[int], hidden: int = 256, layers: int = 3, dropout: float = 0.0
-    ):
-        super().__init__()
-        count = parameter_count(layout)
-        self.net = mlp([count, *[hidden] * layers, count], dropout)
-
-    def forward(self, weights: Weights, biases: Biases) -> Deltas:
-        """Deltas of weights and of biases."""
-        return unflattened(self.net(flattened(weights, biases)), weights, biases)
+    def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I classes"] | Deltas:
+        """Logits, or deltas."""
+        answer = self.net(flattened(weights, biases))
+        return unflattened(answer, weights, biases) if self.edits else answer

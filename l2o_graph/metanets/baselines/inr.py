@@ -7,53 +7,38 @@
     NFN      the same under permutations of all neurons, with inputs and outputs numbered
 
 Each is made for networks of one layout, and reads their normalised weights (I, out, in) and biases
-(I, out), by layer. A classifier answers with logits (I, classes), an editor with deltas of the
+(I, out), by layer. To classify it answers with logits (I, classes), to edit with deltas of the
 shapes that it read, which others scale.
 """
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-from l2o_graph.metanets.baselines.dwsnet import DWSNetClassifier, DWSNetEditor
-from l2o_graph.metanets.baselines.flat import MLPClassifier, MLPEditor
-from l2o_graph.metanets.baselines.nfn import NFNClassifier, NFNEditor
+from l2o_graph.metanets.baselines.equivariant import NFN, DWSNet
+from l2o_graph.metanets.baselines.flat import Biases, Deltas, FlatMLP, Weights
 from l2o_graph.metanets.baselines.sets import SetClassifier, SetEditor
+from l2o_graph.metanets.inr_config import INRModelConfig
 from l2o_graph.models.stat_nn import StatNN
 
-
-def stat_nn_classifier(
-    layout: Sequence[int], classes: int = 10, hidden: int = 1000, dropout: float = 0.0
-) -> StatNN:
-    """StatNN for networks of one layout."""
-    return StatNN(len(layout) - 1, classes, hidden, dropout)
-
-
-CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": MLPClassifier,
-    "stat_nn": stat_nn_classifier,
-    "set_nn": SetClassifier,
-    "dwsnet": DWSNetClassifier,
-    "nfn": NFNClassifier,
-}
-EDITORS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": MLPEditor,
-    "set_nn": SetEditor,
-    "dwsnet": DWSNetEditor,
-    "nfn": NFNEditor,
+BASELINES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
+    "mlp": FlatMLP,
+    "stat_nn": lambda c: StatNN(len(c.layout) - 1, c.classes, c.hidden, c.dropout),
+    "set_nn": lambda c: (SetClassifier if c.task == "classify" else SetEditor)(c),
+    "dwsnet": DWSNet,
+    "nfn": NFN,
 }
 
-__all__ = [
-    "CLASSIFIERS",
-    "EDITORS",
-    "DWSNetClassifier",
-    "DWSNetEditor",
-    "MLPClassifier",
-    "MLPEditor",
-    "NFNClassifier",
-    "NFNEditor",
-    "SetClassifier",
-    "SetEditor",
-    "StatNN",
-    "stat_nn_classifier",
-]
+
+class BaselineBody(nn.Module):
+    """The baseline of a config, in the place of a graph model: see ``metanets.inr.BODIES``."""
+
+    def __init__(self, config: INRModelConfig):
+        super().__init__()
+        self.net = BASELINES[config.model](config)
+
+    def forward(
+        self, weights: Weights, biases: Biases, responses: Sequence[Tensor]
+    ) -> Tensor | Deltas:
+        """Logits, or a number for each weight and each bias; there are no probes to read."""
+        return self.net(weights, biases)

@@ -5,23 +5,20 @@ Navon et al. 2023 measured it: their figures are the same. There an element is a
 incoming weights. The neurons of a layer are then a set, but those that they read are not, so that
 a permutation of hidden neurons changes the answer.
 
-With single parameters for elements, of which all that is known is the value, the layer, and whether
-it is a weight or a bias, no permutation within a tensor changes the answer, hence none of hidden
-neurons, nor many others that do change the network.
+To edit, elements are single parameters, of which all that is known is the value, the layer, and
+whether it is a weight or a bias: no permutation within a tensor changes the answer, hence none of
+hidden neurons, nor many others that do change the network.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.metanets.baselines.flat import Biases, Deltas, Weights, flattened, unflattened
+from l2o_graph.metanets.inr_config import INRModelConfig
 from l2o_graph.models.mlp import mlp
-
-Element = Literal["parameter", "row"]
 
 
 def rows(weights: Weights, biases: Biases) -> Float[Tensor, "I neurons F"]:
@@ -35,40 +32,32 @@ def rows(weights: Weights, biases: Biases) -> Float[Tensor, "I neurons F"]:
 class SetEncoder(nn.Module):
     """Each element by itself: h_n = MLP(W x_n + k_n), with k_n learned for each kind of element.
 
+    Elements are rows, of a kind for each layer, or to edit parameters, of a kind for each tensor.
+
     Args:
-        layout: Widths of the networks, from input to output.
-        of: What is an element. Kinds are the tensors of parameters, or the layers of rows.
-        hidden: Width H.
-        layers: Linear layers, the first of them W.
-        dropout: Share of each hidden layer that is dropped in training.
+        config: Of the model, with ``layers`` linear layers, the first of them W.
     """
 
     kinds: Tensor
 
-    def __init__(
-        self, layout: Sequence[int], of: Element, hidden: int, layers: int, dropout: float
-    ):
+    def __init__(self, config: INRModelConfig):
         super().__init__()
-        self.of: Element = of
-        if of == "parameter":
-            sizes = [i * o for i, o in pairwise(layout)] + [o for o in layout[1:]]
-        else:
-            sizes = list(layout[1:])
+        layout, hidden = config.layout, config.hidden
+        self.single = config.task == "edit"
+        sizes = list(layout[1:])
+        if self.single:
+            sizes = [inputs * outputs for inputs, outputs in pairwise(layout)] + sizes
         numbers = [kind for kind, size in enumerate(sizes) for _ in range(size)]
         kinds = torch.tensor(numbers, device="cpu")  # also where weights are to be filled in later
         self.register_buffer("kinds", kinds, persistent=False)
-        self.value = nn.Linear(1 if of == "parameter" else max(layout[:-1]) + 1, hidden, bias=False)
+        self.value = nn.Linear(1 if self.single else max(layout[:-1]) + 1, hidden, bias=False)
         self.kind = nn.Embedding(len(sizes), hidden)
-        self.deeper = nn.Sequential(
-            nn.ReLU(), nn.Dropout(dropout), mlp([hidden] * layers, dropout), nn.ReLU()
-        )
+        deeper = mlp([hidden] * config.layers, config.dropout)
+        self.deeper = nn.Sequential(nn.ReLU(), nn.Dropout(config.dropout), deeper, nn.ReLU())
 
     def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I n H"]:
         """States of all elements, in the order of ``flattened`` or of ``rows``."""
-        if self.of == "parameter":
-            x = flattened(weights, biases)[..., None]
-        else:
-            x = rows(weights, biases)
+        x = flattened(weights, biases)[..., None] if self.single else rows(weights, biases)
         return self.deeper(self.value(x) + self.kind(self.kinds))
 
 
@@ -81,29 +70,13 @@ def set_pooled(states: Float[Tensor, "I n H"]) -> Float[Tensor, "I two_H"]:
 
 
 class SetClassifier(nn.Module):
-    """MLP(pooled MLP(element)).
+    """MLP(pooled h_n)."""
 
-    Args:
-        layout: Widths of the networks, from input to output.
-        classes: How many logits to answer with.
-        hidden: Width.
-        layers: Linear layers that each element passes alone.
-        of: What is an element: "row", as in the paper, or "parameter".
-        dropout: Share of each hidden layer that is dropped in training.
-    """
-
-    def __init__(
-        self,
-        layout: Sequence[int],
-        classes: int = 10,
-        hidden: int = 256,
-        layers: int = 2,
-        of: Element = "row",
-        dropout: float = 0.0,
-    ):
+    def __init__(self, config: INRModelConfig):
         super().__init__()
-        self.encoder = SetEncoder(layout, of, hidden, layers, dropout)
-        self.head = mlp([2 * hidden, hidden, hidden, classes], dropout)
+        self.encoder = SetEncoder(config)
+        hidden = config.hidden
+        self.head = mlp([2 * hidden, hidden, hidden, config.classes], config.dropout)
 
     def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I classes"]:
         """Logits of each network."""
@@ -111,20 +84,12 @@ class SetClassifier(nn.Module):
 
 
 class SetEditor(nn.Module):
-    """A delta for each parameter, from its own state and the pooled states of all.
+    """A delta for each parameter, from its own state and the pooled states of all."""
 
-    Args:
-        layout: Widths of the networks, from input to output.
-        hidden: Width.
-        layers: Linear layers that each parameter passes alone.
-        dropout: Share of each hidden layer that is dropped in training.
-    """
-
-    def __init__(
-        self, layout: Sequence[int], hidden: int = 256, layers: int = 2, dropout: float = 0.0
-    ):
+    def __init__(self, config: INRModelConfig):
         super().__init__()
-        self.encoder = SetEncoder(layout, "parameter", hidden, layers, dropout)
+        hidden = config.hidden
+        self.encoder = SetEncoder(config)
         self.own = nn.Linear(hidden, hidden)
         self.others = nn.Linear(2 * hidden, hidden, bias=False)
         self.delta = nn.Linear(hidden, 1)
