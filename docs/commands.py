@@ -82,9 +82,9 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "meta_train.step_cost",
         (),
-        "Measure what a step costs, in forward and backward passes ([figures](results.md#cost)).",
+        "Measure what a step costs, in forward and backward passes ([figures](results.md#cost)); "
+        "with `--memory` what `NGOptimizer` takes of memory as networks grow.",
     ),
-    ("meta_train.scaling", (), "Measure time and memory of a step as networks grow."),
     (
         "meta_train.tables",
         (),
@@ -139,8 +139,6 @@ WORDS = {
     "kind": "networks of mixed architecture, or of one",
     "model": "what is trained",
     "loss": "squared error of the accuracy, or its cross-entropy",
-    "nets": "networks to measure on",
-    "networks": "networks to measure on",
     "optimizers": "what to compare",
     "out": "folder that results are written to",
     "rate": "learning rate in place of the optimizer's own",
