@@ -65,8 +65,8 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "meta_train.benchmark",
         (),
         "Compare `NGOptimizer` with tuned and untuned rivals ([figures](results.md)); "
-        "`python -m meta_train.strangers` is the same. Tasks are those that people have, listed "
-        "below, and those of `--preset paper` above, also with settings "
+        "`python -m meta_train.strangers` is the same. Tasks, listed below, are those that people "
+        "have, `vit` to `value`, and those of `--preset paper` above, also with settings "
         "(`fmnist_cnn:width=64,batch=32`), for 1,000 steps at seeds from 101 on. `--tasks` also "
         "takes `all` or `quick`, of the first, and `--optimizers` also `all`, which is all but "
         "`adam` and `sgd`, or `rivals`; `--data-root sample` trains on stand-ins from the "

@@ -173,7 +173,8 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     parser = argparse.ArgumentParser(
         prog="python -m meta_train.benchmark",
         description=(__doc__ or "").partition("\n")[0],
-        epilog=f"tasks: {', '.join(tasks.TASKS)}; optimizers: {', '.join(contenders.contenders())}",
+        epilog=f"tasks: {', '.join(tasks.known_names())}; "
+        f"optimizers: {', '.join(contenders.contenders())}",
     )
     add, default = parser.add_argument, Settings()
     add("--tasks", nargs="+", default=default.tasks, metavar="TASK", help='or "all" or "quick"')

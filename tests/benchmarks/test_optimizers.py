@@ -431,6 +431,15 @@ def test_a_registered_task_is_trained_at_the_papers_seeds(tmp_path):
     assert problem.evaluate(problem.net) == pytest.approx(100 * accuracy)
 
 
+@pytest.mark.parametrize("name", ["fmnist_cnn:width=4", "mnist_cnn:width=4", "cifar10_cnn:width=4"])
+def test_a_registered_task_can_be_trained_on_the_sample(name, tmp_path):
+    settings = replace(PAPERS, tasks=(name,), optimizers=("adamw-default",), data_root="sample")
+    (record,) = compare(replace(settings, steps=2, out=tmp_path)).records
+    assert record.merit is not None
+    channels, size = (3, 32) if "cifar" in name else (1, 28)
+    assert tasks.find(name).make(1, "sample").batch(0)[0].shape == (128, channels, size, size)
+
+
 def test_tasks_of_strangers_are_for_the_cpu():
     found, lines = tasks.chosen(("flow", "fmnist_sample"), None, "cuda")
     assert [task.name for task in found] == ["fmnist_sample"]
@@ -475,7 +484,6 @@ def test_data_that_are_absent_are_reported_in_one_line(tmp_path, capsys, monkeyp
         raise RuntimeError("no network\nat all")
 
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
-    monkeypatch.setattr(get_task("fmnist_cnn"), "_images", None)
     given = ["--tasks", "fmnist_cnn", "--optimizers", "adam", "--data-root", str(tmp_path / "none")]
     assert main([*given, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
