@@ -205,7 +205,8 @@ def _grid(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def _line(record: Record) -> str:
-    run = record.run
-    merit = text(tasks.find(run.task).merit, [record.merit])
-    what = f"{run.task} {run.optimizer} {run.rate:g} seed {run.seed}"
-    return f"{what}, {run.steps} steps: {merit}, {record.seconds:.1f} s"
+    run, merit = record.run, text(tasks.find(record.run.task).merit, [record.merit])
+    return (
+        f"{run.task} {run.optimizer} {run.rate:g} seed {run.seed}, {run.steps} steps: {merit}, "
+        f"{record.seconds:.1f} s"
+    )

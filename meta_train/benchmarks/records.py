@@ -1,7 +1,6 @@
 """Runs and what came of them, kept as lines of JSON."""
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -112,11 +111,6 @@ def read(folder: Path) -> dict[Run, Record]:
             record = parsed(Record, json.loads(line), "record")
             found[record.run] = record
     return found
-
-
-def number(value: float) -> float | None:
-    """JSON knows no infinities."""
-    return value if math.isfinite(value) else None
 
 
 def _is_cut_off(line: bytes) -> bool:
