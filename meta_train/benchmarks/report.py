@@ -1,8 +1,7 @@
 """The outcome as Markdown, as JSON and as pictures."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -61,19 +60,17 @@ class Outcome:
 
 
 def write(outcome: Outcome, folder: Path) -> list[Path]:
-    """Write results.md, results.json, standings.png and curves.png; returns their paths."""
+    """Write results.md, standings.png and curves.png; returns their paths."""
     tables = outcome.tables(outcome.records)
     labels = {name: contender.label for name, contender in outcome.contenders.items()}
-    paths = [folder / name for name in ("results.md", "results.json")]
-    write_atomically(paths[0], markdown(outcome).encode())
-    write_atomically(paths[1], json.dumps(as_data(outcome), indent=1, allow_nan=False).encode())
-    pictures = {
+    files = {
+        "results.md": markdown(outcome).encode(),
         "standings.png": dots(outcome.tasks, tables, labels),
         "curves.png": curves(outcome.tasks, tables, outcome.records, labels),
     }
-    for name, picture in pictures.items():
-        write_atomically(folder / name, picture)
-    return [*paths, *(folder / name for name in pictures)]
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in files]
 
 
 def markdown(outcome: Outcome) -> str:
@@ -117,32 +114,6 @@ def markdown(outcome: Outcome) -> str:
         table(_rates(outcome)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def as_data(outcome: Outcome) -> dict[str, object]:
-    """What the tables hold, for programs."""
-    tables = outcome.tables(outcome.records)
-    return {
-        "tasks": {t.name: {"label": t.label, **asdict(t.merit)} for t in outcome.tasks},
-        "standings": {
-            task: {name: asdict(standing) for name, standing in table.items()}
-            for task, table in tables.items()
-        },
-        "summary": {name: asdict(summary) for name, summary in summaries(tables).items()},
-        "better": {
-            f"{mine} than {other}": asdict(verdict)
-            for (mine, other), verdict in verdicts(outcome).items()
-        },
-        "anytime": {
-            str(share): {n: asdict(s) for n, s in summaries(outcome.tables(records)).items()}
-            for share, records in outcome.stopped.items()
-        },
-        "passes": {
-            task.name: {name: passes(outcome, task, name)[0] for name in outcome.contenders}
-            for task in outcome.tasks
-        },
-        "notes": list(outcome.notes),
-    }
 
 
 def verdicts(outcome: Outcome) -> dict[tuple[str, str], Verdict]:

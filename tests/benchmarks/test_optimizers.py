@@ -33,7 +33,7 @@ from meta_train.benchmarks.optimizers import (
     with_averages,
 )
 from meta_train.benchmarks.records import Record, Run
-from meta_train.benchmarks.report import Outcome, markdown, stopped_early, write
+from meta_train.benchmarks.report import Outcome, markdown, passes, stopped_early, write
 from meta_train.benchmarks.strangers import tasks, taught
 from meta_train.benchmarks.strangers.task import ACCURACY, lower, measured
 from meta_train.benchmarks.strangers.tasks import TASKS
@@ -363,7 +363,7 @@ def test_what_is_finished_can_be_reported_before_the_end(tmp_path):
     outcome = compare(more)
     assert [task.name for task in outcome.tasks] == ["flow"]
     assert [r.run.optimizer for r in outcome.records] == ["adamw-default"]
-    assert len(write(outcome, tmp_path)) == 4
+    assert len(write(outcome, tmp_path)) == 3
 
 
 def test_a_line_cut_off_is_run_again_and_a_strange_file_is_refused(tmp_path):
@@ -544,15 +544,12 @@ def test_all_is_written(outcome, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paths = write(outcome, tmp_path)
-    assert [path.name for path in paths] == [
-        "results.md", "results.json", "standings.png", "curves.png",
-    ]  # fmt: skip
-    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths[2:])
-    data = json.loads(paths[1].read_text())
-    assert data["standings"]["gpt"]["adamw"]["rank"] == 1
-    assert data["standings"]["vit"]["ng"]["rank"] == 1
-    assert data["passes"]["vit"]["ng"] == pytest.approx(0.2)
-    assert data["summary"]["ng"]["firsts"] == 0  # failed on both: no better than at the start
+    assert [path.name for path in paths] == ["results.md", "standings.png", "curves.png"]
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths[1:])
+    tables = outcome.tables(outcome.records)
+    assert tables["gpt"]["adamw"].rank == tables["vit"]["ng"].rank == 1
+    assert passes(outcome, outcome.tasks[0], "ng")[0] == pytest.approx(0.2)
+    assert summaries(tables)["ng"].firsts == 0  # failed on both: no better than at the start
     table = paths[0].read_text()
     assert "task chess left out" in table
     assert "| 3 ± 1 (0.001) |" in table.replace("**", "")
