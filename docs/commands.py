@@ -141,7 +141,6 @@ WORDS = {
     "loss": "squared error of the accuracy, or its cross-entropy",
     "optimizers": "what to compare",
     "out": "folder that results are written to",
-    "rate": "learning rate in place of the optimizer's own",
     "recipe": "how networks are fitted",
     "seed": "seed of everything that is drawn",
     "source": "images that networks are fitted to",

@@ -76,21 +76,19 @@ def failed(merit: Merit, entry: Entry) -> bool:
     return not clearly_worse(merit, fmean(entry.starts.values()), entry.mean)
 
 
-def best(merit: Merit, entries: Sequence[Entry]) -> Entry:
-    """The one with the best mean; the first of equals."""
-    sign = 1.0 if merit.higher else -1.0
-    return max(entries, key=lambda e: -math.inf if e.mean is None else sign * e.mean)
-
-
 def at_best_rates(merit: Merit, entries: Sequence[Entry]) -> dict[str, Entry]:
-    """By optimizer, the entry at its best rate, of those with the most seeds."""
+    """By optimizer, the entry with the best mean of those with the most seeds; the first of equals.
+
+    Its rate is the best one.
+    """
+    sign = 1.0 if merit.higher else -1.0
+
+    def goodness(entry: Entry) -> tuple[int, float]:
+        mean = -math.inf if entry.mean is None else sign * entry.mean
+        return len(entry.merits), mean
+
     names = dict.fromkeys(e.optimizer for e in entries)
-    answer: dict[str, Entry] = {}
-    for name in names:
-        own = [e for e in entries if e.optimizer == name]
-        most = max(len(e.merits) for e in own)
-        answer[name] = best(merit, [e for e in own if len(e.merits) == most])
-    return answer
+    return {n: max((e for e in entries if e.optimizer == n), key=goodness) for n in names}
 
 
 def rank(merit: Merit, entry: Entry, others: Sequence[Entry]) -> int:
@@ -153,7 +151,7 @@ def standings(
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """An optimizer over all tasks that it was run on.
+    """An optimizer over all tasks that it was run on, in the order of the report's columns.
 
     Attributes:
         tasks: Number of tasks.

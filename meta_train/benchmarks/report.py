@@ -1,7 +1,7 @@
 """The outcome as Markdown, as JSON and as pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -11,7 +11,6 @@ from meta_train.benchmarks.judge import (
     RULE,
     Entry,
     Standing,
-    Summary,
     Verdict,
     entries_of,
     gain,
@@ -182,16 +181,11 @@ def _merits(outcome: Outcome) -> list[list[str]]:
 def _summary(outcome: Outcome) -> list[list[str]]:
     rows = [["optimizer", "tasks", "median rank", "median rank, every rate a rival", "first",
              "first or level", "failed", "worse than AdamW as it comes"]]  # fmt: skip
-    for name, s in _ordered(outcome, outcome.records):
-        numbers = (s.tasks, s.median_rank, s.median_rank_of_all, s.firsts, s.level, s.failed,
-                   s.worse_than_default)  # fmt: skip
-        rows.append([outcome.contenders[name].label, *(f"{n:g}" for n in numbers)])
+    found = summaries(outcome.tables(outcome.records))
+    for name, contender in outcome.contenders.items():
+        if name in found:
+            rows.append([contender.label, *(f"{number:g}" for number in astuple(found[name]))])
     return rows
-
-
-def _ordered(outcome: Outcome, records: Sequence[Record]) -> list[tuple[str, Summary]]:
-    found = summaries(outcome.tables(records))
-    return [(name, found[name]) for name in outcome.contenders if name in found]
 
 
 def _verdicts(outcome: Outcome) -> list[list[str]]:
@@ -232,7 +226,7 @@ def _cells(verdict: Verdict) -> list[str]:
 def _anytime(outcome: Outcome) -> list[list[str]]:
     shares = list(outcome.stopped)
     rows = [["optimizer", *(f"{share:g} of the run" for share in shares)]]
-    found = {share: dict(_ordered(outcome, outcome.stopped[share])) for share in shares}
+    found = {share: summaries(outcome.tables(outcome.stopped[share])) for share in shares}
     for name, contender in outcome.contenders.items():
         cells = [
             f"{s.median_rank:g}, {s.level} of {s.tasks}" if (s := found[share].get(name)) else ""
