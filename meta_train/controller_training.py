@@ -55,19 +55,12 @@ MOST_LOST = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What determines a course.
-
-    Attributes:
-        family: Its family.
-        seed: Seed of its instances and perturbations.
-        length: Its number of steps.
-        told: Whether its networks are told their length.
-    """
+    """What determines a course."""
 
     family: str
-    seed: int
-    length: int
-    told: bool
+    seed: int  # of its instances and perturbations
+    length: int  # in steps
+    told: bool  # whether its networks are told their length
 
 
 class ControllerTrainer(OuterLoop):

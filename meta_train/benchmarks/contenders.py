@@ -19,35 +19,24 @@ LIBRARY = "pytorch_optimizer"  # of SOAP, Schedule-Free and Prodigy
 AUXILIARY = 0.15  # rate of AdamW beside Muon, over Muon's: 0.003 beside 0.02
 RIVALS = ("adamw", "adamw-default", "muon", "soap", "schedule-free", "prodigy")
 LEARNED = ("ng", "ng-averaged", "ng-told")
+# (network, rate, steps of the run) -> the optimizers that train it together.
 Make = Callable[[nn.Module, float, int], list[Optimizer]]
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """An optimizer.
-
-    Attributes:
-        label: For tables and plots.
-        make: (network, rate, steps of the run) -> the optimizers that train it together.
-        rates: The grid; a single rate where nothing is tuned.
-        decays: Whether the rate falls linearly to zero over the run.
-        told: Whether it knows the length of the run in another way.
-        swap: Puts the weights of an optimizer in place that are to be evaluated, if others than
-            those trained.
-        library: A package that it needs beside the project's own.
-        is_learned: Whether it is the learned one.
-        run_of: The contender whose runs it is read from, if it needs none of its own.
-    """
+    """An optimizer."""
 
     label: str
     make: Make
-    rates: tuple[float, ...] = (1.0,)
-    decays: bool = False
-    told: bool = False
+    rates: tuple[float, ...] = (1.0,)  # the grid; a single rate where nothing is tuned
+    decays: bool = False  # whether the rate falls linearly to zero over the run
+    told: bool = False  # whether it knows the length of the run in another way
+    # Puts the weights in place that are to be evaluated, if others than those trained.
     swap: Callable[[Optimizer], AbstractContextManager[None]] | None = None
-    library: str = ""
+    library: str = ""  # that it needs beside the project's own
     is_learned: bool = False
-    run_of: str = ""
+    run_of: str = ""  # the contender whose runs it is read from, if it needs none of its own
 
     @property
     def horizon(self) -> bool:

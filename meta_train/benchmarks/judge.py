@@ -102,25 +102,15 @@ def rank(merit: Merit, entry: Entry, others: Sequence[Entry]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How an optimizer, at its best rate, did on a task.
-
-    Attributes:
-        entry: What is judged.
-        rank: Among rivals at their best rates.
-        rank_of_all: Among all rates of all rivals.
-        behind: The best rival, other than itself, is so many units better; negative if worse.
-        level: Whether it is first or at most one unit behind.
-        failed: See ``failed``.
-        worse_than_default: Clearly worse than AdamW as it comes; None where that was not run.
-    """
+    """How an optimizer, at its best rate, did on a task."""
 
     entry: Entry
-    rank: int
-    rank_of_all: int
-    behind: float
-    level: bool
+    rank: int  # among rivals at their best rates
+    rank_of_all: int  # among all rates of all rivals
+    behind: float  # units that the best rival, other than itself, is better; negative if worse
+    level: bool  # first or at most one unit behind
     failed: bool
-    worse_than_default: bool | None
+    worse_than_default: bool | None  # clearly, than AdamW as it comes; None where that was not run
 
 
 def standings(
@@ -153,14 +143,8 @@ def standings(
 class Summary:
     """An optimizer over all tasks that it was run on, in the order of the report's columns.
 
-    Attributes:
-        tasks: Number of tasks.
-        median_rank: Among rivals at their best rates.
-        median_rank_of_all: Among all rates of all rivals.
-        firsts: Tasks where no rival was better.
-        level: Tasks where it was first or level.
-        failed: Tasks where it failed.
-        worse_than_default: Tasks where it was clearly worse than AdamW as it comes.
+    Medians of its ranks, and numbers of tasks: on which it was the first, and so on as in
+    ``Standing``.
     """
 
     tasks: int
@@ -192,21 +176,13 @@ def summaries(tables: Mapping[str, Mapping[str, Standing]]) -> dict[str, Summary
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One optimizer against another.
+    """One optimizer against another, over tasks or over seeds."""
 
-    Attributes:
-        count: Tasks, or seeds.
-        wins: Number of these where it was better.
-        gain: Median over tasks, or mean over seeds, in units.
-        p: p-value of the test; None where there are too few.
-        better: "yes", "no" for worse, or "not told apart".
-    """
-
-    count: int
+    count: int  # of tasks or seeds
     wins: int
-    gain: float
-    p: float | None
-    better: str
+    gain: float  # median over tasks, or mean over seeds, in units
+    p: float | None  # of the test; None where there are too few
+    better: str  # "yes", "no" for worse, or "not told apart"
 
 
 def over_tasks(gains: Sequence[float]) -> Verdict:

@@ -28,25 +28,15 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What came of a network.
-
-    Attributes:
-        label: Of the network.
-        parameters: Scalars in all.
-        graph_seconds: To build the graph, once.
-        step_seconds: Median of a step.
-        given: Bytes resident before the first step: torch, the network and its gradients.
-        kept: Bytes more between steps: the state.
-        workspace: Bytes more than both at the worst moment of a step.
-    """
+    """What came of a network; memory is in bytes."""
 
     label: str
     parameters: int
-    graph_seconds: float
-    step_seconds: float
-    given: int
-    kept: int
-    workspace: int
+    graph_seconds: float  # to build the graph, once
+    step_seconds: float  # median of a step
+    given: int  # resident before the first step: torch, the network and its gradients
+    kept: int  # more between steps: the state
+    workspace: int  # more than both at the worst moment of a step
 
 
 def scales(nets: Sequence[str], checkpoint: str, rounds: int) -> list[Scale]:

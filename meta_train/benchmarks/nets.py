@@ -13,23 +13,14 @@ from meta_train.tasks.image_classification import cnn
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """A network to measure on.
-
-    Attributes:
-        label: For the table.
-        make: The network.
-        inputs: A batch for it.
-        classes: That a score is given to.
-        bar: The most that a step of NGOptimizer may cost, in passes.
-        repeats: Rounds of this one for each round of the others; short times need more.
-    """
+    """A network to measure on, and a batch for it."""
 
     label: str
     make: Callable[[], nn.Module]
     inputs: Callable[[], Tensor]
     classes: int = 10
-    bar: float | None = None
-    repeats: int = 1
+    bar: float | None = None  # the most that a step of NGOptimizer may cost, in passes
+    repeats: int = 1  # rounds for each round of the others; short times need more
 
 
 def gpt2(words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12) -> GPT:

@@ -28,22 +28,13 @@ from meta_train.benchmarks.training import FRACTIONS, stops
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that is reported.
-
-    Attributes:
-        tasks: In the order of the tables.
-        contenders: By name, in the order of the tables.
-        records: Records of whole runs.
-        stopped: For each fraction of a run, the records of runs that stopped there; empty if none
-            were asked for.
-        notes: Lines about what was left out.
-    """
+    """All that is reported, in the order of the tables."""
 
     tasks: Sequence[Task]
-    contenders: Mapping[str, Contender]
-    records: Sequence[Record]
-    stopped: Mapping[float, Sequence[Record]]
-    notes: Sequence[str]
+    contenders: Mapping[str, Contender]  # by name
+    records: Sequence[Record]  # of whole runs
+    stopped: Mapping[float, Sequence[Record]]  # by the fraction of a run, if that was asked for
+    notes: Sequence[str]  # about what was left out
 
     def tables(self, records: Sequence[Record]) -> dict[str, dict[str, Standing]]:
         """Standings of each task, by its name."""

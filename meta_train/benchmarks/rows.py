@@ -19,17 +19,11 @@ PROBES = (0, 4, 16, 64)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model of a table.
-
-    Attributes:
-        label: For people.
-        arguments: Of ``python -m meta_train``, after the task; the first is the model.
-        published: What the paper says, in the units of the table; empty where it says nothing.
-    """
+    """A model of a table."""
 
     label: str
-    arguments: tuple[str, ...]
-    published: str = ""
+    arguments: tuple[str, ...]  # of ``python -m meta_train``, after the task; first the model
+    published: str = ""  # what the paper says, if it does, in the units of the table
 
     @property
     def name(self) -> str:
@@ -39,25 +33,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What is compared.
-
-    Attributes:
-        rows: The models.
-        measure: Of a checkpoint's provenance.
-        unit: Of the figures, for people.
-        scale: Figures are the measure times this.
-        digits: Behind the point.
-        figure: Folders of runs by label -> PNG; None where there is nothing to see.
-        task: Of ``python -m meta_train``; that of the table's name, if none is said.
-    """
+    """What is compared."""
 
     rows: tuple[Row, ...]
-    measure: str
-    unit: str
-    scale: float
-    digits: int
-    figure: Callable[[Mapping[str, Path]], bytes] | None = None
-    task: str = ""
+    measure: str  # of a checkpoint's provenance
+    unit: str  # of the figures, for people
+    scale: float  # figures are the measure times this
+    digits: int  # behind the point
+    figure: Callable[[Mapping[str, Path]], bytes] | None = None  # folders of runs by label -> PNG
+    task: str = ""  # of ``python -m meta_train``; that of the table's name, if none is said
 
 
 def edited_digits(folders: Mapping[str, Path]) -> bytes:

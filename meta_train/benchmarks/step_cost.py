@@ -94,15 +94,9 @@ def step_costs(
     rounds: int = 1,
     device: str = "cpu",
 ) -> list[Cost]:
-    """Measure.
+    """Measure networks of ``NETS``, in so many rounds of each.
 
-    Args:
-        nets: Keys of ``NETS``.
-        optimizers: Names of ``OPTIMIZERS``; SOAP is left out where its library is not installed,
-            Muon where torch has none.
-        checkpoint: Checkpoint of NGOptimizer.
-        rounds: Measurements of each.
-        device: To measure on.
+    SOAP is left out where its library is not installed, Muon where torch has none.
 
     Raises:
         ValueError: For a device that torch cannot use.

@@ -40,25 +40,15 @@ INTERRUPTED = 130  # what a command answers that was told to stop
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to train.
+    """What to train."""
 
-    Attributes:
-        table: A name of ``TABLES``.
-        only: Labels of rows, or words in them; () for all.
-        seeds: How many, from 0 on.
-        hidden: Channels of the graph models; 0 for the published ones. Baselines keep theirs.
-        extra: Further arguments of every run.
-        out: Folder of the runs and the table.
-        jobs: Runs at the same time, of one thread each.
-    """
-
-    table: str
-    only: tuple[str, ...] = ()
-    seeds: int = 2
-    hidden: int = 0
-    extra: tuple[str, ...] = ()
-    out: Path = Path("runs/tables")
-    jobs: int = 1
+    table: str  # a name of ``TABLES``
+    only: tuple[str, ...] = ()  # labels of rows, or words in them; () for all
+    seeds: int = 2  # how many, from 0 on
+    hidden: int = 0  # channels of the graph models; 0 for the published ones
+    extra: tuple[str, ...] = ()  # further arguments of every run
+    out: Path = Path("runs/tables")  # folder of the runs and the table
+    jobs: int = 1  # runs at the same time, of one thread each
 
     def __post_init__(self) -> None:
         check_ranges(self, seeds=COUNT, hidden=COUNT_OR_NONE, jobs=COUNT)
