@@ -65,8 +65,8 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "meta_train.benchmark",
         (),
         "Compare `NGOptimizer` with tuned and untuned rivals ([figures](results.md)); "
-        "`python -m meta_train.strangers` is the same. Tasks are those that people have, listed "
-        "below, and those of `--preset paper` above, also with settings "
+        "`python -m meta_train.strangers` is the same. Tasks, listed below, are those that people "
+        "have, `vit` to `value`, and those of `--preset paper` above, also with settings "
         "(`fmnist_cnn:width=64,batch=32`), for 1,000 steps at seeds from 101 on. `--tasks` also "
         "takes `all` or `quick`, of the first, and `--optimizers` also `all`, which is all but "
         "`adam` and `sgd`, or `rivals`; `--data-root sample` trains on stand-ins from the "
@@ -82,9 +82,9 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "meta_train.step_cost",
         (),
-        "Measure what a step costs, in forward and backward passes ([figures](results.md#cost)).",
+        "Measure what a step costs, in forward and backward passes ([figures](results.md#cost)); "
+        "with `--memory` what `NGOptimizer` takes of memory as networks grow.",
     ),
-    ("meta_train.scaling", (), "Measure time and memory of a step as networks grow."),
     (
         "meta_train.tables",
         (),
@@ -139,11 +139,8 @@ WORDS = {
     "kind": "networks of mixed architecture, or of one",
     "model": "what is trained",
     "loss": "squared error of the accuracy, or its cross-entropy",
-    "nets": "networks to measure on",
-    "networks": "networks to measure on",
     "optimizers": "what to compare",
     "out": "folder that results are written to",
-    "rate": "learning rate in place of the optimizer's own",
     "recipe": "how networks are fitted",
     "seed": "seed of everything that is drawn",
     "source": "images that networks are fitted to",

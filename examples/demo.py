@@ -61,8 +61,9 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
     labels = {o: f"{c.label}, {RATES[o]:g}" if o != "ng" else c.label for o, c in known.items()}
     print(table(labels, records))
     task = replace(find(name), label=data, steps=steps)
-    tables = Outcome([task], known, list(records.values()), {}, []).tables(list(records.values()))
-    write_atomically(out, curves([task], tables, list(records.values()), labels))
+    done = list(records.values())
+    tables = Outcome([task], known, done, {}, []).tables(done)
+    write_atomically(out, curves([task], tables, done, labels))
     print(f"\nwrote {out}")
     return out
 

@@ -107,7 +107,6 @@ def train_optimizer(arguments: list[str] | None) -> Result:
     """Meta-train the controller of NGOptimizer."""
     text = "Meta-train the controller of NGOptimizer."
     parser = _parser(text, list(CONTROLLERS), default="alone", device=False)
-    _preset(parser)
     sizes = _options(parser, ControllerConfig)
     parser.add_argument("--initial", help="checkpoint whose weights to begin with [none]")
     options = [*_options(parser, EvolutionConfig), "initial"]
@@ -123,7 +122,6 @@ def train_paper_rule(arguments: list[str] | None) -> Result:
     """Meta-train the learned optimizer of Kofinas et al. 2024."""
     text = "Meta-train the learned optimizer of Kofinas et al. 2024."
     parser = _parser(text, get_args(Model))
-    _preset(parser)
     options = _options(parser, MetaConfig)
     parser.add_argument("--estimator", choices=get_args(Estimator), help="see MetaConfig [greedy]")
     given = _parsed(parser, arguments)
@@ -135,8 +133,8 @@ def train_paper_rule(arguments: list[str] | None) -> Result:
 
 def train_on_inrs(arguments: list[str] | None) -> Result:
     """Train a model that reads implicit neural representations."""
-    description = "Train a model that reads implicit neural representations."
-    parser = _parser(description, get_args(INRModel))
+    text = "Train a model that reads implicit neural representations."
+    parser = _parser(text, get_args(INRModel))
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
     sizes = _sizes(parser, "INRModelConfig")
     text = "see INRModelConfig [the model's own]"
@@ -148,7 +146,6 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     parser.add_argument("--no-positions", dest="positions", action="store_false", help=text)
     text = "how networks are changed at random, see INRTrainingConfig [the recipe's own]"
     parser.add_argument("--augment", choices=("none", *AMOUNTS), help=text)
-    _preset(parser)
     options = [*_options(parser, INRTrainingConfig), "augment"]
     given = _parsed(parser, arguments)
     changes = {"positions": given.positions}
@@ -177,7 +174,6 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     parser.add_argument("--responses", action="store_true", default=None, help=text)
     text = "change networks at random, see CNNTrainingConfig [the recipe's own]"
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help=text)
-    _preset(parser)
     options = [*_options(parser, CNNTrainingConfig), "loss", "hold_out", "augment"]
     given = _parsed(parser, arguments)
     changes = {"activations": given.activations} | _changes(
@@ -201,6 +197,8 @@ def _parser(
     tasks = sorted({*TASKS, *CONTROLLER_TASKS, *INR_TASKS, *CNN_TASKS})
     parser.add_argument("--task", default="fmnist_cnn", choices=tasks, help="[fmnist_cnn]")
     parser.add_argument("--model", default=default, choices=models, help=f"[{default}]")
+    text = "what is not given is as in this recipe [default: the numbers in brackets]"
+    parser.add_argument("--preset", default="default", choices=PRESETS, help=text)
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
     parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
     if device:
@@ -208,11 +206,6 @@ def _parser(
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     return parser
-
-
-def _preset(parser: argparse.ArgumentParser) -> None:
-    text = "what is not given is as in this recipe [default: the numbers in brackets]"
-    parser.add_argument("--preset", default="default", choices=PRESETS, help=text)
 
 
 def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
@@ -228,12 +221,10 @@ def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
 
 def _sizes(parser: argparse.ArgumentParser, config: str) -> list[str]:
     """Options of the models that read networks, of any task; returns their names."""
-    either_way = argparse.BooleanOptionalAction
     text = f"see {config} [the recipe's or the model's own]"
-    parser.add_argument("--hidden", type=int, help=text)
-    parser.add_argument("--dropout", type=float, help=text)
-    parser.add_argument("--fourier", type=float, help=text)
-    parser.add_argument("--reverse", action=either_way, help=text)
+    for name, kind in (("hidden", int), ("dropout", float), ("fourier", float)):
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument("--reverse", action=argparse.BooleanOptionalAction, help=text)
     return ["hidden", "dropout", "fourier", "reverse"]
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -54,19 +55,12 @@ MOST_LOST = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What determines a course.
-
-    Attributes:
-        family: Its family.
-        seed: Seed of its instances and perturbations.
-        length: Its number of steps.
-        told: Whether its networks are told their length.
-    """
+    """What determines a course."""
 
     family: str
-    seed: int
-    length: int
-    told: bool
+    seed: int  # of its instances and perturbations
+    length: int  # in steps
+    told: bool  # whether its networks are told their length
 
 
 class ControllerTrainer(OuterLoop):
@@ -160,10 +154,18 @@ class ControllerTrainer(OuterLoop):
         began = time.perf_counter()
         config = self.config
         weights = self.kept
-        found = {
-            family: held_out_score(config, weights, family, config.evaluate_steps, self.data_root)
-            for family in dict.fromkeys((*self.families, *HELD_OUT))
-        }
+
+        def score_of(family: str) -> float:
+            losses = [
+                validation_losses(
+                    config.controller, weights, family, seed, config.evaluate_pairs,
+                    config.evaluate_steps, data_root=self.data_root,
+                )
+                for seed in (VALIDATION_SEED, VALIDATION_SEED + 1)
+            ]  # fmt: skip
+            return fmean(map(mean_log_of_last, losses))
+
+        found = {f: score_of(f) for f in dict.fromkeys((*self.families, *HELD_OUT))}
         self.seconds += time.perf_counter() - began
         seen = [found[family] for family in dict.fromkeys(self.families)]
         unseen = [found[family] for family in HELD_OUT]
@@ -267,22 +269,22 @@ def scores_of_all(scores: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def held_out_score(
-    config: EvolutionConfig,
-    weights: Tensor,
-    family: str,
-    steps: int,
-    data_root: str | Path | None = None,
-) -> float:
-    """Mean logarithm of the loss at the end of courses of validation, relative to the start."""
-    pairs, ends = config.evaluate_pairs, []
-    for seed in (VALIDATION_SEED, VALIDATION_SEED + 1):
-        course = start(family, seed, pairs, steps, told=False, validation=True, data_root=data_root)
-        vectors = weights.expand(2 * pairs, -1)
-        losses = course.span(config.controller, weights_from(config.controller, vectors), steps)
-        last = losses[-max(len(losses) // 10, 1) :]
-        ends.append(float((last.mean(0) + LEAST_LOSS).log().mean()))
-    return sum(ends) / len(ends)
+def validation_losses(
+    config: ControllerConfig, weights: Tensor, family: str, seed: int, pairs: int, steps: int,
+    told: bool = False, data_root: str | Path | None = None,
+) -> Tensor:  # fmt: skip
+    """Losses of a course of validation from start to end, (windows + 1, 2 pairs).
+
+    They are as those of ``Course.span``. ``weights`` are those of one controller, (size,).
+    """
+    course = start(family, seed, pairs, steps, told, validation=True, data_root=data_root)
+    return course.span(config, weights_from(config, weights.expand(2 * pairs, -1)), steps)
+
+
+def mean_log_of_last(losses: Tensor) -> float:
+    """Mean logarithm of the last tenth of the losses, relative to the start."""
+    last = losses[-max(len(losses) // 10, 1) :]
+    return float((last.mean(0) + LEAST_LOSS).log().mean())
 
 
 def train_controller(

@@ -14,8 +14,8 @@ from l2o_graph.ranges import (
 )
 
 # Families that each task of the command line trains on, in turn; what is like most people's
-# training, and what is hardest, comes more often. "memorise" is in none: it asks to fit examples to
-# the end, and people with few examples ask for the opposite.
+# training, and what is hardest, comes more often. None asks to fit examples to the end: people with
+# few examples ask for the opposite.
 OF_IMAGES = (
     "image_cnn", "classifier", "cnn", "wide", "autoencoder", "siren", "image_cnn", "few_examples",
     "fine_tune", "wide",

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from meta_train.tasks import get_task
-
 SCRIPTS = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 # Scripts that need packages of the extra "frameworks".
@@ -50,7 +48,6 @@ def _bare_machine(tmp_path, monkeypatch):
     monkeypatch.delenv("L2O_GRAPH_DATA", raising=False)
     monkeypatch.setattr("socket.socket.connect", no_network)
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
-    monkeypatch.setattr(get_task("fmnist_cnn"), "_images", None)
 
 
 def write_fashion_mnist(folder):

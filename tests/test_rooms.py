@@ -26,8 +26,7 @@ LEVELS = (
 )
 # Commands by the names that they have always had.
 DOORS = {
-    f"meta_train.{name}"
-    for name in ("benchmark", "compare", "scaling", "step_cost", "strangers", "tables")
+    f"meta_train.{name}" for name in ("benchmark", "compare", "step_cost", "strangers", "tables")
 }
 # ``higher`` is told of an optimizer when one is made, and only where somebody has imported it.
 ALLOWED = {("l2o_graph.optim.base", "l2o_graph.higher_support")}

@@ -20,18 +20,15 @@ from tqdm import tqdm
 from l2o_graph.commands import run_command
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
-from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
+from l2o_graph.optim.controller import Controller, ControllerConfig
 from l2o_graph.ranges import COUNT, THREADS, check_ranges
 from meta_train.benchmarks.judge import paired_p
 from meta_train.benchmarks.report import table
-from meta_train.controller_training import VALIDATION_SEED
-from meta_train.course import LEAST_LOSS, start
+from meta_train.controller_training import VALIDATION_SEED, mean_log_of_last, validation_losses
 from meta_train.families import HELD_OUT
 from meta_train.families.registry import FAMILIES
 
 START = "start"
-# Windows of the end of a course whose mean is its last loss: a tenth of them.
-LAST_PART = 10
 PAIRS = 4  # of instances
 
 
@@ -46,25 +43,6 @@ class Outcome:
     averaged: float
 
 
-def outcome(
-    controller: Controller,
-    family: str,
-    seed: int,
-    steps: int,
-    told: bool = False,
-    data_root: str | Path | None = None,
-) -> Outcome:
-    """Train networks of a draw of a family from start to end, told the end or not."""
-    course = start(family, seed, PAIRS, steps, told, validation=True, data_root=data_root)
-    vectors = controller.vector().expand(2 * PAIRS, -1)
-    weights = weights_from(controller.config, vectors)
-    losses = course.span(controller.config, weights, steps)
-    raw, averaged = losses[:-1], losses[-1]
-    last = raw[-max(len(raw) // LAST_PART, 1) :].mean(0)
-    logs = ((each + LEAST_LOSS).log().mean() for each in (last, averaged))
-    return Outcome(*map(float, logs))
-
-
 def compare(
     controllers: dict[str, Controller],
     families: Sequence[str],
@@ -73,15 +51,17 @@ def compare(
     told: bool = False,
     data_root: str | Path | None = None,
 ) -> dict[str, dict[str, list[Outcome]]]:
-    """Outcomes by controller and family, one for each draw."""
+    """Outcomes by controller and family, one for each draw; networks are told the end or not."""
     found = {name: {family: [] for family in families} for name in controllers}
     turns = list(itertools.product(families, range(draws)))
     for family, draw in tqdm(turns, unit="draw"):
         for name, controller in controllers.items():
-            seed = VALIDATION_SEED + draw
-            found[name][family].append(
-                outcome(controller, family, seed, steps, told=told, data_root=data_root)
-            )
+            losses = validation_losses(
+                controller.config, controller.vector(), family, VALIDATION_SEED + draw, PAIRS,
+                steps, told, data_root,
+            )  # fmt: skip
+            ends = Outcome(mean_log_of_last(losses[:-1]), mean_log_of_last(losses[-1:]))
+            found[name][family].append(ends)
     return found
 
 

@@ -1,9 +1,11 @@
 """The optimizers that are compared, each with its grid of rates."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -17,34 +19,24 @@ LIBRARY = "pytorch_optimizer"  # of SOAP, Schedule-Free and Prodigy
 AUXILIARY = 0.15  # rate of AdamW beside Muon, over Muon's: 0.003 beside 0.02
 RIVALS = ("adamw", "adamw-default", "muon", "soap", "schedule-free", "prodigy")
 LEARNED = ("ng", "ng-averaged", "ng-told")
-Swap = Callable[[list[Optimizer]], contextlib.AbstractContextManager[object]]
+# (network, rate, steps of the run) -> the optimizers that train it together.
+Make = Callable[[nn.Module, float, int], list[Optimizer]]
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """An optimizer.
-
-    Attributes:
-        label: For tables and plots.
-        make: (network, rate, steps of the run) -> the optimizers that train it together.
-        rates: The grid; a single rate where nothing is tuned.
-        decays: Whether the rate falls linearly to zero over the run.
-        told: Whether it knows the length of the run in another way.
-        swap: Puts the weights in place that are to be evaluated, if others than those trained.
-        library: A package that it needs beside the project's own.
-        is_learned: Whether it is the learned one.
-        run_of: The contender whose runs it is read from, if it needs none of its own.
-    """
+    """An optimizer."""
 
     label: str
-    make: Callable[[nn.Module, float, int], list[Optimizer]]
-    rates: tuple[float, ...] = (1.0,)
-    decays: bool = False
-    told: bool = False
-    swap: Swap | None = None
-    library: str = ""
+    make: Make
+    rates: tuple[float, ...] = (1.0,)  # the grid; a single rate where nothing is tuned
+    decays: bool = False  # whether the rate falls linearly to zero over the run
+    told: bool = False  # whether it knows the length of the run in another way
+    # Puts the weights in place that are to be evaluated, if others than those trained.
+    swap: Callable[[Optimizer], AbstractContextManager[None]] | None = None
+    library: str = ""  # that it needs beside the project's own
     is_learned: bool = False
-    run_of: str = ""
+    run_of: str = ""  # the contender whose runs it is read from, if it needs none of its own
 
     @property
     def horizon(self) -> bool:
@@ -77,16 +69,11 @@ def contenders(checkpoint: str = "general") -> dict[str, Contender]:
         checkpoint: Checkpoint of the learned ones.
     """
 
-    def one(kind: Callable[..., Optimizer], **settings: object) -> Callable[..., list[Optimizer]]:
+    def one(kind: Callable[..., Optimizer], **settings: object) -> Make:
         return lambda net, rate, steps: [kind(net.parameters(), lr=rate, **settings)]
 
-    def of_library(name: str) -> Callable[..., list[Optimizer]]:
-        def make(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
-            import pytorch_optimizer
-
-            return [getattr(pytorch_optimizer, name)(net.parameters(), lr=rate)]
-
-        return make
+    def of_library(name: str) -> Make:
+        return one(lambda *given, **more: getattr(import_module(LIBRARY), name)(*given, **more))
 
     def muon(net: nn.Module, rate: float, steps: int) -> list[Optimizer]:
         kernels, rest = split(net)
@@ -115,9 +102,7 @@ def contenders(checkpoint: str = "general") -> dict[str, Contender]:
         "adam": Contender("Adam, no decay", one(Adam), (1e-3, 3e-3, 6e-3, 1e-2, 2e-2)),
         "sgd": Contender("SGD Nesterov", nesterov, (0.03, 0.1, 0.3), decays=True),
         "ng": Contender("NG", ng, is_learned=True),
-        "ng-averaged": Contender(
-            "NG, averaged", ng, swap=averages_swapped, is_learned=True, run_of="ng"
-        ),
+        "ng-averaged": Contender("NG, averaged", ng, is_learned=True, run_of="ng"),
         "ng-told": Contender("NG, told", ng_told, told=True, is_learned=True),
     }  # fmt: skip
 
@@ -162,23 +147,11 @@ def _missing(contender: Contender, checkpoint: str) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def modes_swapped(optimizers: list[Optimizer]) -> Iterator[None]:
+@contextmanager
+def modes_swapped(optimizer: Any) -> Iterator[None]:
     """Schedule-Free's averaged weights."""
-    for optimizer in optimizers:
-        optimizer.eval()  # type: ignore[attr-defined]  Schedule-Free's have it
+    optimizer.eval()
     try:
         yield
     finally:
-        for optimizer in optimizers:
-            optimizer.train()  # type: ignore[attr-defined]  the same
-
-
-@contextlib.contextmanager
-def averages_swapped(optimizers: list[Optimizer]) -> Iterator[None]:
-    """The learned optimizer's averaged weights."""
-    with contextlib.ExitStack() as stack:
-        for optimizer in optimizers:
-            averaged = optimizer.averaged()  # type: ignore[attr-defined]  NGOptimizers have it
-            stack.enter_context(averaged)
-        yield
+        optimizer.train()

@@ -76,21 +76,19 @@ def failed(merit: Merit, entry: Entry) -> bool:
     return not clearly_worse(merit, fmean(entry.starts.values()), entry.mean)
 
 
-def best(merit: Merit, entries: Sequence[Entry]) -> Entry:
-    """The one with the best mean; the first of equals."""
-    sign = 1.0 if merit.higher else -1.0
-    return max(entries, key=lambda e: -math.inf if e.mean is None else sign * e.mean)
-
-
 def at_best_rates(merit: Merit, entries: Sequence[Entry]) -> dict[str, Entry]:
-    """By optimizer, the entry at its best rate, of those with the most seeds."""
+    """By optimizer, the entry with the best mean of those with the most seeds; the first of equals.
+
+    Its rate is the best one.
+    """
+    sign = 1.0 if merit.higher else -1.0
+
+    def goodness(entry: Entry) -> tuple[int, float]:
+        mean = -math.inf if entry.mean is None else sign * entry.mean
+        return len(entry.merits), mean
+
     names = dict.fromkeys(e.optimizer for e in entries)
-    answer: dict[str, Entry] = {}
-    for name in names:
-        own = [e for e in entries if e.optimizer == name]
-        most = max(len(e.merits) for e in own)
-        answer[name] = best(merit, [e for e in own if len(e.merits) == most])
-    return answer
+    return {n: max((e for e in entries if e.optimizer == n), key=goodness) for n in names}
 
 
 def rank(merit: Merit, entry: Entry, others: Sequence[Entry]) -> int:
@@ -104,25 +102,15 @@ def rank(merit: Merit, entry: Entry, others: Sequence[Entry]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How an optimizer, at its best rate, did on a task.
-
-    Attributes:
-        entry: What is judged.
-        rank: Among rivals at their best rates.
-        rank_of_all: Among all rates of all rivals.
-        behind: The best rival, other than itself, is so many units better; negative if worse.
-        level: Whether it is first or at most one unit behind.
-        failed: See ``failed``.
-        worse_than_default: Clearly worse than AdamW as it comes; None where that was not run.
-    """
+    """How an optimizer, at its best rate, did on a task."""
 
     entry: Entry
-    rank: int
-    rank_of_all: int
-    behind: float
-    level: bool
+    rank: int  # among rivals at their best rates
+    rank_of_all: int  # among all rates of all rivals
+    behind: float  # units that the best rival, other than itself, is better; negative if worse
+    level: bool  # first or at most one unit behind
     failed: bool
-    worse_than_default: bool | None
+    worse_than_default: bool | None  # clearly, than AdamW as it comes; None where that was not run
 
 
 def standings(
@@ -153,16 +141,10 @@ def standings(
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """An optimizer over all tasks that it was run on.
+    """An optimizer over all tasks that it was run on, in the order of the report's columns.
 
-    Attributes:
-        tasks: Number of tasks.
-        median_rank: Among rivals at their best rates.
-        median_rank_of_all: Among all rates of all rivals.
-        firsts: Tasks where no rival was better.
-        level: Tasks where it was first or level.
-        failed: Tasks where it failed.
-        worse_than_default: Tasks where it was clearly worse than AdamW as it comes.
+    Medians of its ranks, and numbers of tasks: on which it was the first, and so on as in
+    ``Standing``.
     """
 
     tasks: int
@@ -194,21 +176,13 @@ def summaries(tables: Mapping[str, Mapping[str, Standing]]) -> dict[str, Summary
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One optimizer against another.
+    """One optimizer against another, over tasks or over seeds."""
 
-    Attributes:
-        count: Tasks, or seeds.
-        wins: Number of these where it was better.
-        gain: Median over tasks, or mean over seeds, in units.
-        p: p-value of the test; None where there are too few.
-        better: "yes", "no" for worse, or "not told apart".
-    """
-
-    count: int
+    count: int  # of tasks or seeds
     wins: int
-    gain: float
-    p: float | None
-    better: str
+    gain: float  # median over tasks, or mean over seeds, in units
+    p: float | None  # of the test; None where there are too few
+    better: str  # "yes", "no" for worse, or "not told apart"
 
 
 def over_tasks(gains: Sequence[float]) -> Verdict:

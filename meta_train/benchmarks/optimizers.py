@@ -173,7 +173,8 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     parser = argparse.ArgumentParser(
         prog="python -m meta_train.benchmark",
         description=(__doc__ or "").partition("\n")[0],
-        epilog=f"tasks: {', '.join(tasks.TASKS)}; optimizers: {', '.join(contenders.contenders())}",
+        epilog=f"tasks: {', '.join(tasks.known_names())}; "
+        f"optimizers: {', '.join(contenders.contenders())}",
     )
     add, default = parser.add_argument, Settings()
     add("--tasks", nargs="+", default=default.tasks, metavar="TASK", help='or "all" or "quick"')
@@ -204,7 +205,8 @@ def _grid(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def _line(record: Record) -> str:
-    run = record.run
-    merit = text(tasks.find(run.task).merit, [record.merit])
-    what = f"{run.task} {run.optimizer} {run.rate:g} seed {run.seed}"
-    return f"{what}, {run.steps} steps: {merit}, {record.seconds:.1f} s"
+    run, merit = record.run, text(tasks.find(record.run.task).merit, [record.merit])
+    return (
+        f"{run.task} {run.optimizer} {run.rate:g} seed {run.seed}, {run.steps} steps: {merit}, "
+        f"{record.seconds:.1f} s"
+    )

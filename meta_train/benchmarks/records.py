@@ -1,7 +1,6 @@
 """Runs and what came of them, kept as lines of JSON."""
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,58 +14,33 @@ BEGINNING = b'{"run": {'  # of every line
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training run; runs that are equal here give the same result.
-
-    Attributes:
-        task: Name.
-        optimizer: Name.
-        rate: Learning rate.
-        seed: Seed of initialisation and batches.
-        steps: Training steps, which a schedule is planned for.
-        checkpoint: Identity of a learned optimizer's weights, else empty.
-        device: Trained on.
-    """
+    """One training run; runs that are equal here give the same result."""
 
     task: str
     optimizer: str
     rate: float
-    seed: int
-    steps: int
-    checkpoint: str = ""
+    seed: int  # of initialisation and batches
+    steps: int  # which a schedule is planned for
+    checkpoint: str = ""  # identity of a learned optimizer's weights
     device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What came of a run.
-
-    Attributes:
-        run: Which.
-        start: Figure of merit before the first step.
-        merits: Figure of merit after so many steps; None where there was no number.
-        averaged: The same at averaged weights, where the run gives both.
-        curve: Training loss, mean of each of up to a hundred parts of the run.
-        diverged: Whether the loss became non-finite, which ends a run.
-        pass_seconds: Median of a forward and backward pass.
-        update_seconds: Median of the optimizer's part.
-        update_seconds_mean: Mean of it; some steps do more than others.
-        seconds: Seconds of the whole run.
-        torch: Version.
-        date: When it ended, UTC.
-    """
+    """What came of a run."""
 
     run: Run
-    start: float
-    merits: dict[int, float | None]
-    averaged: dict[int, float | None]
-    curve: list[float]
-    diverged: bool
-    pass_seconds: float
-    update_seconds: float
-    update_seconds_mean: float
-    seconds: float
-    torch: str
-    date: str
+    start: float  # figure of merit before the first step
+    merits: dict[int, float | None]  # after so many steps; None where there was no number
+    averaged: dict[int, float | None]  # the same at averaged weights, where the run gives both
+    curve: list[float]  # training loss, mean of each of up to a hundred parts of the run
+    diverged: bool  # the loss became non-finite, which ends a run
+    pass_seconds: float  # median of a forward and backward pass
+    update_seconds: float  # median of the optimizer's part
+    update_seconds_mean: float  # some steps do more than others
+    seconds: float  # of the whole run
+    torch: str  # version
+    date: str  # when it ended, UTC
 
     @property
     def merit(self) -> float | None:
@@ -112,11 +86,6 @@ def read(folder: Path) -> dict[Run, Record]:
             record = parsed(Record, json.loads(line), "record")
             found[record.run] = record
     return found
-
-
-def number(value: float) -> float | None:
-    """JSON knows no infinities."""
-    return value if math.isfinite(value) else None
 
 
 def _is_cut_off(line: bytes) -> bool:

@@ -1,8 +1,7 @@
 """The outcome as Markdown, as JSON and as pictures."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -12,7 +11,6 @@ from meta_train.benchmarks.judge import (
     RULE,
     Entry,
     Standing,
-    Summary,
     Verdict,
     entries_of,
     gain,
@@ -30,22 +28,13 @@ from meta_train.benchmarks.training import FRACTIONS, stops
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that is reported.
-
-    Attributes:
-        tasks: In the order of the tables.
-        contenders: By name, in the order of the tables.
-        records: Records of whole runs.
-        stopped: For each fraction of a run, the records of runs that stopped there; empty if none
-            were asked for.
-        notes: Lines about what was left out.
-    """
+    """All that is reported, in the order of the tables."""
 
     tasks: Sequence[Task]
-    contenders: Mapping[str, Contender]
-    records: Sequence[Record]
-    stopped: Mapping[float, Sequence[Record]]
-    notes: Sequence[str]
+    contenders: Mapping[str, Contender]  # by name
+    records: Sequence[Record]  # of whole runs
+    stopped: Mapping[float, Sequence[Record]]  # by the fraction of a run, if that was asked for
+    notes: Sequence[str]  # about what was left out
 
     def tables(self, records: Sequence[Record]) -> dict[str, dict[str, Standing]]:
         """Standings of each task, by its name."""
@@ -61,19 +50,17 @@ class Outcome:
 
 
 def write(outcome: Outcome, folder: Path) -> list[Path]:
-    """Write results.md, results.json, standings.png and curves.png; returns their paths."""
+    """Write results.md, standings.png and curves.png; returns their paths."""
     tables = outcome.tables(outcome.records)
     labels = {name: contender.label for name, contender in outcome.contenders.items()}
-    paths = [folder / name for name in ("results.md", "results.json")]
-    write_atomically(paths[0], markdown(outcome).encode())
-    write_atomically(paths[1], json.dumps(as_data(outcome), indent=1, allow_nan=False).encode())
-    pictures = {
+    files = {
+        "results.md": markdown(outcome).encode(),
         "standings.png": dots(outcome.tasks, tables, labels),
         "curves.png": curves(outcome.tasks, tables, outcome.records, labels),
     }
-    for name, picture in pictures.items():
-        write_atomically(folder / name, picture)
-    return [*paths, *(folder / name for name in pictures)]
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in files]
 
 
 def markdown(outcome: Outcome) -> str:
@@ -117,32 +104,6 @@ def markdown(outcome: Outcome) -> str:
         table(_rates(outcome)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def as_data(outcome: Outcome) -> dict[str, object]:
-    """What the tables hold, for programs."""
-    tables = outcome.tables(outcome.records)
-    return {
-        "tasks": {t.name: {"label": t.label, **asdict(t.merit)} for t in outcome.tasks},
-        "standings": {
-            task: {name: asdict(standing) for name, standing in table.items()}
-            for task, table in tables.items()
-        },
-        "summary": {name: asdict(summary) for name, summary in summaries(tables).items()},
-        "better": {
-            f"{mine} than {other}": asdict(verdict)
-            for (mine, other), verdict in verdicts(outcome).items()
-        },
-        "anytime": {
-            str(share): {n: asdict(s) for n, s in summaries(outcome.tables(records)).items()}
-            for share, records in outcome.stopped.items()
-        },
-        "passes": {
-            task.name: {name: passes(outcome, task, name)[0] for name in outcome.contenders}
-            for task in outcome.tasks
-        },
-        "notes": list(outcome.notes),
-    }
 
 
 def verdicts(outcome: Outcome) -> dict[tuple[str, str], Verdict]:
@@ -211,16 +172,11 @@ def _merits(outcome: Outcome) -> list[list[str]]:
 def _summary(outcome: Outcome) -> list[list[str]]:
     rows = [["optimizer", "tasks", "median rank", "median rank, every rate a rival", "first",
              "first or level", "failed", "worse than AdamW as it comes"]]  # fmt: skip
-    for name, s in _ordered(outcome, outcome.records):
-        numbers = (s.tasks, s.median_rank, s.median_rank_of_all, s.firsts, s.level, s.failed,
-                   s.worse_than_default)  # fmt: skip
-        rows.append([outcome.contenders[name].label, *(f"{n:g}" for n in numbers)])
+    found = summaries(outcome.tables(outcome.records))
+    for name, contender in outcome.contenders.items():
+        if name in found:
+            rows.append([contender.label, *(f"{number:g}" for number in astuple(found[name]))])
     return rows
-
-
-def _ordered(outcome: Outcome, records: Sequence[Record]) -> list[tuple[str, Summary]]:
-    found = summaries(outcome.tables(records))
-    return [(name, found[name]) for name in outcome.contenders if name in found]
 
 
 def _verdicts(outcome: Outcome) -> list[list[str]]:
@@ -261,7 +217,7 @@ def _cells(verdict: Verdict) -> list[str]:
 def _anytime(outcome: Outcome) -> list[list[str]]:
     shares = list(outcome.stopped)
     rows = [["optimizer", *(f"{share:g} of the run" for share in shares)]]
-    found = {share: dict(_ordered(outcome, outcome.stopped[share])) for share in shares}
+    found = {share: summaries(outcome.tables(outcome.stopped[share])) for share in shares}
     for name, contender in outcome.contenders.items():
         cells = [
             f"{s.median_rank:g}, {s.level} of {s.tasks}" if (s := found[share].get(name)) else ""

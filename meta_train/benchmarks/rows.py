@@ -1,7 +1,6 @@
 """What is in each table of models that read networks: rows, measure, figure, published numbers."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,11 @@ PROBES = (0, 4, 16, 64)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model of a table.
-
-    Attributes:
-        label: For people.
-        arguments: Of ``python -m meta_train``, after the task; the first is the model.
-        published: What the paper says, in the units of the table; empty where it says nothing.
-    """
+    """A model of a table."""
 
     label: str
-    arguments: tuple[str, ...]
-    published: str = ""
+    arguments: tuple[str, ...]  # of ``python -m meta_train``, after the task; first the model
+    published: str = ""  # what the paper says, if it does, in the units of the table
 
     @property
     def name(self) -> str:
@@ -40,25 +33,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What is compared.
-
-    Attributes:
-        rows: The models.
-        measure: Of a checkpoint's provenance.
-        unit: Of the figures, for people.
-        scale: Figures are the measure times this.
-        digits: Behind the point.
-        figure: Folders of runs by label -> PNG; None where there is nothing to see.
-        task: Of ``python -m meta_train``; that of the table's name, if none is said.
-    """
+    """What is compared."""
 
     rows: tuple[Row, ...]
-    measure: str
-    unit: str
-    scale: float
-    digits: int
-    figure: Callable[[Mapping[str, Path]], bytes] | None = None
-    task: str = ""
+    measure: str  # of a checkpoint's provenance
+    unit: str  # of the figures, for people
+    scale: float  # figures are the measure times this
+    digits: int  # behind the point
+    figure: Callable[[Mapping[str, Path]], bytes] | None = None  # folders of runs by label -> PNG
+    task: str = ""  # of ``python -m meta_train``; that of the table's name, if none is said
 
 
 def edited_digits(folders: Mapping[str, Path]) -> bytes:
@@ -111,99 +94,78 @@ def _held_out(*descriptors: str) -> list[Row]:
     ]
 
 
-def _probed(
-    label: str, *arguments: str, published: Sequence[str] = ("",) * len(PROBES)
-) -> list[Row]:
-    """A graph model with each number of probes, and what is published of each."""
+def _probed(label: str, model: str, count: int, *more: str, published: str = "") -> Row:
+    """A model with so many probes."""
+    return Row(f"{label}, {count} probes", (model, "--probes", str(count), *more), published)
+
+
+def _canonical(row: Row) -> Row:
+    """The same model, which reads networks in canonical form."""
+    return Row(f"{row.label}, canonical", (*row.arguments, "--canonical"))
+
+
+def _each_probed(published: Mapping[str, Sequence[str]]) -> list[Row]:
+    """Both graph models with each number of probes, and what is published of each."""
     return [
-        Row(f"{label}, {count} probes", (*arguments, "--probes", str(count)), figure)
-        for count, figure in zip(PROBES, published, strict=True)
+        _probed(label, model, count, published=figure)
+        for label, model in GRAPHS
+        for count, figure in zip(PROBES, published.get(label, [""] * len(PROBES)), strict=True)
     ]
 
 
-def _canonical(*models: tuple[str, str]) -> list[Row]:
-    """Models that read networks in canonical form, with as many probes as their label says."""
-    rows = []
-    for label, model in models:
-        count = re.search(r"(\d+) probes", label)
-        probes = ("--probes", count[1]) if count else ()
-        rows.append(Row(f"{label}, canonical", (model, *probes, "--canonical")))
-    return rows
-
-
+BASELINES = (
+    ("MLP", "mlp"), ("Set NN", "set_nn"), ("StatNN", "stat_nn"), ("DWSNet", "dwsnet"),
+    ("NFN", "nfn"),
+)  # fmt: skip
+GRAPHS = (("NG-GNN", "ng_gnn"), ("NG-T", "ng_t"))
 # What reads INRs, beyond the paper: in canonical form, in the order of their computation, by what
 # they answer.
 BEYOND = (
-    *_canonical(
-        ("MLP", "mlp"), ("Set NN", "set_nn"), ("StatNN", "stat_nn"), ("DWSNet", "dwsnet"),
-        ("NFN", "nfn"), ("NG-GNN, 0 probes", "ng_gnn"), ("NG-GNN, 64 probes", "ng_gnn"),
-        ("NG-T, 0 probes", "ng_t"), ("NG-T, 64 probes", "ng_t"),
-    ),
+    *[_canonical(Row(label, (model,))) for label, model in BASELINES],
+    *[_canonical(_probed(label, model, count)) for label, model in GRAPHS for count in (0, 64)],
     Row("Ordered, 0 probes", ("ordered", "--no-canonical")),
-    *_canonical(("Ordered, 0 probes", "ordered")),
-    Row("Ordered, 64 probes", ("ordered", "--probes", "64", "--no-canonical")),
-    *_canonical(("Ordered, 64 probes", "ordered")),
+    _canonical(_probed("Ordered", "ordered", 0)),
+    _probed("Ordered", "ordered", 64, "--no-canonical"),
+    _canonical(_probed("Ordered", "ordered", 64)),
     Row("Ordered, 128 generated probes, canonical",
         ("ordered", "--probes", "128", "--generated")),
     Row("ProbeGen, 128 probes", ("probegen",)),
     Row("ProbeGen, 128 free probes", ("probegen", "--no-generated")),
 )  # fmt: skip
 
+
+def _of_inrs(published: Mapping[str, Sequence[str]], *ablated: Row) -> Table:
+    """Everything that classifies INRs, with what is published of each by its label."""
+    baselines = [Row(label, (model,), *published.get(label, ())) for label, model in BASELINES]
+    rows = (*baselines, *_each_probed(published), *ablated, *BEYOND)
+    return Table(rows, "test_accuracy", "accuracy, %", 100.0, 2)
+
+
 # Kofinas et al. 2024, Tables 1 to 7; what is not in them stands here without a figure.
 TABLES = {
-    "mnist_inr": Table(
-        (
-            Row("MLP", ("mlp",), "17.6 ± 0.0"),
-            Row("Set NN", ("set_nn",), "23.7 ± 0.1"),
-            Row("StatNN", ("stat_nn",)),
-            Row("DWSNet", ("dwsnet",), "85.7 ± 0.6"),
-            Row("NFN", ("nfn",)),
-            *_probed("NG-GNN", "ng_gnn", published=(
-                "91.4 ± 0.6", "91.8 ± 0.5", "92.8 ± 0.3", "94.7 ± 0.3")),
-            *_probed("NG-T", "ng_t", published=(
-                "92.4 ± 0.3", "93.3 ± 0.2", "94.9 ± 0.3", "97.3 ± 0.2")),
-            Row("NG-GNN without positions", ("ng_gnn", "--no-positions"), "83.9 ± 0.3"),
-            Row("NG-T without positions", ("ng_t", "--no-positions"), "77.9 ± 0.7"),
-            *BEYOND,
-        ),
-        "test_accuracy", "accuracy, %", 100.0, 2,
+    "mnist_inr": _of_inrs(
+        {
+            "MLP": ["17.6 ± 0.0"], "Set NN": ["23.7 ± 0.1"], "DWSNet": ["85.7 ± 0.6"],
+            "NG-GNN": ["91.4 ± 0.6", "91.8 ± 0.5", "92.8 ± 0.3", "94.7 ± 0.3"],
+            "NG-T": ["92.4 ± 0.3", "93.3 ± 0.2", "94.9 ± 0.3", "97.3 ± 0.2"],
+        },
+        Row("NG-GNN without positions", ("ng_gnn", "--no-positions"), "83.9 ± 0.3"),
+        Row("NG-T without positions", ("ng_t", "--no-positions"), "77.9 ± 0.7"),
     ),
-    "fmnist_inr": Table(
-        (
-            Row("MLP", ("mlp",), "19.9 ± 0.5"),
-            Row("Set NN", ("set_nn",), "22.3 ± 0.4"),
-            Row("StatNN", ("stat_nn",)),
-            Row("DWSNet", ("dwsnet",), "67.1 ± 0.3"),
-            Row("NFN", ("nfn",)),
-            *_probed("NG-GNN", "ng_gnn", published=(
-                "68.0 ± 0.2", "71.9 ± 0.3", "73.1 ± 0.3", "74.2 ± 0.4")),
-            *_probed("NG-T", "ng_t", published=(
-                "72.7 ± 0.6", "73.8 ± 0.3", "74.1 ± 1.5", "74.8 ± 0.9")),
-            *BEYOND,
-        ),
-        "test_accuracy", "accuracy, %", 100.0, 2,
-    ),
-    "cifar10_inr": Table(
-        (
-            Row("MLP", ("mlp",)),
-            Row("Set NN", ("set_nn",)),
-            Row("StatNN", ("stat_nn",)),
-            Row("DWSNet", ("dwsnet",)),
-            Row("NFN", ("nfn",)),
-            *_probed("NG-GNN", "ng_gnn"),
-            *_probed("NG-T", "ng_t"),
-            *BEYOND,
-        ),
-        "test_accuracy", "accuracy, %", 100.0, 2,
-    ),
+    "fmnist_inr": _of_inrs({
+        "MLP": ["19.9 ± 0.5"], "Set NN": ["22.3 ± 0.4"], "DWSNet": ["67.1 ± 0.3"],
+        "NG-GNN": ["68.0 ± 0.2", "71.9 ± 0.3", "73.1 ± 0.3", "74.2 ± 0.4"],
+        "NG-T": ["72.7 ± 0.6", "73.8 ± 0.3", "74.1 ± 1.5", "74.8 ± 0.9"],
+    }),
+    "cifar10_inr": _of_inrs({}),
     "mnist_dilation": Table(
         (
             Row("DWSNet", ("dwsnet",), "2.58"),
             Row("NFN", ("nfn",), "2.55"),
-            *_probed("NG-GNN", "ng_gnn", published=(
-                "2.38 ± 0.02", "2.26 ± 0.01", "2.17 ± 0.01", "2.06 ± 0.01")),
-            *_probed("NG-T", "ng_t", published=(
-                "1.96 ± 0.00", "1.88 ± 0.02", "1.82 ± 0.02", "1.75 ± 0.01")),
+            *_each_probed({
+                "NG-GNN": ["2.38 ± 0.02", "2.26 ± 0.01", "2.17 ± 0.01", "2.06 ± 0.01"],
+                "NG-T": ["1.96 ± 0.00", "1.88 ± 0.02", "1.82 ± 0.02", "1.75 ± 0.01"],
+            }),
             Row("NG-GNN, 64 probes, 8 answers", ("ng_gnn", "--probes", "64", "--answers", "8")),
             Row("Ordered, 64 probes", ("ordered", "--probes", "64")),
             Row("Ordered, 64 probes, 8 answers",

@@ -1,6 +1,7 @@
 """What a step of an optimizer costs, in forward and backward passes of the network it trains.
 
     python -m meta_train.step_cost --threads 1
+    python -m meta_train.step_cost --memory       # of NGOptimizer: time and memory as networks grow
 
 Everything is measured in one run, one after the other in each round, so that whatever else the
 machine does falls on all alike; the figures are medians over rounds. Some steps of SOAP, and of
@@ -12,108 +13,31 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import fmean, median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torchvision.models import resnet18
+from torch import nn
+from torch.optim import AdamW
 from tqdm import tqdm
 
 from l2o_graph.commands import run_command
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, THREADS
+from meta_train.benchmarks import memory
 from meta_train.benchmarks.contenders import LIBRARY, made
 from meta_train.benchmarks.muon import split
+from meta_train.benchmarks.nets import GROWING, NETS, TIMED
 from meta_train.benchmarks.report import table
-from meta_train.benchmarks.scaling import gpt2
-from meta_train.benchmarks.strangers.networks import mlp
-from meta_train.tasks.image_classification import cnn
 
 STEPS = 11  # in a row: one more than there are from one basis to the next
 WARM_UP = 2  # steps that do not count: state is made
 SHORTEST = 0.05  # seconds that steps in a row take together, or there are more of them
-
-
-@dataclass(frozen=True, slots=True)
-class Net:
-    """A network to measure on.
-
-    Attributes:
-        label: For the table.
-        make: The network.
-        inputs: A batch for it.
-        classes: That a score is given to.
-        bar: The most that a step of NGOptimizer may cost, in passes.
-        repeats: Rounds of this one for each round of the others; short times need more.
-    """
-
-    label: str
-    make: Callable[[], nn.Module]
-    inputs: Callable[[], Tensor]
-    classes: int = 10
-    bar: float | None = None
-    repeats: int = 1
-
-
-WORDS = 2048
-NETS = {
-    "gpt": Net(
-        "GPT, 5.3 M, 8 x 128 tokens", lambda: gpt2(WORDS, 128, 256, 6),
-        lambda: torch.randint(0, WORDS, (8, 128)), WORDS, 0.6,
-    ),
-    "resnet18": Net(
-        "resnet18, 16 images of 64 x 64", resnet18, lambda: torch.randn(16, 3, 64, 64), 1000, 3.0
-    ),
-    "mlp": Net(
-        "MLP 784-1024-1024-10, batch 128", lambda: mlp(784, 1024, 1024, 10),
-        lambda: torch.randn(128, 784), bar=6.0, repeats=3,
-    ),
-    "cifar10": Net(
-        "CIFAR-10 CNN, batch 128", lambda: cnn(3, 32, 32), lambda: torch.randn(128, 3, 32, 32),
-        bar=0.12, repeats=5,
-    ),
-    "fmnist": Net(
-        "FashionMNIST CNN, batch 128", lambda: cnn(1, 28, 16),
-        lambda: torch.randn(128, 1, 28, 28), repeats=9,
-    ),
-    "small": Net(
-        "MLP 64-128-64-10, batch 64", lambda: mlp(64, 128, 64, 10), lambda: torch.randn(64, 64),
-        bar=4.0, repeats=9,
-    ),
-}  # fmt: skip
-NG = "NGOptimizer"
-OPTIMIZERS = ("AdamW", "Muon", "SOAP", NG)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What the steps of an optimizer took on a network.
-
-    Medians over rounds: of a forward and backward pass, of the mean of some steps in a row, and of
-    the longest of these.
-    """
-
-    net: str
-    optimizer: str
-    pass_seconds: float
-    seconds: float
-    slowest: float
-
-    @property
-    def passes(self) -> float:
-        """A step, in forward and backward passes."""
-        return self.seconds / self.pass_seconds
-
-    @property
-    def slowest_passes(self) -> float:
-        """The slowest step, in forward and backward passes."""
-        return self.slowest / self.pass_seconds
 
 
 class FlatMuon:
@@ -133,87 +57,105 @@ class FlatMuon:
             optimizer.step()
 
 
+def _soap(net: nn.Module) -> Any:
+    from pytorch_optimizer import SOAP
+
+    return SOAP(net.parameters())
+
+
+NG = "NGOptimizer"
+RIVALS: dict[str, Callable[[nn.Module], Any]] = {
+    "AdamW": lambda net: AdamW(net.parameters()),
+    "Muon": FlatMuon,
+    "SOAP": _soap,
+}
+OPTIMIZERS = (*RIVALS, NG)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the steps of an optimizer took on a network.
+
+    Medians over rounds: of a forward and backward pass, of the mean of some steps in a row, and of
+    the longest of these.
+    """
+
+    net: str
+    optimizer: str
+    pass_seconds: float
+    seconds: float
+    slowest: float
+
+
 def step_costs(
-    nets: Sequence[str] = tuple(NETS),
+    nets: Sequence[str] = tuple(TIMED),
     optimizers: Sequence[str] = OPTIMIZERS,
     checkpoint: str = "general",
     rounds: int = 1,
     device: str = "cpu",
 ) -> list[Cost]:
-    """Measure.
+    """Measure networks of ``NETS``, in so many rounds of each.
 
-    Args:
-        nets: Keys of ``NETS``.
-        optimizers: Names of ``OPTIMIZERS``; SOAP is left out where its library is not installed,
-            Muon where torch has none.
-        checkpoint: Checkpoint of NGOptimizer.
-        rounds: Measurements of each.
-        device: To measure on.
+    SOAP is left out where its library is not installed, Muon where torch has none.
 
     Raises:
-        ValueError: For names that are not known, fewer than one round, a device that torch cannot
-            use, and a checkpoint that does not load.
+        ValueError: For a device that torch cannot use.
     """
-    for names, known in ((nets, NETS), (optimizers, OPTIMIZERS)):
-        for name in names:
-            if name not in known:
-                raise ValueError(f"unknown '{name}', expected one of {', '.join(known)}")
-    COUNT.check("rounds", rounds)
     check_device(device)
-    load_checkpoint(checkpoint)  # that it can be is seen before any work
     lacking = {
-        "SOAP": None if find_spec(LIBRARY) else LIBRARY,
-        "Muon": None if hasattr(torch.optim, "Muon") else "torch 2.9 or newer",
+        "SOAP": "" if find_spec(LIBRARY) else LIBRARY,
+        "Muon": "" if hasattr(torch.optim, "Muon") else "torch 2.9 or newer",
     }
-    for name, needed in lacking.items():
-        if needed and name in optimizers:
-            print(f"{name} left out: needs {needed}", file=sys.stderr)
-            optimizers = [other for other in optimizers if other != name]
+    for name in optimizers:
+        if lacking.get(name):
+            print(f"{name} left out: needs {lacking[name]}", file=sys.stderr)
+    usable = [name for name in optimizers if not lacking.get(name)]
     costs: list[Cost] = []
-    with tqdm(total=sum(rounds * NETS[name].repeats for name in nets), unit="round") as progress:
-        for name in nets:
-            bench = _Bench(NETS[name], optimizers, checkpoint, torch.device(device))
-            for _ in bench.rounds(rounds * NETS[name].repeats):
-                progress.update()
-            costs += bench.costs(name)
+    for name in nets:
+        bench = _Bench(name, usable, checkpoint, torch.device(device))
+        for _ in tqdm(range(rounds * NETS[name].repeats), name, unit="round"):
+            bench.round()
+        costs += bench.costs()
     return costs
 
 
 class _Bench:
     """A network in as many copies as there are optimizers, and what was measured on them."""
 
-    def __init__(self, net: Net, optimizers: Sequence[str], checkpoint: str, device: torch.device):
+    def __init__(self, name: str, optimizers: Sequence[str], checkpoint: str, device: torch.device):
+        net = NETS[name]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.plain = net.make().to(device)
             self.inputs = net.inputs().to(device)
-        self.classes, self.device = net.classes, device
+        self.name, self.classes, self.device = name, net.classes, device
         self.start = copy.deepcopy(self.plain.state_dict())
         self.copies = {name: copy.deepcopy(self.plain) for name in optimizers}
-        self.optimizers = {n: _made(n, net, checkpoint) for n, net in self.copies.items()}
+        self.optimizers = {
+            name: made(copied, checkpoint) if name == NG else RIVALS[name](copied)
+            for name, copied in self.copies.items()
+        }
         self.passes: list[float] = []
         self.times: dict[str, list[list[float]]] = {name: [] for name in optimizers}
         for copied in self.copies.values():  # from which NGOptimizer reads the structure
             self._pass(copied)
         self._pass(self.plain)
-
-    def rounds(self, count: int) -> Iterator[None]:
-        """Measure everything so many times."""
         for name in self.copies:
             self._steps(name, WARM_UP)
-        for _ in range(count):
-            self.passes.append(self._timed(lambda: self._pass(self.plain)))
-            for name, found in self.times.items():
-                found.append(self._steps(name, STEPS))
-                # Twice as often where one pass is short: so do all see the same machine.
-                self.passes.append(self._timed(lambda: self._pass(self.plain)))
-            yield
 
-    def costs(self, net: str) -> list[Cost]:
+    def round(self) -> None:
+        """Measure everything once."""
+        self.passes.append(self._timed(lambda: self._pass(self.plain)))
+        for name, found in self.times.items():
+            found.append(self._steps(name, STEPS))
+            # Twice as often where one pass is short: so do all see the same machine.
+            self.passes.append(self._timed(lambda: self._pass(self.plain)))
+
+    def costs(self) -> list[Cost]:
         """Medians of what was measured."""
         one_pass = median(self.passes)
         return [
-            Cost(net, name, one_pass, median(map(fmean, rows)), median(map(max, rows)))
+            Cost(self.name, name, one_pass, median(map(fmean, rows)), median(map(max, rows)))
             for name, rows in self.times.items()
         ]
 
@@ -245,18 +187,6 @@ class _Bench:
         return time.perf_counter()
 
 
-def _made(name: str, net: nn.Module, checkpoint: str) -> Optimizer | FlatMuon:
-    if name == "AdamW":
-        return AdamW(net.parameters())
-    if name == "Muon":
-        return FlatMuon(net)
-    if name == NG:
-        return made(net, checkpoint)
-    from pytorch_optimizer import SOAP
-
-    return SOAP(net.parameters())
-
-
 def markdown(costs: Sequence[Cost]) -> str:
     """The measurements as a table."""
     rows = [["network", "pass, ms", "optimizer", "step, ms", "passes", "slowest step, passes",
@@ -264,8 +194,11 @@ def markdown(costs: Sequence[Cost]) -> str:
     for cost in costs:
         net = NETS[cost.net]
         limit = f"≤ {net.bar:g}" if cost.optimizer == NG and net.bar is not None else ""
-        times = f"{1e3 * cost.seconds:.2f}", f"{cost.passes:.2f}", f"{cost.slowest_passes:.2f}"
-        rows.append([net.label, f"{1e3 * cost.pass_seconds:.2f}", cost.optimizer, *times, limit])
+        rows.append([
+            net.label, f"{1e3 * cost.pass_seconds:.2f}", cost.optimizer,
+            f"{1e3 * cost.seconds:.2f}", f"{cost.seconds / cost.pass_seconds:.2f}",
+            f"{cost.slowest / cost.pass_seconds:.2f}", limit,
+        ])  # fmt: skip
     return table(rows)
 
 
@@ -276,22 +209,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--threads", type=int, help="of the CPU; torch's own choice if not given")
-    add("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    text = "networks to measure on [gpt to small; with --memory cnn-16 to gpt2]"
+    add("--nets", nargs="+", choices=list(NETS), help=text)
     add("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     add("--checkpoint", default="general", help="of NGOptimizer: a name or a path")
     add("--rounds", type=int, default=1, help="of the largest; small networks get more")
     add("--device", default="cpu")
-    args = vars(parser.parse_args(argv))
-    threads = args.pop("threads")
+    add("--memory", action="store_true",
+        help="of NGOptimizer: memory, and time for a parameter, as networks grow")  # fmt: skip
+    given = parser.parse_args(argv)
 
     def work() -> list[str]:
-        if threads is not None:
-            THREADS.check("threads", threads)
-            torch.set_num_threads(threads)
-        return [
-            markdown(step_costs(**args)),
-            f"\nMeans of at least {STEPS} steps in a row, medians over rounds; "
-            f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}",
-        ]
+        COUNT.check("rounds", given.rounds)
+        if given.threads is not None:
+            THREADS.check("threads", given.threads)
+            torch.set_num_threads(given.threads)
+        load_checkpoint(given.checkpoint)  # that it can be is seen before any work
+        machine = f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}"
+        if given.memory:
+            if given.device != "cpu":
+                raise ValueError(f"device: expected cpu with --memory, found '{given.device}'")
+            found = memory.scales(given.nets or list(GROWING), given.checkpoint, given.rounds)
+            return [memory.markdown(found), f"\n{machine}"]
+        nets = given.nets or list(TIMED)
+        costs = step_costs(nets, given.optimizers, given.checkpoint, given.rounds, given.device)
+        explained = f"Means of at least {STEPS} steps in a row, medians over rounds; "
+        return [markdown(costs), f"\n{explained}{machine}"]
 
     return run_command("step_cost", work, stopped="stopped")

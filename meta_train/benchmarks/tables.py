@@ -18,18 +18,20 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from safetensors import safe_open
 from tqdm import tqdm
 
+from l2o_graph.commands import ERRORS, run_command
 from l2o_graph.datasets.workers import in_parallel
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.lock import held
 from meta_train.__main__ import main as train
-from meta_train.benchmarks.report import spread
+from meta_train.benchmarks.report import spread, table
 from meta_train.benchmarks.rows import TABLES, Row, Table
 from meta_train.parsing import parsed
 
@@ -38,25 +40,15 @@ INTERRUPTED = 130  # what a command answers that was told to stop
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to train.
+    """What to train."""
 
-    Attributes:
-        table: A name of ``TABLES``.
-        only: Labels of rows, or words in them; () for all.
-        seeds: How many, from 0 on.
-        hidden: Channels of the graph models; 0 for the published ones. Baselines keep theirs.
-        extra: Further arguments of every run.
-        out: Folder of the runs and the table.
-        jobs: Runs at the same time, of one thread each.
-    """
-
-    table: str
-    only: tuple[str, ...] = ()
-    seeds: int = 2
-    hidden: int = 0
-    extra: tuple[str, ...] = ()
-    out: Path = Path("runs/tables")
-    jobs: int = 1
+    table: str  # a name of ``TABLES``
+    only: tuple[str, ...] = ()  # labels of rows, or words in them; () for all
+    seeds: int = 2  # how many, from 0 on
+    hidden: int = 0  # channels of the graph models; 0 for the published ones
+    extra: tuple[str, ...] = ()  # further arguments of every run
+    out: Path = Path("runs/tables")  # folder of the runs and the table
+    jobs: int = 1  # runs at the same time, of one thread each
 
     def __post_init__(self) -> None:
         check_ranges(self, seeds=COUNT, hidden=COUNT_OR_NONE, jobs=COUNT)
@@ -128,23 +120,19 @@ def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
 
 def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> str:
     """The table, its last column what the paper has."""
-    table = TABLES[settings.table]
-    lines = [
-        f"| {settings.table} | parameters | {table.unit} | seeds | minutes | paper |",
-        "|---" * 6 + "|",
-    ]
+    known = TABLES[settings.table]
+    rows = [[settings.table, "parameters", known.unit, "seeds", "minutes", "paper"]]
     for row, found in answers.items():
-        if not found:
-            continue
-        minutes = sum(each["minutes"] for each in found) / len(found)
-        lines.append(
-            f"| {row.label} | {found[0]['parameters']:,} | {_figure(table, found)} | {len(found)} "
-            f"| {minutes:.1f} | {row.published} |"
-        )
+        if found:
+            minutes = fmean(each["minutes"] for each in found)
+            rows.append([
+                row.label, f"{found[0]['parameters']:,}", _figure(known, found), str(len(found)),
+                f"{minutes:.1f}", row.published,
+            ])  # fmt: skip
     width = f"{settings.hidden} channels" if settings.hidden else "published sizes"
     given = " ".join(settings.extra) or "no further arguments"
-    lines += ["", f"Graph models of {width}; {given}. The paper's figures are at its own scale."]
-    return "\n".join(lines) + "\n"
+    note = f"Graph models of {width}; {given}. The paper's figures are at its own scale."
+    return f"{table(rows)}\n\n{note}\n"
 
 
 def write(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> list[Path]:
@@ -199,35 +187,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     add = parser.add_argument
     add("table", choices=sorted(TABLES))
-    add(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="rows of these labels, or with these words in theirs",
-    )
+    add("--only", nargs="+", default=[], metavar="LABEL",
+        help="rows of these labels, or with these words in theirs")  # fmt: skip
     add("--seeds", type=int, default=2, help="how many, from 0 on")
     add("--hidden", type=int, default=0, help="channels of the graph models; 0: the paper's")
     add("--out", type=Path, default=Path("runs/tables"), metavar="FOLDER")
     add("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
     args = vars(parser.parse_args(argv[:cut]))
     args["only"] = tuple(args["only"])
-    try:
+    complete = False
+
+    def work() -> list[str]:
+        nonlocal complete
         settings = Settings(**args, extra=tuple(argv[cut + 1 :]))
         answers = fill(settings)
         if not any(answers.values()):
             print("tables: no row ended, nothing written", file=sys.stderr)
-            return 1
+            return []
         paths = write(settings, answers)
-    except (ValueError, OSError, BrokenProcessPool) as error:
-        print("tables: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    print(paths[0].read_text())
-    print(f"wrote {' and '.join(map(str, paths))}")
-    return 0 if all(len(found) == settings.seeds for found in answers.values()) else 1
+        complete = all(len(found) == settings.seeds for found in answers.values())
+        return [paths[0].read_text(), f"wrote {' and '.join(map(str, paths))}"]
+
+    return run_command("tables", work, (*ERRORS, BrokenProcessPool)) or int(not complete)
 
 
 def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, int]:

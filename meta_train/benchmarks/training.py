@@ -1,19 +1,20 @@
 """One run: a task, an optimizer, a seed."""
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime, timezone
 from statistics import fmean, median
+from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from meta_train.benchmarks.contenders import averages_swapped, contenders, identity
-from meta_train.benchmarks.records import Record, Run, number
+from meta_train.benchmarks.contenders import contenders, identity
+from meta_train.benchmarks.records import Record, Run
 from meta_train.benchmarks.strangers.task import Problem, measured
 from meta_train.benchmarks.strangers.tasks import find
 
@@ -39,11 +40,12 @@ def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Rec
     problem = find(run.task, run.device).make(run.seed, root)
     start = measured(problem.net, problem.evaluate)  # before an optimizer follows the network
     contender = contenders(checkpoint)[run.optimizer]
-    optimizers = contender.make(problem.net, run.rate, run.steps)
+    optimizers: list[Any] = contender.make(problem.net, run.rate, run.steps)
     decays = [_linear(o, run.steps) for o in optimizers if contender.decays]
     judged = [run.steps] if contender.horizon else stops(run.steps)
-    merits: dict[int, float | None] = {}
-    averaged: dict[int, float | None] = {}
+    # A run that diverges has no figure from there on.
+    merits: dict[int, float | None] = dict.fromkeys(judged)
+    averaged = dict(merits) if contender.is_learned else {}
     losses: list[float] = []
     passes: list[float] = []
     updates: list[float] = []
@@ -68,17 +70,16 @@ def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Rec
         passes.append(passed - ready)
         losses.append(value)
         if step + 1 in judged:
-            swap = contender.swap(optimizers) if contender.swap else contextlib.nullcontext()
-            merits[step + 1] = number(judge(problem, swap, contender.swap is not None))
+            swaps = [contender.swap(o) for o in optimizers] if contender.swap else []
+            merits[step + 1] = judge(problem, *swaps)
             if contender.is_learned:
-                merit = judge(problem, averages_swapped(optimizers), swapped=True)
-                averaged[step + 1] = number(merit)
+                averaged[step + 1] = judge(problem, *(o.averaged() for o in optimizers))
     width = max(1, -(-len(losses) // POINTS))
     return Record(
         run=run,
         start=start,
-        merits={step: merits.get(step) for step in judged},
-        averaged={step: averaged.get(step) for step in judged} if contender.is_learned else {},
+        merits=merits,
+        averaged=averaged,
         curve=[fmean(losses[i : i + width]) for i in range(0, len(losses), width)],
         diverged=len(losses) < run.steps,
         pass_seconds=median(passes) if passes else 0.0,
@@ -90,15 +91,18 @@ def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Rec
     )
 
 
-def judge(
-    problem: Problem, swap: contextlib.AbstractContextManager[object], swapped: bool
-) -> float:
-    """The figure of merit, of other weights where these are swapped in."""
-    with swap, norms_renewed(problem) if swapped else contextlib.nullcontext():
-        return measured(problem.net, problem.evaluate)
+def judge(problem: Problem, *swapped: AbstractContextManager[object]) -> float | None:
+    """The figure of merit, of other weights where these are swapped in; None for no number."""
+    with ExitStack() as stack:
+        for swap in swapped:
+            stack.enter_context(swap)
+        if swapped:
+            stack.enter_context(norms_renewed(problem))
+        merit = measured(problem.net, problem.evaluate)
+    return merit if math.isfinite(merit) else None
 
 
-@contextlib.contextmanager
+@contextmanager
 def norms_renewed(problem: Problem) -> Iterator[None]:
     """BatchNorm's statistics of the weights in place, from training batches; then as before."""
     norms = [m for m in problem.net.modules() if isinstance(m, _BatchNorm)]

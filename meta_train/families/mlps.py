@@ -1,4 +1,4 @@
-"""MLPs: that classify, reproduce or remember images, and that learn functions."""
+"""MLPs: that classify or reproduce images, and that learn functions."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,7 @@ from meta_train.families.registry import register_family
 from meta_train.families.teachers import TEACHERS
 
 BATCHES = (8, 16, 32, 64, 128)
-REMEMBERED = 256  # examples that are to be known by heart
 JUDGES = 256  # examples to be judged by
-
-
-def in_batches(batch: int) -> str:
-    """Size of a batch for a name, 0 being all examples."""
-    return f"batches of {batch}" if batch else "all at once"
 
 
 @register_family("classifier")
@@ -70,29 +64,6 @@ def autoencoder(dice: Dice, pictures: Pictures) -> Plan:
     )
     criterion = F.binary_cross_entropy_with_logits if raw else squared
     return Plan(name, module, start, Stream(dice, make), criterion)
-
-
-@register_family("memorise")
-def memorise(dice: Dice, pictures: Pictures) -> Plan:
-    """Images with their labels, with random labels or with random numbers, to know by heart."""
-    targets = dice.pick("labels", "labels", "random labels", "random numbers")
-    sizes = [49, *[dice.integer(20, 40)] * dice.integer(1, 2), 1 if "numbers" in targets else 10]
-    activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
-    batch = dice.pick(32, 64, 128, 0)
-    x, y = pictures.draw(dice, REMEMBERED)
-    if targets == "random labels":
-        y = dice.integers(10, REMEMBERED)
-    elif targets == "random numbers":
-        y = dice.normal(REMEMBERED, 1)
-    module = MLP(sizes, activation)
-    start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"memorise {dashed(sizes)} {activation}, {scheme}, {REMEMBERED} images, {targets}, "
-        + in_batches(batch)
-    )
-    examples = FixedSet(dice, (x.flatten(2), y), batch)
-    criterion = squared if targets == "random numbers" else F.cross_entropy
-    return Plan(name, module, start, examples, criterion)
 
 
 def examples_of(
@@ -171,7 +142,7 @@ def few_examples(dice: Dice, pictures: Pictures) -> Plan:
         fixed = make(dice.other("examples"), count)
     module = MLP(sizes, activation)
     start = initial(module, dice, scheme, gains(dice))
-    name = f"few_examples {dashed(sizes)} {activation}, {scheme}, {count} {said}, " + in_batches(
-        batch
+    name = f"few_examples {dashed(sizes)} {activation}, {scheme}, {count} {said}, " + (
+        f"batches of {batch}" if batch else "all at once"
     )
     return Plan(name, module, start, FixedSet(dice, fixed, batch, judges), criterion)

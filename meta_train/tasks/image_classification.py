@@ -3,19 +3,22 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2o_graph.datasets.images import Images, load_images
+from l2o_graph.datasets.images import NORMALISATION, Images, data_root, load_images
 from l2o_graph.ranges import COUNT
 from l2o_graph.tracing.by_order import spec_of_module
 
 CLASSES = 10
 BATCH = 128
 TEST_BATCH = 1000
+SAMPLE = "sample"  # as a data root: the packaged sample in place of all image datasets
 
 
 def cnn(channels: int, size: int, width: int, depth: int = 3, norm: int = 0) -> nn.Module:
@@ -53,6 +56,37 @@ def mlp(channels: int, size: int, width: int) -> nn.Module:
     )
 
 
+def images_of(dataset: str, root: str | Path | None) -> Images:
+    """A dataset, or a stand-in for it from the packaged sample of FashionMNIST; loaded once.
+
+    Args:
+        dataset: A name that ``load_images`` knows.
+        root: Folder where datasets lie, or "sample" for a stand-in.
+
+    Raises:
+        DatasetNotFoundError: When it is not there and cannot be downloaded.
+    """
+    return _stand_in(dataset) if root == SAMPLE else _loaded(dataset, data_root(root).resolve())
+
+
+@cache
+def _loaded(dataset: str, folder: Path | None = None) -> Images:
+    return load_images(dataset, folder)
+
+
+@cache
+def _stand_in(dataset: str) -> Images:
+    grey = _loaded("fmnist_sample")
+    if dataset != "cifar10":
+        return grey
+    x, test_x = (
+        torch.cat([wide, wide // 2, 255 - wide], 1)
+        for wide in (F.pad(pixels, (2, 2, 2, 2)) for pixels in (grey.train_x, grey.test_x))
+    )
+    label = f"{grey.name}, in colour"
+    return Images(label, x, grey.train_y, test_x, grey.test_y, *NORMALISATION[dataset])
+
+
 class ImageProblem:
     """One network on one image dataset; batches run through shuffled epochs."""
 
@@ -78,7 +112,7 @@ class ImageProblem:
     def loss(self, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy in nats."""
         x, y = batch
-        return nn.functional.cross_entropy(self._logits(parameters, x), y)
+        return F.cross_entropy(self._logits(parameters, x), y)
 
     @torch.no_grad()
     def accuracy(self, parameters: Sequence[Tensor]) -> float:
@@ -129,7 +163,6 @@ class ImageTask:
         self.dataset, self.build, self.width = dataset, build, width
         self.batch, self.shape = batch, shape
         self._images: Images | None = None
-        self._same_images: ImageTask | None = None  # of which this is a variant
 
     def variant(self, **settings: int) -> "ImageTask":
         """The same task with another ``batch``, ``width`` or shape of network.
@@ -145,17 +178,11 @@ class ImageTask:
             if key != "norm":
                 COUNT.check(key, value)
         changed = {"width": self.width, "batch": self.batch, **self.shape, **settings}
-        other = ImageTask(self.dataset, self.build, **changed)
-        other._same_images = self
-        return other
+        return ImageTask(self.dataset, self.build, **changed)
 
     def load(self, root: str | Path | None) -> str:
-        """Load the images."""
-        if self._same_images is not None:
-            self._same_images.load(root)
-            self._images = self._same_images._images
-        if self._images is None:
-            self._images = load_images(self.dataset, root)
+        """Load the images, of a folder or, as root "sample", a stand-in from the package."""
+        self._images = images_of(self.dataset, root)
         return self._images.name
 
     def problem(self, seed: int, device: torch.device) -> ImageProblem:

@@ -33,7 +33,7 @@ from meta_train.benchmarks.optimizers import (
     with_averages,
 )
 from meta_train.benchmarks.records import Record, Run
-from meta_train.benchmarks.report import Outcome, markdown, stopped_early, write
+from meta_train.benchmarks.report import Outcome, markdown, passes, stopped_early, write
 from meta_train.benchmarks.strangers import tasks, taught
 from meta_train.benchmarks.strangers.task import ACCURACY, lower, measured
 from meta_train.benchmarks.strangers.tasks import TASKS
@@ -363,7 +363,7 @@ def test_what_is_finished_can_be_reported_before_the_end(tmp_path):
     outcome = compare(more)
     assert [task.name for task in outcome.tasks] == ["flow"]
     assert [r.run.optimizer for r in outcome.records] == ["adamw-default"]
-    assert len(write(outcome, tmp_path)) == 4
+    assert len(write(outcome, tmp_path)) == 3
 
 
 def test_a_line_cut_off_is_run_again_and_a_strange_file_is_refused(tmp_path):
@@ -431,6 +431,15 @@ def test_a_registered_task_is_trained_at_the_papers_seeds(tmp_path):
     assert problem.evaluate(problem.net) == pytest.approx(100 * accuracy)
 
 
+@pytest.mark.parametrize("name", ["fmnist_cnn:width=4", "mnist_cnn:width=4", "cifar10_cnn:width=4"])
+def test_a_registered_task_can_be_trained_on_the_sample(name, tmp_path):
+    settings = replace(PAPERS, tasks=(name,), optimizers=("adamw-default",), data_root="sample")
+    (record,) = compare(replace(settings, steps=2, out=tmp_path)).records
+    assert record.merit is not None
+    channels, size = (3, 32) if "cifar" in name else (1, 28)
+    assert tasks.find(name).make(1, "sample").batch(0)[0].shape == (128, channels, size, size)
+
+
 def test_tasks_of_strangers_are_for_the_cpu():
     found, lines = tasks.chosen(("flow", "fmnist_sample"), None, "cuda")
     assert [task.name for task in found] == ["fmnist_sample"]
@@ -475,7 +484,6 @@ def test_data_that_are_absent_are_reported_in_one_line(tmp_path, capsys, monkeyp
         raise RuntimeError("no network\nat all")
 
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
-    monkeypatch.setattr(get_task("fmnist_cnn"), "_images", None)
     given = ["--tasks", "fmnist_cnn", "--optimizers", "adam", "--data-root", str(tmp_path / "none")]
     assert main([*given, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -536,15 +544,12 @@ def test_all_is_written(outcome, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paths = write(outcome, tmp_path)
-    assert [path.name for path in paths] == [
-        "results.md", "results.json", "standings.png", "curves.png",
-    ]  # fmt: skip
-    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths[2:])
-    data = json.loads(paths[1].read_text())
-    assert data["standings"]["gpt"]["adamw"]["rank"] == 1
-    assert data["standings"]["vit"]["ng"]["rank"] == 1
-    assert data["passes"]["vit"]["ng"] == pytest.approx(0.2)
-    assert data["summary"]["ng"]["firsts"] == 0  # failed on both: no better than at the start
+    assert [path.name for path in paths] == ["results.md", "standings.png", "curves.png"]
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths[1:])
+    tables = outcome.tables(outcome.records)
+    assert tables["gpt"]["adamw"].rank == tables["vit"]["ng"].rank == 1
+    assert passes(outcome, outcome.tasks[0], "ng")[0] == pytest.approx(0.2)
+    assert summaries(tables)["ng"].firsts == 0  # failed on both: no better than at the start
     table = paths[0].read_text()
     assert "task chess left out" in table
     assert "| 3 ± 1 (0.001) |" in table.replace("**", "")

@@ -13,8 +13,7 @@ from .find import Made, command_of, named
 
 COMMANDS = (
     "l2o_graph.datasets.inr", "l2o_graph.datasets.zoo", "meta_train.benchmark",
-    "meta_train.compare", "meta_train.scaling", "meta_train.step_cost",
-    "meta_train.strangers", "meta_train.tables",
+    "meta_train.compare", "meta_train.step_cost", "meta_train.strangers", "meta_train.tables",
 )  # fmt: skip
 # Each of these tasks has options of its own.
 TASKS = ("general", "mnist_inr", "mnist_dilation", "cnn_park", "cnn_small")

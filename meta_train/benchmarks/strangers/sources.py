@@ -6,42 +6,23 @@ from functools import cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from l2o_graph.datasets.images import NORMALISATION, Images, load_images
+from l2o_graph.datasets.images import Images
 from meta_train.benchmarks.strangers.task import generator
+from meta_train.tasks.image_classification import images_of
 
-SAMPLE = "sample"  # as a data root: the packaged sample in place of all image datasets
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 TEXT_LENGTH, TEXT_HELD_OUT = 1_000_000, 100_000
 
 
 @cache
 def images(name: str, root: str | None) -> Images:
-    """A dataset by the name that ``load_images`` knows, its test images in random order.
-
-    Args:
-        name: "fmnist", "mnist" or "cifar10".
-        root: Where it lies, or "sample" for a stand-in from the packaged FashionMNIST sample.
-
-    Raises:
-        DatasetNotFoundError: When it is not there and cannot be downloaded.
-    """
-    found = load_images("fmnist_sample" if root == SAMPLE else name, root)
-    if root == SAMPLE and name == "cifar10":
-        mean, std = NORMALISATION[name]
-        x, test_x = _coloured(found.train_x), _coloured(found.test_x)
-        label = f"{found.name}, in colour"
-        found = Images(label, x, found.train_y, test_x, found.test_y, mean, std)
+    """A dataset as ``images_of`` has it, its test images in random order."""
+    found = images_of(name, root)
     # Some come sorted by class, and a part of the test images is all that is looked at.
     order = torch.randperm(len(found.test_y), generator=generator(0))
     return replace(found, test_x=found.test_x[order], test_y=found.test_y[order])
-
-
-def _coloured(grey: Tensor) -> Tensor:
-    wide = F.pad(grey, (2, 2, 2, 2))
-    return torch.cat([wide, wide // 2, 255 - wide], 1)
 
 
 @cache

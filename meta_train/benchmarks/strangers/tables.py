@@ -40,10 +40,7 @@ def of_table(
     loss: Callable[[nn.Module, Batch], Tensor],
     judge: Callable[[nn.Module, Batch], float],
 ) -> Callable[[int, str | None], Problem]:
-    """An MLP on the rows of a table, judged by those that it is not trained on.
-
-    ``loss`` and ``judge`` are of the network and a batch of rows and targets.
-    """
+    """An MLP on the rows of a table, judged by those that it is not trained on."""
 
     def make(seed: int, root: str | None) -> Problem:
         shown, tested = _split(*table(name), seed)

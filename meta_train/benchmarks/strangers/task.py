@@ -46,23 +46,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something that people train.
-
-    Attributes:
-        name: For commands.
-        label: In words.
-        merit: What it is judged by, on data held out.
-        steps: Number of steps of a whole run.
-        make: (seed, data root) -> problem.
-        library: A package that it needs beside the project's own, by the name of its import.
-    """
+    """Something that people train."""
 
     name: str
     label: str
-    merit: Merit
-    steps: int
-    make: Callable[[int, str | None], Problem]
-    library: str = ""
+    merit: Merit  # what it is judged by, on data held out
+    steps: int  # of a whole run
+    make: Callable[[int, str | None], Problem]  # of a seed and a data root
+    library: str = ""  # that it needs beside the project's own, by the name of its import
 
 
 def generator(seed: int, step: int = -1) -> torch.Generator:

@@ -5,14 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from meta_train.benchmarks.strangers import (
-    fields,
-    generative,
-    sequences,
-    tables,
-    taught,
-    vision,
-)
+from meta_train.benchmarks.strangers import fields, generative, sequences, tables, taught, vision
 from meta_train.benchmarks.strangers.task import ACCURACY, Batch, Problem, Task
 from meta_train.tasks import TASKS as REGISTERED
 from meta_train.tasks import get_task
@@ -28,6 +21,11 @@ QUICK = ("vit", "gpt", "siren", "pinn", "recommender", "adapt")
 STEPS, FIRST_SEED = 1000, 101
 
 
+def known_names() -> list[str]:
+    """Names of all tasks, of ours and of ``meta_train.tasks``."""
+    return [*TASKS, *REGISTERED]
+
+
 def find(name: str, device: str = "cpu") -> Task:
     """The task of a name, of ours or of ``meta_train.tasks``; the first are for the CPU alone.
 
@@ -37,7 +35,7 @@ def find(name: str, device: str = "cpu") -> Task:
     if name in TASKS:
         return TASKS[name]
     if name.partition(":")[0] not in REGISTERED:
-        known = ", ".join(["all", "quick", *TASKS, *REGISTERED])
+        known = ", ".join(["all", "quick", *known_names()])
         raise ValueError(f"unknown task '{name}', expected one of {known}")
     registered = get_task(name)
 
@@ -63,7 +61,7 @@ def chosen(
 
     Args:
         names: Names that ``find`` knows, or "all" or "quick" for several.
-        root: Folder where datasets lie.
+        root: Folder where datasets lie, or "sample" for stand-ins from the package.
         device: To train on.
 
     Raises:
@@ -76,11 +74,10 @@ def chosen(
         task = find(name, device)
         if name not in TASKS:
             get_task(name).load(root)
-        reason = "needs the CPU" if name in TASKS and device != "cpu" else ""
         if task.library and find_spec(task.library) is None:
-            reason = f"needs {task.library}"
-        if reason:
-            lines.append(f"task {name} left out: {reason}")
+            lines.append(f"task {name} left out: needs {task.library}")
+        elif name in TASKS and device != "cpu":
+            lines.append(f"task {name} left out: needs the CPU")
         else:
             tasks.append(task)
     return tasks, lines

@@ -1,0 +1,72 @@
+"""The networks that the cost of a step is measured on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from meta_train.benchmarks.strangers.networks import GPT, mlp
+from meta_train.tasks.image_classification import cnn
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """A network to measure on, and a batch for it."""
+
+    label: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    classes: int = 10
+    bar: float | None = None  # the most that a step of NGOptimizer may cost, in passes
+    repeats: int = 1  # rounds for each round of the others; short times need more
+
+
+def gpt2(words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12) -> GPT:
+    """A decoder of the shape of GPT-2 small, 124 M parameters; the head is the embedding."""
+    net = GPT(words, tokens, width, blocks, width // 64)
+    net.head.weight = net.word.weight
+    return net
+
+
+def _cnn(width: int) -> Net:
+    """The paper's CIFAR-10 network is the one of width 32."""
+    return Net(f"CNN, width {width}", lambda: cnn(3, 32, width), lambda: torch.randn(4, 3, 32, 32))
+
+
+WORDS = 2048
+TIMED = {
+    "gpt": Net(
+        "GPT, 5.3 M, 8 x 128 tokens", lambda: gpt2(WORDS, 128, 256, 6),
+        lambda: torch.randint(0, WORDS, (8, 128)), WORDS, 0.6,
+    ),
+    "resnet18": Net(
+        "resnet18, 16 images of 64 x 64", resnet18, lambda: torch.randn(16, 3, 64, 64), 1000, 3.0
+    ),
+    "mlp": Net(
+        "MLP 784-1024-1024-10, batch 128", lambda: mlp(784, 1024, 1024, 10),
+        lambda: torch.randn(128, 784), bar=6.0, repeats=3,
+    ),
+    "cifar10": Net(
+        "CIFAR-10 CNN, batch 128", lambda: cnn(3, 32, 32), lambda: torch.randn(128, 3, 32, 32),
+        bar=0.12, repeats=5,
+    ),
+    "fmnist": Net(
+        "FashionMNIST CNN, batch 128", lambda: cnn(1, 28, 16),
+        lambda: torch.randn(128, 1, 28, 28), repeats=9,
+    ),
+    "small": Net(
+        "MLP 64-128-64-10, batch 64", lambda: mlp(64, 128, 64, 10), lambda: torch.randn(64, 64),
+        bar=4.0, repeats=9,
+    ),
+}  # fmt: skip
+GROWING = {
+    **{f"cnn-{width}": _cnn(width) for width in (16, 32, 64, 128, 256, 512, 1024)},
+    "mlp-1024": Net(
+        "MLP, width 1024", lambda: mlp(784, 1024, 1024, 1024, 10), lambda: torch.randn(4, 784)
+    ),
+    "resnet18": TIMED["resnet18"],
+    "gpt2": Net("GPT-2 small", gpt2, lambda: torch.randint(0, 50257, (1, 8)), 50257),
+}
+NETS = TIMED | GROWING
