@@ -112,7 +112,6 @@ WORDS = {
     "count": "number of images: of training, the others in proportion; or of training, validation "
     "and test",
     "draws": "number of draws of each family",
-    "epochs": "number of passes over the training images, in place of steps",
     "evaluate_every": "number of steps between evaluations; 0: at the end alone",
     "hold_out": "networks that have this trait are not trained on, and alone are tested: `depth=5`",
     "inrs": "folder of the networks",

@@ -2,74 +2,108 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from l2o_graph.datasets.workers import in_parallel
-from l2o_graph.storage.shards import Format, rewrite_record, unwritten
+from l2o_graph.storage.shards import (
+    differences,
+    read_record,
+    read_tensors,
+    shard_name,
+    write_tensors,
+)
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-@runtime_checkable
-class Shard(Protocol):
-    """One file to be."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file to be.
 
-    @property
-    def path(self) -> Path:
-        """Place of the file."""
-        ...
+    Attributes:
+        path: Its place.
+        numbers: Of the networks, or runs, in it.
+        record: What its header says.
+        total: The entry of the header that is smaller in a smaller set with the same numbers; ""
+            where a smaller set has others.
+    """
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """Content of its header."""
-        ...
-
-    @property
-    def growing(self) -> tuple[str, ...]:
-        """Entries of the header that are smaller in a smaller set of the same networks."""
-        ...
-
-    def __len__(self) -> int:
-        """Count what it holds, in units of the progress bar."""
-        ...
-
-    def held(self) -> int:
-        """Count what the file there holds, in the same units."""
-        ...
+    path: Path
+    numbers: Sequence[int]
+    record: dict[str, Any]
+    total: str
 
 
-S = TypeVar("S", bound=Shard)
+def shards_of(
+    folder: Path, numbers: Sequence[int], size: int, record: dict[str, Any], total: str
+) -> list[Shard]:
+    """The shards of a split, of so many numbers each; the other arguments as of ``Shard``."""
+    parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    return [
+        Shard(
+            folder / shard_name(record["split"], i),
+            part,
+            {**record, "shards": len(parts), "shard": i},
+            total,
+        )
+        for i, part in enumerate(parts)
+    ]
 
 
-def missing(shards: Sequence[S], kind: Format) -> list[S]:
-    """List the shards that are not there in full.
+def missing(
+    shards: Sequence[Shard], kind: str, held: Callable[[Path], int]
+) -> tuple[list[Shard], list[Shard]]:
+    """Those that are not there in full, and those that are, but say they are of a smaller set.
+
+    Args:
+        shards: All of the set.
+        kind: Kind of networks.
+        held: Count of what is in a file there, as ``numbers`` counts it.
 
     Raises:
         ValueError: For shards of another configuration in their place.
     """
-    return _sorted_out(shards, kind)[0]
+    absent, smaller = [], []
+    for shard in shards:
+        try:
+            found = read_record(shard.path, kind)
+        except (FileNotFoundError, ValueError):  # what is damaged is made anew
+            absent.append(shard)
+            continue
+        grown = 0 < found.get(shard.total, 0) < shard.record.get(shard.total, 0)
+        usual = {key: shard.record[key] for key in (shard.total, "shards")} if grown else {}
+        if difference := differences(shard.record, {**found, **usual}):
+            raise ValueError(
+                f"'{shard.path}' is of another configuration: {difference}; give another --out"
+            )
+        if grown:
+            whole = held(shard.path) == len(shard.numbers)
+            (smaller if whole else absent).append(shard)
+    return absent, smaller
 
 
-def _sorted_out(shards: Sequence[S], kind: Format) -> tuple[list[S], list[S]]:
-    """Those that are not there in full, and those that are, but say they are of a smaller set."""
-    of_path = {shard.path: shard for shard in shards}
-    growing = shards[0].growing if shards else ()
-    found = unwritten({path: shard.record for path, shard in of_path.items()}, kind, growing)
-    absent, smaller = ([of_path[path] for path in paths] for paths in found)
-    whole = [shard for shard in smaller if shard.held() == len(shard)]
-    return absent + [shard for shard in smaller if shard not in whole], whole
-
-
-def make(shards: Sequence[S], kind: Format, work: Callable[[S], S], jobs: int, unit: str) -> int:
+def make(
+    shards: Sequence[Shard],
+    kind: str,
+    held: Callable[[Path], int],
+    work: Callable[[Shard], Shard],
+    jobs: int,
+    unit: str,
+) -> int:
     """Make the shards that are missing, each written as it is done; the caller holds the folder.
 
     A set that was smaller grows: what it has is not made again.
 
     Args:
         shards: All of the set.
-        kind: Format of the files.
+        kind: Kind of networks.
+        held: As in ``missing``.
         work: Maker of a shard; a function that can be pickled.
         jobs: Number of processes, of one thread each.
         unit: Name of what a shard holds several of.
@@ -80,13 +114,14 @@ def make(shards: Sequence[S], kind: Format, work: Callable[[S], S], jobs: int, u
     Raises:
         ValueError: For shards of another configuration in their place.
     """
-    left, grown = _sorted_out(shards, kind)
-    for shard in grown:
-        rewrite_record(shard.path, shard.record, kind)
-    total, todo = (sum(map(len, group)) for group in (shards, left))
+    left, smaller = missing(shards, kind, held)
+    for shard in smaller:
+        record = {**read_record(shard.path, kind), **shard.record}
+        write_tensors(shard.path, read_tensors(shard.path), record, kind)
+    total, todo = (sum(len(shard.numbers) for shard in group) for group in (shards, left))
     with tqdm(total=total, initial=total - todo, unit=unit, smoothing=0) as progress:
         for shard in in_parallel(work, left, jobs):
-            progress.update(len(shard))
+            progress.update(len(shard.numbers))
     return todo
 
 
@@ -116,3 +151,9 @@ def folder_of(
         if value is not None and value != usual[name]
     ]
     return Path("runs") / "-".join([kind, *names, *told])
+
+
+def quantiles(values: Tensor) -> str:
+    """Cells of a table: the least, 5 %, 25 %, the median, 75 %, 95 % and the most."""
+    found = values.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+    return "".join(f"{q:8.2f}" for q in found.tolist())

@@ -96,6 +96,12 @@ def packaged(folder: str = "") -> dict[str, Callable[[], bytes]]:
     return {f.name.removesuffix(SUFFIX): f.read_bytes for f in files if f.name.endswith(SUFFIX)}
 
 
+def beside(folder: Path, *names: str) -> Path | None:
+    """The first file of these names, in a folder or beside it."""
+    candidates = [place / name for place in (folder, folder.parent) for name in names]
+    return next((path for path in candidates if path.exists()), None)
+
+
 def find(
     checkpoint: str | Path, known: Mapping[str, Callable[[], bytes]]
 ) -> tuple[bytes, str, str]:

@@ -1,27 +1,30 @@
-"""Sets of networks as sharded safetensors: each file whole or not at all, and checked when read."""
+"""Sets of networks as sharded safetensors: each file whole or not at all, and checked when read.
+
+A ``kind`` is "INRs" or "CNNs", as headers and errors call what is in a set.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from l2o_graph.storage.files import expecting, write_atomically
 
+SPLITS = ("train", "val", "test")
+VERSION = 1
 NAMED = 10  # of many faults, an error names this many
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """What the shards of a set have in common: what errors and headers call them, and a version."""
 
-    networks: str
-    name: str
-    version: int
+def check_split(split: str) -> None:
+    """Refuse what is not one of ``SPLITS``, by a ValueError."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}', expected one of {list(SPLITS)}")
 
 
 def shard_name(split: str, number: int) -> str:
@@ -30,7 +33,7 @@ def shard_name(split: str, number: int) -> str:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], kind: Format
+    path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], kind: str
 ) -> None:
     """Write a shard, with a record of how it came about; the same content gives the same bytes.
 
@@ -39,25 +42,25 @@ def write_tensors(
     """
     content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     # One entry: safetensors would write several in any order.
-    header = {"record": json.dumps({"format": kind.name, "version": kind.version, **record})}
+    header = {"record": json.dumps({"format": f"l2o_graph {kind}", "version": VERSION, **record})}
     write_atomically(path, save(content, header))
 
 
-def read_record(path: Path, kind: Format) -> dict[str, Any]:
+def read_record(path: Path, kind: str) -> dict[str, Any]:
     """The record of a shard, whose tensors are there in full but not read.
 
     Raises:
         ValueError: For a file that is damaged or something else.
         OSError: For one that cannot be opened.
     """
-    with expecting(f"{kind.networks} '{path}': expected a whole safetensors file"):
+    with expecting(f"{kind} '{path}': expected a whole safetensors file"):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         record = dict(json.loads(metadata.get("record", "{}")))
-    if (record.get("format"), record.get("version")) != (kind.name, kind.version):
+    if (record.get("format"), record.get("version")) != (f"l2o_graph {kind}", VERSION):
         raise ValueError(
-            f"{kind.networks} '{path}': expected format '{kind.name}', version {kind.version}, in "
-            f"its header, found {record.get('format')!r}, {record.get('version')!r}"
+            f"{kind} '{path}': expected format 'l2o_graph {kind}', version {VERSION}, in its "
+            f"header, found {record.get('format')!r}, {record.get('version')!r}"
         )
     return record
 
@@ -69,26 +72,47 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: For a file that is damaged.
         OSError: For one that cannot be opened.
     """
-    with (
-        expecting(f"'{path}': expected a whole safetensors file"),
-        safe_open(path, framework="pt") as file,
-    ):
-        # safe_open has keys() but is not iterable, which the linter cannot know.
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    with expecting(f"'{path}': expected a whole safetensors file"):
+        return load_file(path)
 
 
-def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a shard, without the others.
+def read_set(
+    folder: Path, split: str, kind: str, read: Callable[[Path], tuple[dict[str, Any], T]]
+) -> tuple[dict[str, Any], list[T], list[str]]:
+    """The shards of a split that can be read.
+
+    Args:
+        folder: Where they lie.
+        split: Which split.
+        kind: Kind of networks.
+        read: Reader of the record and content of one shard; "shard" and "shards" are in a record.
+
+    Returns:
+        The record of the first, empty where there is none; what each holds, in order; and, in
+        words, which are missing or damaged.
 
     Raises:
-        ValueError: For a file that is damaged or lacks the tensor.
-        OSError: For one that cannot be opened.
+        ValueError: For shards of another set than the rest.
     """
-    with (
-        expecting(f"'{path}': expected a tensor '{name}'"),
-        safe_open(path, framework="pt") as file,
-    ):
-        return file.get_tensor(name)
+    found, faults = {}, []
+    for path in sorted(folder.glob(f"{split}-*.safetensors")):
+        try:
+            found[path.name] = read(path)
+        except ValueError as error:
+            faults.append(str(error))
+    if not found:
+        return {}, [], faults
+    first, contents = next(iter(found.values()))[0], []
+    for number in range(first["shards"]):
+        name = shard_name(split, number)
+        if name in found:
+            record, content = found[name]
+            if difference := differences({**first, "shard": number}, record):
+                raise ValueError(f"{kind} '{folder / name}': of another set: {difference}")
+            contents.append(content)
+        elif not (folder / name).exists():
+            faults.append(f"{name} is missing")
+    return first, contents, faults
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -98,49 +122,6 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         for key in expected
         if key != "torch" and found.get(key) != expected[key]
     )
-
-
-def unwritten(
-    expected: Mapping[Path, Mapping[str, Any]], kind: Format, growing: Sequence[str] = ()
-) -> tuple[list[Path], list[Path]]:
-    """Those shards that are not there in full, and those of a smaller set, each in order.
-
-    Args:
-        expected: What the record of each is to say.
-        kind: Kind of shards.
-        growing: Entries of records that are smaller in a smaller set of the same.
-
-    Raises:
-        ValueError: For those of another configuration.
-    """
-    missing, smaller = [], []
-    for path, record in expected.items():
-        if not path.exists():
-            missing.append(path)
-            continue
-        try:
-            found = read_record(path, kind)
-        except ValueError:  # damaged: made anew
-            missing.append(path)
-            continue
-        grown = {key: record[key] for key in growing if 0 < found.get(key, 0) < record[key]}
-        if difference := differences(record, {**found, **grown}):
-            raise ValueError(
-                f"'{path}' is of another configuration: {difference}; give another --out"
-            )
-        if grown:
-            smaller.append(path)
-    return missing, smaller
-
-
-def rewrite_record(path: Path, record: Mapping[str, Any], kind: Format) -> None:
-    """Change entries of a shard's record; its tensors stay.
-
-    Raises:
-        ValueError: For a file that is damaged or something else.
-        OSError: For a place that cannot be written to.
-    """
-    write_tensors(path, read_tensors(path), {**read_record(path, kind), **record}, kind)
 
 
 def named(faults: Sequence[str]) -> str:

@@ -45,11 +45,11 @@ SAMPLE = load_images("fmnist_sample")
 SPLITS = ("train", "val", "test")
 
 
-def run(out, *options, length=("--steps", "4"), expect=0):
+def run(out, *options, expect=0):
     """The command on the packaged sample, in this process."""
-    given = ["--kind", "park", "--dataset", "fmnist_sample", "--runs", "9", *length, "--batch",
-             "8", "--checkpoints", "2", "--test-images", "50", "--size", "7", "--shard", "2",
-             "--jobs", "1", "--out", str(out), *options]  # fmt: skip
+    given = ["--kind", "park", "--dataset", "fmnist_sample", "--runs", "9", "--steps", "4",
+             "--batch", "8", "--checkpoints", "2", "--test-images", "50", "--size", "7",
+             "--shard", "2", "--jobs", "1", "--out", str(out), *options]  # fmt: skip
     assert main(given) == expect
 
 
@@ -162,7 +162,7 @@ def test_a_run_is_the_same_in_a_zoo_of_any_size_and_any_shard(park, tmp_path):
 
 
 def test_the_command_says_what_came_of_it(park, tmp_path, capsys):
-    run(tmp_path, "--checkpoints", "1", length=("--epochs", "0.004"))
+    run(tmp_path, "--checkpoints", "1", "--steps", "3")
     out = capsys.readouterr().out
     table = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
     for split in SPLITS:
@@ -173,9 +173,8 @@ def test_the_command_says_what_came_of_it(park, tmp_path, capsys):
         assert float(table[split][8]) == pytest.approx(float(accuracy.max()), abs=0.01)
     assert "9 networks" in out
     assert "trained 9 networks" in out
-    # 24 of 6,000 images, in batches of 8.
     assert set(load_cnns(tmp_path, "train").step.tolist()) == {3}
-    run(tmp_path, "--checkpoints", "1", length=("--epochs", "0.004"))
+    run(tmp_path, "--checkpoints", "1", "--steps", "3")
     assert "trained 0 networks" in capsys.readouterr().out
 
 
@@ -296,7 +295,7 @@ def test_a_split_without_networks_is_refused(park, tmp_path):
 def test_shards_of_another_zoo_are_refused(park, tmp_path):
     copy = changed(park, tmp_path, "train-00001.safetensors", seed=9)
     with pytest.raises(
-        ValueError, match=r"train-00001.safetensors': of another zoo than the rest: seed is 9, not"
+        ValueError, match=r"train-00001.safetensors': of another set: seed is 9, not"
     ):
         load_cnns(copy, "train")
 

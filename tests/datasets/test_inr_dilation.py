@@ -5,23 +5,17 @@ import torch
 from support.sirens import networks
 
 from l2o_graph.datasets.images import load_images
-from l2o_graph.datasets.inr.dilation import dilated, dilation_targets, images_of
-from l2o_graph.datasets.inr.files import checked
+from l2o_graph.datasets.inr.dilation import dilated, dilation_targets
+from l2o_graph.datasets.inr.files import INRs
 
 SAMPLE = load_images("fmnist_sample")
 
 
 def inrs_of(index, labels):
     index = torch.tensor(index)
-    return checked(
-        *networks(len(index)),
-        labels=labels[index],
-        index=index,
-        view=torch.zeros_like(index),
-        psnr=None,
-        omega0=30.0,
-        origin="here",
-    )
+    weights, biases = networks(len(index))
+    view = torch.zeros_like(index)
+    return INRs(tuple(weights), tuple(biases), labels[index], index, view, psnr=None, omega0=30.0)
 
 
 def slow(image):
@@ -64,7 +58,6 @@ def test_targets_are_the_dilated_images_of_the_networks_in_order(split):
     index = {"train": [3, 0, 3, 5_499], "val": [5_500, 5_999], "test": [2, 0, 999]}[split]
     x, y = (SAMPLE.test_x, SAMPLE.test_y) if split == "test" else (SAMPLE.train_x, SAMPLE.train_y)
     inrs = inrs_of(index, y)
-    assert images_of(inrs, SAMPLE, split).tolist() == [x[i, 0].tolist() for i in index]
     targets = dilation_targets(inrs, SAMPLE, split)
     assert targets.dtype == torch.float32
     for target, i in zip(targets, index, strict=True):
@@ -75,9 +68,9 @@ def test_targets_are_the_dilated_images_of_the_networks_in_order(split):
 def test_networks_of_other_images_are_refused_by_number():
     inrs = inrs_of([0, 1, 2, 3], SAMPLE.train_y)
     with pytest.raises(ValueError, match=r"split 'test', found others in \d of 4 networks, the"):
-        images_of(inrs, SAMPLE, "test")
+        dilation_targets(inrs, SAMPLE, "test")
     inrs.index[2] = 6_000
     with pytest.raises(ValueError, match=r"in 1 of 4 networks, the first of them 2 \(image 6000"):
         dilation_targets(inrs, SAMPLE, "train")
-    with pytest.raises(ValueError, match="unknown split 'dev', expected 'train', 'val' or 'test'"):
-        images_of(inrs, SAMPLE, "dev")
+    with pytest.raises(ValueError, match="unknown split 'dev', expected one of"):
+        dilation_targets(inrs, SAMPLE, "dev")

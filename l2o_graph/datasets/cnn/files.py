@@ -15,17 +15,16 @@ from torch import Tensor
 from l2o_graph.datasets.cnn.architecture import CNNArchitecture
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.shards import (
-    Format,
-    differences,
+    check_split,
     named,
     read_record,
+    read_set,
     read_tensors,
     shard_name,
     write_tensors,
 )
 
-FORMAT = Format("CNNs", "l2o_graph CNNs", 1)
-SPLITS = ("train", "val", "test")
+KIND = "CNNs"
 MANIFEST = "manifest.json"
 
 # Twelve for training, three for validation, five for the test, and mixed: few runs have all three.
@@ -94,15 +93,31 @@ def unflattened(
     return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def run_of(
+    number: int,
+    architecture: CNNArchitecture,
+    hyperparameters: Mapping[str, Any],
+    kept: Sequence[tuple[int, float, Float[Tensor, " P"]]],
+) -> Run:
+    """Put a run together from the step, accuracy and parameters of its checkpoints.
+
+    Those that are not finite are left out.
+    """
+    finite = [entry for entry in kept if bool(entry[2].isfinite().all())]
+    rows = [row[None] for _, _, row in finite]
+    return Run(
+        number,
+        architecture,
+        hyperparameters,
+        step=torch.tensor([step for step, _, _ in finite], dtype=torch.int64),
+        accuracy=torch.tensor([accuracy for _, accuracy, _ in finite], dtype=torch.float32),
+        values=torch.cat([torch.empty(0, architecture.num_parameters), *rows]),
+    )
+
+
 def split_of(run: int) -> str:
     """To which split the run of a number belongs; the same in a zoo of any size."""
     return SPLIT_OF_RUN[run % len(SPLIT_OF_RUN)]
-
-
-def check_split(split: str) -> None:
-    """Refuse what is not one of ``SPLITS``, by a ValueError."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split '{split}', expected one of {list(SPLITS)}")
 
 
 def load_cnns(folder: str | Path, split: str) -> CNNs:
@@ -123,29 +138,11 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
     """
     check_split(split)
     folder = Path(folder)
-    records: dict[int, dict[str, Any]] = {}
-    faults: list[str] = []
-    runs: list[Run] = []
-    for path in sorted(folder.glob(f"{split}-*.safetensors")):
-        try:
-            record, found = read_shard(path)
-        except ValueError as error:
-            faults.append(str(error))
-            continue
-        records[record["shard"]] = record
-        runs += found
-    first = next(iter(records.values()), {"shards": 0})
-    for record in records.values():
-        if difference := differences(_common(first), _common(record)):
-            name = folder / shard_name(split, record["shard"])
-            raise ValueError(f"CNNs '{name}': of another zoo than the rest: {difference}")
-    there = {path.name for path in folder.glob(f"{split}-*.safetensors")}
-    names = [shard_name(split, i) for i in range(first["shards"])]
-    faults += [f"{name} is missing" for name in names if name not in there]
-    checkpoints = sum(len(run.step) for run in runs)
-    if not checkpoints:
+    record, shards, faults = read_set(folder, split, KIND, read_shard)
+    runs = [run for shard in shards for run in shard]
+    if not any(len(run.step) for run in runs):
         reason = "; python -m l2o_graph.datasets.zoo makes them, of 3 --runs or more in each split"
-        if records or faults:
+        if shards or faults:
             reason = f": {named(faults)}" if faults else ", as every run diverged"
         raise ValueError(
             f"CNNs '{folder}': expected networks of split '{split}', in {shard_name(split, 0)} and "
@@ -153,9 +150,9 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
         )
     if faults:
         warnings.warn(
-            f"CNNs '{folder}', split '{split}': {len(faults)} of {len(names)} shards cannot be "
-            f"read, and are left out: {named(faults)}; the command that trained them trains what "
-            "is missing",
+            f"CNNs '{folder}', split '{split}': {len(faults)} of {record['shards']} shards cannot "
+            f"be read, and are left out: {named(faults)}; the command that trained them trains "
+            "what is missing",
             stacklevel=2,
         )
     return gathered(runs)
@@ -221,23 +218,23 @@ def write_shard(path: Path, runs: Sequence[Run], record: Mapping[str, Any]) -> N
         }
         for run in runs
     ]
-    write_tensors(path, tensors, {**record, "runs": described}, FORMAT)
+    write_tensors(path, tensors, {**record, "runs": described}, KIND)
 
 
 def read_shard(path: Path) -> tuple[dict[str, Any], list[Run]]:
-    """The record of a shard, and its runs.
+    """What the record of a shard says, but of its runs; and these.
 
     Raises:
         ValueError: For a file that is damaged or something else, tensors that do not make the
             networks of its record, and networks that are not finite.
     """
-    record, tensors = read_record(path, FORMAT), read_tensors(path)
+    record, tensors = read_record(path, KIND), read_tensors(path)
     with expecting(f"CNNs '{path}': expected shards and runs as they are written in its header"):
         record |= {"split": str(record["split"])} | {k: int(record[k]) for k in ("shard", "shards")}
         described = [
             (int(run["run"]), CNNArchitecture.from_json(run["architecture"]),
              dict(run["hyperparameters"]))
-            for run in record["runs"]
+            for run in record.pop("runs")
         ]  # fmt: skip
     runs = []
     for number, architecture, hyperparameters in described:
@@ -271,12 +268,11 @@ def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
     """
     lines, common = [], {}
     for path in paths:
-        record, runs = read_shard(path)
-        common = _common(record)
+        common, runs = read_shard(path)
         for run in runs:
             line = {
                 "run": run.number,
-                "split": record["split"],
+                "split": common["split"],
                 "shard": path.name,
                 "architecture": run.architecture.to_json(),
                 "hyperparameters": run.hyperparameters,
@@ -285,13 +281,8 @@ def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
             }
             lines.append((run.number, json.dumps(line)))
     runs_of_all = ",\n".join(line for _, line in sorted(lines))
-    head = json.dumps({k: v for k, v in common.items() if k not in ("split", "shards")})
+    head = json.dumps({k: v for k, v in common.items() if k not in ("split", "shard", "shards")})
     write_atomically(folder / MANIFEST, f'{head[:-1]}, "runs": [\n{runs_of_all}\n]}}\n'.encode())
-
-
-def _common(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the records of all shards of a split say alike."""
-    return {key: value for key, value in record.items() if key not in ("shard", "runs")}
 
 
 def stacked(networks: CNNs, index: Int64[Tensor, " n"], like: Tensor) -> list[Tensor]:

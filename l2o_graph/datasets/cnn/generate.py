@@ -27,7 +27,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +34,7 @@ from torch.nn import functional as F
 
 from l2o_graph.commands import ERRORS, run_command
 from l2o_graph.datasets.cnn.files import (
-    FORMAT,
-    SPLITS,
+    KIND,
     Run,
     read_shard,
     split_of,
@@ -47,13 +45,20 @@ from l2o_graph.datasets.cnn.park import train_park
 from l2o_graph.datasets.cnn.recipe import Recipe
 from l2o_graph.datasets.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
-from l2o_graph.datasets.shards import folder_of, generator_of, make, missing
-from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, Range, check_ranges
+from l2o_graph.datasets.shards import (
+    Shard,
+    folder_of,
+    generator_of,
+    make,
+    missing,
+    quantiles,
+    shards_of,
+)
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, check_ranges
 from l2o_graph.storage.lock import held
-from l2o_graph.storage.shards import shard_name
+from l2o_graph.storage.shards import SPLITS
 
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 PREPARED = 1000  # images at once
 OF_PARK = ("longest", "cost", "channels", "strides")  # what a recipe of the park may say besides
 
@@ -118,47 +123,14 @@ class Settings:
     data_root: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One file to be.
-
-    Attributes:
-        path: Its place.
-        runs: Numbers of its runs.
-        record: What its header says.
-    """
-
-    path: Path
-    runs: tuple[int, ...]
-    record: dict[str, Any]
-
-    @property
-    def growing(self) -> tuple[str, ...]:
-        """Entries of the header that are smaller in a smaller zoo."""
-        return ("runs_in_all", "shards")
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    def held(self) -> int:
-        """Count the runs of the file there."""
-        return len(read_shard(self.path)[1])
-
-
 def plan(settings: Settings) -> list[Shard]:
     """Check everything that can be checked before any work, and list the shards.
 
     Raises:
-        ValueError: For an unknown kind or dataset, numbers out of range, and a folder with
-            shards of another configuration.
+        ValueError: For numbers out of range, and a folder with shards of another configuration.
         DatasetNotFoundError: For data that are not there.
         OSError: When ``out`` cannot be written.
     """
-    for name, known in (("kind", tuple(KINDS)), ("dataset", DATASETS)):
-        if getattr(settings, name) not in known:
-            raise ValueError(
-                f"unknown {name} '{getattr(settings, name)}', expected one of {list(known)}"
-            )
     check_ranges(
         settings, runs=COUNT, size=COUNT_OR_NONE, train_images=COUNT_OR_NONE,
         test_images=COUNT_OR_NONE, shard=COUNT, seed=SEED, jobs=COUNT,
@@ -174,7 +146,6 @@ def plan(settings: Settings) -> list[Shard]:
     shards = []
     for split in SPLITS:
         runs = [run for run in range(settings.runs) if split_of(run) == split]
-        parts = [runs[i : i + settings.shard] for i in range(0, len(runs), settings.shard)]
         record = {
             "kind": settings.kind,
             "dataset": settings.dataset,
@@ -188,41 +159,28 @@ def plan(settings: Settings) -> list[Shard]:
             "runs_in_all": settings.runs,
             "runs_in_shard": settings.shard,
             "split": split,
-            "shards": len(parts),
         }
-        for number, part in enumerate(parts):
-            path = settings.out / shard_name(split, number)
-            shards.append(Shard(path, tuple(part), {**record, "shard": number}))
-    missing(shards, FORMAT)
+        shards += shards_of(settings.out, runs, settings.shard, record, "runs_in_all")
+    missing(shards, KIND, _held)
     return shards
 
 
-def execute(settings: Settings, shards: Sequence[Shard]) -> int:
-    """Train what is missing, each shard written as it is done, and write the manifest.
-
-    Returns:
-        How many networks were trained.
-
-    Raises:
-        BlockingIOError: When another process is writing to the folder.
-    """
-    with held(settings.out):
-        todo = make(shards, FORMAT, partial(train_shard, settings), settings.jobs, "run")
-        write_manifest(settings.out, [shard.path for shard in shards])
-        return todo
+def _held(path: Path) -> int:
+    """Runs in a file."""
+    return len(read_shard(path)[1])
 
 
 def train_shard(settings: Settings, shard: Shard) -> Shard:
     """Train all networks of a shard, and write it."""
     generators = [
         generator_of(f"{settings.seed}/{settings.kind}/{settings.dataset}/{run}")
-        for run in shard.runs
+        for run in shard.numbers
     ]
     images, train = _images(settings), KINDS[settings.kind].train
     # Moments of networks whose gradients have died fall to where a CPU takes 100 times as long.
     torch.set_flush_denormal(True)
     try:
-        runs = train(shard.runs, generators, images, settings.recipe)
+        runs = train(shard.numbers, generators, images, settings.recipe)
     finally:
         torch.set_flush_denormal(False)
     write_shard(shard.path, runs, shard.record)
@@ -242,11 +200,8 @@ def summary(shards: Sequence[Shard]) -> str:
         checkpoints += len(values)
         if not len(values):
             continue
-        quantiles = 100 * values.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
-        lines.append(
-            f"{split:11}{len(runs):6,}{len(values):9,}"
-            + "".join(f"{q:8.2f}" for q in quantiles.tolist())
-        )
+        cells = quantiles(100 * values.double())
+        lines.append(f"{split:11}{len(runs):6,}{len(values):9,}{cells}")
     counts = ", ".join(f"{depths[depth]} of {depth}" for depth in sorted(depths))
     lines.append(f"convolutions: {counts}; {checkpoints:,} networks")
     if cut_short:
@@ -263,11 +218,13 @@ def _made(argv: Sequence[str] | None) -> list[str]:
     begin = time.perf_counter()
     settings = _parse(argv)
     shards = plan(settings)
-    trained = execute(settings, shards)
-    table = summary(shards)
+    with held(settings.out):
+        work = partial(train_shard, settings)
+        trained = make(shards, KIND, _held, work, settings.jobs, "run")
+        write_manifest(settings.out, [shard.path for shard in shards])
     minutes = (time.perf_counter() - begin) / 60
     return [
-        table,
+        summary(shards),
         f"trained {trained:,} networks in {minutes:.1f} minutes, {settings.jobs} jobs",
         f"wrote {len(shards)} shards and manifest.json to {settings.out}",
     ]
@@ -285,37 +242,25 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--size", type=int, default=0, metavar="PIXELS", help="side of the images; 0: half")
     add("--train-images", type=int, default=0, metavar="N", help="0: all")
     add("--test-images", type=int, metavar="N", help="to take accuracies on; 0: all")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="of training")
-    length.add_argument("--epochs", type=float, help="of training, in place of steps")
+    add("--steps", type=int, help="of training")
     add(
-        "--longest",
-        type=int,
-        metavar="N",
-        help="steps of the longest run, --steps of the "
-        "shortest; lengths between are drawn [all as long]",
-    )
+        "--longest", type=int, metavar="N",
+        help="steps of the longest run, --steps of the shortest; lengths between are drawn "
+        "[all as long]",
+    )  # fmt: skip
     add(
-        "--channels",
-        type=int,
-        nargs="+",
-        metavar="N",
+        "--channels", type=int, nargs="+", metavar="N",
         help="widths of the park's networks to draw from; one given twice is drawn twice as often "
         "[4 8 16 32]",
-    )
+    )  # fmt: skip
     add(
-        "--strides",
-        type=int,
-        nargs="+",
-        metavar="N",
+        "--strides", type=int, nargs="+", metavar="N",
         help="strides of the park's networks to draw from, at most 4 in all [1]",
-    )
+    )  # fmt: skip
     add(
-        "--cost",
-        type=float,
-        metavar="MILLIONS",
+        "--cost", type=float, metavar="MILLIONS",
         help="multiplications that a network of the park may take for an image [any]",
-    )
+    )  # fmt: skip
     add("--batch", type=int, metavar="N", help="images of a step")
     add("--checkpoints", type=int, metavar="N", help="to keep of each run")
     add("--shard", type=int, metavar="N", help="runs in a file")
@@ -329,12 +274,6 @@ def _parse(argv: Sequence[str] | None) -> Settings:
             args[name] = getattr(kind, name)
     given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints", *OF_PARK)}
     given |= {name: tuple(given[name]) for name in ("channels", "strides") if given[name]}
-    epochs = args.pop("epochs")
-    if epochs is not None:
-        Range(0, 1_000_000, above=True).check("epochs", epochs)
-        data = _load(args["dataset"], args["data_root"])
-        seen = args["train_images"] or len(data.train_x)
-        given["steps"] = round(epochs * seen / (given["batch"] or kind.recipe.batch))
     recipe = replace(kind.recipe, **{k: v for k, v in given.items() if v is not None})
     if args["out"] is None:
         names = [args["kind"], *(() if args["dataset"] == "cifar10" else (args["dataset"],))]
@@ -350,38 +289,19 @@ def _parse(argv: Sequence[str] | None) -> Settings:
 
 
 @cache
-def _load(dataset: str, data_root: str | None) -> Images:
-    """The dataset, once in a process."""
-    return load_images(dataset, data_root)
-
-
 def _images(settings: Settings) -> Images:
-    return _prepared(
-        settings.dataset,
-        settings.data_root,
-        settings.size,
-        settings.train_images,
-        settings.test_images,
-        KINDS[settings.kind].grey,
-    )
-
-
-@cache
-def _prepared(
-    dataset: str, data_root: str | None, size: int, train_images: int, test_images: int, grey: bool
-) -> Images:
-    """Images in a drawn order, as many and as large as they are to be."""
-    data = _load(dataset, data_root)
+    """Images in a drawn order, as many and as large as they are to be; once in a process."""
+    data, grey = load_images(settings.dataset, settings.data_root), KINDS[settings.kind].grey
     full = data.train_x.shape[-1]
-    size = size or full // 2
+    size = settings.size or full // 2
     if full % size:
         raise ValueError(f"size: expected a divisor of {full} pixels, found {size}")
     # Files may hold one class after another; a part is to hold all.
     generator = torch.Generator().manual_seed(0)
     parts = []
     for name, x, y, count in (
-        ("train_images", data.train_x, data.train_y, train_images),
-        ("test_images", data.test_x, data.test_y, test_images),
+        ("train_images", data.train_x, data.train_y, settings.train_images),
+        ("test_images", data.test_x, data.test_y, settings.test_images),
     ):
         if count > len(x):
             raise ValueError(f"{name}: expected at most the {len(x)} there are, found {count}")

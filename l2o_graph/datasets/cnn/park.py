@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.datasets.cnn.architecture import NO_SKIP, CNNArchitecture, cnn_module
-from l2o_graph.datasets.cnn.files import Run
-from l2o_graph.datasets.cnn.recipe import Recipe, log_uniform, one_of
+from l2o_graph.datasets.cnn.files import Run, run_of
+from l2o_graph.datasets.cnn.recipe import Recipe, log_uniform, one_of, shares_right
 from l2o_graph.datasets.images import Images
 
 DEPTHS = (2, 3, 4, 5)
@@ -36,8 +36,6 @@ STRIDES = (1,)
 RATES = (1e-3, 1e-2)
 
 MOST_STRIDE = 4  # of all strides together: of 16 pixels four are left
-
-TESTED = 500  # images at once: what a convolution holds of them stays in the cache
 
 
 def draw_architecture(
@@ -127,13 +125,17 @@ def _train(number: int, generator: torch.Generator, images: Images, recipe: Reci
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         # A tenth faster than channel after channel, on average over architectures.
         module = cnn_module(architecture).to(memory_format=torch.channels_last)
+
+    def answers(x: Float[Tensor, "B C height width"]) -> Float[Tensor, "B classes"]:
+        return module(x.to(memory_format=torch.channels_last))
+
     optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0, fused=True)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, recipe.steps)
     done, kept = 0, []
     for stop in recipe.checkpoint_steps:
         for _ in range(done, stop):
             index = torch.randint(len(images.train_x), (recipe.batch,), generator=generator)
-            logits = _answers(module, images, images.train_x[index])
+            logits = answers(images.normalise(images.train_x[index]))
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits, images.train_y[index]).backward()
             optimizer.step()
@@ -142,27 +144,5 @@ def _train(number: int, generator: torch.Generator, images: Images, recipe: Reci
         row = torch.cat([p.detach().flatten() for p in module.parameters()])
         if not bool(row.isfinite().all()):
             break
-        kept.append((done, _accuracy(module, images), row))
-    return Run(
-        number,
-        architecture,
-        {"optimizer": "adamw", "rate": rate},
-        step=torch.tensor([step for step, _, _ in kept], dtype=torch.int64),
-        accuracy=torch.tensor([accuracy for _, accuracy, _ in kept], dtype=torch.float32),
-        values=torch.stack([row for _, _, row in kept])
-        if kept
-        else torch.empty(0, architecture.num_parameters),
-    )
-
-
-@torch.no_grad()
-def _accuracy(module: nn.Module, images: Images) -> float:
-    """Share of the test images."""
-    right = 0
-    for x, y in zip(images.test_x.split(TESTED), images.test_y.split(TESTED), strict=True):
-        right += int((_answers(module, images, x).argmax(1) == y).sum())
-    return right / len(images.test_x)
-
-
-def _answers(module: nn.Module, images: Images, x: Tensor) -> Float[Tensor, "B classes"]:
-    return module(images.normalise(x).to(memory_format=torch.channels_last))
+        kept.append((done, float(shares_right(lambda x: answers(x)[:, None], images)), row))
+    return run_of(number, architecture, {"optimizer": "adamw", "rate": rate}, kept)

@@ -1,13 +1,18 @@
 """How networks of a zoo are trained, and how what differs between them is drawn."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from l2o_graph.datasets.images import Images
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
+
+TESTED = 500  # images at once: what a convolution holds of them stays in the cache
 
 T = TypeVar("T")
 
@@ -71,6 +76,18 @@ class Recipe:
             return self
         steps = round(log_uniform(float(self.steps), float(self.longest), generator))
         return replace(self, steps=steps, longest=0)
+
+
+@torch.no_grad()
+def shares_right(
+    logits: Callable[[Float[Tensor, "B C height width"]], Float[Tensor, "B I classes"]],
+    images: Images,
+) -> Float[Tensor, " I"]:
+    """Share of the test images that each network gets right, by its logits for images."""
+    right = []
+    for x, y in zip(images.test_x.split(TESTED), images.test_y.split(TESTED), strict=True):
+        right.append((logits(images.normalise(x)).argmax(2) == y[:, None]).sum(0))
+    return torch.stack(right).sum(0) / len(images.test_x)
 
 
 def one_of(choices: Sequence[T], generator: torch.Generator) -> T:

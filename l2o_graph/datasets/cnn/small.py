@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2o_graph.datasets.cnn.architecture import FUNCTIONS, NO_SKIP, CNNArchitecture
-from l2o_graph.datasets.cnn.files import Run, unflattened
-from l2o_graph.datasets.cnn.recipe import Recipe, log_uniform, one_of, uniform
+from l2o_graph.datasets.cnn.files import Run, run_of, unflattened
+from l2o_graph.datasets.cnn.recipe import Recipe, log_uniform, one_of, shares_right, uniform
 from l2o_graph.datasets.images import Images
 
 ARCHITECTURE = CNNArchitecture(
@@ -42,7 +42,6 @@ FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 
 TRUNCATION = 0.87962566  # deviation of a standard normal number that lies within ±2
 EPSILON = 1e-7
-TESTED = 500  # images at once
 BYTE = 256
 
 
@@ -151,10 +150,13 @@ def train_small(
             (gradient,) = torch.autograd.grad(len(drawn) * loss, values)
             update.step(values, gradient)
         done = stop
-        kept.append((done, accuracies(values, images), values.detach().clone()))
+        right = shares_right(lambda x: logits(values, x.expand(-1, len(drawn), -1, -1)), images)
+        kept.append((done, right, values.detach().clone()))
     return [
-        _run(number, drawn[i], [(step, float(a[i]), v[i]) for step, a, v in kept])
-        for i, number in enumerate(numbers)
+        run_of(
+            n, ARCHITECTURE, asdict(drawn[i]), [(step, float(a[i]), v[i]) for step, a, v in kept]
+        )
+        for i, n in enumerate(numbers)
     ]
 
 
@@ -233,16 +235,6 @@ def logits(
     return torch.baddbmm(bias[:, None], features, weight.mT).transpose(0, 1)
 
 
-@torch.no_grad()
-def accuracies(values: Float[Tensor, "I P"], images: Images) -> Float[Tensor, " I"]:
-    """Share of the test images that each network gets right."""
-    right = torch.zeros(len(values), dtype=torch.int64)
-    for x, y in zip(images.test_x.split(TESTED), images.test_y.split(TESTED), strict=True):
-        answers = logits(values, images.normalise(x).expand(-1, len(values), -1, -1))
-        right += (answers.argmax(2) == y[:, None]).sum(0)
-    return right / len(images.test_x)
-
-
 class Update:
     """A step of each network's own optimizer, on all at once: one formula, and numbers of each."""
 
@@ -280,17 +272,3 @@ class Update:
 
     def _correction(self, keep: Float[Tensor, "I 1"]) -> Float[Tensor, "I 1"]:
         return torch.where(self._corrects, 1 - keep**self._steps, 1.0)
-
-
-def _run(
-    number: int, hyperparameters: Hyperparameters, kept: Sequence[tuple[int, float, Tensor]]
-) -> Run:
-    finite = [entry for entry in kept if bool(entry[2].isfinite().all())]
-    return Run(
-        number,
-        ARCHITECTURE,
-        asdict(hyperparameters),
-        step=torch.tensor([step for step, _, _ in finite], dtype=torch.int64),
-        accuracy=torch.tensor([accuracy for _, accuracy, _ in finite]),
-        values=torch.cat([v[None] for _, _, v in finite] or [torch.empty(0, len(kept[0][2]))]),
-    )

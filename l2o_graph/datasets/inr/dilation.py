@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from l2o_graph.datasets.images import Images
 from l2o_graph.datasets.inr.files import INRs
+from l2o_graph.storage.shards import check_split
 
 
 def dilated(images: UInt8[Tensor, "I height width"]) -> UInt8[Tensor, "I height width"]:
@@ -15,33 +16,6 @@ def dilated(images: UInt8[Tensor, "I height width"]) -> UInt8[Tensor, "I height 
     As ``cv2.dilate`` does it: what lies outside of an image counts for nothing.
     """
     return F.max_pool2d(images[:, None].float(), 3, stride=1, padding=1)[:, 0].to(torch.uint8)
-
-
-def images_of(inrs: INRs, data: Images, split: str) -> UInt8[Tensor, "I height width"]:
-    """The images that networks were fitted to, in their order.
-
-    Args:
-        inrs: The networks.
-        data: Their dataset, of one channel.
-        split: "train" and "val", which number the training images, or "test".
-
-    Raises:
-        ValueError: For a split that is not known, and networks whose number or label is not that
-            of an image of the split.
-    """
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"unknown split '{split}', expected 'train', 'val' or 'test'")
-    x, y = (data.test_x, data.test_y) if split == "test" else (data.train_x, data.train_y)
-    there = (inrs.index >= 0) & (inrs.index < len(x))
-    fits = there & (y[inrs.index.where(there, 0)] == inrs.labels)
-    if not bool(fits.all()):
-        bad = (~fits).nonzero().flatten().tolist()
-        raise ValueError(
-            f"INRs: expected images and labels of {data.name}, split '{split}', found others in "
-            f"{len(bad)} of {len(inrs)} networks, the first of them {bad[0]} (image "
-            f"{int(inrs.index[bad[0]])}, label {int(inrs.labels[bad[0]])})"
-        )
-    return x[inrs.index, 0]
 
 
 def dilation_targets(inrs: INRs, data: Images, split: str) -> Float[Tensor, "I height width"]:
@@ -62,4 +36,15 @@ def dilation_targets(inrs: INRs, data: Images, split: str) -> Float[Tensor, "I h
     Source:
         Zhou et al., "Permutation Equivariant Neural Functionals", 2023.
     """
-    return dilated(images_of(inrs, data, split)).float() / 255
+    check_split(split)
+    x, y = (data.test_x, data.test_y) if split == "test" else (data.train_x, data.train_y)
+    there = (inrs.index >= 0) & (inrs.index < len(x))
+    fits = there & (y[inrs.index.where(there, 0)] == inrs.labels)
+    if not bool(fits.all()):
+        bad = (~fits).nonzero().flatten().tolist()
+        raise ValueError(
+            f"INRs: expected images and labels of {data.name}, split '{split}', found others in "
+            f"{len(bad)} of {len(inrs)} networks, the first of them {bad[0]} (image "
+            f"{int(inrs.index[bad[0]])}, label {int(inrs.labels[bad[0]])})"
+        )
+    return dilated(x[inrs.index, 0]).float() / 255

@@ -1,6 +1,6 @@
 """Sets of INRs as sharded safetensors: written whole or not at all, checked when read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,15 @@ from torch import Tensor
 from l2o_graph.datasets.inr.siren import layout_of
 from l2o_graph.storage.files import expecting
 from l2o_graph.storage.shards import (
-    Format,
-    differences,
     named,
     read_record,
+    read_set,
     read_tensors,
     shard_name,
     write_tensors,
 )
 
-FORMAT = Format("INRs", "l2o_graph INRs", 1)
+KIND = "INRs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,6 @@ class INRs:
             in the training file.
         view: 0, and 1 and on for further networks of the same image.
         psnr: PSNR of each network on its image, in dB; None where it is not on record.
-        layout: Widths, from the two coordinates to the channels of an image.
         omega0: Factor in every sine.
     """
 
@@ -46,15 +44,19 @@ class INRs:
     index: Int64[Tensor, " I"]
     view: Int64[Tensor, " I"]
     psnr: Float[Tensor, " I"] | None
-    layout: tuple[int, ...]
     omega0: float
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Widths, from the two coordinates to the channels of an image."""
+        return layout_of(self.weights, self.biases)
+
 
 def load_inrs(folder: str | Path, split: str) -> INRs:
-    """Read what ``python -m l2o_graph.datasets.inr --out FOLDER`` wrote, in its order.
+    """Read what ``python -m l2o_graph.datasets.inr --out FOLDER`` wrote.
 
     Args:
         folder: Where the shards lie.
@@ -68,44 +70,38 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
             with weights that are not finite; each by name or number.
     """
     folder = Path(folder)
-    found = sorted(folder.glob(f"{split}-*.safetensors"))
-    if not found:
+    record, shards, faults = read_set(folder, split, KIND, _read_shard)
+    if faults:
+        raise ValueError(
+            f"INRs '{folder}': {len(faults)} shards of split '{split}' cannot be read: "
+            f"{named(faults)}; the command that fitted them fits what is missing"
+        )
+    if not shards:
         raise ValueError(
             f"INRs '{folder}': expected shards of split '{split}', {shard_name(split, 0)} and on, "
             "found none; python -m l2o_graph.datasets.inr makes them"
         )
-    first = read_record(found[0], FORMAT)
-    with expecting(f"INRs '{found[0]}': expected a number of shards and omega0 in its header"):
-        names = [shard_name(split, i) for i in range(first["shards"])]
-        omega0 = float(first["omega0"])
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise ValueError(
-            f"INRs '{folder}': expected {len(names)} shards of split '{split}', found "
-            f"{len(names) - len(missing)}: {named(missing)} missing; the command that fitted "
-            "them fits what is missing"
-        )
-    shards = []
-    for number, name in enumerate(names):
-        record = read_record(folder / name, FORMAT)
-        difference = differences({**first, "shard": number}, record)
-        if difference:
-            raise ValueError(f"INRs '{folder / name}': of another run than the rest: {difference}")
-        shards.append(read_tensors(folder / name))
     with expecting(f"INRs '{folder}', split '{split}': expected the same tensors in all shards"):
         tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
-        weights, biases = _of(tensors, "weight"), _of(tensors, "bias")
-        labels, index, view = (tensors[name] for name in ("label", "index", "view"))
-    return checked(
-        weights,
-        biases,
-        labels=labels,
-        index=index,
-        view=view,
-        psnr=tensors.get("psnr"),
-        omega0=omega0,
-        origin=f"'{folder}', split '{split}'",
-    )
+        layers = range(sum(key.startswith("weight.") for key in tensors))
+        inrs = INRs(
+            tuple(tensors[f"weight.{i}"] for i in layers),
+            tuple(tensors[f"bias.{i}"] for i in layers),
+            labels=tensors["label"],
+            index=tensors["index"],
+            view=tensors["view"],
+            psnr=tensors.get("psnr"),
+            omega0=float(record["omega0"]),
+        )
+    return checked(inrs, f"'{folder}', split '{split}'")
+
+
+def _read_shard(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The record of a shard, and its tensors."""
+    record = read_record(path, KIND)
+    with expecting(f"INRs '{path}': expected a number of shards and omega0 in its header"):
+        record |= {"shards": int(record["shards"]), "omega0": float(record["omega0"])}
+    return record, read_tensors(path)
 
 
 def write_shard(path: Path, inrs: INRs, record: Mapping[str, Any]) -> None:
@@ -124,47 +120,29 @@ def write_shard(path: Path, inrs: INRs, record: Mapping[str, Any]) -> None:
     tensors |= {"label": inrs.labels, "index": inrs.index, "view": inrs.view}
     if inrs.psnr is not None:
         tensors["psnr"] = inrs.psnr
-    write_tensors(path, tensors, record, FORMAT)
+    write_tensors(path, tensors, record, KIND)
 
 
-def checked(
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    *,
-    labels: Tensor,
-    index: Tensor,
-    view: Tensor,
-    psnr: Tensor | None,
-    omega0: float,
-    origin: str,
-) -> INRs:
-    """Put a set together.
+def checked(inrs: INRs, origin: str) -> INRs:
+    """Refuse what are not networks, by layer, and networks that are not finite, by number.
 
     Raises:
-        ValueError: For tensors that do not make networks and for networks that are not finite,
-            which it names; ``origin`` is where it says that they lie.
+        ValueError: For these; ``origin`` is where it says that they lie.
     """
-    layout = layout_of(weights, biases)
-    count = len(weights[0])
-    for name, numbers in {"label": labels, "index": index, "view": view, "psnr": psnr}.items():
+    parameters = (*inrs.weights, *inrs.biases)
+    layout_of(inrs.weights, inrs.biases)
+    count = len(inrs.weights[0])
+    for name in ("labels", "index", "view", "psnr"):
+        numbers = getattr(inrs, name)
         if numbers is not None and numbers.shape != (count,):
             raise ValueError(
-                f"INRs {origin}: expected a {name} for each of {count} networks, found "
-                f"{list(numbers.shape)}"
+                f"INRs {origin}: expected {name} of {count} networks, found {list(numbers.shape)}"
             )
-    sound = torch.ones(len(labels), dtype=torch.bool)
-    for tensor in (*weights, *biases):
-        sound &= tensor.flatten(1).isfinite().all(1)
+    sound = torch.stack([t.flatten(1).isfinite().all(1) for t in parameters]).all(0)
     if not bool(sound.all()):
-        bad = [f"{i} (image {int(index[i])})" for i in (~sound).nonzero().flatten().tolist()]
+        bad = [f"{i} (image {inrs.index[i]})" for i in (~sound).nonzero().flatten().tolist()]
         raise ValueError(
-            f"INRs {origin}: expected finite weights, found others in {len(bad)} of "
-            f"{len(labels)} networks: {named(bad)}"
+            f"INRs {origin}: expected finite weights, found others in {len(bad)} of {count} "
+            f"networks: {named(bad)}"
         )
-    return INRs(tuple(weights), tuple(biases), labels, index, view, psnr, layout, omega0)
-
-
-def _of(tensors: Mapping[str, Tensor], kind: str) -> list[Tensor]:
-    """All tensors of a kind, by layer."""
-    layers = sum(key.startswith(f"{kind}.") for key in tensors)
-    return [tensors[f"{kind}.{i}"] for i in range(layers)]
+    return inrs

@@ -21,28 +21,33 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2o_graph.commands import ERRORS, run_command
 from l2o_graph.datasets.images import NORMALISATION, Images, load_images
-from l2o_graph.datasets.inr.files import FORMAT, checked, write_shard
+from l2o_graph.datasets.inr.files import KIND, INRs, checked, write_shard
 from l2o_graph.datasets.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.datasets.inr.picture import contact_sheet
 from l2o_graph.datasets.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
-from l2o_graph.datasets.shards import folder_of, generator_of, make, missing
+from l2o_graph.datasets.shards import (
+    Shard,
+    folder_of,
+    generator_of,
+    make,
+    missing,
+    quantiles,
+    shards_of,
+)
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.ranges import COUNT, SEED, check_ranges
 from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import held
-from l2o_graph.storage.shards import read_tensor, shard_name
+from l2o_graph.storage.shards import SPLITS, read_tensors
 
 SOURCES = ("mnist", "fmnist", "cifar10", "fmnist_sample")
-SPLITS = ("train", "val", "test")
 VALIDATION_SHARE = 12  # one in so many training images, from the end
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95)
 SHOWN = 10
 
 
@@ -78,40 +83,6 @@ class Settings:
     data_root: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One file to be.
-
-    Attributes:
-        path: Its place.
-        split: Of its networks.
-        start: Row of its first network in the split: all images in order, then all again for
-            each further view.
-        stop: Row after its last.
-        images: Of the split.
-        record: What its header says.
-    """
-
-    path: Path
-    split: str
-    start: int
-    stop: int
-    images: int
-    record: dict[str, Any]
-
-    @property
-    def growing(self) -> tuple[str, ...]:
-        """Entries of the header that are smaller in a smaller set; views begin after all images."""
-        return ("images", "shards") if self.record["views"] == 1 else ()
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def held(self) -> int:
-        """Count the networks of the file there."""
-        return len(read_tensor(self.path, "label"))
-
-
 def layout_for(source: str) -> tuple[int, ...]:
     """Widths of the networks of a source, with an output for each channel of its images."""
     return (*LAYOUT[:-1], len(NORMALISATION[source][0]))
@@ -121,13 +92,10 @@ def plan(settings: Settings) -> list[Shard]:
     """Check everything that can be checked before any work, and list the shards.
 
     Raises:
-        ValueError: For an unknown source, counts out of range, and a folder with shards of
-            another configuration.
+        ValueError: For counts out of range, and a folder with shards of another configuration.
         DatasetNotFoundError: For data that are not there.
         OSError: When ``out`` cannot be written.
     """
-    if settings.source not in SOURCES:
-        raise ValueError(f"unknown source '{settings.source}', expected one of {list(SOURCES)}")
     check_ranges(settings, views=COUNT, seed=SEED, shard=COUNT, batch=COUNT, jobs=COUNT)
     if settings.batch > settings.shard:
         raise ValueError(
@@ -139,7 +107,6 @@ def plan(settings: Settings) -> list[Shard]:
     shards = []
     for split, images in _counts(settings, data).items():
         views = settings.views if split == "train" else 1
-        starts = range(0, images * views, settings.shard)
         record = {
             "source": settings.source,
             "data": data.name,
@@ -153,30 +120,20 @@ def plan(settings: Settings) -> list[Shard]:
             "batch": settings.batch,
             "device": settings.device,
             "torch": torch.__version__,
-            "shards": len(starts),
         }
-        for number, start in enumerate(starts):
-            stop = min(start + settings.shard, images * views)
-            path = settings.out / shard_name(split, number)
-            shards.append(Shard(path, split, start, stop, images, {**record, "shard": number}))
+        # Rows of a split: all images in order, then all again for each further view.
+        rows = range(images * views)
+        total = "images" if views == 1 else ""
+        shards += shards_of(settings.out, rows, settings.shard, record, total)
     if not shards:
         raise ValueError(f"count: expected an image to fit, found {list(settings.count)}")
-    missing(shards, FORMAT)
+    missing(shards, KIND, _held)
     return shards
 
 
-def execute(settings: Settings, shards: Sequence[Shard]) -> int:
-    """Fit those shards that are missing, each written as it is done.
-
-    Returns:
-        How many networks were fitted.
-
-    Raises:
-        ValueError: For a fit that ends in weights that are not finite.
-        BlockingIOError: When another process is writing to the folder.
-    """
-    with held(settings.out):
-        return make(shards, FORMAT, partial(fit_shard, settings), settings.jobs, "INR")
+def _held(path: Path) -> int:
+    """Networks in a file."""
+    return len(read_tensors(path)["label"])
 
 
 def fit_shard(settings: Settings, shard: Shard) -> Shard:
@@ -186,50 +143,44 @@ def fit_shard(settings: Settings, shard: Shard) -> Shard:
         ValueError: When some come out with weights that are not finite.
     """
     data = _load(settings.source, settings.data_root)
-    rows = torch.arange(shard.start, shard.stop)
-    view, position = rows // shard.images, rows % shard.images
-    x, y, numbers = _of_split(data, shard.split)
+    split, rows = shard.record["split"], torch.tensor(shard.numbers)
+    view, position = rows // shard.record["images"], rows % shard.record["images"]
+    x, y, numbers = _of_split(data, split)
     index = numbers[position]
     images = _in_floats(x[index])
-    weights, biases = _fit_in_batches(settings, images, _generators(settings, shard, index, view))
-    inrs = checked(
-        weights,
-        biases,
-        labels=y[index],
-        index=index,
-        view=view,
-        psnr=psnr(_drawn(weights, biases, images), images),
-        omega0=OMEGA0,
-        origin=f"of {shard.path.name}, just fitted",
-    )
+    generators = [
+        generator_of(f"{settings.seed}/{settings.source}/{split}/{image}/{which}")
+        for image, which in zip(index.tolist(), view.tolist(), strict=True)
+    ]
+    weights, biases = _fit_in_batches(settings, images, generators)
+    decibels = psnr(_drawn(weights, biases, images), images)
+    inrs = INRs(tuple(weights), tuple(biases), y[index], index, view, decibels, OMEGA0)
+    checked(inrs, f"of {shard.path.name}, just fitted")
     write_shard(shard.path, inrs, shard.record)
     return shard
 
 
 def summary(shards: Sequence[Shard]) -> str:
     """PSNR of each split in a table."""
-    lines = ["PSNR, dB    INRs      min     5 %    25 %  median    75 %    95 %"]
-    for split in dict.fromkeys(shard.split for shard in shards):
-        paths = [shard.path for shard in shards if shard.split == split]
-        values = torch.cat([read_tensor(path, "psnr") for path in paths])
-        quantiles = values.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
-        lines.append(
-            f"{split:8}{len(values):8,}" + "".join(f"{q:8.2f}" for q in quantiles.tolist())
-        )
+    lines = ["PSNR, dB    INRs     min     5 %    25 %  median    75 %    95 %     max"]
+    for split in dict.fromkeys(shard.record["split"] for shard in shards):
+        own = [read_tensors(s.path)["psnr"] for s in shards if s.record["split"] == split]
+        values = torch.cat(own)
+        lines.append(f"{split:8}{len(values):8,}{quantiles(values)}")
     return "\n".join(lines)
 
 
 def figure(settings: Settings, shard: Shard) -> bytes:
     """A PNG of ten images of a shard over what their networks draw, from the worst to the best."""
-    path = shard.path
-    order = read_tensor(path, "psnr").argsort()
+    tensors = read_tensors(shard.path)
+    order = tensors["psnr"].argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(SHOWN, len(order))).long()]
     layers = range(len(LAYOUT) - 1)
     weights, biases = (
-        [read_tensor(path, f"{kind}.{i}")[chosen] for i in layers] for kind in ("weight", "bias")
+        [tensors[f"{kind}.{i}"][chosen] for i in layers] for kind in ("weight", "bias")
     )
-    x, _, _ = _of_split(_load(settings.source, settings.data_root), shard.split)
-    images = _in_floats(x[read_tensor(path, "index")[chosen]])
+    x, _, _ = _of_split(_load(settings.source, settings.data_root), shard.record["split"])
+    images = _in_floats(x[tensors["index"][chosen]])
     pixels = _drawn(weights, biases, images)
     captions = [f"{decibels:.1f} dB" for decibels in psnr(pixels, images).tolist()]
     return contact_sheet({"image": images, "network": pixels}, captions)
@@ -244,12 +195,13 @@ def _made(argv: Sequence[str] | None) -> list[str]:
     begin = time.perf_counter()
     settings = _parse(argv)
     shards = plan(settings)
-    fitted = execute(settings, shards)
+    with held(settings.out):
+        work = partial(fit_shard, settings)
+        fitted = make(shards, KIND, _held, work, settings.jobs, "INR")
     write_atomically(settings.out / "figure.png", figure(settings, shards[0]))
-    table = summary(shards)
     minutes = (time.perf_counter() - begin) / 60
     return [
-        table,
+        summary(shards),
         f"fitted {fitted:,} INRs in {minutes:.1f} minutes, {settings.jobs} at a time",
         f"wrote {len(shards)} shards and figure.png to {settings.out}",
     ]
@@ -341,15 +293,6 @@ def _counts(settings: Settings, data: Images) -> dict[str, int]:
         if not 0 <= count <= n:
             raise ValueError(f"count: expected 0 to {n} images of split '{split}', found {count}")
     return dict(zip(SPLITS, counts, strict=True))
-
-
-def _generators(
-    settings: Settings, shard: Shard, index: Tensor, view: Tensor
-) -> list[torch.Generator]:
-    """Random numbers for each network of a shard, whatever else is fitted."""
-    prefix = f"{settings.seed}/{settings.source}/{shard.split}"
-    pairs = zip(index.tolist(), view.tolist(), strict=True)
-    return [generator_of(f"{prefix}/{image}/{which}") for image, which in pairs]
 
 
 def _fit_in_batches(

@@ -10,7 +10,7 @@ Which of them belong to which split is in a JSON file: of each split a list of p
 import json
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.inr.files import INRs, checked
 from l2o_graph.datasets.inr.siren import OMEGA0
-from l2o_graph.storage.shards import named
+from l2o_graph.storage.files import beside
+from l2o_graph.storage.shards import check_split, named
 
 SPLIT_FILES = ("mnist_splits.json", "fmnist_splits.json", "splits.json")
 
@@ -39,6 +40,13 @@ class _Entry:
     image: int
     training: bool
     label: int | None
+
+    @property
+    def split(self) -> str:
+        """The split that it is in where no JSON file says so."""
+        if not self.training:
+            return "test"
+        return "train" if self.image < FIRST_VALIDATION_IMAGE else "val"
 
 
 def read_published(
@@ -60,17 +68,16 @@ def read_published(
         ValueError: For an unknown split or folder, files that are missing or damaged, and
             networks with weights that are not finite; each by name or number.
     """
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"unknown split '{split}', expected 'train', 'val' or 'test'")
+    check_split(split)
     folder = Path(folder)
-    listing = Path(splits) if splits is not None else _find_splits(folder)
+    listing = beside(folder, *SPLIT_FILES) if splits is None else Path(splits)
     entries = _all(folder, split) if listing is None else _listed(folder, listing, split)
     weights: list[list[Tensor]] = []
     biases: list[list[Tensor]] = []
-    labels: list[int] = []
+    labels = []
     for entry in tqdm(entries, desc=f"{folder.name} {split}", unit="INR", disable=None):
         content = _read(entry.path)
-        label = entry.label if entry.label is not None else content.get("label")
+        label = content.get("label") if entry.label is None else entry.label
         if label is None:
             raise ValueError(f"INR '{entry.path}': expected a label, found none")
         labels.append(int(label))
@@ -83,21 +90,16 @@ def read_published(
                 f"{[tuple(shape) for shape in shapes]}"
             )
     index = torch.tensor([entry.image for entry in entries])
-    return checked(
-        [torch.stack(layer).float() for layer in zip(*weights, strict=True)],
-        [torch.stack(layer).float() for layer in zip(*biases, strict=True)],
+    inrs = INRs(
+        tuple(torch.stack(layer).float() for layer in zip(*weights, strict=True)),
+        tuple(torch.stack(layer).float() for layer in zip(*biases, strict=True)),
         labels=torch.tensor(labels),
         index=index,
         view=torch.zeros_like(index),
         psnr=None,
         omega0=OMEGA0,
-        origin=f"'{folder}', split '{split}'",
     )
-
-
-def _find_splits(folder: Path) -> Path | None:
-    candidates = [place / name for place in (folder, folder.parent) for name in SPLIT_FILES]
-    return next((path for path in candidates if path.exists()), None)
+    return checked(inrs, f"'{folder}', split '{split}'")
 
 
 def _listed(folder: Path, listing: Path, split: str) -> list[_Entry]:
@@ -120,31 +122,21 @@ def _listed(folder: Path, listing: Path, split: str) -> list[_Entry]:
             f"INRs '{folder}': expected {len(places)} files of split '{split}' by "
             f"'{listing.name}', {len(missing)} are missing: {named(missing)}"
         )
-    answer = []
-    for place, (_, label) in zip(places, pairs, strict=True):
-        entry = _entry(place)
-        given = entry.label if label is None else int(label)
-        answer.append(_Entry(place, entry.image, entry.training, given))
-    return answer
+    entries = zip(map(_entry, places), pairs, strict=True)
+    return [e if label is None else replace(e, label=int(label)) for e, (_, label) in entries]
 
 
 def _all(folder: Path, split: str) -> list[_Entry]:
     """All files of a split, by number."""
     files = [*folder.glob("mnist_png_*/checkpoints/model_final.pth"), *folder.glob("*/model_*.pth")]
     entries = sorted(map(_entry, files), key=lambda entry: entry.image)
-    chosen = [entry for entry in entries if _split(entry) == split]
+    chosen = [entry for entry in entries if entry.split == split]
     if not chosen:
         raise ValueError(
             f"INRs '{folder}': expected files of split '{split}' like mnist_png_training_5_0/"
             "checkpoints/model_final.pth or train/model_0.pth, found none"
         )
     return chosen
-
-
-def _split(entry: _Entry) -> str:
-    if not entry.training:
-        return "test"
-    return "train" if entry.image < FIRST_VALIDATION_IMAGE else "val"
 
 
 def _entry(path: Path) -> _Entry:
@@ -168,8 +160,7 @@ def _of_mnist(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """A state dict, with nothing in it but tensors and numbers."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(content)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, EOFError, ValueError, TypeError, pickle.PickleError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"INR '{path}': expected a state dict, found: {reason}") from error

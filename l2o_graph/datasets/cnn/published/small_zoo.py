@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from l2o_graph.datasets.cnn.architecture import NO_SKIP, CNNArchitecture
-from l2o_graph.datasets.cnn.files import CNNs, Run, check_split, gathered
-from l2o_graph.storage.shards import named
+from l2o_graph.datasets.cnn.files import CNNs, gathered, run_of
+from l2o_graph.storage.shards import check_split, named
 
 FINAL_STEP = 86  # epochs, at the end of training
 STRIDES = (2, 2, 2)  # the default of their train_network.py
@@ -88,19 +88,11 @@ def read_small_zoo(
             f"{len(chosen)} networks: {named([f'row {chosen[i]}' for i in bad])}"
         )
     shapes, rearranged = _rearranged(folder, picked)
-    return gathered(
-        [
-            Run(
-                i,
-                _architecture(shapes, metrics[i].activation),
-                {},
-                step=torch.tensor([step]),
-                accuracy=torch.tensor([metrics[i].accuracy]),
-                values=row[None],
-            )
-            for i, row in zip(chosen, rearranged, strict=True)
-        ]
-    )
+    runs = []
+    for i, row in zip(chosen, rearranged, strict=True):
+        architecture = _architecture(shapes, metrics[i].activation)
+        runs.append(run_of(i, architecture, {}, [(step, metrics[i].accuracy, row)]))
+    return gathered(runs)
 
 
 @contextmanager

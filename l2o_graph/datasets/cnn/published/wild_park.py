@@ -20,8 +20,9 @@ import torch
 from tqdm import tqdm
 
 from l2o_graph.datasets.cnn.architecture import NO_SKIP, CNNArchitecture
-from l2o_graph.datasets.cnn.files import CNNs, Run, check_split, gathered, split_of
-from l2o_graph.storage.shards import named
+from l2o_graph.datasets.cnn.files import CNNs, Run, gathered, run_of, split_of
+from l2o_graph.storage.files import beside
+from l2o_graph.storage.shards import check_split, named
 
 SPLITS_FILE = "cnn_park_splits.json"
 TRUSTED = {
@@ -58,7 +59,7 @@ def read_wild_park(
     """
     check_split(split)
     folder = Path(folder)
-    listing = Path(splits) if splits is not None else _find_splits(folder)
+    listing = beside(folder, SPLITS_FILE) if splits is None else Path(splits)
     if listing is None:
         entries: list[tuple[Path, float | None, int | None]] = [
             (path, None, None) for path in _all(folder, split)
@@ -71,11 +72,6 @@ def read_wild_park(
         number = numbers.setdefault(path.parent.parent, len(numbers))
         runs.append(_read(path, number, score, step))
     return gathered(runs)
-
-
-def _find_splits(folder: Path) -> Path | None:
-    candidates = (folder / SPLITS_FILE, folder.parent / SPLITS_FILE)
-    return next((path for path in candidates if path.exists()), None)
 
 
 def _all(folder: Path, split: str) -> list[Path]:
@@ -151,14 +147,7 @@ def _read(path: Path, number: int, score: float | None, step: int | None) -> Run
     values = torch.cat([t.flatten() for t in tensors])
     if not bool(values.isfinite().all()):
         raise ValueError(f"CNN '{path}': expected finite weights, found others")
-    return Run(
-        number,
-        architecture,
-        {},
-        step=torch.tensor([steps]),
-        accuracy=torch.tensor([accuracy]),
-        values=values[None],
-    )
+    return run_of(number, architecture, {}, [(steps, accuracy, values)])
 
 
 # Pickles without their code --------------------------------------------------------------------
