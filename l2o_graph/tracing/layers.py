@@ -231,7 +231,7 @@ class Layers(Meetings):
             wide = [  # from the last: (axis of the label, size, stride)
                 (i + 1 - len(weight.shape) + last, n, stride)
                 for i, (n, stride) in enumerate(weight.steps)
-                if n > 1 and stride
+                if n > 1 and (stride or weight.fixed)  # fixed numbers may differ along it
             ]
             along = [at for at, _, _ in wide if -at <= len(label.axes)]
             if kind == "sum" and self._placed(label, weight, wide, last):

@@ -223,6 +223,7 @@ BOUND = {
         h, (net.p.unflatten(0, (2, 3)) - net.p.unflatten(0, (2, 3)).mean(1, True)).flatten(0, 1)
     ),
     "a masked bias": lambda net, h: h + net.d * FIXED,
+    "one number by fixed ones": lambda net, h: h + net.d[:1].expand(WIDTH) * FIXED,
     "pixels of squares": lambda net, h: (
         F.pixel_shuffle(F.linear(h, net.p)[..., :4].mT[..., None], 2).flatten(2).mT[:, :TOKENS]
     ),
