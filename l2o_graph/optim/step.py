@@ -92,6 +92,7 @@ def advance(
         growth = growth * (1 - few)
         few = few * _sized(memory, gradients, parameters, of_matrices)
     units = (memory.history.tensors[FIRST_LOG_UNIT] + growth).exp()
+    # What is rounding counts as no gradient, for all that is seen of it and for powers.
     of_matrices[OF_GRADIENT] *= alive
     sums[OF_GRADIENT] *= alive[:, memory.constants.tensor_of_row]
     correction = corrections(memory.history.ages, memory.constants)

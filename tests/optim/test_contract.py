@@ -110,7 +110,7 @@ def test_meta_weights_are_frozen_and_nobodys_parameters(checkpoint):
     optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
     run(optimizer, range(1))
     assert not any(p.requires_grad for p in optimizer._controller.parameters())
-    assert not any(p.requires_grad for r in optimizer._placed.values() for p in r.parameters())
+    assert not any(w.requires_grad for r in optimizer._placed.values() for w in r.weights.values())
     listed = [p for group in optimizer.param_groups for p in group["params"]]
     assert [id(p) for p in listed] == [id(p) for p in model.parameters()]
     assert all(not t.requires_grad for t in state_tensors(optimizer))
