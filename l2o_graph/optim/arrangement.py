@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -111,6 +112,20 @@ class Arrangement:
             for p, shape in zip(self.parameters, self.shapes, strict=True)
         )
 
+    @cached_property
+    def _moves(self) -> dict[int, Tensor] | None:
+        """Update of each parameter here, where all are views of the stacks' and stay the same."""
+        lasts = [stack.last for stack in self.memory.stacks]
+        found = self._of_parameters(lasts)
+        own = {last.untyped_storage().data_ptr() for last in lasts}
+        are_views = all(t.untyped_storage().data_ptr() in own for t in found.values())
+        return found if are_views else None
+
+    def _of_parameters(self, updates: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Updates of stacks -> of parameters here, by their number."""
+        found = scattered(self.memory, updates)
+        return {j: found[i].view(self.shapes[j]) for j, i in enumerate(self.index) if i in found}
+
     def step(
         self,
         learned: Learned,
@@ -129,7 +144,7 @@ class Arrangement:
             few: How far training is on few examples, see ``Examples.few``.
         """
         given = {p: gradient_of[p] for p in self.parameters}
-        weights = {p: p.detach() for p in self.parameters}
+        weights: dict[Tensor, Tensor] = {p: p for p in self.parameters}
         if self.sharing is not None:
             given, weights = self.sharing.to_owners(given), self.sharing.to_owners(weights)
         here = [j for j, p in enumerate(self.parameters) if p in weights]
@@ -137,16 +152,16 @@ class Arrangement:
             {self.index[j]: of[self.parameters[j]].reshape(1, -1).to(self.dtype) for j in here}
             for of in (given, weights)
         )
-        told = torch.full((1,), float(horizon), device=self.device, dtype=self.dtype)
+        ages = self.memory.history.ages
         updates, _ = advance(
             learned,
             self.memory,
             gathered(self.memory, gradients),
             gathered(self.memory, current),
-            told if horizon else None,
-            None if few is None else few.to(told),
+            ages.new_full((1,), float(horizon)) if horizon else None,
+            None if few is None else few.to(ages),
         )
-        found = scattered(self.memory, updates)
+        moves_of = self._moves or self._of_parameters(updates)
         alike: dict[tuple[int, int], list[int]] = {}
         for j in here:
             alike.setdefault((id(group_of[self.parameters[j]]), self.ages[j]), []).append(j)
@@ -154,7 +169,7 @@ class Arrangement:
             group = group_of[self.parameters[members[0]]]
             chosen = [weights[self.parameters[j]] for j in members]
             offsets = [self.states[j]["offset"] for j in members]
-            moves = [found[self.index[j]].view(self.shapes[j]) for j in members]
+            moves = [moves_of[j] for j in members]
             _move(chosen, offsets, moves, age, group["lr"], group["weight_decay"])
         torch._foreach_add_([state["step"] for state in self.states], 1)
         self.ages = [age + 1 for age in self.ages]

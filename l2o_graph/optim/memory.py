@@ -18,7 +18,9 @@ from l2o_graph.optim.signals import (
     COSINE_DECAYS,
     COSINE_UNITS,
     FAST,
+    KIND_UNIT,
     LOG_LENGTH,
+    LONG_PART,
     NUM_OF_ROW,
     NUM_OF_TENSOR,
     RATIOS,
@@ -252,6 +254,7 @@ def arrange(
         log_torch_rms=-0.5 * (3 * like.new_tensor([b.matrix[2] for b in of_tensor])).log(),
         is_matrix=torch.tensor([b.kind in MATRICES for b in of_tensor], device=like.device),
         kinds=kinds,
+        kind_signals=KIND_UNIT * kinds.T[:, None],
         is_relative=torch.tensor(
             [RELATIVE_UNITS[b.kind] > 0 for b in of_tensor], device=like.device
         ),
@@ -264,6 +267,7 @@ def arrange(
         cosine_units=like.new_tensor(COSINE_UNITS).view(-1, 1, 1),
         average_decays=like.new_tensor([FAST, SLOW]).view(2, 1),
         average_weights=like.new_tensor([1 - FAST, 1 - SLOW]).view(2, 1, 1, 1),
+        fading=like.new_tensor([[[1.0], [LONG_PART]], [[1 - FAST], [0.0]]]),
         above=torch.tensor([above for above, _, _ in RATIOS], device=like.device),
         below=torch.tensor([below for _, below, _ in RATIOS], device=like.device),
         ratio_units=like.new_tensor([0.5 / unit for _, _, unit in RATIOS]).view(-1, 1, 1),

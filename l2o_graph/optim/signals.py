@@ -34,6 +34,8 @@ OF_WEIGHT_UNIT, LOG_LENGTH_UNIT, GROWTH_UNIT = 1 / 8, 1 / 4, 1 / 2
 AGE_UNIT, KIND_UNIT = 1 / 2, 1 / 2
 # The age beyond which steps look alike: runs of meta-training are not much longer.
 OLDEST = 4000.0
+# Steps fade where the gradients of about ten steps are small beside those of this part of the run.
+LONG_PART = 0.25
 # Units of lengths grow with weights up to so many times the first ones.
 MOST_GROWTH = 20.0
 
@@ -95,6 +97,7 @@ class Constants:
         log_torch_rms: (T,) logarithm of the RMS that torch begins weights with, 1 / sqrt(3 fan-in).
         is_matrix: (T,) whether a matrix is one.
         kinds: (R, 6) indicators of what a row's block is.
+        kind_signals: (6, 1, R) the same as signals.
         is_relative: (T,) whether a matrix's weights say what is long for it.
         log_relative_unit: (T,) logarithm of the unit of its lengths in units of its weights; -inf
             where these say nothing.
@@ -104,6 +107,7 @@ class Constants:
         cosine_units: (3, 1, 1) factor of each average of cosines.
         average_decays: (2, 1) decays of the fast and slow average.
         average_weights: (2, 1, 1, 1) weight of a new gradient in them.
+        fading: (2, 2, 1) rates and least weights of the means of squares that steps fade by.
         above: (5,) row of the square above in each of the ``RATIOS``.
         below: (5,) row of the square below.
         ratio_units: (5, 1, 1) factors of the logarithms of ratios of squares.
@@ -116,6 +120,7 @@ class Constants:
     log_torch_rms: Tensor
     is_matrix: Tensor
     kinds: Tensor
+    kind_signals: Tensor
     is_relative: Tensor
     log_relative_unit: Tensor
     log_absolute_unit: Tensor
@@ -124,6 +129,7 @@ class Constants:
     cosine_units: Tensor
     average_decays: Tensor
     average_weights: Tensor
+    fading: Tensor
     above: Tensor
     below: Tensor
     ratio_units: Tensor
@@ -251,7 +257,7 @@ def observe(
             LOG_LENGTH_UNIT * log_length[None],
             GROWTH_UNIT * growth[None, :, of_row],
             age.expand_as(log_length)[None],
-            KIND_UNIT * constants.kinds.T[:, None].expand(-1, log_length.shape[0], -1),
+            constants.kind_signals.expand(-1, len(log_length), -1),
         ]
     )
     history.rows[LAST_SQUARE] = gradient

@@ -15,7 +15,6 @@ from l2o_graph.optim.controller import ControllerConfig, Learned
 from l2o_graph.optim.memory import NUM_MOMENTA, Memory, Stack
 from l2o_graph.optim.signals import (
     AGAINST_SUM,
-    FAST,
     FAST_SUM,
     FIRST_LOG_UNIT,
     FIRST_SQUARE,
@@ -42,8 +41,6 @@ HALVED_AFTER = 300
 GROWN_AFTER = 10
 # A gradient of this fraction of its first one has vanished: below it steps are shorter with it.
 VANISHED = 1e-5
-# They are shorter, too, where gradients are small beside those of about this part of the run.
-LONG_PART = 0.25
 # The most that weights shrink by in a step.
 MOST_DECAY = 0.1
 # On few examples weights decay by this part of the length of a step.
@@ -268,9 +265,11 @@ def _fading(memory: Memory, square: Tensor) -> Tensor:
         square: (N, T) sums of squares of the gradient.
     """
     history = memory.history
-    recent, long = history.tensors[RECENT_SQUARE], history.tensors[LONG_SQUARE]
-    recent.lerp_(square, (1 / (1 + history.ages)).clamp(min=1 - FAST).expand_as(square))
-    long.lerp_(square, (1 / (1 + LONG_PART * history.ages)).expand_as(square))
+    means = history.tensors[RECENT_SQUARE : LONG_SQUARE + 1]
+    parts, least = memory.constants.fading
+    weights = torch.maximum(1 / (1 + parts * history.ages), least)  # (2, T)
+    means.lerp_(square.expand_as(means), weights[:, None])
+    recent, long = means
     first = _mean_of_rows(memory, history.rows[FIRST_SQUARE])
     of_first = square / memory.constants.rows_of_tensor / (first + TINY)
     of_long = (recent / (long + TINY)).clamp(max=1)
