@@ -75,9 +75,10 @@ class Examples:
         self.marks[_places([_numbers(t) for t in rows])] = 1
         self.rows += len(first)
         self.numbers = sum(t[0].numel() for t in rows)
-        if self.rows - self._looked >= 4 * self._many:
+        clearly_many = 4 * many(self.numbers)
+        if self.rows - self._looked >= clearly_many:
             self._looked = self.rows
-            self.is_over = bool(self._different() > 4 * self._many)
+            self.is_over = bool(self._different() > clearly_many)
 
     def few(self) -> Tensor | None:
         """How far training is on few examples, see ``fewness``; None where it is not known."""
@@ -97,10 +98,6 @@ class Examples:
             f"about {round(float(self._different()))} different examples, {self.rows} seen: few "
             f"({float(few):.2f} of 1), so that weights decay more"
         )
-
-    @property
-    def _many(self) -> int:
-        return many(self.numbers)
 
     def _different(self) -> Tensor:
         """About how many different rows there were; at least 1."""
