@@ -7,7 +7,7 @@ keeps and saves.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,7 @@ class Stack:
         # Taken once: on small networks a view costs as much as a product.
         self.averages = self.momenta[:LAST_UPDATE]
         self.fast, self.slow, self.last = self.momenta.unbind()
+        self.runs = joined(self.blocks)
 
     @property
     def is_matrix(self) -> bool:
@@ -184,6 +185,9 @@ class Nodes:
 # Vectors up to this length share a stack, the shorter ones with zeros behind them: on small
 # networks the number of calls is what a step costs.
 SHORT = 4096
+# On a CPU, blocks from this size on have a stack for each parameter, whose gradient and weights
+# are then views: copies of large ones side by side would cost more than calls.
+LARGE = 1 << 16
 
 
 def geometry(block: Block) -> tuple:
@@ -226,7 +230,12 @@ def arrange(
     row = tensor = 0
     for members in groups.values():
         first = tensor
-        for mine, run in itertools.groupby(members, here.__getitem__):
+
+        def together(i: int) -> tuple[bool, int]:
+            alone = like.device.type == "cpu" and blocks[i].size >= LARGE
+            return here[i], blocks[i].parameter if alone else -1
+
+        for (mine, _), run in itertools.groupby(members, together):
             found = tuple(blocks[i] for i in run)
             on = like if mine else like.to("meta")
             stack = _stack(found, ages[members[0]], sets, row, tensor, first, on)
@@ -367,6 +376,26 @@ def _nodes(spec: NetSpec, stacks: Sequence[Stack], own: Sequence[Stack], like: T
     )
 
 
+def joined(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """Make kernels of one grid that lie next to each other in a parameter one of several groups.
+
+    They are then taken and put as one view.
+    """
+    answer: list[Block] = []
+    for block in blocks:
+        if answer and block.kind in MATRICES:
+            last = answer[-1]
+            if (last.parameter, last.start + last.size) == (block.parameter, block.start) and (
+                last.stored[1:],
+                last.transposed,
+            ) == (block.stored[1:], block.transposed):
+                groups = last.stored[0] + block.stored[0]
+                answer[-1] = replace(last, stored=(groups, *block.stored[1:]))
+                continue
+        answer.append(block)
+    return tuple(answer)
+
+
 def gathered(memory: Memory, tensors: Sequence[Tensor] | Mapping[int, Tensor]) -> list[Tensor]:
     """Tensors of parameters -> of stacks.
 
@@ -379,7 +408,7 @@ def gathered(memory: Memory, tensors: Sequence[Tensor] | Mapping[int, Tensor]) -
     """
     answer = []
     for stack in memory.stacks:
-        parts = [block.take(tensors[block.parameter]) for block in stack.blocks]
+        parts = [run.take(tensors[run.parameter]) for run in stack.runs]
         if len(parts) > 1:
             width = stack.shape[2]
             parts = [
@@ -396,10 +425,10 @@ def scattered(memory: Memory, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
     parts: dict[int, list[tuple[int, Tensor]]] = {}
     for stack, tensor in zip(memory.stacks, tensors, strict=True):
         at, sets = 0, tensor.unflatten(0, (stack.sets, -1))
-        for block in stack.blocks:
-            groups, _, columns = block.matrix
-            piece = block.put(sets[:, at : at + groups, :, :columns])
-            parts.setdefault(block.parameter, []).append((block.start, piece))
+        for run in stack.runs:
+            groups, _, columns = run.matrix
+            piece = run.put(sets[:, at : at + groups, :, :columns])
+            parts.setdefault(run.parameter, []).append((run.start, piece))
             at += groups
     return {
         i: found[0][1]

@@ -76,8 +76,6 @@ def advance(
         (N, T).
     """
     stacks = memory.stacks
-    for stack, g in zip(stacks, gradients, strict=True):
-        stack.averages.lerp_(g, memory.constants.average_weights)
     sums, squares = _row_sums(learned.config, memory, gradients, parameters)
     of_matrices = _over_rows(memory, sums)
     if any(stack.age == 0 for stack in memory.all_stacks):
@@ -98,7 +96,8 @@ def advance(
     # From here on the last update is the coming one: of large networks, one direction at a time.
     directions = _directions(learned, memory, gradients, of_matrices, correction)
     for stack, direction in zip(stacks, directions, strict=True):
-        stack.last.copy_(direction)
+        if direction is not stack.last:
+            stack.last.copy_(direction)
     norms = memory.laid(
         [torch.linalg.vector_norm(s.last, dim=(-2, -1)).view(s.sets, -1) for s in stacks],
         "tensors",
@@ -239,12 +238,12 @@ def _sized(
     """Whether the size of a matrix matters to the loss, (N, T), as numbers 1 and 0.
 
     Not where a norm follows: the gradient is then at right angles to the weights, and decay would
-    do nothing but make steps longer beside them.
+    do nothing but make steps longer beside them. Last updates are written over.
     """
     sets = len(memory.history.tensors[0])
     found = [
-        torch.linalg.vecdot(g, p).view(1, sets, -1)
-        for g, p in zip(gradients, parameters, strict=True)
+        torch.mul(g, p, out=stack.last).sum(-1).view(1, sets, -1)
+        for stack, g, p in zip(memory.stacks, gradients, parameters, strict=True)
     ]
     along = memory.of_all_ranks(memory.laid(found, "rows", (1, sets, -1))[0])
     along = _over_rows(memory, along)
@@ -282,15 +281,21 @@ def _row_sums(
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Sums over each row, (6, N, R), and squared weights of kernels where messages need them."""
+    """Sums over each row, (6, N, R), and squared weights of kernels where messages need them.
+
+    Averages take in the gradient first; last updates are written over.
+    """
     against: list[Tensor] = []
     norms: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     squares: dict[int, Tensor] = {}
     norm = torch.linalg.vector_norm
     sets = len(memory.history.tensors[0])
     for i, (stack, g, p) in enumerate(zip(memory.stacks, gradients, parameters, strict=True)):
-        against.append(torch.linalg.vecdot(g, stack.last).view(1, sets, -1))
+        stack.averages.lerp_(g, memory.constants.average_weights)
         norms[0].append(norm(stack.momenta, dim=-1).view(-1, sets, stack.rows[1] - stack.rows[0]))
+        # The last update was asked for the last time: on large networks new memory for a product
+        # costs as much as working it out.
+        against.append(stack.last.mul_(g).sum(-1).view(1, sets, -1))
         norms[1].append(norm(p, dim=-1).view(1, sets, -1))
         norms[2].append(norm(g, dim=-1).view(1, sets, -1))
         if config.reader != "none" and stack.is_matrix:
@@ -346,11 +351,15 @@ def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Powers) -
     if stack.square is not None:
         stack.square.lerp_(gradient.square(), whitening.weight_of(stack.age))
         return whitening.relative(mixture, stack.square, stack.mean)
-    for right, whitened in ((False, whitening.whitened_left), (True, whitening.whitened_right)):
-        side, root = stack.sides[right], stack.roots[right]
-        if side is not None and root is not None:
-            _renew(stack, gradient, powers, side, right)
-            mixture = whitened(mixture, root, side)
+    (left, right), (left_root, right_root) = stack.sides, stack.roots
+    if left is not None and left_root is not None:
+        _renew(stack, gradient, powers, left, False)
+        mixture = whitening.whitened_left(mixture, left_root, left)
+    if right is not None and right_root is not None:
+        _renew(stack, gradient, powers, right, True)
+        # A product cannot be written over what it is made of.
+        free = stack.last if left is not None else None
+        mixture = whitening.whitened_right(mixture, right_root, right, free)
     return mixture
 
 

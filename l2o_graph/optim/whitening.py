@@ -144,18 +144,25 @@ def whitened_left(x: Tensor, root: Tensor, side: Side) -> Tensor:
     return torch.bmm(root.flatten(0, 1), blocks).view(x.shape)
 
 
-def whitened_right(x: Tensor, root: Tensor, side: Side) -> Tensor:
-    """X Q with the roots of each block of columns (B, k, s, s): (B, r, c)."""
+def whitened_right(x: Tensor, root: Tensor, side: Side, out: Tensor | None = None) -> Tensor:
+    """X Q with the roots of each block of columns (B, k, s, s): (B, r, c), in ``out`` if given."""
     if side.blocks == side.positions == 1:
-        return torch.bmm(x, root[:, 0])
-    apart = x.unflatten(2, (side.blocks, side.length, side.positions))
-    apart = apart.permute(0, 2, 1, 4, 3)  # (B, k, r, positions, s)
-    found = torch.bmm(apart.flatten(2, 3).flatten(0, 1), root.flatten(0, 1))
-    return found.view(apart.shape).permute(0, 2, 1, 4, 3).reshape(x.shape)
+        return torch.bmm(x, root[:, 0], out=out)
+    out = torch.empty_like(x) if out is None else out
+    apart, into = (
+        t.unflatten(2, (side.blocks, side.length, side.positions)).permute(0, 2, 1, 4, 3)
+        for t in (x, out)
+    )  # (B, k, r, positions, s)
+    if side.positions == len(x) == 1:  # without copies
+        torch.bmm(apart[0, :, :, 0], root[0], out=into[0, :, :, 0])
+    else:
+        found = torch.bmm(apart.flatten(2, 3).flatten(0, 1), root.flatten(0, 1))
+        into.copy_(found.view(apart.shape))
+    return out
 
 
 def relative(mixture: Tensor, square: Tensor, mean: Tensor) -> Tensor:
-    """Entry by entry: x / (rms + the mean rms), so that rare and small ones stay small.
+    """Entry by entry: x / (rms + the mean rms), so that rare and small ones stay small, in place.
 
     Args:
         mixture: (B, r, c).
@@ -164,4 +171,4 @@ def relative(mixture: Tensor, square: Tensor, mean: Tensor) -> Tensor:
     """
     rms = square.sqrt()
     of_all = torch.linalg.vector_norm(rms, dim=(-2, -1), keepdim=True) * mean
-    return mixture / rms.add_(of_all).add_(VANISHING)
+    return mixture.div_(rms.add_(of_all).add_(VANISHING))

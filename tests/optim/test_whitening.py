@@ -143,17 +143,21 @@ def test_rows_are_multiplied_by_the_root_of_their_block(blocks):
         torch.testing.assert_close(found[b], torch.block_diag(*root[b]) @ x[b])
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("positions", [1, 2, 3])
 def test_columns_are_multiplied_by_the_root_of_their_block_and_positions_stay_apart(
-    blocks, positions
+    batch, blocks, positions
 ):
     neurons = 4
-    x = torch.randn(2, 3, neurons * positions, dtype=torch.float64)
+    x = torch.randn(batch, 3, neurons * positions, dtype=torch.float64)
     length = neurons // blocks
-    root = torch.randn(2, blocks, length, length, dtype=torch.float64)
+    root = torch.randn(batch, blocks, length, length, dtype=torch.float64)
     found = whitened_right(x, root, Side(length, blocks, positions))
-    for b in range(2):
+    out = torch.empty_like(x)
+    assert whitened_right(x, root, Side(length, blocks, positions), out) is out
+    assert torch.equal(out, found)
+    for b in range(batch):
         for k in range(positions):
             expected = x[b, :, k::positions] @ torch.block_diag(*root[b])
             torch.testing.assert_close(found[b, :, k::positions], expected)
@@ -180,7 +184,7 @@ def test_entry_by_entry_the_small_stay_small():
     mixture, square = torch.randn(2, 3, 4, dtype=torch.float64), torch.rand(2, 3, 4).double()
     square[0, 0] = 1e-12
     mean = torch.full((2, 1, 1), 12**-0.5, dtype=torch.float64)
-    found = relative(mixture, square.clone(), mean)
+    found = relative(mixture.clone(), square.clone(), mean)
     for b in range(2):
         typical = math.sqrt(sum(square[b].flatten().tolist()) / 12)
         for r in range(3):
