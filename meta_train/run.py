@@ -22,6 +22,9 @@ from l2o_graph.ranges import NOT_NEGATIVE, Range
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.lock import held
 
+# What a run writes of its steps and evaluations, a line each, in its folder.
+LOG = "log.jsonl"
+
 T = TypeVar("T", bound="Trainer")
 
 
@@ -134,7 +137,7 @@ def begin(
             trainer = resume(state)
             _check_progress(trainer)
         known = trainer.step
-    _forget_after(state.with_name("log.jsonl"), trainer.count, known)
+    _forget_after(state.with_name(LOG), trainer.count, known)
     return trainer
 
 
@@ -218,7 +221,7 @@ def drive(
 
     Log and checkpoint lie beside the state. ``describe`` puts an evaluation in words.
     """
-    log, best = state.with_name("log.jsonl"), state.with_name("checkpoint.safetensors")
+    log, best = state.with_name(LOG), state.with_name("checkpoint.safetensors")
     with log.open("a") as lines, _stopping() as stop, _board(state.parent) as add:
         bar = tqdm(total=trainer.steps, initial=trainer.step, unit=trainer.count.replace("_", " "))
 

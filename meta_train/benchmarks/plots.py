@@ -1,6 +1,7 @@
 """Pictures as PNG: who is how far behind the best, losses over steps, predicted accuracies."""
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -147,6 +148,31 @@ def plot_predictions(
     highest = 100 * max(max(map(max, pair)) for pair in predictions.values())
     axes[0].set(xlim=(0, 1.05 * highest), ylim=(0, 1.05 * highest))
     return _png(figure, bbox_inches="tight")
+
+
+def plot_training(points: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
+    """A PNG: a line for each classifier, from evaluation to evaluation.
+
+    Args:
+        points: By label accuracies on training and on validation split, in [0, 1], in order.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 100], [0, 100], color="0.8", linewidth=1)
+    colours = itertools.cycle(COLOURS.values())
+    for (label, line), colour in zip(points.items(), colours, strict=False):
+        train, val = ([100 * value for value in values] for values in zip(*line, strict=True))
+        axis.plot(train, val, ".-", color=colour, linewidth=1.3, markersize=4, label=label)
+        axis.plot(train[-1:], val[-1:], "o", color=colour, markersize=7)
+    highest = 100 * max(max(point) for line in points.values() for point in line)
+    axis.set(xlim=(0, 1.05 * highest), ylim=(0, 1.05 * highest))
+    axis.set_xlabel("accuracy on networks trained on, %")
+    axis.set_ylabel("accuracy on the validation split, %")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
 
 
 def _behind(merit: Merit, table: Mapping[str, Standing], name: str) -> float | None:

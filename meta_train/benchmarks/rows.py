@@ -4,13 +4,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from l2o_graph.datasets.inr.picture import contact_sheet
 from l2o_graph.storage.files import expecting
-from meta_train.benchmarks.plots import plot_predictions
+from meta_train.benchmarks.plots import plot_predictions, plot_training
+from meta_train.run import LOG
 from meta_train.supervised.cnn import PREDICTIONS
 from meta_train.supervised.inr import EDITED
 
@@ -72,6 +74,39 @@ def predictions(folders: Mapping[str, Path]) -> bytes:
                 raise ValueError("an empty file")
             found[label] = true, said
     return plot_predictions(found)
+
+
+def training(folders: Mapping[str, Path]) -> bytes:
+    """How accurate classifiers are on what they train on and on what they do not, as they train.
+
+    As Figure 4 of Kofinas et al. 2024, with the validation split for the test split, which is read
+    once.
+    """
+    return plot_training({label: accuracies(folder / LOG) for label, folder in folders.items()})
+
+
+def accuracies(log: Path) -> list[tuple[float, float]]:
+    """Accuracy at each evaluation of a run on the training and on the validation split, in [0, 1].
+
+    That on the training split is the mean over the steps since the evaluation before, with the
+    noise that these have.
+
+    Raises:
+        ValueError: For a log of something else.
+        OSError: For one that is not there.
+    """
+    found: list[tuple[float, float]] = []
+    steps: list[float] = []
+    with expecting(f"'{log}': expected accuracies of steps and of evaluations"):
+        for line in map(json.loads, log.read_bytes().splitlines()):
+            if "val_accuracy" not in line:
+                steps.append(float(line["accuracy"]))
+            elif steps:  # neither before the first step nor of the best once more, at the end
+                found.append((fmean(steps), float(line["val_accuracy"])))
+                steps.clear()
+        if not found:
+            raise ValueError("no evaluation")
+    return found
 
 
 # What reads CNNs beyond the paper: in the order of their computation, by what they answer.
@@ -138,7 +173,7 @@ def _of_inrs(published: Mapping[str, Sequence[str]], *ablated: Row) -> Table:
     """Everything that classifies INRs, with what is published of each by its label."""
     baselines = [Row(label, (model,), *published.get(label, ())) for label, model in BASELINES]
     rows = (*baselines, *_each_probed(published), *ablated, *BEYOND)
-    return Table(rows, "test_accuracy", "accuracy, %", 100.0, 2)
+    return Table(rows, "test_accuracy", "accuracy, %", 100.0, 2, training)
 
 
 # Kofinas et al. 2024, Tables 1 to 7; what is not in them stands here without a figure.

@@ -194,7 +194,7 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         self._predicted = torch.empty(0)  # of the split that was last evaluated
         self._residuals: dict[str, Any] = {}
 
-    def descend(self, index: Int64[Tensor, " batch"]) -> float:
+    def descend(self, index: Int64[Tensor, " batch"]) -> dict[str, float]:
         """Add the gradients of the mean loss of some networks, by pieces; returns that loss."""
         config = self.config
         networks = chosen(self.zoo["train"], index)
@@ -206,7 +206,7 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
             loss = self._loss(self.model.logits(own), own).sum() / len(networks)
             loss.backward()
             total += loss.item()
-        return total
+        return {"loss": total}
 
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:

@@ -144,8 +144,11 @@ class EpochTrainer(ABC, Generic[C, M]):
         return {**record, "model": record["model"].to_json(), "data": self.data}
 
     @abstractmethod
-    def descend(self, index: Int64[Tensor, " batch"]) -> float:
-        """Add the gradients of the mean loss of some networks; returns that loss."""
+    def descend(self, index: Int64[Tensor, " batch"]) -> dict[str, float]:
+        """Add the gradients of the mean loss of some networks; returns it as "loss".
+
+        Of a classifier also the "accuracy" on them.
+        """
 
     @abstractmethod
     def measure(self, split: str) -> dict[str, float]:
@@ -184,14 +187,14 @@ class EpochTrainer(ABC, Generic[C, M]):
             torch.manual_seed(self.generator(3, self.step).initial_seed())  # of the dropout
             self.model.train()
             self.optimizer.zero_grad()
-            loss = self.descend(index)
+            found = self.descend(index)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or torch.inf)
         self.optimizer.step()
         self.step += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
         return {
-            "step": self.step, "epoch": epoch, "loss": loss, "gradient_norm": norm.item(),
+            "step": self.step, "epoch": epoch, **found, "gradient_norm": norm.item(),
             "lr": rate, "seconds": seconds,
         }  # fmt: skip
 

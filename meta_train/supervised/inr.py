@@ -207,16 +207,16 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
         make = partial(kind, config.model, statistics)
         super().__init__(config, make, len(networks), device, data)
 
-    def descend(self, index: Int64[Tensor, " batch"]) -> float:
-        """Add the gradients of the mean loss of some networks; returns that loss."""
+    def descend(self, index: Int64[Tensor, " batch"]) -> dict[str, float]:
+        """Add the gradients of the mean loss of some networks; returns what is known of them."""
         config = self.config
         weights, biases, targets = self.train.of(index)
         if config.augment != "none" and config.model.task == "classify":
             dice, amounts = self.generator(2, self.step), AMOUNTS[config.augment]
             weights, biases = augmented(weights, biases, dice, amounts)
-        loss = self._score(weights, biases, targets)["loss"].mean()
-        loss.backward()
-        return loss.item()
+        found = {k: v.mean() for k, v in self._score(weights, biases, targets).items()}
+        found["loss"].backward()
+        return {key: value.item() for key, value in found.items()}
 
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:

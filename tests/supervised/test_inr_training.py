@@ -16,7 +16,7 @@ from l2o_graph.datasets.inr import generate
 from l2o_graph.datasets.inr.generate import main as fit_inrs
 from l2o_graph.inr import INRClassifier, inr_config, load_inr_model, load_inrs, render
 from meta_train.__main__ import main
-from meta_train.benchmarks.rows import edited_digits
+from meta_train.benchmarks.rows import accuracies, edited_digits
 from meta_train.supervised.epochs import rate_at
 from meta_train.supervised.inr import (
     EDITED,
@@ -84,6 +84,7 @@ def test_a_run_leaves_a_log_and_the_best_model(inrs, tmp_path):
     (*points, last) = (r for r in log if "val_loss" in r)
     assert [p["step"] for p in points] == [0, 3, 6, 9]
     assert not any("test_loss" in p for p in points), "the test split is read once, at the end"
+    assert [val for _, val in accuracies(result.log)] == [p["val_accuracy"] for p in points[1:]]
 
     model = INRClassifier.from_checkpoint(result.checkpoint)
     first_best = max(points, key=lambda p: (p["val_accuracy"], -p["step"]))
