@@ -178,3 +178,23 @@ def test_links_within_the_repository_lead_somewhere(page):
 def test_the_citation_is_of_this_version():
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert f"\nversion: {version[1]}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def rows_of(page: str, width: int) -> dict[str, list[str]]:
+    """Rows of so many cells in the tables of a page, by their first cell."""
+    lines = (ROOT / page).read_text().splitlines()
+    cells = [[c.strip(" *") for c in x.strip("| ").split("|")] for x in lines if x[:2] == "| "]
+    return {row[0]: row[1:] for row in cells if len(row) == width}
+
+
+def test_the_first_table_repeats_the_merits_of_the_results():
+    results, readme = rows_of("docs/results.md", 12), rows_of("README.md", 8)
+    columns = [results["task"].index(c) for c in ("AdamW", "AdamW, untouched", "Muon", "SOAP")]
+    columns += [results["task"].index(c) for c in ("NG", "NG, averaged", "NG, told")]
+    shown = {label: found for label, found in readme.items() if label}
+    assert len(shown) > 12
+    for label, found in shown.items():
+        task = next(name for name in results if label.startswith(name))
+        assert label.endswith(results[task][0].removeprefix("accuracy, ")), "its merit"
+        expected = [results[task][c].partition(" ")[0].strip("*") for c in columns]
+        assert found == expected, "the same figures, without the rates of rivals"
