@@ -11,7 +11,7 @@ from meta_train.families.dice import Dice
 from meta_train.families.examples import Stream
 from meta_train.families.images import Pictures
 from meta_train.families.initial import SCHEMES, gains, initial
-from meta_train.families.networks import ACTIVATIONS, dashed
+from meta_train.families.networks import ACTIVATIONS, Activation
 from meta_train.families.registry import register_family
 
 NORMS = ("", "group", "layer", "batch")
@@ -34,7 +34,7 @@ class Block(nn.Module):
         target: Channels written.
         stride: Stride of the convolution.
         norm: One of ``NORMS``.
-        activation: One of ``ACTIVATIONS``.
+        activation: What comes after the norm.
         shortcut: Whether what is read is added to what is written.
         depthwise: Whether each channel has a kernel of its own, and a 1 x 1 one mixes them.
     """
@@ -45,7 +45,7 @@ class Block(nn.Module):
         target: int,
         stride: int,
         norm: str,
-        activation: str,
+        activation: Activation,
         shortcut: bool = False,
         depthwise: bool = False,
     ):
@@ -55,7 +55,7 @@ class Block(nn.Module):
         self.conv = nn.Conv2d(source, first, 3, stride, padding=1, groups=groups)
         self.mix = nn.Conv2d(source, target, 1) if depthwise else nn.Identity()
         self.norm = norm_of(norm, target)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         self.shortcut = shortcut and source == target and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,12 +122,6 @@ def cnn(dice: Dice, pictures: Pictures) -> Plan:
         size, channels, strides, flat, depthwise,
         norm=norm, activation=activation, shortcut=shortcut,
     )  # fmt: skip
-    said = [f"{norm} norm" if norm else "", "shortcut" if shortcut else "", "flat" if flat else ""]
-    said += ["depthwise" if depthwise else "", "noisy labels" if noise is not None else ""]
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"cnn of {size} x {size}, channels {dashed(channels)} {activation}, {scheme}, "
-        + ", ".join([*filter(None, said), f"batches of {batch}"])
-    )
     examples = Stream(dice, pictures.batches(batch, size, axes=3, noise=noise))
-    return Plan(name, module, start, examples, F.cross_entropy)
+    return Plan(module, start, examples, F.cross_entropy)

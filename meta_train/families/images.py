@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2o_graph.datasets.images import data_root, load_images
-from meta_train.families.base import Batch
 from meta_train.families.dice import Dice
-from meta_train.families.examples import noisy_labels
+from meta_train.families.examples import Batch, noisy_labels
 
 FULL = 28
 SAMPLE = 1000  # images that mean and deviation are taken of
@@ -34,7 +33,7 @@ class Pictures:
     def load(root: str | Path | None = None, validation: bool = False) -> "Pictures":
         """The images of a folder, by default that of L2O_GRAPH_DATA; loaded once in a process."""
         folder = data_root(root)
-        return _load(folder if (folder / "FashionMNIST").exists() else None, validation)
+        return _loaded(folder if (folder / "FashionMNIST").exists() else None)[validation]
 
     def draw(
         self, dice: Dice, count: int, size: int = 7, seen: bool | None = None, raw: bool = False
@@ -91,20 +90,13 @@ class Pictures:
 
 def _smaller(x: Tensor, size: int) -> Tensor:
     """[n, 1, 28, 28] -> [n, size, size], rounded: as bytes all sizes fit into a small memory."""
-    if size == FULL:
-        return x[:, 0]
     return F.avg_pool2d(x.float(), FULL // size)[:, 0].round().to(torch.uint8)
 
 
 @cache
-def _load(folder: Path | None, validation: bool) -> Pictures:
-    x, y = _all(folder)
-    bound = len(y) - len(y) // VALIDATION
-    part = slice(bound, None) if validation else slice(bound)
-    return Pictures(x[part], y[part])
-
-
-@cache
-def _all(folder: Path | None) -> tuple[Tensor, Tensor]:
+def _loaded(folder: Path | None) -> tuple[Pictures, Pictures]:
+    """The images of training, and those of validation."""
     images = load_images("fmnist", folder) if folder else load_images("fmnist_sample")
-    return images.train_x, images.train_y
+    x, y = images.train_x, images.train_y
+    bound = len(y) - len(y) // VALIDATION
+    return Pictures(x[:bound], y[:bound]), Pictures(x[bound:], y[bound:])

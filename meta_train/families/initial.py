@@ -1,6 +1,5 @@
 """Parameters to start from, for many networks at once and from a generator of their own."""
 
-from collections.abc import Callable
 from math import prod
 
 import torch
@@ -20,8 +19,7 @@ def initial(
     """Draw parameters for each pair.
 
     Args:
-        module: One network. Parts that are not known here have a method
-            ``draw(dice) -> {name: [P, *shape]}`` for their own parameters.
+        module: One network.
         dice: To draw with.
         scheme: How kernels of linear and convolutional layers start: as torch has it, uniform
             within 1 / sqrt(fan-in); "he", normal of variance 2 / fan-in; "xavier", uniform of
@@ -41,21 +39,22 @@ def initial(
     return {name: start[name] for name, _ in module.named_parameters()}
 
 
+def spread_tables(start: dict[str, Tensor], module: nn.Module, spread: float) -> dict[str, Tensor]:
+    """Multiply what embeddings start as, in place."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding):
+            start[f"{name}.weight"] *= spread
+    return start
+
+
 def gains(dice: Dice) -> Tensor:
     """(P,) gains, log-uniform."""
     return dice.log_uniform(0.8, 1.25)
 
 
 def _draw(
-    part: nn.Module,
-    own: dict[str, nn.Parameter],
-    dice: Dice,
-    scheme: str,
-    gain: float | Tensor,
+    part: nn.Module, own: dict[str, nn.Parameter], dice: Dice, scheme: str, gain: float | Tensor
 ) -> dict[str, Tensor]:
-    rule: Callable[[Dice], dict[str, Tensor]] | None = getattr(part, "draw", None)
-    if rule is not None:
-        return rule(dice)
     if isinstance(part, nn.Linear | nn.Conv2d):
         return _kernel(own, dice, scheme, gain)
     if isinstance(part, nn.LayerNorm | nn.GroupNorm | _NormBase):

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meta_train.families.attention import Transformer
-from meta_train.families.base import Batch, Plan
+from meta_train.families.base import Plan, next_tokens, squared
 from meta_train.families.cnn import NORMS, ConvNet
-from meta_train.families.criteria import next_tokens, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Stream
+from meta_train.families.examples import Batch, Stream
 from meta_train.families.images import FULL, Pictures
-from meta_train.families.initial import SCHEMES, gains, initial
-from meta_train.families.networks import ACTIVATIONS, MLP, dashed
+from meta_train.families.initial import SCHEMES, gains, initial, spread_tables
+from meta_train.families.networks import ACTIVATIONS, MLP, Activation
 from meta_train.families.recurrence import StepByStep, Twin
 from meta_train.families.registry import register_family
 from meta_train.families.tokens import one_hot, texts
@@ -45,8 +44,7 @@ def wide(dice: Dice, pictures: Pictures) -> Plan:
 
     module = MLP(sizes, activation, norm)
     start = initial(module, dice, scheme, gains(dice))
-    name = f"wide {dashed(sizes)} {activation}, {scheme}, batches of {batch}"
-    return Plan(name, module, start, Stream(dice, make), squared if reproduces else F.cross_entropy)
+    return Plan(module, start, Stream(dice, make), squared if reproduces else F.cross_entropy)
 
 
 @register_family("image_cnn", share=SHARE)
@@ -54,7 +52,7 @@ def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
     """Three convolutions of 8 to 20 channels on 14 x 14 pixels, pooled at the end."""
     width = 2 * dice.integer(4, 5)
     channels, strides = [width, 2 * width, 2 * width], ([2, 1, 1], [2, 2, 1])
-    return convolutional("image_cnn", dice, pictures, SIZE, channels, 0.4, strides)
+    return convolutional(dice, pictures, SIZE, channels, 0.4, strides)
 
 
 @register_family("full_cnn", share=SHARE / 2)
@@ -63,12 +61,12 @@ def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
     width = 2 * dice.integer(4, 8)
     channels = [width, *[2 * width] * dice.integer(1, 3)]
     strides = [2, 2, 1, 1][: len(channels)]
-    return convolutional("full_cnn", dice, pictures, FULL, channels, 0.3, (strides,))
+    return convolutional(dice, pictures, FULL, channels, 0.3, (strides,))
 
 
 def convolutional(
-    kind: str, dice: Dice, pictures: Pictures, size: int, channels: Sequence[int],
-    normed: float, strides: Sequence[Sequence[int]],
+    dice: Dice, pictures: Pictures, size: int, channels: Sequence[int], normed: float,
+    strides: Sequence[Sequence[int]],
 ) -> Plan:  # fmt: skip
     """A CNN that classifies, in batches of 64 or 128, with a norm as often as ``normed`` says."""
     norm = dice.pick(*NORMS) if dice.chance(normed) else ""
@@ -77,12 +75,8 @@ def convolutional(
     chosen = dice.pick(*strides) if len(strides) > 1 else strides[0]
     module = ConvNet(size, channels, chosen, norm=norm, activation=activation)
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"{kind}, channels {dashed(channels)} {activation}, {norm or 'no'} norm, {scheme}, "
-        f"batches of {batch}"
-    )
     examples = Stream(dice, pictures.batches(batch, size, axes=3))
-    return Plan(name, module, start, examples, F.cross_entropy)
+    return Plan(module, start, examples, F.cross_entropy)
 
 
 @register_family("patches", share=SHARE)
@@ -100,10 +94,8 @@ def patches(dice: Dice, pictures: Pictures) -> Plan:
     module = Transformer(
         nn.Linear(side**2, width), edge**2, width, layers, activation, 10, causal=False
     )
-    start = initial(module, dice)
-    start["positions.weight"] *= dice.pick(0.02, 0.1)
-    name = f"patches, width {width}, {layers} layers {activation}, batches of {batch}"
-    return Plan(name, module, start, Stream(dice, make), F.cross_entropy)
+    start = spread_tables(initial(module, dice), module, dice.pick(0.02, 0.1))
+    return Plan(module, start, Stream(dice, make), F.cross_entropy)
 
 
 @register_family("language", share=SHARE)
@@ -119,12 +111,10 @@ def language(dice: Dice, pictures: Pictures) -> Plan:
             nn.Embedding(letters, width), length, width, layers, dice.pick(*ACTIVATIONS), letters,
             causal=True, tied=dice.chance(0.4),
         )  # fmt: skip
-        start, twin = initial(module, dice), None
-        spread = dice.pick(0.02, 0.1, 1.0)
-        for name in ("embed.weight", "positions.weight"):
-            start[name] *= spread
+        twin = None
+        start = spread_tables(initial(module, dice), module, dice.pick(0.02, 0.1, 1.0))
     else:
-        width, layers = 8 * dice.integer(4, 8), 1
+        width = 8 * dice.integer(4, 8)
         shape = (letters, width, letters, True)
         module, twin = StepByStep(kind, *shape), Twin(kind, *shape)
         start = initial(module, dice)
@@ -133,22 +123,18 @@ def language(dice: Dice, pictures: Pictures) -> Plan:
         x, y = windows(dice, batch)
         return (x if kind == "transformer" else one_hot(x, letters)), y
 
-    name = (
-        f"language, {kind} of {width}, {layers} layers, {letters} letters, "
-        f"batches of {batch} x {length}"
-    )
-    return Plan(name, module, start, Stream(dice, make), next_tokens, twin)
+    return Plan(module, start, Stream(dice, make), next_tokens, twin)
 
 
 class Restorer(nn.Module):
     """Convolutions that keep the size of an image, the last one added to what was read."""
 
-    def __init__(self, channels: list[int], activation: str):
+    def __init__(self, channels: list[int], activation: Activation):
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise((1, *channels, 1))
         )
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 1, size, size] -> the same."""
@@ -172,8 +158,4 @@ def restore(dice: Dice, pictures: Pictures) -> Plan:
         return x + noise * dice.normal(*x.shape[1:]), x
 
     module = Restorer(channels, activation)
-    name = (
-        f"restore, channels {dashed(channels)} {activation}, {scheme}, "
-        f"{'holes' if holes else 'noise'}, batches of {batch}"
-    )
-    return Plan(name, module, initial(module, dice, scheme), Stream(dice, make), squared)
+    return Plan(module, initial(module, dice, scheme), Stream(dice, make), squared)

@@ -1,19 +1,19 @@
 """MLPs: that classify or reproduce images, and that learn functions."""
 
 from collections.abc import Callable
+from math import pi, sqrt
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Examples, Plan
-from meta_train.families.criteria import squared
+from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import FixedSet, Stream, noisy_labels
+from meta_train.families.examples import Batch, Examples, FixedSet, Stream, noisy_labels
 from meta_train.families.images import Pictures
 from meta_train.families.initial import SCHEMES, gains, initial
-from meta_train.families.networks import ACTIVATIONS, MLP, dashed
+from meta_train.families.networks import ACTIVATIONS, MLP
 from meta_train.families.registry import register_family
-from meta_train.families.teachers import TEACHERS
 
 BATCHES = (8, 16, 32, 64, 128)
 JUDGES = 256  # examples to be judged by
@@ -33,12 +33,8 @@ def classifier(dice: Dice, pictures: Pictures) -> Plan:
     module, scheme = MLP(sizes, activation, norm), dice.pick(*SCHEMES)
     # Signals of a deep network die at a gain that is low, and explode at one that is high.
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"classifier {dashed(sizes)} {activation}{', LayerNorm' if norm else ''}, "
-        f"{scheme}, batches of {batch}{'' if noise is None else ', noisy labels'}"
-    )
     examples = Stream(dice, pictures.batches(batch, noise=noise))
-    return Plan(name, module, start, examples, F.cross_entropy)
+    return Plan(module, start, examples, F.cross_entropy)
 
 
 @register_family("autoencoder")
@@ -57,18 +53,51 @@ def autoencoder(dice: Dice, pictures: Pictures) -> Plan:
 
     module = MLP(sizes, activation)
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"autoencoder {dashed(sizes)} {activation}, {scheme}, "
-        f"{'cross-entropy' if raw else 'squared error'}{', denoising' if noise else ''}, "
-        f"batches of {batch}"
-    )
     criterion = F.binary_cross_entropy_with_logits if raw else squared
-    return Plan(name, module, start, Stream(dice, make), criterion)
+    return Plan(module, start, Stream(dice, make), criterion)
+
+
+Teacher = Callable[[Tensor], Tensor]  # [P, B, inputs] -> [P, B, 1], of about unit variance
+
+
+def network(dice: Dice, inputs: int) -> Teacher:
+    """A wide layer of tanh neurons."""
+    hidden = 16
+    first = dice.normal(inputs, hidden) * 1.5 / sqrt(inputs)
+    bias, last = dice.normal(1, hidden) * 0.5, dice.normal(hidden, 1) * 2 / sqrt(hidden)
+    return lambda x: torch.tanh(x @ first + bias) @ last
+
+
+def friedman(dice: Dice, inputs: int) -> Teacher:
+    """As Friedman's (1991) first, of five inputs or as many as there are: the rest mean nothing."""
+    order = dice.orders(max(inputs, 5))[:, None] % inputs
+    weights = dice.uniform(1, 4, low=0.5, high=1.5)
+
+    def teach(x: Tensor) -> Tensor:
+        a, b, c, d, e = (
+            torch.sigmoid(x).gather(2, order[..., i : i + 1].expand(-1, x.shape[1], -1))
+            for i in range(5)
+        )
+        terms = [2 * torch.sin(pi * a * b), 4 * (c - 0.5).square(), 2 * d, e]
+        together = zip(terms, weights.split(1, -1), strict=True)
+        return torch.stack([term * weight for term, weight in together]).sum(0) - 2
+
+    return teach
+
+
+def polynomial(dice: Dice, inputs: int) -> Teacher:
+    """Linear terms and a few products."""
+    linear = dice.normal(inputs, 1) / sqrt(inputs)
+    left, right = (dice.normal(inputs, 3) / sqrt(inputs) for _ in range(2))
+    return lambda x: x @ linear + 0.5 * ((x @ left) * (x @ right)).sum(-1, keepdim=True)
+
+
+TEACHERS = (network, friedman, polynomial)
 
 
 def examples_of(
     dice: Dice, inputs: int, raw: bool, noises: tuple[float, ...]
-) -> tuple[Callable[..., Batch], str]:
+) -> Callable[..., Batch]:
     """A function for each pair, as what draws examples of it.
 
     Args:
@@ -78,10 +107,10 @@ def examples_of(
         noises: Of which one is the standard deviation of the noise, in that of the targets.
 
     Returns:
-        (dice, count, clean) -> [P, count, inputs] and [P, count, 1]; and the teacher's name.
+        (dice, count, clean) -> [P, count, inputs] and [P, count, 1].
     """
     kind, noise = dice.pick(*TEACHERS), dice.pick(*noises)
-    teacher = TEACHERS[kind](dice, inputs)
+    teacher = kind(dice, inputs)
     columns = dice.log_uniform(0.1, 10.0, 1, inputs) if raw and dice.chance(0.7) else 1.0
     scale = dice.log_uniform(0.01, 100.0, 1, 1) if raw else 1.0
     offset = dice.normal(1, 1) * dice.pick(0.0, 0.0, 3.0) if raw else 0.0
@@ -93,14 +122,14 @@ def examples_of(
             y = y + noise * dice.normal(count, 1)
         return x * columns, y * scale
 
-    return make, f"{kind}{', raw units' if raw else ''}, noise {noise:g}"
+    return make
 
 
 @register_family("regression")
 def regression(dice: Dice, pictures: Pictures) -> Plan:
     """Functions with noise, in whatever units; new examples at every step, or some and judges."""
     inputs = dice.integer(2, 16)
-    make, said = examples_of(dice, inputs, dice.chance(0.8), (0.0, 0.1, 0.3, 1.0))
+    make = examples_of(dice, inputs, dice.chance(0.8), (0.0, 0.1, 0.3, 1.0))
     sizes = [inputs, *(dice.integer(16, 40) for _ in range(dice.integer(1, 3))), 1]
     activation, batch = dice.pick(*ACTIVATIONS), dice.pick(16, 32, 64, 128, 256)
     scheme, count = dice.pick(*SCHEMES), dice.pick(0, 256, 512 if batch < 128 else 256)
@@ -112,11 +141,7 @@ def regression(dice: Dice, pictures: Pictures) -> Plan:
     else:
         examples = Stream(dice, lambda dice: make(dice, batch))
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"regression {dashed(sizes)} {activation}, {scheme}, {said}, batches of {batch}"
-        f"{f' of {count}' if count else ''}"
-    )
-    return Plan(name, module, start, examples, squared)
+    return Plan(module, start, examples, squared)
 
 
 @register_family("few_examples")
@@ -129,20 +154,16 @@ def few_examples(dice: Dice, pictures: Pictures) -> Plan:
         sizes, criterion = [49, *hidden, 10], F.cross_entropy
         x, y = pictures.draw(dice.other("examples"), count, seen=True)
         judges_x, judges_y = pictures.draw(dice.other("judges"), JUDGES, seen=False)
-        said = "images"
         if dice.chance(0.4):
-            y, said = noisy_labels(dice, y, dice.uniform(low=0.1, high=0.4)), "images, noisy labels"
+            y = noisy_labels(dice, y, dice.uniform(low=0.1, high=0.4))
         fixed, judges = (x.flatten(2), y), (judges_x.flatten(2), judges_y)
     else:
         inputs, criterion = dice.integer(4, 16), squared
         sizes = [inputs, *hidden, 1]
-        make, said = examples_of(dice, inputs, dice.chance(0.5), (0.1, 0.3, 1.0))
+        make = examples_of(dice, inputs, dice.chance(0.5), (0.1, 0.3, 1.0))
         # Noise in what one is judged by would only hide differences.
         judges = make(dice.other("judges"), JUDGES, True)
         fixed = make(dice.other("examples"), count)
     module = MLP(sizes, activation)
     start = initial(module, dice, scheme, gains(dice))
-    name = f"few_examples {dashed(sizes)} {activation}, {scheme}, {count} {said}, " + (
-        f"batches of {batch}" if batch else "all at once"
-    )
-    return Plan(name, module, start, FixedSet(dice, fixed, batch, judges), criterion)
+    return Plan(module, start, FixedSet(dice, fixed, batch, judges), criterion)

@@ -7,12 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-    "silu": F.silu,
-}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: tuple[Activation, ...] = (F.relu, F.gelu, torch.tanh, F.silu)
 
 
 class MLP(nn.Module):
@@ -21,11 +17,11 @@ class MLP(nn.Module):
     With ``norm`` there is a LayerNorm in front of each activation.
     """
 
-    def __init__(self, sizes: Sequence[int], activation: str, norm: bool = False):
+    def __init__(self, sizes: Sequence[int], activation: Activation, norm: bool = False):
         super().__init__()
         self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.norm = nn.ModuleList(nn.LayerNorm(n) for n in sizes[1:-1] if norm)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs] -> [B, outputs]."""
@@ -35,8 +31,3 @@ class MLP(nn.Module):
                 x = self.norm[i](x)
             x = self.activation(x)
         return self.linear[-1](x)
-
-
-def dashed(sizes: Sequence[int]) -> str:
-    """Sizes for a name: 49-32-10."""
-    return "-".join(map(str, sizes))

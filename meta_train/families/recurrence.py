@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import next_tokens, squared
+from meta_train.families.base import Plan, next_tokens, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Stream
+from meta_train.families.examples import Batch, Stream
 from meta_train.families.images import Pictures
 from meta_train.families.initial import initial
 from meta_train.families.registry import register_family
@@ -117,5 +116,4 @@ def recurrence(dice: Dice, pictures: Pictures) -> Plan:
         shape, criterion = (7, hidden, 10, False), F.cross_entropy
         examples = Stream(dice, pictures.batches(batch, axes=2))
     module, twin = StepByStep(kind, *shape), Twin(kind, *shape)
-    name = f"recurrence {kind} of {hidden}, {task}, batches of {batch}"
-    return Plan(name, module, initial(module, dice), examples, criterion, twin)
+    return Plan(module, initial(module, dice), examples, criterion, twin)

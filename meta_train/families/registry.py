@@ -82,4 +82,4 @@ def draw(
     # Modules draw a start of their own from the global generator, which nobody looks at.
     with torch.random.fork_rng(devices=[]):
         plan = FAMILIES[family].build(dice.other("plan"), pictures)
-    return Problems(family, plan, dice, augment)
+    return Problems(plan, dice, augment)

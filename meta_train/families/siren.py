@@ -1,46 +1,34 @@
 """Networks that hold an image: pixel coordinates go in, grey values come out."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import pi, sqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import squared
+from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import FixedSet, Stream, rows
+from meta_train.families.examples import Batch, FixedSet, Stream, rows
 from meta_train.families.images import Pictures
 from meta_train.families.initial import initial
-from meta_train.families.networks import MLP, dashed
+from meta_train.families.networks import MLP
 from meta_train.families.registry import register_family
 
 
-class Siren(nn.Module):
-    """Linear layers of these sizes with sin(omega x) in between (Sitzmann et al. 2020)."""
+def sines(dice: Dice, sizes: Sequence[int], omega: float) -> tuple[MLP, dict[str, Tensor]]:
+    """Linear layers of these sizes with sin(omega x) in between, and their start.
 
-    def __init__(self, sizes: Sequence[int], omega: float):
-        super().__init__()
-        self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.omega = omega
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs] -> [B, outputs]."""
-        for linear in self.linear[:-1]:
-            x = torch.sin(self.omega * linear(x))
-        return self.linear[-1](x)
-
-    def start(self, dice: Dice) -> dict[str, Tensor]:
-        """As published, section 3.2: inputs of each sine have a standard deviation of about 1."""
-        start = initial(self, dice)
-        for i, linear in enumerate(self.linear):
-            assert isinstance(linear, nn.Linear)
-            fan_in = linear.in_features
-            bound = 1 / fan_in if i == 0 else sqrt(6 / fan_in) / self.omega
-            # torch's own start, which these are drawn as, is within 1 / sqrt(fan-in).
-            start[f"linear.{i}.weight"] *= bound * sqrt(fan_in)
-        return start
+    As published, section 3.2 of Sitzmann et al. 2020: inputs of each sine have a standard
+    deviation of about 1.
+    """
+    module = MLP(sizes, lambda x: torch.sin(omega * x))
+    start = initial(module, dice)
+    for i, fan_in in enumerate(sizes[:-1]):
+        bound = 1 / fan_in if i == 0 else sqrt(6 / fan_in) / omega
+        # torch's own start, which these are drawn as, is within 1 / sqrt(fan-in).
+        start[f"linear.{i}.weight"] *= bound * sqrt(fan_in)
+    return module, start
 
 
 def grid(size: int) -> Tensor:
@@ -64,21 +52,15 @@ def siren(dice: Dice, pictures: Pictures) -> Plan:
         # Tancik et al. 2020: frequencies are drawn once, and their deviation decides.
         frequencies = dice.normal(2, 12) * dice.log_uniform(1.0, 4.0)[:, None, None]
         places = torch.cat([f(pi * places @ frequencies) for f in (torch.sin, torch.cos)], -1)
-        sizes = [24, *[wide] * layers, 1]
-        module = MLP(sizes, "relu")
+        module = MLP([24, *[wide] * layers, 1], F.relu)
         start = initial(module, dice, "he")
     else:
-        sizes = [2, *[wide] * layers, 1]
-        module = Siren(sizes, omega=dice.pick(10.0, 20.0, 30.0))
-        start = module.start(dice)
+        omega = dice.pick(10.0, 20.0, 30.0)
+        module, start = sines(dice, [2, *[wide] * layers, 1], omega)
 
     def make(dice: Dice) -> Batch:
         index = dice.integers(size * size, batch)
         return rows(places, index), rows(values, index)
 
-    kind = "relu on Fourier features" if fourier else f"omega {module.omega:g}"
-    name = f"siren {dashed(sizes)}, {kind}, of {size} x {size}, " + (
-        f"batches of {batch}" if batch else "all pixels"
-    )
     examples = Stream(dice, make) if batch else FixedSet(dice, (places, values))
-    return Plan(name, module, start, examples, squared)
+    return Plan(module, start, examples, squared)
