@@ -14,7 +14,6 @@ from meta_train.config import MetaConfig
 from meta_train.run import (
     OuterLoop,
     Result,
-    begin,
     drive,
     optimizer_tensors,
     prepared,
@@ -35,7 +34,7 @@ ESTIMATORS = {"greedy": greedy, "through_time": through_time}
 
 
 class MetaTrainer(OuterLoop):
-    """A run in progress, between two outer steps: a ``meta_train.run.Trainer``.
+    """A run in progress, between two outer steps.
 
     Args:
         config: The run.
@@ -100,6 +99,11 @@ class MetaTrainer(OuterLoop):
         self.evaluations.append(point)
         return point
 
+    def describe(self, point: dict[str, Any]) -> str:
+        """Say in words what an evaluation found."""
+        accuracy = 100 * point["held_out_accuracy"]
+        return f"held-out loss {point['held_out_loss']:.4f}, accuracy {accuracy:.2f} %"
+
     def is_best(self) -> bool:
         """Whether the last evaluation is the best since training began.
 
@@ -140,7 +144,7 @@ def meta_train(
     device: str = "cpu",
     resume: bool = False,
 ) -> Result:
-    """Meta-train the paper's rule.
+    """Meta-train the paper's rule. Ctrl-C ends the run after the outer step it is in, state saved.
 
     Args:
         config: The run. When resuming, that of the saved state has to be the same.
@@ -149,29 +153,17 @@ def meta_train(
         device: Device of networks and meta-weights.
         resume: Continue from the state in ``out`` if there is one.
 
-    Returns:
-        Where everything is. Ctrl-C ends the run after the outer step it is in, state saved.
-
     Raises:
-        ValueError: For an unknown task, or a state of another configuration.
-        FileExistsError: When ``out`` holds a run and ``resume`` is off.
-        BlockingIOError: When another process is writing to ``out``.
-        OSError: When ``out`` cannot be written.
+        ValueError: For an unknown task.
         DatasetNotFoundError: When the data is absent.
+        Exception: See ``meta_train.run.prepared``.
     """
-    task = get_task(config.task)
-    settings = asdict(config)
-
-    def describe(point: dict[str, Any]) -> str:
-        accuracy = 100 * point["held_out_accuracy"]
-        return f"held-out loss {point['held_out_loss']:.4f}, accuracy {accuracy:.2f} %"
-
-    with prepared(out, settings, resume) as state:
-        data, place = task.load(data_root), torch.device(device)
-        trainer = begin(
-            state,
-            settings,
-            resume=lambda path: MetaTrainer.resume(path, place, data),
-            new=lambda: MetaTrainer(config, place, data),
-        )
-        return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    task, place = get_task(config.task), torch.device(device)
+    with prepared(
+        out,
+        asdict(config),
+        resume,
+        saved=lambda path: MetaTrainer.resume(path, place, task.load(data_root)),
+        new=lambda: MetaTrainer(config, place, task.load(data_root)),
+    ) as trainer:
+        return drive(trainer, out)

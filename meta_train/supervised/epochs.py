@@ -2,7 +2,7 @@
 
 import copy
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ from l2o_graph.metanets.predictor import GeneralizationPredictor
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, SHARE, check_ranges
 from meta_train.run import (
     Result,
-    begin,
+    Trainer,
     commit,
     drive,
     optimizer_tensors,
@@ -101,8 +101,8 @@ M = TypeVar("M", bound=INRModel | GeneralizationPredictor)
 T = TypeVar("T", bound="EpochTrainer[Any, Any]")
 
 
-class EpochTrainer(ABC, Generic[C, M]):
-    """A run in progress, between two steps: a ``meta_train.run.Trainer``.
+class EpochTrainer(Trainer, Generic[C, M]):
+    """A run in progress, between two steps.
 
     What a step draws follows from the seed and the number of the step alone, so that there is no
     state of random numbers to save.
@@ -116,11 +116,15 @@ class EpochTrainer(ABC, Generic[C, M]):
     """
 
     count = "step"
+    config: C
 
     def __init__(
         self, config: C, make: Callable[[], M], examples: int, device: torch.device, data: str
     ):
-        self.config, self.device, self.data = config, device, data
+        # A last batch that is not full is left out; in the next epoch it is made of others.
+        self.examples, self.per_epoch = examples, max(examples // config.batch, 1)
+        super().__init__(config, config.epochs * self.per_epoch)
+        self.device, self.data = device, data
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model: M = make().to(device)
@@ -131,11 +135,6 @@ class EpochTrainer(ABC, Generic[C, M]):
             amsgrad=True,
             fused=True,  # otherwise 1 in 20 of a small model's step on a CPU
         )
-        # A last batch that is not full is left out; in the next epoch it is made of others.
-        self.examples, self.per_epoch = examples, max(examples // config.batch, 1)
-        self.step, self.steps = 0, config.epochs * self.per_epoch
-        self.seconds = 0.0
-        self.evaluations: list[dict[str, Any]] = []
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -153,14 +152,6 @@ class EpochTrainer(ABC, Generic[C, M]):
     @abstractmethod
     def measure(self, split: str) -> dict[str, float]:
         """Judge the model on the split "val" or "test"."""
-
-    @abstractmethod
-    def describe(self, point: dict[str, Any]) -> str:
-        """Say in words what an evaluation found."""
-
-    @abstractmethod
-    def save_best(self, path: Path) -> None:
-        """Write the model as it is, for use."""
 
     @abstractmethod
     def save_shown(self, path: Path) -> None:
@@ -236,11 +227,8 @@ class EpochTrainer(ABC, Generic[C, M]):
             BlockingIOError: When another process is writing to it.
             OSError: When it cannot be written.
         """
-        config = self.config
-        with prepared(out, self.settings, resume) as state:
-            trainer = begin(state, self.settings, resume=self.resume, new=self.planned)
-            every = config.evaluate_every, config.save_every
-            result = drive(trainer, state, *every, self.describe)
+        with prepared(out, self.settings, resume, self.resume, self.planned) as trainer:
+            result = drive(trainer, out)
             if result.finished and result.checkpoint is not None:
                 point = trainer.judge(result.checkpoint)
                 record_point(result.log, point)
