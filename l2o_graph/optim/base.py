@@ -27,14 +27,11 @@ from l2o_graph.tracing.checks import check_module
 LONGEST_GRADIENT = 1e17
 # Where ZeroRedundancyOptimizer makes the optimizers of each process.
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
+PARTED = "its neurons lie on several processes, and the graph needs them together"
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
     """The part of a learned optimizer that is the same for every rule.
-
-    Parameters without a gradient, and frozen ones, are left as they are. A step in which any
-    gradient is not finite, or longer than 1e17, changes nothing, neither parameters nor state, and
-    warns.
 
     Args:
         params: Parameters, named parameters or groups, as for any optimizer.
@@ -91,9 +88,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add a group; the graph is built anew at the next step.
 
         Raises:
-            ValueError: For an ``lr`` or ``weight_decay`` that is no finite number of at least 0, a
-                complex parameter, or a parameter that ``model`` lacks.
-            TypeError: For a shard, as at construction.
+            ValueError, TypeError: As at construction; the optimizer is then as it was.
         """
         super().add_param_group(param_group)
         try:
@@ -127,12 +122,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for i, p in enumerate(parameters):
             # FSDP1 puts this mark on its flat ones and on views of them, which look like vectors.
             if hasattr(p, "_fsdp_flattened") or (is_sharded(p) and not self.takes_shards):
-                instead = "as fully_shard makes them, or " if self.takes_shards else ""
+                fit = " or a DTensor, as fully_shard makes it" if self.takes_shards else ""
                 raise TypeError(
-                    f"parameter {i}: expected a whole tensor{instead and ' or a DTensor'}, found a "
-                    f"shard, as {'FullyShardedDataParallel makes' if instead else 'FSDP makes'} "
-                    f"them; its neurons lie on several processes, and the graph needs them "
-                    f"together, {instead}as DistributedDataParallel has them"
+                    f"parameter {i}: expected a whole tensor, as in DistributedDataParallel{fit}, "
+                    f"found a shard, as FullyShardedDataParallel makes it; {PARTED}"
                 )
             if p.dtype.is_complex:
                 raise ValueError(f"parameter {i}: expected a real tensor, found {p.dtype}")
@@ -335,9 +328,8 @@ def _refuse_shares(name: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("l2o_graph", "torch")):
         if frame.f_globals["__name__"] == ZERO:
             raise TypeError(
-                f"{name}: expected all parameters of a network, found the share of one process, as "
-                "ZeroRedundancyOptimizer gives them out; its neurons lie on several processes, and "
-                "the graph needs them together, as DistributedDataParallel has them"
+                f"{name}: expected all parameters of a network, as in DistributedDataParallel, "
+                f"found the share of one process, as ZeroRedundancyOptimizer makes it; {PARTED}"
             )
         frame = frame.f_back
 

@@ -24,17 +24,11 @@ ALIASES = {"fmnist": "general"}
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A controller as it was stored.
+    """A controller as it was stored."""
 
-    Attributes:
-        identity: Its name and the start of a SHA-256 of its configuration and weights.
-        controller: The weights, frozen, in float32 on the CPU.
-        provenance: History: command, commit, outer steps, time, curve.
-    """
-
-    identity: str
-    controller: Controller
-    provenance: dict[str, Any]
+    identity: str  # its name and the start of a SHA-256 of its configuration and weights
+    controller: Controller  # frozen, in float32 on the CPU
+    provenance: dict[str, Any]  # history: command, commit, outer steps, time, curve
 
 
 def list_checkpoints() -> list[str]:
@@ -68,13 +62,11 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             f"one of {list_checkpoints()}"
         )
     tensors, metadata = parse(content, origin, FORMAT, "a controller")
-    controller, provenance = model_of(
-        tensors,
-        metadata,
-        origin,
-        "a ControllerConfig",
-        lambda record: Controller(ControllerConfig(**record)),
-    )
+
+    def make(record: dict[str, Any]) -> Controller:
+        return Controller(ControllerConfig(**record))
+
+    controller, provenance = model_of(tensors, metadata, origin, "a ControllerConfig", make)
     return Checkpoint(f"{name}@{_digest(controller)}", controller, provenance)
 
 
@@ -85,12 +77,7 @@ def checkpoint_of(controller: Controller) -> Checkpoint:
 
 
 def save_controller(path: Path, controller: Controller, provenance: dict[str, Any]) -> None:
-    """Store a controller; the file appears whole or not at all.
-
-    Args:
-        path: Destination; what was there before stays if anything fails.
-        controller: Controller to store, its weights as float32.
-        provenance: History; anything that JSON can hold.
+    """Store a controller, as float32, with its history; the file appears whole or not at all.
 
     Raises:
         ValueError: For weights that are not finite.

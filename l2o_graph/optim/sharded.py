@@ -38,18 +38,12 @@ class Sharing:
     """The ranks that train one network together, and what each of them works on.
 
     Every method but ``is_mine`` has to be called by all of them at the same time.
-
-    Attributes:
-        group: Their process group.
-        members: Number of each of them among all processes, in the group's order.
-        rank: Rank of this process in the group.
-        owner_of: Rank that owns each parameter.
     """
 
-    group: Any
-    members: list[int]
-    rank: int
-    owner_of: Mapping[Tensor, int]
+    group: Any  # their process group
+    members: list[int]  # number of each of them among all processes, in the group's order
+    rank: int  # of this process in the group
+    owner_of: Mapping[Tensor, int]  # rank that owns each parameter
 
     @property
     def size(self) -> int:
@@ -66,11 +60,7 @@ class Sharing:
         return tensor
 
     def agreed(self, is_fit: bool, given: Iterable[Tensor]) -> bool:
-        """Whether gradients are fit for a step on every rank.
-
-        Args:
-            is_fit: Whether those on this rank are.
-            given: The parameters that have one.
+        """Whether gradients are fit for a step on every rank, if ``given`` have one on this.
 
         Raises:
             RuntimeError: Where ranks have gradients of different parameters.
@@ -92,10 +82,7 @@ class Sharing:
         return bool(fit)
 
     def to_owners(self, tensors: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """Put tensors together, each on the rank that owns its parameter.
-
-        Args:
-            tensors: Gradients, or the parameters themselves.
+        """Put tensors of parameters together, each on the rank that owns its parameter.
 
         Returns:
             Whole tensors of the parameters that this rank owns.
@@ -120,9 +107,7 @@ class Sharing:
     def from_owners(self, parameters: Sequence[Tensor], tensors: Mapping[Tensor, Tensor]) -> None:
         """Write into parameters what their owners have, each rank its shard.
 
-        Args:
-            parameters: To change in place.
-            tensors: Whole ones, of the parameters that this rank owns.
+        ``tensors`` are whole, of the parameters that this rank owns.
         """
         cut, others = self._parted({p: p for p in parameters})
         for p in others:
@@ -139,9 +124,8 @@ class Sharing:
             for p in alike:
                 of_rank[self.owner_of[p]].append(p)
             shapes = [[_shard(p, self.rank, self.size) for p in of_one] for of_one in of_rank]
-            for changed, shards in zip(
-                of_rank, self._exchanged(sent, shapes, alike[0]), strict=True
-            ):
+            found = self._exchanged(sent, shapes, alike[0])
+            for changed, shards in zip(of_rank, found, strict=True):
                 for p, shard in zip(changed, shards, strict=True):
                     here(p).copy_(shard)
 
@@ -175,15 +159,9 @@ class Sharing:
         shapes: Sequence[Sequence[tuple[int, ...]]],
         like: Tensor,
     ) -> list[list[Tensor]]:
-        """Send tensors to each rank, all at once.
+        """Send tensors to each rank, all at once: what comes from each, of these shapes.
 
-        Args:
-            sent: Tensors that go to each rank.
-            shapes: Shapes of what comes from each rank.
-            like: A tensor of the type and on the device of all.
-
-        Returns:
-            What comes from each.
+        ``like`` is a tensor of the type and on the device of all.
         """
         sizes = [[math.prod(shape) for shape in of_one] for of_one in shapes]
         given = [sum(t.numel() for t in tensors) for tensors in sent]
@@ -199,10 +177,7 @@ class Sharing:
     def spread(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """What the owner of a parameter has, on every rank.
 
-        Args:
-            parameter: The parameter.
-            tensor: Anything of it; on other ranks a tensor of the same shape and type, which may
-                be on the meta device.
+        On others ``tensor`` is one of the same shape and type, which may be on the meta device.
         """
         if self.is_mine(parameter):
             found = tensor.contiguous()
@@ -212,12 +187,7 @@ class Sharing:
         return found
 
     def give(self, parameter: Tensor, tensor: Tensor) -> None:
-        """Write what the owner has into a parameter, each rank its shard.
-
-        Args:
-            parameter: To change in place.
-            tensor: Tensor of the shape of the parameter; see ``spread``.
-        """
+        """Write what the owner has of a parameter's shape into it, each rank its shard."""
         found = self.spread(parameter, tensor)
         if is_sharded(parameter):
             found = _cut(found, parameter, parameter.placements)
