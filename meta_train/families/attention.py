@@ -1,4 +1,4 @@
-"""Transformers of one or two blocks that classify images by their rows or continue sequences."""
+"""Transformers that classify images by their rows or patches, or continue sequences."""
 
 from math import sqrt
 
@@ -8,11 +8,10 @@ from torch.nn import functional as F
 
 from meta_train.families.base import Plan, next_tokens
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Stream
-from meta_train.families.images import Pictures
-from meta_train.families.initial import initial, spread_tables
-from meta_train.families.networks import ACTIVATIONS, MLP, Activation
-from meta_train.families.registry import register_family
+from meta_train.families.examples import Batch, Stream
+from meta_train.families.images import FULL, Pictures
+from meta_train.families.networks import ACTIVATIONS, MLP, Activation, initial, spread_tables
+from meta_train.families.registry import LARGE, register_family
 from meta_train.families.tokens import SEQUENCES
 
 HEADS = 2
@@ -56,17 +55,10 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers on embedded tokens with learned positions, of which there are ``length`` at most.
+    """Layers on embedded patches or tokens with learned positions, ``length`` at most.
 
-    Args:
-        embed: nn.Linear for patches of images, nn.Embedding for tokens.
-        length: Most tokens.
-        width: Width of the stream.
-        layers: Number of layers.
-        activation: Of the MLPs.
-        answers: Classes, or tokens to tell at every position.
-        causal: Whether tokens see only those before, and each of them answers.
-        tied: Whether answers are products with the embedding.
+    If causal, tokens see only those before, and each of them answers; if tied, answers are products
+    with the embedding.
     """
 
     def __init__(
@@ -122,3 +114,22 @@ def attention(dice: Dice, pictures: Pictures) -> Plan:
 
     start = spread_tables(initial(module, dice), module, spread)
     return Plan(module, start, examples, criterion)
+
+
+@register_family("patches", share=LARGE)
+def patches(dice: Dice, pictures: Pictures) -> Plan:
+    """Transformers of width 24 to 48 that classify whole images, cut into 16 patches."""
+    width, layers = 8 * dice.integer(3, 6), dice.integer(1, 3)
+    activation, batch = dice.pick(*ACTIVATIONS), dice.pick(32, 64)
+    side, edge = FULL // 4, 4
+
+    def make(dice: Dice) -> Batch:
+        x, y = pictures.draw(dice, batch, FULL)
+        tokens = x.unflatten(-2, (edge, side)).unflatten(-1, (edge, side)).transpose(-3, -2)
+        return tokens.flatten(-2).flatten(-3, -2), y
+
+    module = Transformer(
+        nn.Linear(side**2, width), edge**2, width, layers, activation, 10, causal=False
+    )
+    start = spread_tables(initial(module, dice), module, dice.pick(0.02, 0.1))
+    return Plan(module, start, Stream(dice, make), F.cross_entropy)

@@ -25,21 +25,13 @@ START_BATCHES = 4  # that the typical loss at the start is the mean of
 
 @dataclass
 class Plan:
-    """A family's draw: what its instances have in common, and what each of them starts from.
+    """A family's draw: what its instances have in common, and what each of them starts from."""
 
-    Attributes:
-        module: One instance, called with what a network reads. It has no random numbers inside.
-        start: Parameters at the start, by name, [P, *shape] each.
-        examples: What they are trained on.
-        criterion: (answer of one instance, what it is to be) -> loss.
-        twin: A module with the same parameters to take the structure from, where the
-            computation of ``module`` does not show it.
-    """
-
-    module: nn.Module
-    start: dict[str, Tensor]
-    examples: Examples
-    criterion: Criterion
+    module: nn.Module  # one instance, without random numbers inside
+    start: dict[str, Tensor]  # parameters, by name, [P, *shape] each
+    examples: Examples  # what they are trained on
+    criterion: Criterion  # (answer of one instance, what it is to be) -> loss, a mean
+    # With the same parameters, where the computation of ``module`` does not show the structure.
     twin: nn.Module | None = None
 
 

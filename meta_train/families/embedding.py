@@ -10,8 +10,7 @@ from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch, Examples, FixedSet, Stream, rows
 from meta_train.families.images import Pictures
-from meta_train.families.initial import initial, spread_tables
-from meta_train.families.networks import MLP
+from meta_train.families.networks import MLP, initial, spread_tables
 from meta_train.families.registry import register_family
 
 CLASSES = 6

@@ -11,8 +11,7 @@ from meta_train.families.cnn import ConvNet
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch, Examples, FixedSet, Stream
 from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
-from meta_train.families.networks import ACTIVATIONS, MLP
+from meta_train.families.networks import ACTIVATIONS, MLP, initial
 from meta_train.families.registry import register_family
 
 JUDGES = 256  # examples to be judged by; half as many by a CNN, which takes longer

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from meta_train.families.base import Criterion, Plan, squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch, Stream, rows
-from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
-from meta_train.families.networks import ACTIVATIONS, MLP, Activation
+from meta_train.families.images import HALF, Pictures
+from meta_train.families.networks import ACTIVATIONS, MLP, Activation, initial
 from meta_train.families.registry import register_family
 
 
@@ -198,9 +197,6 @@ def pinn(dice: Dice, pictures: Pictures) -> Plan:
     return Plan(module, start, Stream(dice, make), residual, twin)
 
 
-SIZE = 14
-
-
 class UNet(nn.Module):
     """Down, on, up by repeating pixels, and out of both levels (Ronneberger et al. 2015)."""
 
@@ -225,7 +221,7 @@ def unet(dice: Dice, pictures: Pictures) -> Plan:
     channels, batch, noise = dice.integer(2, 4), 2, dice.number(0.5, 1.0)
 
     def make(dice: Dice) -> Batch:
-        x = pictures.draw(dice, batch, SIZE)[0][:, :, None]
+        x = pictures.draw(dice, batch, HALF)[0][:, :, None]
         return x + noise * dice.normal(*x.shape[1:]), x
 
     module = UNet(channels)

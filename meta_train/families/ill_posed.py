@@ -11,7 +11,7 @@ from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch, FixedSet, Stream
 from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
+from meta_train.families.networks import initial
 from meta_train.families.registry import register_family
 
 

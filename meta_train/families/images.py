@@ -12,7 +12,7 @@ from l2o_graph.datasets.images import data_root, load_images
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch, noisy_labels
 
-FULL = 28
+HALF, FULL = 14, 28  # sizes
 SAMPLE = 1000  # images that mean and deviation are taken of
 VALIDATION = 6  # one of so many training images is shown in validation alone: 10,000 of 60,000
 UNSEEN = 5  # one of so many images is never an example to train on, but one to be judged by
@@ -38,18 +38,14 @@ class Pictures:
     def draw(
         self, dice: Dice, count: int, size: int = 7, seen: bool | None = None, raw: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Draw images for each pair.
+        """Draw images for each pair: [P, count, size, size] pixels and [P, count] labels.
 
         Args:
             dice: To draw with.
             count: Images for each pair.
             size: Size of an image, a divisor of 28: averages over squares of pixels.
-            seen: True for images to train on, False for images to be judged by, which are
-                others; None for any.
+            seen: True for images to train on, False for others, to be judged by; None for any.
             raw: Whether pixels are in [0, 1]; they have mean 0 and standard deviation 1 otherwise.
-
-        Returns:
-            [P, count, size, size] pixels and [P, count] labels.
         """
         total = len(self._labels)
         bound = total - total // UNSEEN
@@ -64,12 +60,8 @@ class Pictures:
     ) -> Callable[[Dice], Batch]:
         """What draws batches of images with their labels.
 
-        Args:
-            count: Images for each pair.
-            size: Size of an image.
-            axes: Axes of an image: 1 for all pixels in a row, 2 for rows of them, 3 for a channel
-                in front.
-            noise: (P,) fractions of labels that are drawn at random.
+        An image has 1 axis for all pixels in a row, 2 for rows of them, 3 for a channel in front.
+        ``noise`` is the (P,) fractions of labels that are drawn at random.
         """
 
         def make(dice: Dice) -> Batch:

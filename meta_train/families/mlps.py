@@ -1,6 +1,6 @@
-"""MLPs: that classify or reproduce images, and that learn functions."""
+"""MLPs: that classify, reproduce or hold images, and that learn functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import pi, sqrt
 
 import torch
@@ -9,11 +9,10 @@ from torch.nn import functional as F
 
 from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Batch, Examples, FixedSet, Stream, noisy_labels
-from meta_train.families.images import Pictures
-from meta_train.families.initial import SCHEMES, gains, initial
-from meta_train.families.networks import ACTIVATIONS, MLP
-from meta_train.families.registry import register_family
+from meta_train.families.examples import Batch, Examples, FixedSet, Stream, noisy_labels, rows
+from meta_train.families.images import HALF, Pictures
+from meta_train.families.networks import ACTIVATIONS, MLP, SCHEMES, gains, initial
+from meta_train.families.registry import LARGE, register_family
 
 BATCHES = (8, 16, 32, 64, 128)
 JUDGES = 256  # examples to be judged by
@@ -57,6 +56,27 @@ def autoencoder(dice: Dice, pictures: Pictures) -> Plan:
     return Plan(module, start, Stream(dice, make), criterion)
 
 
+@register_family("wide", share=LARGE)
+def wide(dice: Dice, pictures: Pictures) -> Plan:
+    """MLPs of 196 inputs and up to 72 neurons a layer, which classify or reproduce images."""
+    reproduces = dice.chance(0.3)
+    hidden = [dice.integer(32, 72) for _ in range(dice.integer(2, 3))]
+    if reproduces:
+        hidden[len(hidden) // 2] = dice.integer(8, 24)
+    sizes = [HALF * HALF, *hidden, HALF * HALF if reproduces else 10]
+    activation, norm = dice.pick(*ACTIVATIONS), dice.chance(0.2)
+    batch, scheme = dice.pick(64, 128), dice.pick(*SCHEMES)
+    images = pictures.batches(batch, HALF)
+
+    def make(dice: Dice) -> Batch:
+        x, y = images(dice)
+        return x, x if reproduces else y
+
+    module = MLP(sizes, activation, norm)
+    start = initial(module, dice, scheme, gains(dice))
+    return Plan(module, start, Stream(dice, make), squared if reproduces else F.cross_entropy)
+
+
 Teacher = Callable[[Tensor], Tensor]  # [P, B, inputs] -> [P, B, 1], of about unit variance
 
 
@@ -98,16 +118,10 @@ TEACHERS = (network, friedman, polynomial)
 def examples_of(
     dice: Dice, inputs: int, raw: bool, noises: tuple[float, ...]
 ) -> Callable[..., Batch]:
-    """A function for each pair, as what draws examples of it.
+    """A function for each pair, as (dice, count, clean) -> [P, count, inputs], [P, count, 1].
 
-    Args:
-        dice: To draw the functions with.
-        inputs: Number of inputs of a function.
-        raw: Whether inputs and targets are in units of their own, targets often far from zero.
-        noises: Of which one is the standard deviation of the noise, in that of the targets.
-
-    Returns:
-        (dice, count, clean) -> [P, count, inputs] and [P, count, 1].
+    If raw, inputs and targets are in units of their own, targets often far from zero. One of the
+    ``noises`` is the standard deviation of the noise, in that of the targets.
     """
     kind, noise = dice.pick(*TEACHERS), dice.pick(*noises)
     teacher = kind(dice, inputs)
@@ -167,3 +181,53 @@ def few_examples(dice: Dice, pictures: Pictures) -> Plan:
     module = MLP(sizes, activation)
     start = initial(module, dice, scheme, gains(dice))
     return Plan(module, start, FixedSet(dice, fixed, batch, judges), criterion)
+
+
+def sines(dice: Dice, sizes: Sequence[int], omega: float) -> tuple[MLP, dict[str, Tensor]]:
+    """Linear layers of these sizes with sin(omega x) in between, and their start.
+
+    As published, section 3.2 of Sitzmann et al. 2020: inputs of each sine have a standard
+    deviation of about 1.
+    """
+    module = MLP(sizes, lambda x: torch.sin(omega * x))
+    start = initial(module, dice)
+    for i, fan_in in enumerate(sizes[:-1]):
+        bound = 1 / fan_in if i == 0 else sqrt(6 / fan_in) / omega
+        # torch's own start, which these are drawn as, is within 1 / sqrt(fan-in).
+        start[f"linear.{i}.weight"] *= bound * sqrt(fan_in)
+    return module, start
+
+
+def grid(size: int) -> Tensor:
+    """Coordinates in [-1, 1] of all pixels, [size * size, 2]."""
+    line = torch.linspace(-1, 1, size)
+    return torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1)
+
+
+@register_family("siren")
+def siren(dice: Dice, pictures: Pictures) -> Plan:
+    """Two or three layers of sines, or of ReLU on Fourier features; all pixels or some."""
+    size, fourier = dice.pick(14, 28, 28), dice.chance(0.3)
+    batch = dice.pick(64, 128, 256, 0)
+    points = batch or size * size
+    layers = dice.integer(1, 3 if points <= 128 else 2)
+    wide = dice.integer(12, 32 if points <= 256 else 20)
+    image, _ = pictures.draw(dice, 1, size)
+    values = image.flatten(2).transpose(1, 2)
+    places = grid(size).expand(dice.pairs, -1, -1)
+    if fourier:
+        # Tancik et al. 2020: frequencies are drawn once, and their deviation decides.
+        frequencies = dice.normal(2, 12) * dice.log_uniform(1.0, 4.0)[:, None, None]
+        places = torch.cat([f(pi * places @ frequencies) for f in (torch.sin, torch.cos)], -1)
+        module = MLP([24, *[wide] * layers, 1], F.relu)
+        start = initial(module, dice, "he")
+    else:
+        omega = dice.pick(10.0, 20.0, 30.0)
+        module, start = sines(dice, [2, *[wide] * layers, 1], omega)
+
+    def make(dice: Dice) -> Batch:
+        index = dice.integers(size * size, batch)
+        return rows(places, index), rows(values, index)
+
+    examples = Stream(dice, make) if batch else FixedSet(dice, (places, values))
+    return Plan(module, start, examples, squared)
