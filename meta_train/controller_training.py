@@ -7,7 +7,6 @@ all processes make the same step of the weights.
 """
 
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -105,7 +104,7 @@ class ControllerTrainer(OuterLoop):
 
     def advance(self) -> dict[str, Any]:
         """A span of the next course and a step of the weights; returns what there is to log."""
-        config, began = self.config, time.perf_counter()
+        config = self.config
         turn = self.step % len(self.courses)
         course = self.courses[turn]
         draw, age = course.draw, course.age
@@ -126,20 +125,15 @@ class ControllerTrainer(OuterLoop):
         lost = float((scores[1] >= MOST_LOSS).float().mean())
         if course.ended or lost > MOST_LOST:
             self.courses[turn] = self._start(self._draw(draw.family))
-        seconds = time.perf_counter() - began
-        self.seconds += seconds
         return {
             "outer_step": self.step, "family": draw.family, "age": age, "length": draw.length,
             "told": float(draw.told), "loss": float(scores[0].mean()), "difference": difference,
             "gradient_norm": float(estimate.norm()), "lost": lost, "lr": lr,
-            "seconds": seconds,
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
         """Train networks of validation from start to end, under a checkpoint's weights."""
-        began = time.perf_counter()
-        config = self.config
-        weights = self.kept
+        config, weights = self.config, self.kept
 
         def score_of(family: str) -> float:
             losses = [
@@ -152,7 +146,6 @@ class ControllerTrainer(OuterLoop):
             return fmean(map(mean_log_of_last, losses))
 
         found = {f: score_of(f) for f in dict.fromkeys((*self.families, *HELD_OUT))}
-        self.seconds += time.perf_counter() - began
         seen = [found[family] for family in dict.fromkeys(self.families)]
         unseen = [found[family] for family in HELD_OUT]
         point = {

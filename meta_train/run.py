@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,21 +35,15 @@ class Trainer(ABC):
 
     Everything that the next step depends on is in here and in what ``save`` writes: a resumed run
     comes to the same weights as one that was never interrupted.
-
-    Attributes:
-        count: Name in the log of the number of a step.
-        config: The run, which says after how many steps to evaluate and to save.
-        step: Number of steps that were done.
-        steps: Number of steps to do.
-        seconds: Time that it took so far.
-        evaluations: Results of the evaluations so far.
     """
 
-    count: str
+    count: str  # name in the log of the number of a step
 
     def __init__(self, config: Any, steps: int):
-        self.config, self.step, self.steps, self.seconds = config, 0, steps, 0.0
-        self.evaluations: list[dict[str, Any]] = []
+        self.config = config  # the run, which says after how many steps to evaluate and to save
+        self.step, self.steps = 0, steps  # done, and to do
+        self.seconds = 0.0  # that steps and evaluations took so far
+        self.evaluations: list[dict[str, Any]] = []  # their results
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -82,21 +77,13 @@ class Trainer(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run left behind.
+    """What a run left behind."""
 
-    Attributes:
-        checkpoint: The best of what it trained; None before the first.
-        state: From which the run can be resumed.
-        log: One line of JSON for each step and evaluation.
-        steps: Number of steps that were done.
-        finished: Whether that is all of it.
-    """
-
-    checkpoint: Path | None
-    state: Path
-    log: Path
-    steps: int
-    finished: bool
+    checkpoint: Path | None  # the best of what it trained
+    state: Path  # from which the run can be resumed
+    log: Path  # one line of JSON for each step and evaluation
+    steps: int  # that were done
+    finished: bool  # whether that is all of them
 
 
 @contextmanager
@@ -176,12 +163,8 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The state of an optimizer under names that say which parameter it is of."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        f"optimizer.{i}.{key}": value
-        for i, p in enumerate(parameters)
-        for key, value in optimizer.state.get(p, {}).items()
-    }
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{key}": t for i, found in state.items() for key, t in found.items()}
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -190,14 +173,12 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     Raises:
         ValueError: For a state that is not that of its parameters.
     """
-    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-    for i, (p, group) in enumerate(parameters):
-        found = with_prefix(f"optimizer.{i}.", tensors)
-        if found:
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        if found := with_prefix(f"optimizer.{i}.", tensors):
             check_adam(found, p, f"optimizer.{i}")
-            # A fused step reads its number on the parameter's device, any other on the CPU.
-            stays = () if group.get("fused") else ("step",)
-            optimizer.state[p] = {k: t if k in stays else t.to(p.device) for k, t in found.items()}
+            state[i] = found
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def check_adam(state: Mapping[str, Tensor], parameter: Tensor, name: str) -> None:
@@ -236,13 +217,20 @@ def drive(trainer: Trainer, out: Path) -> Result:
     with log.open("a") as lines, _stopping() as stop, _board(out) as add:
         bar = tqdm(total=trainer.steps, initial=trainer.step, unit=trainer.count.replace("_", " "))
 
+        def timed(act: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+            began = time.perf_counter()
+            record = act()
+            seconds = time.perf_counter() - began
+            trainer.seconds += seconds
+            return record, seconds
+
         def report(record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
             lines.flush()
             add(record, record[trainer.count])
 
         def evaluate() -> None:
-            point = trainer.evaluate()
+            point, _ = timed(trainer.evaluate)
             report(point)
             bar.write(f"{bar.unit} {trainer.step}: {trainer.describe(point)}")
             if trainer.is_best():
@@ -251,8 +239,8 @@ def drive(trainer: Trainer, out: Path) -> Result:
         if trainer.step == 0 and not trainer.evaluations:
             evaluate()
         while trainer.step < trainer.steps and not stop:
-            record = trainer.advance()
-            report(record)
+            record, seconds = timed(trainer.advance)
+            report({**record, "seconds": seconds})
             bar.update()
             bar.set_postfix(loss=f"{record['loss']:.3f}")
             last = trainer.step == trainer.steps

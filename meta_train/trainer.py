@@ -1,7 +1,6 @@
 """The outer loop of the paper's rule: train a network, step the meta-weights; log, save, resume."""
 
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ class MetaTrainer(OuterLoop):
 
     def advance(self) -> dict[str, Any]:
         """One outer step; returns what there is to log of it."""
-        config, begin = self.config, time.perf_counter()
+        config = self.config
         seed = TRAINING_SEED + 100_000 * config.seed + self.step
         problem = self.task.problem(seed, self.device)
         self.optimizer.zero_grad()
@@ -72,16 +71,13 @@ class MetaTrainer(OuterLoop):
                 group["lr"] = lr
             self.optimizer.step()
         self.step += 1
-        seconds = time.perf_counter() - begin
-        self.seconds += seconds
         return {
             "outer_step": self.step, "loss": loss, "gradient_norm": norm, "lr": lr,
-            "skipped": float(not sound), "seconds": seconds,
+            "skipped": float(not sound),
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
         """Train the task itself from held-out seeds, and remember the outcome."""
-        begin = time.perf_counter()
         config, final, accuracy = self.config, [], []
         for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + config.evaluate_seeds):
             problem = self.task.problem(seed, self.device)
@@ -89,7 +85,6 @@ class MetaTrainer(OuterLoop):
             last = losses[-100:]
             final.append(sum(last) / len(last))
             accuracy.append(problem.accuracy(parameters))
-        self.seconds += time.perf_counter() - begin
         mean = sum(final) / len(final)
         point = {
             "outer_step": self.step,

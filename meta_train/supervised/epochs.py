@@ -167,7 +167,6 @@ class EpochTrainer(Trainer, Generic[C, M]):
 
     def advance(self) -> dict[str, Any]:
         """Do a step; returns what there is to log of it."""
-        started = time.perf_counter()
         epoch, turn = divmod(self.step, self.per_epoch)
         order = torch.randperm(self.examples, generator=self.generator(1, epoch))
         index = order[turn * self.config.batch : (turn + 1) * self.config.batch]
@@ -182,18 +181,14 @@ class EpochTrainer(Trainer, Generic[C, M]):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or torch.inf)
         self.optimizer.step()
         self.step += 1
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
         return {
             "step": self.step, "epoch": epoch, **found, "gradient_norm": norm.item(),
-            "lr": rate, "seconds": seconds,
+            "lr": rate,
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
         """Judge the model on the validation split, and remember the outcome."""
-        started = time.perf_counter()
         found = {f"val_{key}": value for key, value in self.measure("val").items()}
-        self.seconds += time.perf_counter() - started
         self.evaluations.append({"step": self.step, **found})
         return self.evaluations[-1]
 
@@ -239,14 +234,14 @@ class EpochTrainer(Trainer, Generic[C, M]):
         """Itself, with a number of steps by the time of some, which are not part of the run."""
         if not self.config.minutes:
             return self
-        trial, steps = copy.deepcopy(self), 0
-        while trial.seconds < WARM:
+        trial, steps, began = copy.deepcopy(self), 0, time.perf_counter()
+        while time.perf_counter() - began < WARM:
             trial.advance()
-        trial.seconds = 0.0
-        while trial.seconds < TRIAL:
+        began = time.perf_counter()
+        while (seconds := time.perf_counter() - began) < TRIAL:
             trial.advance()
             steps += 1
-        self.steps = max(round(self.config.minutes * 60 * steps / trial.seconds), 1)
+        self.steps = max(round(self.config.minutes * 60 * steps / seconds), 1)
         return self
 
     def is_best(self) -> bool:
