@@ -286,7 +286,7 @@ def train_controller(
         resume: Continue from the state in ``out`` if there is one.
 
     Raises:
-        Exception: See ``meta_train.run.prepared``.
+        ValueError, OSError: As ``meta_train.run.prepared``.
     """
     if dist.is_initialized() and dist.get_rank():
         out = out / f"process-{dist.get_rank()}"

@@ -46,23 +46,14 @@ class Draw:
 
 @dataclass(eq=False)
 class Course:
-    """Networks of one family in training.
+    """Networks of one family in training."""
 
-    Attributes:
-        draw: What determines it.
-        problems: Problems that they are trained on.
-        memory: Memory of the rule of them, (2P, ...).
-        parameters: Parameters of each stack, (2P, M, r, c).
-        offsets: How far ahead of its average each is led, likewise: see ``averaging``.
-        age: Number of steps so far.
-    """
-
-    draw: Draw
-    problems: Problems
-    memory: Memory
-    parameters: list[Tensor]
-    offsets: list[Tensor]
-    age: int = 0
+    draw: Draw  # what determines it
+    problems: Problems  # that they are trained on
+    memory: Memory  # of the rule of them, (2P, ...)
+    parameters: list[Tensor]  # of each stack, (2P, M, r, c)
+    offsets: list[Tensor]  # how far ahead of its average each is led, likewise: see ``averaging``
+    age: int = 0  # number of steps so far
 
     @property
     def ended(self) -> bool:
@@ -72,10 +63,9 @@ class Course:
     def span(self, config: ControllerConfig, weights: Weights, steps: int) -> Tensor:
         """Train for so many steps, or to the end, under 2P controllers.
 
-        Returns:
-            (windows, 2P) losses relative to the start, each a mean over some steps, on training
-            batches or on held-out examples, as the family is judged; the last is that of the
-            averaged parameters at the end.
+        Returns (windows, 2P) losses relative to the start, each a mean over some steps, on training
+        batches or on held-out examples, as the family is judged; the last is that of the averaged
+        parameters at the end.
         """
         learned = Learned.of(config, weights)
         length = self.draw.length

@@ -149,9 +149,8 @@ def meta_train(
         resume: Continue from the state in ``out`` if there is one.
 
     Raises:
-        ValueError: For an unknown task.
         DatasetNotFoundError: When the data is absent.
-        Exception: See ``meta_train.run.prepared``.
+        ValueError, OSError: For an unknown task, and as ``meta_train.run.prepared``.
     """
     task, place = get_task(config.task), torch.device(device)
     with prepared(

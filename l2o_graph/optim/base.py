@@ -8,7 +8,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -137,12 +137,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"another tensor, of shape {list(p.shape)}"
                 )
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     # Compiled, it would be other code at almost every step, as ages and shapes of stacks are
     # numbers of Python; this is the decorator that torch's own optimizers have, whose public form
     # makes an import of this package take a second more.
@@ -239,17 +233,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _network(self, trained: Sequence[Tensor]) -> tuple[Sequence[Tensor], NetSpec]:
         """The parameters of the graph and how they join."""
-        return self._structure.network(trained, self._names())
-
-    def _names(self) -> list[str] | None:
-        """Names of the parameters, where every group has them."""
-        if not all("param_names" in group for group in self.param_groups):
-            return None
         # As a dictionary, like the parameters themselves: a list may name one of them twice.
         name_of: dict[Tensor, str] = {}
         for group in self.param_groups:
-            name_of.update(zip(group["params"], group["param_names"], strict=True))
-        return list(name_of.values())
+            name_of.update(zip(group["params"], group.get("param_names", ()), strict=False))
+        all_named = all("param_names" in group for group in self.param_groups)
+        return self._structure.network(trained, list(name_of.values()) if all_named else None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; it stays float32 for parameters of lower precision.
@@ -293,7 +282,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _check_saved_group(self, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
         """Raise for a group of a saved state that is not one of this optimizer."""
-        if digest_of(theirs.get("checkpoint")) != digest_of(mine["checkpoint"]):
+        # The part of an identity that a copy of the checkpoint under another name shares.
+        found, expected = (str(g.get("checkpoint")).rpartition("@")[2] for g in (theirs, mine))
+        if found != expected:
             raise ValueError(
                 f"state_dict: expected one of checkpoint '{mine['checkpoint']}', "
                 f"found '{theirs.get('checkpoint')}'"
@@ -340,11 +331,6 @@ def _too_early(i: int) -> str:
         "the place of; make the optimizer after fully_shard or parallelize_module, which make new "
         "parameters"
     )
-
-
-def digest_of(identity: str | None) -> str | None:
-    """The part of a checkpoint's identity that a copy under another name shares."""
-    return identity and identity.rpartition("@")[2]
 
 
 def all_bounded(gradients: Iterable[Tensor]) -> bool:

@@ -49,17 +49,12 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """
     content, name, origin = find(checkpoint, _known())
     metadata = header(content, origin)
-    if metadata.get("format") == OLD_FORMAT:
-        raise ValueError(
-            f"checkpoint '{origin}': made for the rule of before version {RULE_VERSION}, which "
-            "this package no longer has; train it anew with python -m meta_train, or use one of "
-            f"{list_checkpoints()}. Files of --preset paper are for PaperOptimizer"
-        )
-    if metadata.get("format") == FORMAT and metadata.get("rule_version") != str(RULE_VERSION):
+    kind, found = metadata.get("format"), metadata.get("rule_version")
+    if kind == OLD_FORMAT or (kind == FORMAT and found != str(RULE_VERSION)):
         raise ValueError(
             f"checkpoint '{origin}': expected version {RULE_VERSION} of the rule, found "
-            f"{metadata.get('rule_version')}; train it anew with python -m meta_train, or use "
-            f"one of {list_checkpoints()}"
+            f"{found or 'an older one, or a file of --preset paper, which is for PaperOptimizer'}; "
+            f"train it anew with python -m meta_train, or use one of {list_checkpoints()}"
         )
     tensors, metadata = parse(content, origin, FORMAT, "a controller")
 

@@ -126,11 +126,13 @@ class NGOptimizer(LearnedOptimizer):
         self, group_of: dict[Tensor, dict[str, Any]], active: Sequence[Tensor]
     ) -> list[Arrangement]:
         """The parameters that have a gradient, laid out; anew where anything has changed."""
-        known = [p for one in self._arrangements for p in one.parameters]
-        if len(known) == len(active) and all(one.holds(self.state) for one in self._arrangements):
-            same = {id(p) for p in known}.issuperset(id(p) for p in active)
-            if same and self._is_current():
-                return self._arrangements
+        known = {id(p) for one in self._arrangements for p in one.parameters}
+        if (
+            known == {id(p) for p in active}
+            and self._laid_out is self._structure.spec is not None
+            and all(one.holds(self.state) and one.is_current() for one in self._arrangements)
+        ):
+            return self._arrangements
         self._leave(active)
         parameters, spec = self._network(list(group_of))
         self._laid_out = spec
@@ -168,15 +170,6 @@ class NGOptimizer(LearnedOptimizer):
                         if state.get(name) is tensor:
                             state[name] = tensor.clone()
         self._arrangements = []
-
-    def _is_current(self) -> bool:
-        """Whether the structure is the one that the parameters were laid out by."""
-        spec = self._structure.spec
-        return (
-            spec is not None
-            and self._laid_out is spec
-            and all(one.is_current() for one in self._arrangements)
-        )
 
     def _learned_for(self, one: Arrangement) -> Learned:
         place = one.device, one.dtype

@@ -390,7 +390,7 @@ def test_a_hostile_file_is_refused_at_once(name, tmp_path):
 def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):
     path = controller_with(tmp_path / "old.safetensors", format="l2o_graph learned optimizer")
     match = (
-        rf"old.safetensors': made for the rule of before version {RULE_VERSION}.*"
+        rf"old.safetensors': expected version {RULE_VERSION} of the rule, found 3; "
         "train it anew with python -m"
     )
     with pytest.raises(ValueError, match=match):
