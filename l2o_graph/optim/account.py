@@ -8,7 +8,7 @@ from torch import Tensor
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import MATRICES, Block, blocks_of
 from l2o_graph.optim.sharded import whole
-from l2o_graph.optim.whitening import Side, sides
+from l2o_graph.optim.whitening import sides
 
 TITLES = ("parameter", "shape", "kind", "direction", "step length", "of weights")
 
@@ -100,11 +100,11 @@ def _direction(blocks: Sequence[Block]) -> str:
     block = blocks[0]
     _, r, c = block.matrix
     both = sides(r, c, block.stored[3]) if block.kind in MATRICES else ()
-    found = [_words(side) for side in both if side is not None]
+    found = [
+        f"{side.blocks} x {side.length}" if side.blocks > 1 else str(side.length)
+        for side in both
+        if side is not None
+    ]
     if not found:
         return "entry by entry"
     return f"whitened{' on one side' if len(found) == 1 else ''}, {' by '.join(found)}"
-
-
-def _words(side: Side) -> str:
-    return f"{side.blocks} x {side.length}" if side.blocks > 1 else str(side.length)

@@ -42,11 +42,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         examples: Counter of what the model is trained on, where the rule depends on it.
 
     Raises:
-        ValueError: For an empty list of parameters, an ``lr`` or ``weight_decay`` that is no finite
-            number of at least 0, a complex parameter, or one that ``model`` lacks.
-        TypeError: For a shard that is not a DTensor (of FullyShardedDataParallel), or any where
-            the rule takes none; inside of ZeroRedundancyOptimizer; and for a ``model`` that is no
-            module or one of TorchScript.
+        ValueError, TypeError: As ``NGOptimizer``; a TypeError for any shard where the rule takes
+            none.
     """
 
     # Whether parameters may be sharded over processes, as DTensors.

@@ -23,6 +23,7 @@ from l2o_graph.optim.memory import LAST_UPDATE
 from l2o_graph.optim.saved import check_state, is_owned, sharded_state, with_step
 from l2o_graph.optim.sharded import whole
 from l2o_graph.optim.warn import warn
+from l2o_graph.ranges import COUNT
 
 
 class NGOptimizer(LearnedOptimizer):
@@ -86,7 +87,7 @@ class NGOptimizer(LearnedOptimizer):
         total_steps: int | None = None,
         maximize: bool = False,
     ):
-        _check_total(total_steps)
+        _check_total("total_steps", total_steps)
         if isinstance(checkpoint, Controller):
             loaded = checkpoint_of(checkpoint)
         else:
@@ -301,7 +302,7 @@ class NGOptimizer(LearnedOptimizer):
 
     def _check_saved_group(self, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
         super()._check_saved_group(mine, theirs)
-        _check_total(theirs.get("total_steps"), "state_dict: ")
+        _check_total("state_dict: total_steps", theirs.get("total_steps"))
 
     def _copy_of(self, saved: Any, key: Any, parameter: Tensor) -> dict[str, Tensor]:
         saved = with_step(saved, key)
@@ -328,11 +329,7 @@ class NGOptimizer(LearnedOptimizer):
         return {**super().__getstate__(), **own, "_stash": None}
 
 
-def _check_total(total_steps: Any, where: str = "") -> None:
+def _check_total(name: str, total_steps: Any) -> None:
     """Raise for what is no number of steps."""
-    if total_steps is not None and (
-        isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1
-    ):
-        raise ValueError(
-            f"{where}total_steps: expected an integer of at least 1 or None, found {total_steps!r}"
-        )
+    if total_steps is not None:
+        COUNT.check(name, total_steps)

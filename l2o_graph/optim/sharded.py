@@ -11,6 +11,7 @@ import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,14 +94,12 @@ class Sharing:
             found = whole(tensors[p])
             if self.is_mine(p):
                 answer[p] = found
-        for parameters in cut:
-            mine = [p for p in parameters if self.is_mine(p)]
+        for of_owner in cut:
+            mine = of_owner[self.rank]
+            sent = [[here(tensors[p]) for p in of_one] for of_one in of_owner]
             shapes = [[_shard(p, rank, self.size) for p in mine] for rank in range(self.size)]
-            sent: list[list[Tensor]] = [[] for _ in range(self.size)]
-            for p in parameters:
-                sent[self.owner_of[p]].append(here(tensors[p]))
-            of_ranks = self._exchanged(sent, shapes, tensors[parameters[0]])
-            for p, *shards in zip(mine, *of_ranks, strict=True):
+            like = tensors[next(chain(*of_owner))]
+            for p, *shards in zip(mine, *self._exchanged(sent, shapes, like), strict=True):
                 answer[p] = torch.cat(shards, _axis(p))
         return answer
 
@@ -112,36 +111,28 @@ class Sharing:
         cut, others = self._parted({p: p for p in parameters})
         for p in others:
             self.give(p, tensors.get(p, p))
-        for alike in cut:
-            sent: list[list[Tensor]] = [[] for _ in range(self.size)]
-            for p in alike:
-                if self.is_mine(p):
-                    dim = _axis(p)
-                    lengths = [_shard(p, rank, self.size)[dim] for rank in range(self.size)]
-                    for rank, piece in enumerate(tensors[p].split(lengths, dim)):
-                        sent[rank].append(piece)
-            of_rank: list[list[DTensor]] = [[] for _ in range(self.size)]
-            for p in alike:
-                of_rank[self.owner_of[p]].append(p)
-            shapes = [[_shard(p, self.rank, self.size) for p in of_one] for of_one in of_rank]
-            found = self._exchanged(sent, shapes, alike[0])
-            for changed, shards in zip(of_rank, found, strict=True):
-                for p, shard in zip(changed, shards, strict=True):
-                    here(p).copy_(shard)
+        for of_owner in cut:
+            pieces = [self._pieces(p, tensors[p]) for p in of_owner[self.rank]]
+            sent = [[of_one[rank] for of_one in pieces] for rank in range(self.size)]
+            shapes = [[_shard(p, self.rank, self.size) for p in of_one] for of_one in of_owner]
+            found = self._exchanged(sent, shapes, next(chain(*of_owner)))
+            for p, shard in zip(chain(*of_owner), chain(*found), strict=True):
+                here(p).copy_(shard)
 
     def _parted(
         self, tensors: Mapping[Tensor, Tensor]
-    ) -> "tuple[list[list[DTensor]], list[Tensor]]":
-        """Parameters of which each rank has a piece, in lists of one type, and all others.
+    ) -> "tuple[list[list[list[DTensor]]], list[Tensor]]":
+        """Parameters of which each rank has a piece, by types and owners, and all others.
 
         Pieces are cut along one axis and lie in the order of the ranks, those of the parameters
         and of their tensors alike. What is not is put together by its own method, on all ranks.
         """
-        cut: dict[torch.dtype, list[DTensor]] = {}
+        cut: dict[torch.dtype, list[list[DTensor]]] = {}
         others: list[Tensor] = []
         for p, t in tensors.items():
             if is_sharded(p) and is_sharded(t) and self._is_cut(p, t):
-                cut.setdefault(t.dtype, []).append(p)
+                of_owner = cut.setdefault(t.dtype, [[] for _ in range(self.size)])
+                of_owner[self.owner_of[p]].append(p)
             else:
                 others.append(p)
         return list(cut.values()), others
@@ -173,6 +164,11 @@ class Sharing:
             [t.view(shape) for t, shape in zip(part.split(of_one), of_rank, strict=True)]
             for part, of_one, of_rank in zip(found.split(taken), sizes, shapes, strict=True)
         ]
+
+    def _pieces(self, parameter: "DTensor", tensor: Tensor) -> Sequence[Tensor]:
+        """Of a whole tensor, what goes to each rank."""
+        dim = _axis(parameter)
+        return tensor.split([_shard(parameter, r, self.size)[dim] for r in range(self.size)], dim)
 
     def spread(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """What the owner of a parameter has, on every rank.

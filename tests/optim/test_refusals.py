@@ -210,7 +210,7 @@ def with_bad_number(name, value):
 def a_horizon_that_is_none(checkpoint):
     content = state_of(mlp(), checkpoint)
     content["param_groups"][0]["total_steps"] = "many"
-    return content, "total_steps: expected an integer of at least 1 or None, found 'many'"
+    return content, "total_steps: expected an integer, at least 1, found 'many'"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_number_of_steps_may_be_a_plain_number(as_number, checkpoint):
 @pytest.mark.parametrize("value", [0, -3, 2.5, "10", True, float("inf")])
 def test_a_number_of_steps_that_is_none(value, checkpoint):
     if type(value) in (int, bool):  # beartype, which watches over tests, is before us elsewhere
-        match = "total_steps: expected an integer of at least 1 or None, found"
+        match = "total_steps: expected .*at least 1, found"
         with pytest.raises(ValueError, match=match):
             NGOptimizer(mlp().parameters(), checkpoint=checkpoint, total_steps=value)
     with pytest.raises(ValueError, match="total_steps: expected one for all groups, None, found"):
