@@ -18,7 +18,7 @@ from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.controller import ControllerConfig, Learned, Weights
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.step import advance
-from meta_train.families.base import Problems, repeated
+from meta_train.families.base import Problems
 from meta_train.families.registry import draw
 from meta_train.run import copy_in
 
@@ -72,7 +72,7 @@ class Course:
         steps = min(steps, length - self.age)
         networks = 2 * self.problems.pairs
         horizon = torch.full((networks,), float(length)) if self.draw.told else None
-        scale = repeated(self.problems.scale, 2)
+        scale = self.problems.scale.repeat_interleave(2, 0)
         losses, looks = [], []
         for step in range(self.age, self.age + steps):
             loss, gradients = self._gradients(step)
@@ -139,7 +139,7 @@ def start(
     """
     problems = draw(family, seed, pairs, mine, validation, data_root)
     memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)
-    both = [repeated(p, 2).flatten(1) for p in problems.start()]
+    both = [p.repeat_interleave(2, 0).flatten(1) for p in problems.start()]
     parameters = [p.contiguous() for p in gathered(memory, both)]
     offsets = [torch.zeros_like(p) for p in parameters]
     return Course(Draw(family, seed, length, told), problems, memory, parameters, offsets)

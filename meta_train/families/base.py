@@ -59,12 +59,7 @@ def losses(plan: Plan, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
         return plan.criterion(functional_call(plan.module, named, (x,)), y)
 
     copies = len(parameters[0]) // len(batch[0])
-    return vmap(loss)(tuple(parameters), *(repeated(t, copies) for t in batch))
-
-
-def repeated(t: Tensor, copies: int) -> Tensor:
-    """[P, ...] -> [copies P, ...], copies of a row next to each other."""
-    return t[:, None].expand(-1, copies, *t.shape[1:]).flatten(0, 1)
+    return vmap(loss)(tuple(parameters), *(t.repeat_interleave(copies, 0) for t in batch))
 
 
 class Problems:
@@ -114,10 +109,10 @@ class Problems:
         """
         copies = len(parameters[0]) // self.pairs
         weights = [
-            p * _beside(repeated(unit, copies), p)
+            p * _beside(unit.repeat_interleave(copies, 0), p)
             for p, unit in zip(parameters, self.units.T, strict=True)
         ]
-        return losses(self.plan, weights, batch) * repeated(self.loss_factor, copies)
+        return losses(self.plan, weights, batch) * self.loss_factor.repeat_interleave(copies, 0)
 
     @torch.no_grad()
     def held_out(self, parameters: Sequence[Tensor]) -> Tensor | None:
