@@ -34,8 +34,8 @@ from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
 from meta_train.families import FAMILIES, HELD_OUT
 from meta_train.parsing import parsed
 from meta_train.run import (
-    OuterLoop,
     Result,
+    Trainer,
     copy_in,
     drive,
     prepared,
@@ -52,7 +52,7 @@ MOMENTUM = 0.95
 MOST_LOST = 0.5
 
 
-class ControllerTrainer(OuterLoop):
+class ControllerTrainer(Trainer):
     """A run in progress, between two outer steps.
 
     Args:
@@ -61,9 +61,10 @@ class ControllerTrainer(OuterLoop):
     """
 
     config: EvolutionConfig
+    count = "outer_step"
 
     def __init__(self, config: EvolutionConfig, data_root: str | Path | None = None):
-        super().__init__(config)
+        super().__init__(config, config.outer_steps)
         self.data_root = data_root
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -187,7 +188,8 @@ class ControllerTrainer(OuterLoop):
         """Write the controller with its averaged weights, a checkpoint."""
         controller = Controller(self.config.controller)
         controller.set_vector(self.kept)
-        save_controller(path, controller, self.provenance())
+        more = {"outer_steps": self.step, "curve": self.evaluations}
+        save_controller(path, controller, self.provenance(**more))
 
     @staticmethod
     def resume(path: Path, data_root: str | Path | None = None) -> "ControllerTrainer":

@@ -50,6 +50,30 @@ class Trainer(ABC):
         """What the run is, as JSON can hold it."""
         return asdict(self.config)
 
+    def progress(self) -> dict[str, Any]:
+        """What a state has of every run, for ``write_state``."""
+        return {
+            "config": self.settings, self.count: self.step, "steps": self.steps,
+            "seconds": self.seconds, "evaluations": self.evaluations,
+        }  # fmt: skip
+
+    def go_on(self, record: Mapping[str, Any]) -> None:
+        """Take over the progress of a saved run."""
+        self.step, self.steps = record[self.count], record.get("steps", self.steps)
+        self.seconds = record["seconds"]
+        self.evaluations = record["curve" if "curve" in record else "evaluations"]  # as once called
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """How what is trained came about."""
+        return {
+            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
+            "commit": commit(),
+            "config": self.settings,
+            "minutes": round(self.seconds / 60, 1),
+            "torch": torch.__version__,
+            **more,
+        }
+
     @abstractmethod
     def advance(self) -> dict[str, Any]:
         """Do a step; returns what there is to log of it, its number after ``count``."""
@@ -253,40 +277,6 @@ def drive(trainer: Trainer, out: Path) -> Result:
         trainer.save(state)
     finished = trainer.step == trainer.steps
     return Result(best if best.exists() else None, state, log, trainer.step, finished)
-
-
-class OuterLoop(Trainer):
-    """What meta-trainers share, which are trained in outer steps; ``config`` is the run."""
-
-    count = "outer_step"
-
-    def __init__(self, config: Any):
-        super().__init__(config, config.outer_steps)
-
-    def progress(self) -> dict[str, Any]:
-        """What ``write_state`` is to keep of every run."""
-        return {
-            "config": self.settings, "outer_step": self.step, "seconds": self.seconds,
-            "curve": self.evaluations,
-        }  # fmt: skip
-
-    def go_on(self, record: Mapping[str, Any]) -> None:
-        """Take over the progress of a saved run."""
-        self.step, self.evaluations = record["outer_step"], record["curve"]
-        self.seconds = record["seconds"]
-
-    def provenance(self, **more: Any) -> dict[str, Any]:
-        """How a checkpoint came about."""
-        return {
-            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
-            "commit": commit(),
-            **more,
-            "config": self.settings,
-            "outer_steps": self.step,
-            "minutes": round(self.seconds / 60, 1),
-            "torch": torch.__version__,
-            "curve": self.evaluations,
-        }
 
 
 def record_point(log: Path, point: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from l2o_graph.paper.checkpoints import save_checkpoint
 from l2o_graph.paper.rule import RuleConfig, UpdateRule, untrained
 from meta_train.config import MetaConfig
 from meta_train.run import (
-    OuterLoop,
     Result,
+    Trainer,
     drive,
     optimizer_tensors,
     prepared,
@@ -32,7 +32,7 @@ TRAINING_SEED = 1000
 ESTIMATORS = {"greedy": greedy, "through_time": through_time}
 
 
-class MetaTrainer(OuterLoop):
+class MetaTrainer(Trainer):
     """A run in progress, between two outer steps.
 
     Args:
@@ -42,9 +42,10 @@ class MetaTrainer(OuterLoop):
     """
 
     config: MetaConfig
+    count = "outer_step"
 
     def __init__(self, config: MetaConfig, device: torch.device, data: str = ""):
-        super().__init__(config)
+        super().__init__(config, config.outer_steps)
         self.device, self.data = device, data
         self.task: Task = get_task(config.task)
         self.rule: UpdateRule = untrained(config.rule, config.seed).to(device)
@@ -116,7 +117,8 @@ class MetaTrainer(OuterLoop):
 
     def save_best(self, path: Path) -> None:
         """Write the rule as it is, a checkpoint."""
-        save_checkpoint(path, self.rule, self.provenance(data=self.data))
+        more = {"outer_steps": self.step, "curve": self.evaluations, "data": self.data}
+        save_checkpoint(path, self.rule, self.provenance(**more))
 
     @staticmethod
     def resume(path: Path, device: torch.device, data: str = "") -> "MetaTrainer":

@@ -18,7 +18,6 @@ from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, SHARE, ch
 from meta_train.run import (
     Result,
     Trainer,
-    commit,
     drive,
     optimizer_tensors,
     prepared,
@@ -252,35 +251,20 @@ class EpochTrainer(Trainer, Generic[C, M]):
     def save(self, path: Path) -> None:
         """Write all of it."""
         tensors = {f"model.{key}": t for key, t in self.model.state_dict().items()}
-        record = {
-            "config": self.settings,
-            "step": self.step,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "evaluations": self.evaluations,
-        }
-        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
+        write_state(path, self.progress(), tensors | optimizer_tensors(self.optimizer))
 
     def resume(self: T, path: Path) -> T:
         """Take over a state that ``save`` wrote."""
         record, tensors = read_state(path)
         self.model.load_state_dict(with_prefix("model.", tensors))
         restore_optimizer(self.optimizer, tensors)
-        self.step, self.steps = record["step"], record.get("steps", self.steps)
-        self.seconds = record["seconds"]
-        self.evaluations = record["evaluations"]
+        self.go_on(record)
         return self
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, **more: Any) -> dict[str, Any]:
         """How the model came about, and what the last evaluation said of it."""
-        return {
-            "commit": commit(),
-            "config": self.settings,
-            "minutes": round(self.seconds / 60, 1),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "torch": torch.__version__,
-            **self.evaluations[-1],
-        }
+        count = sum(p.numel() for p in self.model.parameters())
+        return super().provenance(parameters=count, **self.evaluations[-1], **more)
 
     def generator(self, purpose: int, number: int) -> torch.Generator:
         """Random numbers for one purpose at one time; purpose 1 is the order of an epoch."""
