@@ -53,12 +53,7 @@ MOST_LOST = 0.5
 
 
 class ControllerTrainer(Trainer):
-    """A run in progress, between two outer steps.
-
-    Args:
-        config: The run.
-        data_root: Folder where images lie.
-    """
+    """A run in progress, between two outer steps, with images from a folder."""
 
     config: EvolutionConfig
     count = "outer_step"

@@ -33,13 +33,7 @@ ESTIMATORS = {"greedy": greedy, "through_time": through_time}
 
 
 class MetaTrainer(Trainer):
-    """A run in progress, between two outer steps.
-
-    Args:
-        config: The run.
-        device: Device of networks and meta-weights.
-        data: What it is trained on, in words.
-    """
+    """A run in progress, between two outer steps; ``data`` is what it is trained on, in words."""
 
     config: MetaConfig
     count = "outer_step"
