@@ -50,11 +50,6 @@ class MetaConfig:
     save_every: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run.
-
-        Raises:
-            ValueError: For a number out of its range, and for an unknown estimator.
-        """
         check_ranges(
             self, seed=SEED, outer_steps=COUNT_OR_NONE, unroll=COUNT, lr=NOT_NEGATIVE,
             weight_decay=NOT_NEGATIVE, clip=NOT_NEGATIVE, evaluate_every=COUNT,

@@ -7,8 +7,7 @@ all processes make the same step of the weights.
 """
 
 import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +24,7 @@ from meta_train.course import (
     LEAST_LOSS,
     MOST_LOSS,
     Course,
+    Draw,
     restore_course,
     score,
     start,
@@ -34,9 +34,8 @@ from meta_train.evolution_config import CONTROLLER_TASKS, EvolutionConfig
 from meta_train.families import FAMILIES, HELD_OUT
 from meta_train.parsing import parsed
 from meta_train.run import (
-    OuterLoop,
     Result,
-    begin,
+    Trainer,
     copy_in,
     drive,
     prepared,
@@ -53,28 +52,14 @@ MOMENTUM = 0.95
 MOST_LOST = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """What determines a course."""
-
-    family: str
-    seed: int  # of its instances and perturbations
-    length: int  # in steps
-    told: bool  # whether its networks are told their length
-
-
-class ControllerTrainer(OuterLoop):
-    """A run in progress, between two outer steps: a ``meta_train.run.Trainer``.
-
-    Args:
-        config: The run.
-        data_root: Folder where images lie.
-    """
+class ControllerTrainer(Trainer):
+    """A run in progress, between two outer steps, with images from a folder."""
 
     config: EvolutionConfig
+    count = "outer_step"
 
     def __init__(self, config: EvolutionConfig, data_root: str | Path | None = None):
-        super().__init__(config)
+        super().__init__(config, config.outer_steps)
         self.data_root = data_root
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -93,7 +78,6 @@ class ControllerTrainer(OuterLoop):
         self.generator = torch.Generator().manual_seed(config.seed)
         self.families = CONTROLLER_TASKS[config.task]
         self.started = 0
-        self.draws: list[Draw] = []
         self.courses: list[Course] = []
 
     def mine(self, pairs: int) -> slice:
@@ -111,20 +95,18 @@ class ControllerTrainer(OuterLoop):
     def begin(self) -> "ControllerTrainer":
         """Start a course of each family, at staggered lengths."""
         for family in self.families:
-            draw = self._draw(family)
-            self.draws.append(draw)
-            self.courses.append(self._start(draw))
+            self.courses.append(self._start(self._draw(family)))
         return self
 
     def advance(self) -> dict[str, Any]:
         """A span of the next course and a step of the weights; returns what there is to log."""
-        config, began = self.config, time.perf_counter()
+        config = self.config
         turn = self.step % len(self.courses)
-        draw, course = self.draws[turn], self.courses[turn]
+        course = self.courses[turn]
+        draw, age = course.draw, course.age
         pairs = self._pairs(draw.family)
         noise = evolution.perturbations(draw.seed, pairs, config.controller.size)
         vectors = evolution.perturbed(self.weights, noise[self.mine(pairs)], config.deviation)
-        age = course.age
         losses = course.span(
             config.controller, weights_from(config.controller, vectors), config.span
         )
@@ -132,28 +114,22 @@ class ControllerTrainer(OuterLoop):
         estimate, difference = evolution.gradient(scores[0], noise)
         lr = config.lr * self._share_of_peak()
         # A course counts for where it ends: its first spans say how to be fast, not how to be good.
-        self.velocity.lerp_(estimate * (course.age / course.length), 1 - MOMENTUM)
+        self.velocity.lerp_(estimate * (course.age / draw.length), 1 - MOMENTUM)
         self.weights.mul_(1 - lr * config.weight_decay).sub_(self.velocity, alpha=lr)
         self.step += 1
         self.average.lerp_(self.weights, 1 / min(self.step, config.average))
         lost = float((scores[1] >= MOST_LOSS).float().mean())
         if course.ended or lost > MOST_LOST:
-            self.draws[turn] = self._draw(draw.family)
-            self.courses[turn] = self._start(self.draws[turn])
-        seconds = time.perf_counter() - began
-        self.seconds += seconds
+            self.courses[turn] = self._start(self._draw(draw.family))
         return {
             "outer_step": self.step, "family": draw.family, "age": age, "length": draw.length,
             "told": float(draw.told), "loss": float(scores[0].mean()), "difference": difference,
             "gradient_norm": float(estimate.norm()), "lost": lost, "lr": lr,
-            "seconds": seconds,
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
         """Train networks of validation from start to end, under a checkpoint's weights."""
-        began = time.perf_counter()
-        config = self.config
-        weights = self.kept
+        config, weights = self.config, self.kept
 
         def score_of(family: str) -> float:
             losses = [
@@ -166,7 +142,6 @@ class ControllerTrainer(OuterLoop):
             return fmean(map(mean_log_of_last, losses))
 
         found = {f: score_of(f) for f in dict.fromkeys((*self.families, *HELD_OUT))}
-        self.seconds += time.perf_counter() - began
         seen = [found[family] for family in dict.fromkeys(self.families)]
         unseen = [found[family] for family in HELD_OUT]
         point = {
@@ -177,6 +152,10 @@ class ControllerTrainer(OuterLoop):
         }
         self.evaluations.append(point)
         return point
+
+    def describe(self, point: dict[str, Any]) -> str:
+        """Say in words what an evaluation found."""
+        return f"score {point['score']:.4f}, on held-out families {point['held_out_score']:.4f}"
 
     def is_best(self) -> bool:
         """Whether to keep the weights: the last are the best, being the average of many."""
@@ -195,7 +174,7 @@ class ControllerTrainer(OuterLoop):
         record = {
             **self.progress(),
             "started": self.started,
-            "draws": [asdict(draw) for draw in self.draws],
+            "draws": [asdict(course.draw) for course in self.courses],
             "ages": [course.age for course in self.courses],
         }
         write_state(path, record, tensors)
@@ -204,7 +183,8 @@ class ControllerTrainer(OuterLoop):
         """Write the controller with its averaged weights, a checkpoint."""
         controller = Controller(self.config.controller)
         controller.set_vector(self.kept)
-        save_controller(path, controller, self.provenance())
+        more = {"outer_steps": self.step, "curve": self.evaluations}
+        save_controller(path, controller, self.provenance(**more))
 
     @staticmethod
     def resume(path: Path, data_root: str | Path | None = None) -> "ControllerTrainer":
@@ -219,11 +199,11 @@ class ControllerTrainer(OuterLoop):
         trainer.go_on(record)
         trainer.started = record["started"]
         COUNT_OR_NONE.check("started", trainer.started)
-        trainer.draws = parsed(list[Draw], record["draws"], "draws")
-        if not trainer.draws:
+        draws = parsed(list[Draw], record["draws"], "draws")
+        if not draws:
             raise ValueError("draws: expected a course or more, found none")
         ages = parsed(list[int], record["ages"], "ages")
-        for i, (draw, age) in enumerate(zip(trainer.draws, ages, strict=True)):
+        for i, (draw, age) in enumerate(zip(draws, ages, strict=True)):
             course = trainer._start(draw)
             restore_course(course, age, with_prefix(f"course.{i}.", tensors))
             trainer.courses.append(course)
@@ -293,7 +273,7 @@ def train_controller(
     data_root: str | Path | None = None,
     resume: bool = False,
 ) -> Result:
-    """Meta-train a controller.
+    """Meta-train a controller. Ctrl-C ends the run after the outer step it is in, state saved.
 
     Args:
         config: The run. When resuming, that of the saved state has to be the same.
@@ -302,27 +282,16 @@ def train_controller(
         data_root: Folder where datasets lie.
         resume: Continue from the state in ``out`` if there is one.
 
-    Returns:
-        Where everything is. Ctrl-C ends the run after the outer step it is in, state saved.
-
     Raises:
-        ValueError: For a state of another configuration.
-        FileExistsError: When ``out`` holds a run and ``resume`` is off.
-        BlockingIOError: When another process is writing to ``out``.
-        OSError: When ``out`` cannot be written.
+        ValueError, OSError: As ``meta_train.run.prepared``.
     """
     if dist.is_initialized() and dist.get_rank():
         out = out / f"process-{dist.get_rank()}"
-    settings = asdict(config)
-
-    def describe(point: dict[str, Any]) -> str:
-        return f"score {point['score']:.4f}, on held-out families {point['held_out_score']:.4f}"
-
-    with prepared(out, settings, resume) as state:
-        trainer = begin(
-            state,
-            settings,
-            resume=lambda path: ControllerTrainer.resume(path, data_root),
-            new=lambda: ControllerTrainer(config, data_root).begin(),
-        )
-        return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    with prepared(
+        out,
+        asdict(config),
+        resume,
+        saved=lambda path: ControllerTrainer.resume(path, data_root),
+        new=lambda: ControllerTrainer(config, data_root).begin(),
+    ) as trainer:
+        return drive(trainer, out)

@@ -18,7 +18,7 @@ from l2o_graph.optim.blocks import blocks_of
 from l2o_graph.optim.controller import ControllerConfig, Learned, Weights
 from l2o_graph.optim.memory import Memory, arrange, gathered, scattered
 from l2o_graph.optim.step import advance
-from meta_train.families.base import Problems, repeated
+from meta_train.families.base import Problems
 from meta_train.families.registry import draw
 from meta_train.run import copy_in
 
@@ -34,72 +34,79 @@ LOOK_EVERY = 20
 BATCHES_OF_AVERAGES = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What determines a course."""
+
+    family: str
+    seed: int  # of its instances and perturbations
+    length: int  # in steps
+    told: bool  # whether its networks are told their length
+
+
 @dataclass(eq=False)
 class Course:
-    """Networks of one family in training.
+    """Networks of one family in training."""
 
-    Attributes:
-        problems: Problems that they are trained on.
-        memory: Memory of the rule of them, (2P, ...).
-        parameters: Parameters of each stack, (2P, M, r, c).
-        length: Number of steps until it ends.
-        told: Whether the networks are told their length.
-        offsets: How far ahead of its average each is led, likewise: see ``averaging``.
-        age: Number of steps so far.
-    """
-
-    problems: Problems
-    memory: Memory
-    parameters: list[Tensor]
-    length: int
-    told: bool
-    offsets: list[Tensor]
-    age: int = 0
+    draw: Draw  # what determines it
+    problems: Problems  # that they are trained on
+    memory: Memory  # of the rule of them, (2P, ...)
+    parameters: list[Tensor]  # of each stack, (2P, M, r, c)
+    offsets: list[Tensor]  # how far ahead of its average each is led, likewise: see ``averaging``
+    age: int = 0  # number of steps so far
 
     @property
     def ended(self) -> bool:
         """Whether it has reached its length."""
-        return self.age >= self.length
+        return self.age >= self.draw.length
 
     def span(self, config: ControllerConfig, weights: Weights, steps: int) -> Tensor:
-        """Train for so many steps, or to the end.
+        """Train for so many steps, or to the end, under 2P controllers.
 
-        Args:
-            config: Configuration of the controllers.
-            weights: Weights of 2P controllers.
-            steps: Number of steps.
-
-        Returns:
-            (windows, 2P) losses relative to the start, each a mean over some steps, on training
-            batches or on held-out examples, as the family is judged; the last is that of the
-            averaged parameters at the end.
+        Returns (windows, 2P) losses relative to the start, each a mean over some steps, on training
+        batches or on held-out examples, as the family is judged; the last is that of the averaged
+        parameters at the end.
         """
         learned = Learned.of(config, weights)
-        steps = min(steps, self.length - self.age)
+        length = self.draw.length
+        steps = min(steps, length - self.age)
         networks = 2 * self.problems.pairs
-        horizon = torch.full((networks,), float(self.length)) if self.told else None
-        scale = repeated(self.problems.scale, 2)
+        horizon = torch.full((networks,), float(length)) if self.draw.told else None
+        scale = self.problems.scale.repeat_interleave(2, 0)
         losses, looks = [], []
         for step in range(self.age, self.age + steps):
-            loss, gradients = gradients_of(self.problems, self.memory, self.parameters, step)
+            loss, gradients = self._gradients(step)
             losses.append(loss)
             with torch.no_grad():
                 few = self.problems.plan.examples.few(step)
                 updates, _ = advance(learned, self.memory, gradients, self.parameters, horizon, few)
                 follow(self.parameters, self.offsets, updates, step)
             if (step + 1) % LOOK_EVERY == 0:
-                held_out = self.problems.held_out(flat(self, self.parameters))
+                held_out = self.problems.held_out(self._flat(self.parameters))
                 looks += [] if held_out is None else [held_out]
         self.age += steps
-        found = looks or [torch.stack(part).mean(0) for part in windows(losses)]
+        found = looks or [part.mean(0) for part in torch.stack(losses).split(WINDOW)]
         found.append(self._of_averages())
         relative = torch.nan_to_num(torch.stack(found) / scale, nan=math.inf)
         return relative.clamp(max=MOST_LOSS)
 
+    def _flat(self, stacks: list[Tensor]) -> list[Tensor]:
+        """Parameters as the family has them, (2P, *shape) each."""
+        found = scattered(self.memory, stacks)
+        return [found[i].view(-1, *shape) for i, shape in enumerate(self.problems.shapes)]
+
+    def _gradients(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        """Losses of all networks on the batch of a step, (2P,), and their gradients by stacks."""
+        leaves = [p.detach().requires_grad_() for p in self._flat(self.parameters)]
+        with torch.enable_grad():
+            loss = self.problems.loss(leaves, self.problems.batch(step))
+            gradients = torch.autograd.grad(loss.sum(), leaves)
+        return loss.detach(), gathered(self.memory, fit([g.flatten(1) for g in gradients]))
+
     @torch.no_grad()
     def _of_averages(self) -> Tensor:
         """Loss of the averaged parameters, (2P,), on batches that are still to come."""
-        parameters = flat(self, averages_of(self.parameters, self.offsets, self.age))
+        parameters = self._flat(averages_of(self.parameters, self.offsets, self.age))
         held_out = self.problems.held_out(parameters)
         if held_out is not None:
             return held_out
@@ -108,39 +115,8 @@ class Course:
         return torch.stack(losses).mean(0)
 
 
-def windows(losses: list[Tensor]) -> list[list[Tensor]]:
-    """Runs of steps that are averaged."""
-    return [losses[i : i + WINDOW] for i in range(0, len(losses), WINDOW)]
-
-
-def flat(course: Course, stacks: list[Tensor]) -> list[Tensor]:
-    """Parameters as the family has them, (2P, *shape) each."""
-    found = scattered(course.memory, stacks)
-    shapes = course.problems.shapes
-    return [found[i].view(-1, *shape) for i, shape in enumerate(shapes)]
-
-
-def gradients_of(
-    problems: Problems, memory: Memory, parameters: list[Tensor], step: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Losses of all networks on the batch of a step, and their gradients by stacks."""
-    found = scattered(memory, parameters)
-    leaves = [
-        found[i].view(-1, *shape).detach().requires_grad_()
-        for i, shape in enumerate(problems.shapes)
-    ]
-    with torch.enable_grad():
-        loss = problems.loss(leaves, problems.batch(step))
-        gradients = torch.autograd.grad(loss.sum(), leaves)
-    return loss.detach(), gathered(memory, fit([g.flatten(1) for g in gradients]))
-
-
 def fit(gradients: list[Tensor]) -> list[Tensor]:
-    """Gradients of networks that are lost as zeros: no decomposition comes to an end with NaN.
-
-    Args:
-        gradients: (2P, size) each.
-    """
+    """Gradients, (2P, size) each, zeros for lost networks: no decomposition ends with NaN."""
     norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).amax(0)
     # Written so that NaN answers no.
     is_fit = (norms <= LONGEST_GRADIENT)[:, None]
@@ -163,10 +139,10 @@ def start(
     """
     problems = draw(family, seed, pairs, mine, validation, data_root)
     memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)
-    both = [repeated(p, 2).flatten(1) for p in problems.start()]
+    both = [p.repeat_interleave(2, 0).flatten(1) for p in problems.start()]
     parameters = [p.contiguous() for p in gathered(memory, both)]
     offsets = [torch.zeros_like(p) for p in parameters]
-    return Course(problems, memory, parameters, length, told, offsets)
+    return Course(Draw(family, seed, length, told), problems, memory, parameters, offsets)
 
 
 def score(losses: Tensor) -> Tensor:

@@ -27,14 +27,9 @@ def perturbed(weights: Tensor, noise: Tensor, deviation: float) -> Tensor:
 
 
 def gradient(scores: Tensor, noise: Tensor) -> tuple[Tensor, float]:
-    """Estimate which way scores rise.
+    """Estimate which way scores rise: (2P,), of both of each pair in turn, (P, size) -> (size,).
 
-    Args:
-        scores: (2P,) of both networks of each pair, in turn; less is better.
-        noise: (P, size).
-
-    Returns:
-        (size,) in units of the mean difference, clipped, and that mean.
+    It is in units of the mean difference, clipped; with it comes that mean.
     """
     difference = (scores[0::2] - scores[1::2]) / 2
     mean = float(difference.abs().mean())

@@ -9,16 +9,13 @@ LONGEST_VALUE = 80  # that an error shows
 
 
 def parsed(kind: Any, value: Any, name: str) -> Any:
-    """A value as its type has it, dataclasses and what is in lists and so on as well.
+    """A value that JSON gave as its type has it, what is in dataclasses, lists and so on as well.
 
     Args:
         kind: A dataclass, str, bool, int, float, None, or a union, list, tuple or dict of these.
             Numbers are finite. Keys of a dict that are to be integers are written as strings.
-        value: Value that JSON gave.
-        name: Name of the value, for errors.
-
-    Raises:
-        ValueError: Where it is of another type, naming the field.
+        value: The value.
+        name: Name of it, for the ValueError where it is of another type.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):

@@ -4,12 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -28,116 +30,141 @@ LOG = "log.jsonl"
 T = TypeVar("T", bound="Trainer")
 
 
-@runtime_checkable
-class Trainer(Protocol):
+class Trainer(ABC):
     """Something that is trained step by step, between two steps.
 
     Everything that the next step depends on is in here and in what ``save`` writes: a resumed run
     comes to the same weights as one that was never interrupted.
-
-    Attributes:
-        count: Name in the log of the number of a step.
-        step: Number of steps that were done.
-        steps: Number of steps to do.
-        seconds: Time that it took so far.
-        evaluations: Results of the evaluations so far.
     """
 
-    count: str
-    step: int
-    steps: int
-    seconds: float
-    evaluations: list[dict[str, Any]]
+    count: str  # name in the log of the number of a step
+
+    def __init__(self, config: Any, steps: int):
+        self.config = config  # the run, which says after how many steps to evaluate and to save
+        self.step, self.steps = 0, steps  # done, and to do
+        self.seconds = 0.0  # that steps and evaluations took so far
+        self.evaluations: list[dict[str, Any]] = []  # their results
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the run is, as JSON can hold it."""
-        ...
+        return asdict(self.config)
 
+    def progress(self) -> dict[str, Any]:
+        """What a state has of every run, for ``write_state``."""
+        return {
+            "config": self.settings, self.count: self.step, "steps": self.steps,
+            "seconds": self.seconds, "evaluations": self.evaluations,
+        }  # fmt: skip
+
+    def go_on(self, record: Mapping[str, Any]) -> None:
+        """Take over the progress of a saved run."""
+        self.step, self.steps = record[self.count], record.get("steps", self.steps)
+        self.seconds = record["seconds"]
+        self.evaluations = record["curve" if "curve" in record else "evaluations"]  # as once called
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """How what is trained came about."""
+        return {
+            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
+            "commit": commit(),
+            "config": self.settings,
+            "minutes": round(self.seconds / 60, 1),
+            "torch": torch.__version__,
+            **more,
+        }
+
+    @abstractmethod
     def advance(self) -> dict[str, Any]:
         """Do a step; returns what there is to log of it, its number after ``count``."""
-        ...
 
+    @abstractmethod
     def evaluate(self) -> dict[str, Any]:
         """See how good it is, and remember the outcome."""
-        ...
 
+    @abstractmethod
+    def describe(self, point: dict[str, Any]) -> str:
+        """Say in words what an evaluation found."""
+
+    @abstractmethod
     def is_best(self) -> bool:
         """Whether the last evaluation is the best so far."""
-        ...
 
+    @abstractmethod
     def save(self, path: Path) -> None:
         """Write all of it."""
-        ...
 
+    @abstractmethod
     def save_best(self, path: Path) -> None:
         """Write what it trains, for use."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run left behind.
+    """What a run left behind."""
 
-    Attributes:
-        checkpoint: The best of what it trained; None before the first.
-        state: From which the run can be resumed.
-        log: One line of JSON for each step and evaluation.
-        steps: Number of steps that were done.
-        finished: Whether that is all of it.
-    """
-
-    checkpoint: Path | None
-    state: Path
-    log: Path
-    steps: int
-    finished: bool
+    checkpoint: Path | None  # the best of what it trained
+    state: Path  # from which the run can be resumed
+    log: Path  # one line of JSON for each step and evaluation
+    steps: int  # that were done
+    finished: bool  # whether that is all of them
 
 
 @contextmanager
-def prepared(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Path]:
-    """Make and hold the folder of a run; gives where its state lies or will lie.
+def prepared(
+    out: Path,
+    settings: Mapping[str, Any],
+    resume: bool,
+    saved: Callable[[Path], T],
+    new: Callable[[], T],
+) -> Iterator[T]:
+    """Hold the folder of a run, and give its trainer.
+
+    Args:
+        out: The folder; it is made.
+        settings: Those of the trainer.
+        resume: Whether to continue from the state in the folder, if there is one.
+        saved: Reads a trainer's state.
+        new: Makes a trainer.
 
     Raises:
-        FileExistsError: When it holds a run and ``resume`` is off.
+        ValueError: For a state of other settings, and a state or a log that is damaged.
+        FileExistsError: When the folder holds a run and ``resume`` is off.
         BlockingIOError: When another process is writing to it.
         OSError: When it cannot be written.
     """
     with held(out):
         state = out / "state.safetensors"
-        if state.exists() and not resume:
-            raise FileExistsError(f"{out} holds a run already; resume it or choose another folder")
         if not state.exists():
             write_atomically(out / "config.json", json.dumps(settings, indent=2).encode())
-        yield state
+            trainer, known = new(), -1
+        elif resume:
+            trainer = _restored(state, settings, saved)
+            known = trainer.step
+        else:
+            raise FileExistsError(f"{out} holds a run already; resume it or choose another folder")
+        _forget_after(out / LOG, trainer.count, known)
+        yield trainer
 
 
-def begin(
-    state: Path, settings: Mapping[str, Any], resume: Callable[[Path], T], new: Callable[[], T]
-) -> T:
-    """The trainer of a run: of its saved state if there is one, or new.
-
-    Raises:
-        ValueError: For a state of other settings, and a state or a log that is damaged.
-    """
-    if not state.exists():
-        trainer, known = new(), -1
-    else:
-        expected = f"'{state}': expected the state of a run"
-        with expecting(expected), safe_open(state, framework="pt") as file:
-            found = dict(json.loads(file.metadata()["record"])["config"])
-        if found != settings:
-            difference = ", ".join(
-                f"{key} is {found.get(key)}, not {settings.get(key)}"
-                for key in {**found, **settings}
-                if found.get(key) != settings.get(key)
-            )
-            raise ValueError(f"{state} is of another configuration: {difference}")
-        with expecting(expected):
-            trainer = resume(state)
-            _check_progress(trainer)
-        known = trainer.step
-    _forget_after(state.with_name(LOG), trainer.count, known)
+def _restored(state: Path, settings: Mapping[str, Any], saved: Callable[[Path], T]) -> T:
+    expected = f"'{state}': expected the state of a run"
+    with expecting(expected), safe_open(state, framework="pt") as file:
+        found = dict(json.loads(file.metadata()["record"])["config"])
+    if found != settings:
+        difference = ", ".join(
+            f"{key} is {found.get(key)}, not {settings.get(key)}"
+            for key in {**found, **settings}
+            if found.get(key) != settings.get(key)
+        )
+        raise ValueError(f"{state} is of another configuration: {difference}")
+    with expecting(expected):
+        trainer = saved(state)
+        # Refuse what no run can have come to.
+        Range(0, trainer.steps, whole=True).check(trainer.count, trainer.step)
+        NOT_NEGATIVE.check("seconds", trainer.seconds)
+        if trainer.evaluations:
+            trainer.is_best()  # which reads them all
     return trainer
 
 
@@ -160,12 +187,8 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The state of an optimizer under names that say which parameter it is of."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        f"optimizer.{i}.{key}": value
-        for i, p in enumerate(parameters)
-        for key, value in optimizer.state.get(p, {}).items()
-    }
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{key}": t for i, found in state.items() for key, t in found.items()}
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -174,14 +197,12 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     Raises:
         ValueError: For a state that is not that of its parameters.
     """
-    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-    for i, (p, group) in enumerate(parameters):
-        found = with_prefix(f"optimizer.{i}.", tensors)
-        if found:
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        if found := with_prefix(f"optimizer.{i}.", tensors):
             check_adam(found, p, f"optimizer.{i}")
-            # A fused step reads its number on the parameter's device, any other on the CPU.
-            stays = () if group.get("fused") else ("step",)
-            optimizer.state[p] = {k: t if k in stays else t.to(p.device) for k, t in found.items()}
+            state[i] = found
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def check_adam(state: Mapping[str, Tensor], parameter: Tensor, name: str) -> None:
@@ -210,20 +231,22 @@ def copy_in(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
     into.copy_(tensors[name])
 
 
-def drive(
-    trainer: Trainer,
-    state: Path,
-    evaluate_every: int,
-    save_every: int,
-    describe: Callable[[dict[str, Any]], str],
-) -> Result:
+def drive(trainer: Trainer, out: Path) -> Result:
     """Train to the end. Ctrl-C ends the run after the step it is in, state saved.
 
-    Log and checkpoint lie beside the state. ``describe`` puts an evaluation in words.
+    State, log and checkpoint lie in the folder ``out``.
     """
-    log, best = state.with_name(LOG), state.with_name("checkpoint.safetensors")
-    with log.open("a") as lines, _stopping() as stop, _board(state.parent) as add:
+    state, log = out / "state.safetensors", out / LOG
+    best = out / "checkpoint.safetensors"
+    with log.open("a") as lines, _stopping() as stop, _board(out) as add:
         bar = tqdm(total=trainer.steps, initial=trainer.step, unit=trainer.count.replace("_", " "))
+
+        def timed(act: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+            began = time.perf_counter()
+            record = act()
+            seconds = time.perf_counter() - began
+            trainer.seconds += seconds
+            return record, seconds
 
         def report(record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
@@ -231,69 +254,29 @@ def drive(
             add(record, record[trainer.count])
 
         def evaluate() -> None:
-            point = trainer.evaluate()
+            point, _ = timed(trainer.evaluate)
             report(point)
-            bar.write(f"{bar.unit} {trainer.step}: {describe(point)}")
+            bar.write(f"{bar.unit} {trainer.step}: {trainer.describe(point)}")
             if trainer.is_best():
                 trainer.save_best(best)
 
         if trainer.step == 0 and not trainer.evaluations:
             evaluate()
-        while trainer.step < trainer.steps and not stop.asked:
-            record = trainer.advance()
-            report(record)
+        while trainer.step < trainer.steps and not stop:
+            record, seconds = timed(trainer.advance)
+            report({**record, "seconds": seconds})
             bar.update()
             bar.set_postfix(loss=f"{record['loss']:.3f}")
             last = trainer.step == trainer.steps
-            if trainer.step % evaluate_every == 0 or last:
+            if trainer.step % trainer.config.evaluate_every == 0 or last:
                 evaluate()
-            if trainer.step % save_every == 0 or last:
+            if trainer.step % trainer.config.save_every == 0 or last:
                 trainer.save(state)
         bar.close()
-    if stop.asked:
+    if stop:
         trainer.save(state)
     finished = trainer.step == trainer.steps
     return Result(best if best.exists() else None, state, log, trainer.step, finished)
-
-
-class OuterLoop:
-    """What meta-trainers share, which are a ``Trainer`` in outer steps; ``config`` is the run."""
-
-    count = "outer_step"
-
-    def __init__(self, config: Any):
-        self.config, self.step, self.steps, self.seconds = config, 0, config.outer_steps, 0.0
-        self.evaluations: list[dict[str, Any]] = []
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The run, as JSON holds it."""
-        return asdict(self.config)
-
-    def progress(self) -> dict[str, Any]:
-        """What ``write_state`` is to keep of every run."""
-        return {
-            "config": self.settings, "outer_step": self.step, "seconds": self.seconds,
-            "curve": self.evaluations,
-        }  # fmt: skip
-
-    def go_on(self, record: Mapping[str, Any]) -> None:
-        """Take over the progress of a saved run."""
-        self.step, self.evaluations = record["outer_step"], record["curve"]
-        self.seconds = record["seconds"]
-
-    def provenance(self, **more: Any) -> dict[str, Any]:
-        """How a checkpoint came about."""
-        return {
-            "command": "python -m meta_train " + " ".join(sys.argv[1:]),
-            "commit": commit(),
-            **more,
-            "config": self.settings,
-            "outer_steps": self.step,
-            "minutes": round(self.seconds / 60, 1),
-            "torch": torch.__version__,
-            "curve": self.evaluations,
-        }
 
 
 def record_point(log: Path, point: dict[str, Any]) -> None:
@@ -316,21 +299,15 @@ def commit() -> str:
     return answer.stdout.strip()
 
 
-class _Stop:
-    """Whether Ctrl-C asked to stop."""
-
-    asked = False
-
-
 @contextmanager
-def _stopping() -> Iterator[_Stop]:
-    """Ctrl-C asks to stop at the next chance; a second one stops at once."""
-    stop = _Stop()
+def _stopping() -> Iterator[list[int]]:
+    """Gives what is no longer empty once Ctrl-C was pressed; a second one stops at once."""
+    stop: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        if stop:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.append(number)
 
     try:
         before = signal.signal(signal.SIGINT, ask)
@@ -359,14 +336,6 @@ def _board(out: Path) -> Iterator[Callable[[dict[str, Any], int], None]]:
                     writer.add_scalar(key, value, step)
 
         yield add
-
-
-def _check_progress(trainer: Trainer) -> None:
-    """Raise for what no run can have come to."""
-    Range(0, trainer.steps, whole=True).check(trainer.count, trainer.step)
-    NOT_NEGATIVE.check("seconds", trainer.seconds)
-    if trainer.evaluations:
-        trainer.is_best()  # which reads them all
 
 
 def _forget_after(log: Path, count: str, step: int) -> None:

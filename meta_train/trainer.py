@@ -1,7 +1,6 @@
 """The outer loop of the paper's rule: train a network, step the meta-weights; log, save, resume."""
 
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from l2o_graph.paper.checkpoints import save_checkpoint
 from l2o_graph.paper.rule import RuleConfig, UpdateRule, untrained
 from meta_train.config import MetaConfig
 from meta_train.run import (
-    OuterLoop,
     Result,
-    begin,
+    Trainer,
     drive,
     optimizer_tensors,
     prepared,
@@ -34,19 +32,14 @@ TRAINING_SEED = 1000
 ESTIMATORS = {"greedy": greedy, "through_time": through_time}
 
 
-class MetaTrainer(OuterLoop):
-    """A run in progress, between two outer steps: a ``meta_train.run.Trainer``.
-
-    Args:
-        config: The run.
-        device: Device of networks and meta-weights.
-        data: What it is trained on, in words.
-    """
+class MetaTrainer(Trainer):
+    """A run in progress, between two outer steps; ``data`` is what it is trained on, in words."""
 
     config: MetaConfig
+    count = "outer_step"
 
     def __init__(self, config: MetaConfig, device: torch.device, data: str = ""):
-        super().__init__(config)
+        super().__init__(config, config.outer_steps)
         self.device, self.data = device, data
         self.task: Task = get_task(config.task)
         self.rule: UpdateRule = untrained(config.rule, config.seed).to(device)
@@ -57,7 +50,7 @@ class MetaTrainer(OuterLoop):
 
     def advance(self) -> dict[str, Any]:
         """One outer step; returns what there is to log of it."""
-        config, begin = self.config, time.perf_counter()
+        config = self.config
         seed = TRAINING_SEED + 100_000 * config.seed + self.step
         problem = self.task.problem(seed, self.device)
         self.optimizer.zero_grad()
@@ -73,16 +66,13 @@ class MetaTrainer(OuterLoop):
                 group["lr"] = lr
             self.optimizer.step()
         self.step += 1
-        seconds = time.perf_counter() - begin
-        self.seconds += seconds
         return {
             "outer_step": self.step, "loss": loss, "gradient_norm": norm, "lr": lr,
-            "skipped": float(not sound), "seconds": seconds,
+            "skipped": float(not sound),
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
         """Train the task itself from held-out seeds, and remember the outcome."""
-        begin = time.perf_counter()
         config, final, accuracy = self.config, [], []
         for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + config.evaluate_seeds):
             problem = self.task.problem(seed, self.device)
@@ -90,7 +80,6 @@ class MetaTrainer(OuterLoop):
             last = losses[-100:]
             final.append(sum(last) / len(last))
             accuracy.append(problem.accuracy(parameters))
-        self.seconds += time.perf_counter() - begin
         mean = sum(final) / len(final)
         point = {
             "outer_step": self.step,
@@ -99,6 +88,11 @@ class MetaTrainer(OuterLoop):
         }
         self.evaluations.append(point)
         return point
+
+    def describe(self, point: dict[str, Any]) -> str:
+        """Say in words what an evaluation found."""
+        accuracy = 100 * point["held_out_accuracy"]
+        return f"held-out loss {point['held_out_loss']:.4f}, accuracy {accuracy:.2f} %"
 
     def is_best(self) -> bool:
         """Whether the last evaluation is the best since training began.
@@ -117,7 +111,8 @@ class MetaTrainer(OuterLoop):
 
     def save_best(self, path: Path) -> None:
         """Write the rule as it is, a checkpoint."""
-        save_checkpoint(path, self.rule, self.provenance(data=self.data))
+        more = {"outer_steps": self.step, "curve": self.evaluations, "data": self.data}
+        save_checkpoint(path, self.rule, self.provenance(**more))
 
     @staticmethod
     def resume(path: Path, device: torch.device, data: str = "") -> "MetaTrainer":
@@ -140,7 +135,7 @@ def meta_train(
     device: str = "cpu",
     resume: bool = False,
 ) -> Result:
-    """Meta-train the paper's rule.
+    """Meta-train the paper's rule. Ctrl-C ends the run after the outer step it is in, state saved.
 
     Args:
         config: The run. When resuming, that of the saved state has to be the same.
@@ -149,29 +144,16 @@ def meta_train(
         device: Device of networks and meta-weights.
         resume: Continue from the state in ``out`` if there is one.
 
-    Returns:
-        Where everything is. Ctrl-C ends the run after the outer step it is in, state saved.
-
     Raises:
-        ValueError: For an unknown task, or a state of another configuration.
-        FileExistsError: When ``out`` holds a run and ``resume`` is off.
-        BlockingIOError: When another process is writing to ``out``.
-        OSError: When ``out`` cannot be written.
         DatasetNotFoundError: When the data is absent.
+        ValueError, OSError: For an unknown task, and as ``meta_train.run.prepared``.
     """
-    task = get_task(config.task)
-    settings = asdict(config)
-
-    def describe(point: dict[str, Any]) -> str:
-        accuracy = 100 * point["held_out_accuracy"]
-        return f"held-out loss {point['held_out_loss']:.4f}, accuracy {accuracy:.2f} %"
-
-    with prepared(out, settings, resume) as state:
-        data, place = task.load(data_root), torch.device(device)
-        trainer = begin(
-            state,
-            settings,
-            resume=lambda path: MetaTrainer.resume(path, place, data),
-            new=lambda: MetaTrainer(config, place, data),
-        )
-        return drive(trainer, state, config.evaluate_every, config.save_every, describe)
+    task, place = get_task(config.task), torch.device(device)
+    with prepared(
+        out,
+        asdict(config),
+        resume,
+        saved=lambda path: MetaTrainer.resume(path, place, task.load(data_root)),
+        new=lambda: MetaTrainer(config, place, task.load(data_root)),
+    ) as trainer:
+        return drive(trainer, out)

@@ -26,13 +26,11 @@ def loss_and_gradients(
 
 
 def greedy(rule: UpdateRule, problem: Problem, steps: int) -> list[float]:
-    """Train a problem from its start, and judge each update on the very batch it came from.
+    """Train a problem, and judge each update on the very batch it came from.
 
     Adds sum_t d CE(theta_t + update_t; B_t) / d rule to the gradients of the rule. Gradients and
-    features count as constants, so memory does not grow with the number of steps.
-
-    Returns:
-        The loss after each step, on its own batch.
+    features count as constants, so memory does not grow with the number of steps. Returns the loss
+    after each step, on its own batch.
     """
     parameters = [p.detach() for p in problem.module.parameters()]
     state = [State.fresh(p) for p in parameters]
@@ -51,11 +49,7 @@ def greedy(rule: UpdateRule, problem: Problem, steps: int) -> list[float]:
 
 @torch.no_grad()
 def roll_out(rule: UpdateRule, problem: Problem, steps: int) -> tuple[list[float], list[Tensor]]:
-    """Train a problem from its start.
-
-    Returns:
-        The loss before each step, and the parameters at the end.
-    """
+    """Train a problem: the loss before each step, and the parameters at the end."""
     parameters = [p.detach() for p in problem.module.parameters()]
     state = [State.fresh(p) for p in parameters]
     losses = []
@@ -77,9 +71,8 @@ def unrolled(
 ) -> list[Tensor]:
     """Train a network from parameters that require gradients, and keep the graph of all of it.
 
-    Returns:
-        The loss before each step and the one after the last, each on a batch that no update has
-        seen yet; differentiable in the rule's weights and in the parameters at the start.
+    Returns the loss before each step and the one after the last, each on a batch that no update has
+    seen yet; differentiable in the rule's weights and in the parameters at the start.
     """
     parameters, state = list(parameters), list(state)
     losses = []
@@ -93,13 +86,11 @@ def unrolled(
 
 
 def through_time(rule: UpdateRule, problem: Problem, steps: int) -> list[float]:
-    """Train a problem from its start, and judge the run by its losses, as exactly as can be done.
+    """Train a problem, and judge the run by its losses, as exactly as can be done.
 
     Adds d mean_t CE(theta_t; B_t) / d rule to the gradients of the rule, t over the ``steps``
-    states of the network that the run made.
-
-    Returns:
-        The loss after each step, on a batch that no update has seen yet.
+    states of the network that the run made. Returns the loss after each step, on a batch that no
+    update has seen yet.
     """
     start = [p.detach().clone().requires_grad_() for p in problem.module.parameters()]
     losses = unrolled(rule, problem, start, [State.fresh(p) for p in start], steps)

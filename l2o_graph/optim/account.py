@@ -1,64 +1,43 @@
 """What an optimizer does with each parameter, as a table for people."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.blocks import MATRICES, Block, blocks_of
-from l2o_graph.optim.memory import LAST_UPDATE
 from l2o_graph.optim.sharded import whole
-from l2o_graph.optim.whitening import Side, sides
+from l2o_graph.optim.whitening import sides
 
 TITLES = ("parameter", "shape", "kind", "direction", "step length", "of weights")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One parameter.
-
-    Attributes:
-        name: Its name.
-        shape: Its shape.
-        kind: What it is to the network.
-        direction: How the direction of its steps comes about.
-        step_length: RMS of its last update; None before the first.
-        of_weights: That over the RMS of its weights; None before the first step.
-    """
+    """One parameter."""
 
     name: str
     shape: tuple[int, ...]
-    kind: str
-    direction: str
-    step_length: float | None
-    of_weights: float | None
+    kind: str  # what it is to the network
+    direction: str  # how the direction of its steps comes about
+    step_length: float | None  # RMS of its last update; None before the first
+    of_weights: float | None  # that over the RMS of its weights, likewise
 
     def cells(self) -> tuple[str, ...]:
         """The entry as text."""
         shape = " x ".join(map(str, self.shape)) or "scalar"
-        length, share = self.step_length, self.of_weights
-        return (
-            self.name,
-            shape,
-            self.kind,
-            self.direction,
-            "" if length is None else f"{length:.2e}",
-            "" if share is None else f"{100 * share:.3g} %",
-        )
+        length = "" if self.step_length is None else f"{self.step_length:.2e}"
+        share = "" if self.of_weights is None else f"{100 * self.of_weights:.3g} %"
+        return self.name, shape, self.kind, self.direction, length, share
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An entry for each parameter; prints as a table.
-
-    Attributes:
-        entries: In the order of the parameters.
-        note: What else there is to say of the network; empty for nothing.
-    """
+    """An entry for each parameter, in their order; prints as a table, and a note below it."""
 
     entries: tuple[Entry, ...]
-    note: str = ""
+    note: str
 
     def __str__(self) -> str:
         rows = [TITLES, *(entry.cells() for entry in self.entries)]
@@ -78,24 +57,17 @@ class Account:
 def account_of(
     spec: NetSpec,
     parameters: Sequence[Tensor],
-    remembered: Callable[[Tensor], Mapping[str, Tensor]],
-    note: str = "",
+    updates_of: Callable[[Tensor], Sequence[Tensor]],
+    note: str,
 ) -> Account:
-    """Account for all parameters of a network.
-
-    Args:
-        spec: The network.
-        parameters: In its order.
-        remembered: What there is of each.
-        note: What else there is to say.
-    """
+    """Account for all parameters of a network, in its order, of whose last updates there are."""
     blocks: dict[int, list[Block]] = {}
     for block in blocks_of(spec):
         blocks.setdefault(block.parameter, []).append(block)
     entries = []
     for i, p in enumerate(parameters):
         found = blocks.get(i, [])
-        length = _rms([t[LAST_UPDATE] for n, t in remembered(p).items() if n[:7] == "momenta"])
+        length = _rms(updates_of(p))
         weights = _rms([whole(p)])
         share = length / weights if length is not None and weights else None
         entries.append(
@@ -128,11 +100,11 @@ def _direction(blocks: Sequence[Block]) -> str:
     block = blocks[0]
     _, r, c = block.matrix
     both = sides(r, c, block.stored[3]) if block.kind in MATRICES else ()
-    found = [_words(side) for side in both if side is not None]
+    found = [
+        f"{side.blocks} x {side.length}" if side.blocks > 1 else str(side.length)
+        for side in both
+        if side is not None
+    ]
     if not found:
         return "entry by entry"
     return f"whitened{' on one side' if len(found) == 1 else ''}, {' by '.join(found)}"
-
-
-def _words(side: Side) -> str:
-    return f"{side.blocks} x {side.length}" if side.blocks > 1 else str(side.length)

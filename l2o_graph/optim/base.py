@@ -8,7 +8,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -27,14 +27,11 @@ from l2o_graph.tracing.checks import check_module
 LONGEST_GRADIENT = 1e17
 # Where ZeroRedundancyOptimizer makes the optimizers of each process.
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
+PARTED = "its neurons lie on several processes, and the graph needs them together"
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
     """The part of a learned optimizer that is the same for every rule.
-
-    Parameters without a gradient, and frozen ones, are left as they are. A step in which any
-    gradient is not finite, or longer than 1e17, changes nothing, neither parameters nor state, and
-    warns.
 
     Args:
         params: Parameters, named parameters or groups, as for any optimizer.
@@ -45,11 +42,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         examples: Counter of what the model is trained on, where the rule depends on it.
 
     Raises:
-        ValueError: For an empty list of parameters, an ``lr`` or ``weight_decay`` that is no finite
-            number of at least 0, a complex parameter, or one that ``model`` lacks.
-        TypeError: For a shard that is not a DTensor (of FullyShardedDataParallel), or any where
-            the rule takes none; inside of ZeroRedundancyOptimizer; and for a ``model`` that is no
-            module or one of TorchScript.
+        ValueError, TypeError: As ``NGOptimizer``; a TypeError for any shard where the rule takes
+            none.
     """
 
     # Whether parameters may be sharded over processes, as DTensors.
@@ -91,9 +85,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add a group; the graph is built anew at the next step.
 
         Raises:
-            ValueError: For an ``lr`` or ``weight_decay`` that is no finite number of at least 0, a
-                complex parameter, or a parameter that ``model`` lacks.
-            TypeError: For a shard, as at construction.
+            ValueError, TypeError: As at construction; the optimizer is then as it was.
         """
         super().add_param_group(param_group)
         try:
@@ -127,12 +119,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for i, p in enumerate(parameters):
             # FSDP1 puts this mark on its flat ones and on views of them, which look like vectors.
             if hasattr(p, "_fsdp_flattened") or (is_sharded(p) and not self.takes_shards):
-                instead = "as fully_shard makes them, or " if self.takes_shards else ""
+                fit = " or a DTensor, as fully_shard makes it" if self.takes_shards else ""
                 raise TypeError(
-                    f"parameter {i}: expected a whole tensor{instead and ' or a DTensor'}, found a "
-                    f"shard, as {'FullyShardedDataParallel makes' if instead else 'FSDP makes'} "
-                    f"them; its neurons lie on several processes, and the graph needs them "
-                    f"together, {instead}as DistributedDataParallel has them"
+                    f"parameter {i}: expected a whole tensor, as in DistributedDataParallel{fit}, "
+                    f"found a shard, as FullyShardedDataParallel makes it; {PARTED}"
                 )
             if p.dtype.is_complex:
                 raise ValueError(f"parameter {i}: expected a real tensor, found {p.dtype}")
@@ -143,12 +133,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"parameter {i}: expected one of the model's {len(known)} parameters, found "
                     f"another tensor, of shape {list(p.shape)}"
                 )
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
 
     # Compiled, it would be other code at almost every step, as ages and shapes of stacks are
     # numbers of Python; this is the decorator that torch's own optimizers have, whose public form
@@ -246,17 +230,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _network(self, trained: Sequence[Tensor]) -> tuple[Sequence[Tensor], NetSpec]:
         """The parameters of the graph and how they join."""
-        return self._structure.network(trained, self._names())
-
-    def _names(self) -> list[str] | None:
-        """Names of the parameters, where every group has them."""
-        if not all("param_names" in group for group in self.param_groups):
-            return None
         # As a dictionary, like the parameters themselves: a list may name one of them twice.
         name_of: dict[Tensor, str] = {}
         for group in self.param_groups:
-            name_of.update(zip(group["params"], group["param_names"], strict=True))
-        return list(name_of.values())
+            name_of.update(zip(group["params"], group.get("param_names", ()), strict=False))
+        all_named = all("param_names" in group for group in self.param_groups)
+        return self._structure.network(trained, list(name_of.values()) if all_named else None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; it stays float32 for parameters of lower precision.
@@ -300,7 +279,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _check_saved_group(self, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
         """Raise for a group of a saved state that is not one of this optimizer."""
-        if digest_of(theirs.get("checkpoint")) != digest_of(mine["checkpoint"]):
+        # The part of an identity that a copy of the checkpoint under another name shares.
+        found, expected = (str(g.get("checkpoint")).rpartition("@")[2] for g in (theirs, mine))
+        if found != expected:
             raise ValueError(
                 f"state_dict: expected one of checkpoint '{mine['checkpoint']}', "
                 f"found '{theirs.get('checkpoint')}'"
@@ -335,9 +316,8 @@ def _refuse_shares(name: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("l2o_graph", "torch")):
         if frame.f_globals["__name__"] == ZERO:
             raise TypeError(
-                f"{name}: expected all parameters of a network, found the share of one process, as "
-                "ZeroRedundancyOptimizer gives them out; its neurons lie on several processes, and "
-                "the graph needs them together, as DistributedDataParallel has them"
+                f"{name}: expected all parameters of a network, as in DistributedDataParallel, "
+                f"found the share of one process, as ZeroRedundancyOptimizer makes it; {PARTED}"
             )
         frame = frame.f_back
 
@@ -348,11 +328,6 @@ def _too_early(i: int) -> str:
         "the place of; make the optimizer after fully_shard or parallelize_module, which make new "
         "parameters"
     )
-
-
-def digest_of(identity: str | None) -> str | None:
-    """The part of a checkpoint's identity that a copy under another name shares."""
-    return identity and identity.rpartition("@")[2]
 
 
 def all_bounded(gradients: Iterable[Tensor]) -> bool:

@@ -27,23 +27,14 @@ MOST_PARTS, LEAST_PART = 8, 2
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Scalars of one parameter that are treated alike.
+    """Scalars of one parameter that are treated alike."""
 
-    Attributes:
-        parameter: Index of the parameter.
-        kind: What they are to the network.
-        start: Position of the first of them in the flattened parameter.
-        stored: Axes as stored: groups, rows, columns and positions.
-        transposed: Whether columns rather than rows are the neurons written.
-        source: Set of neurons read and the first of them in it; None outside the graph.
-        target: Set of neurons written and the first of them in it; None outside the graph.
-    """
-
-    parameter: int
-    kind: Kind
-    start: int
-    stored: tuple[int, int, int, int]
-    transposed: bool = False
+    parameter: int  # index of it
+    kind: Kind  # what they are to the network
+    start: int  # position of the first of them in the flattened parameter
+    stored: tuple[int, int, int, int]  # axes as stored: groups, rows, columns and positions
+    transposed: bool = False  # whether columns rather than rows are the neurons written
+    # Set of neurons read, or written, and the first of them in it; None outside the graph.
     source: tuple[int, int] | None = None
     target: tuple[int, int] | None = None
 
@@ -65,29 +56,19 @@ class Block:
         return groups, rows, columns * positions
 
     def take(self, tensor: Tensor) -> Tensor:
-        """View or copy the block of a parameter-shaped tensor as matrices.
-
-        Args:
-            tensor: (*B, *shape), with any number of leading axes whose product with the shape
-                is its size; contiguous in the parameter's axes.
-        """
-        groups, rows, columns, positions = self.stored
-        lead = tensor.shape[: tensor.dim() - 1]
-        x = tensor
-        if tensor.shape[-1] != self.size:
-            x = tensor[..., self.start : self.start + self.size]
-        if not self.transposed:
-            return x.reshape(*lead, *self.matrix)
-        x = x.reshape(*lead, groups, rows, columns, positions).transpose(-3, -2)
-        return x.reshape(*lead, *self.matrix)
+        """View or copy the block of a flattened parameter: (*B, size) -> (*B, *matrix)."""
+        whole = tensor.shape[-1] == self.size
+        x = tensor if whole else tensor[..., self.start : self.start + self.size]
+        if self.transposed:
+            x = x.unflatten(-1, self.stored).transpose(-3, -2)
+        return x.reshape(*tensor.shape[:-1], *self.matrix)
 
     def put(self, matrices: Tensor) -> Tensor:
         """Lay matrices out as the parameter stores them: the inverse of ``take``, flattened."""
-        lead = matrices.shape[: matrices.dim() - 3]
+        lead = matrices.shape[:-3]
         groups, rows, columns, positions = self.stored
         if self.transposed:
-            x = matrices.reshape(*lead, groups, columns, rows, positions).transpose(-3, -2)
-            return x.reshape(*lead, self.size)
+            matrices = matrices.reshape(*lead, groups, columns, rows, positions).transpose(-3, -2)
         return matrices.reshape(*lead, self.size)
 
 

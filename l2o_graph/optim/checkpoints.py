@@ -24,17 +24,11 @@ ALIASES = {"fmnist": "general"}
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A controller as it was stored.
+    """A controller as it was stored."""
 
-    Attributes:
-        identity: Its name and the start of a SHA-256 of its configuration and weights.
-        controller: The weights, frozen, in float32 on the CPU.
-        provenance: History: command, commit, outer steps, time, curve.
-    """
-
-    identity: str
-    controller: Controller
-    provenance: dict[str, Any]
+    identity: str  # its name and the start of a SHA-256 of its configuration and weights
+    controller: Controller  # frozen, in float32 on the CPU
+    provenance: dict[str, Any]  # history: command, commit, outer steps, time, curve
 
 
 def list_checkpoints() -> list[str]:
@@ -55,26 +49,19 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """
     content, name, origin = find(checkpoint, _known())
     metadata = header(content, origin)
-    if metadata.get("format") == OLD_FORMAT:
-        raise ValueError(
-            f"checkpoint '{origin}': made for the rule of before version {RULE_VERSION}, which "
-            "this package no longer has; train it anew with python -m meta_train, or use one of "
-            f"{list_checkpoints()}. Files of --preset paper are for PaperOptimizer"
-        )
-    if metadata.get("format") == FORMAT and metadata.get("rule_version") != str(RULE_VERSION):
+    kind, found = metadata.get("format"), metadata.get("rule_version")
+    if kind == OLD_FORMAT or (kind == FORMAT and found != str(RULE_VERSION)):
         raise ValueError(
             f"checkpoint '{origin}': expected version {RULE_VERSION} of the rule, found "
-            f"{metadata.get('rule_version')}; train it anew with python -m meta_train, or use "
-            f"one of {list_checkpoints()}"
+            f"{found or 'an older one, or a file of --preset paper, which is for PaperOptimizer'}; "
+            f"train it anew with python -m meta_train, or use one of {list_checkpoints()}"
         )
     tensors, metadata = parse(content, origin, FORMAT, "a controller")
-    controller, provenance = model_of(
-        tensors,
-        metadata,
-        origin,
-        "a ControllerConfig",
-        lambda record: Controller(ControllerConfig(**record)),
-    )
+
+    def make(record: dict[str, Any]) -> Controller:
+        return Controller(ControllerConfig(**record))
+
+    controller, provenance = model_of(tensors, metadata, origin, "a ControllerConfig", make)
     return Checkpoint(f"{name}@{_digest(controller)}", controller, provenance)
 
 
@@ -85,12 +72,7 @@ def checkpoint_of(controller: Controller) -> Checkpoint:
 
 
 def save_controller(path: Path, controller: Controller, provenance: dict[str, Any]) -> None:
-    """Store a controller; the file appears whole or not at all.
-
-    Args:
-        path: Destination; what was there before stays if anything fails.
-        controller: Controller to store, its weights as float32.
-        provenance: History; anything that JSON can hold.
+    """Store a controller, as float32, with its history; the file appears whole or not at all.
 
     Raises:
         ValueError: For weights that are not finite.

@@ -33,18 +33,12 @@ class Examples:
     mark, there were about K log(K / E) different rows (linear counting, Whang et al. 1990). Once
     it is clear that they are many, nothing is counted any more, and so it is where several
     processes train together, as none of them sees all.
-
-    Attributes:
-        rows: Number of rows so far.
-        numbers: Numbers in each row.
-        marks: (K,) table, 1 where a row has left its mark; None before the first.
-        is_over: Whether nothing is counted any more.
     """
 
     def __init__(self):
-        self.rows = self.numbers = 0
-        self.marks: Tensor | None = None
-        self.is_over = False
+        self.rows = self.numbers = 0  # rows so far, and numbers in each of them
+        self.marks: Tensor | None = None  # (K,) 1 where a row has left its mark
+        self.is_over = False  # whether nothing is counted any more
         self._looked = 0  # rows when the table was looked at last
         self._last: weakref.ref[Tensor] | None = None
 
@@ -54,9 +48,6 @@ class Examples:
 
         The first tensor among the inputs tells how many there are; those that have as many rows
         belong to it.
-
-        Args:
-            inputs: Tensors, and whatever else, in lists, tuples and mappings.
         """
         tensors = [t for t in _tensors(inputs) if t.dim() and t.numel()]
         if self.is_over or not tensors:
@@ -143,13 +134,8 @@ def many(numbers: int) -> int:
 def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
     """How far training is on few examples, from 0 to 1.
 
-    The part of rows that were seen before, for a number of different ones that is between what is
-    learned by heart and what is many.
-
-    Args:
-        different: () how many different rows there were, at least 1.
-        rows: How many there were.
-        numbers: Numbers in each.
+    The part of rows that were seen before, for a number of different ones, at least 1, that is
+    between what is learned by heart and what is many.
     """
     again = (1 - different / rows).clamp(min=0)
     return again / (1 + (different / many(numbers)) ** 2) / (1 + (BY_HEART / different) ** 2)

@@ -19,9 +19,11 @@ from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import checkpoint_of, load_checkpoint
 from l2o_graph.optim.controller import Controller, Learned
 from l2o_graph.optim.examples import Examples
+from l2o_graph.optim.memory import LAST_UPDATE
 from l2o_graph.optim.saved import check_state, is_owned, sharded_state, with_step
 from l2o_graph.optim.sharded import whole
 from l2o_graph.optim.warn import warn
+from l2o_graph.ranges import COUNT
 
 
 class NGOptimizer(LearnedOptimizer):
@@ -85,7 +87,7 @@ class NGOptimizer(LearnedOptimizer):
         total_steps: int | None = None,
         maximize: bool = False,
     ):
-        _check_total(total_steps)
+        _check_total("total_steps", total_steps)
         if isinstance(checkpoint, Controller):
             loaded = checkpoint_of(checkpoint)
         else:
@@ -93,6 +95,7 @@ class NGOptimizer(LearnedOptimizer):
         self._controller = loaded.controller
         self._stash: dict[Tensor, Tensor] | None = None
         self._said_ended = False
+        self._examples = Examples()
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -100,13 +103,7 @@ class NGOptimizer(LearnedOptimizer):
             "total_steps": total_steps,
             "checkpoint": loaded.identity,
         }
-        super().__init__(params, defaults, model, Examples())
-
-    @property
-    def _examples(self) -> Examples:
-        """What is counted of the rows that the model is trained on."""
-        assert self._structure.examples is not None
-        return self._structure.examples
+        super().__init__(params, defaults, model, self._examples)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -130,11 +127,13 @@ class NGOptimizer(LearnedOptimizer):
         self, group_of: dict[Tensor, dict[str, Any]], active: Sequence[Tensor]
     ) -> list[Arrangement]:
         """The parameters that have a gradient, laid out; anew where anything has changed."""
-        known = [p for one in self._arrangements for p in one.parameters]
-        if len(known) == len(active) and all(one.holds(self.state) for one in self._arrangements):
-            same = {id(p) for p in known}.issuperset(id(p) for p in active)
-            if same and self._is_current():
-                return self._arrangements
+        known = {id(p) for one in self._arrangements for p in one.parameters}
+        if (
+            known == {id(p) for p in active}
+            and self._laid_out is self._structure.spec is not None
+            and all(one.holds(self.state) and one.is_current() for one in self._arrangements)
+        ):
+            return self._arrangements
         self._leave(active)
         parameters, spec = self._network(list(group_of))
         self._laid_out = spec
@@ -172,15 +171,6 @@ class NGOptimizer(LearnedOptimizer):
                         if state.get(name) is tensor:
                             state[name] = tensor.clone()
         self._arrangements = []
-
-    def _is_current(self) -> bool:
-        """Whether the structure is the one that the parameters were laid out by."""
-        spec = self._structure.spec
-        return (
-            spec is not None
-            and self._laid_out is spec
-            and all(one.is_current() for one in self._arrangements)
-        )
 
     def _learned_for(self, one: Arrangement) -> Learned:
         place = one.device, one.dtype
@@ -250,14 +240,12 @@ class NGOptimizer(LearnedOptimizer):
         parameters, spec = self._network(self._parameters())
         sharing = self._sharing
 
-        def remembered(p: Tensor) -> dict[str, Tensor]:
-            state = self.state.get(p, {})
-            if sharing is None:
-                return state
-            momenta = {name: t for name, t in state.items() if name.startswith("momenta")}
-            return {name: sharing.spread(p, t) for name, t in momenta.items()}
+        def updates_of(p: Tensor) -> list[Tensor]:
+            momenta = [t for n, t in self.state.get(p, {}).items() if n.startswith("momenta")]
+            lasts = [t[LAST_UPDATE] for t in momenta]
+            return lasts if sharing is None else [sharing.spread(p, t) for t in lasts]
 
-        return account_of(spec, parameters, remembered, str(self._examples))
+        return account_of(spec, parameters, updates_of, str(self._examples))
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as of any optimizer, and as "examples" what was counted of these.
@@ -301,6 +289,7 @@ class NGOptimizer(LearnedOptimizer):
 
     def _agree_on(self, told: int | None) -> None:
         """Settle the number of steps after a state was loaded: what was said last holds."""
+        self._said_ended = False
         saved = self.param_groups[0].get("total_steps")
         holds = saved if told is None else told
         for options in (self.defaults, *self.param_groups):
@@ -310,17 +299,10 @@ class NGOptimizer(LearnedOptimizer):
                 f"{type(self).__name__}: the state was saved with total_steps={saved}; "
                 f"total_steps={told}, which this optimizer was made with, holds",
             )
-        done = max((int(state["step"]) for state in self.state.values()), default=0)
-        self._said_ended = holds is not None and holds < done
-        if self._said_ended:
-            warn(
-                f"{type(self).__name__}: total_steps={holds} is below the {done} steps taken "
-                "already; training goes on with the shortest steps",
-            )
 
     def _check_saved_group(self, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
         super()._check_saved_group(mine, theirs)
-        _check_total(theirs.get("total_steps"), "state_dict: ")
+        _check_total("state_dict: total_steps", theirs.get("total_steps"))
 
     def _copy_of(self, saved: Any, key: Any, parameter: Tensor) -> dict[str, Tensor]:
         saved = with_step(saved, key)
@@ -343,15 +325,11 @@ class NGOptimizer(LearnedOptimizer):
         self._placed: dict[tuple[torch.device, torch.dtype], Learned] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_controller": self._controller, "_said_ended": self._said_ended}
+        own = {name: getattr(self, name) for name in ("_controller", "_examples", "_said_ended")}
         return {**super().__getstate__(), **own, "_stash": None}
 
 
-def _check_total(total_steps: Any, where: str = "") -> None:
+def _check_total(name: str, total_steps: Any) -> None:
     """Raise for what is no number of steps."""
-    if total_steps is not None and (
-        isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1
-    ):
-        raise ValueError(
-            f"{where}total_steps: expected an integer of at least 1 or None, found {total_steps!r}"
-        )
+    if total_steps is not None:
+        COUNT.check(name, total_steps)

@@ -13,11 +13,7 @@ MOST_STEPS = 1e9  # whatever is above is no number of steps
 
 
 def with_step(saved: Any, key: Any) -> dict[str, Any]:
-    """A parameter's state whose "step" is a tensor without axes; other programs store a number.
-
-    Args:
-        saved: Entry of the parameter in the state.
-        key: Key of the parameter in the state, for errors.
+    """The state under a key, its "step" as a tensor without axes; other programs store a number.
 
     Raises:
         ValueError: For what is no state, and where the step is no number of steps.
@@ -38,15 +34,7 @@ def with_step(saved: Any, key: Any) -> dict[str, Any]:
 
 
 def check_numbers(saved: Mapping[str, Tensor], key: Any) -> None:
-    """Refuse what one step would carry into all weights: NaN, and numbers that are infinite.
-
-    Args:
-        saved: State of the parameter, tensors by name.
-        key: Key of the parameter in the state, for errors.
-
-    Raises:
-        ValueError: Naming the parameter and the tensor.
-    """
+    """Raise a ValueError for what one step would carry into all weights: NaN and infinity."""
     for name, tensor in saved.items():
         bad = ~tensor.isfinite()
         if bool(bad.any()):
@@ -88,13 +76,7 @@ def is_owned(name: str) -> bool:
 def sharded_state(
     found: dict[str, Any], sharing: Sharing, parameters: Sequence[Tensor]
 ) -> dict[str, Any]:
-    """Make DTensors of whatever one rank owns of a state.
-
-    Args:
-        found: State of an optimizer, as ``state_dict`` has it.
-        sharing: Ranks that own each parameter.
-        parameters: All parameters of the optimizer, in order of its groups.
-    """
+    """A ``state_dict`` with DTensors of whatever one rank owns; parameters in order of groups."""
     ids = [key for group in found["param_groups"] for key in group["params"]]
     parameter_of = dict(zip(ids, parameters, strict=True))
     # In one piece, as what broadcasts a state needs it.

@@ -11,6 +11,7 @@ import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,18 +39,12 @@ class Sharing:
     """The ranks that train one network together, and what each of them works on.
 
     Every method but ``is_mine`` has to be called by all of them at the same time.
-
-    Attributes:
-        group: Their process group.
-        members: Number of each of them among all processes, in the group's order.
-        rank: Rank of this process in the group.
-        owner_of: Rank that owns each parameter.
     """
 
-    group: Any
-    members: list[int]
-    rank: int
-    owner_of: Mapping[Tensor, int]
+    group: Any  # their process group
+    members: list[int]  # number of each of them among all processes, in the group's order
+    rank: int  # of this process in the group
+    owner_of: Mapping[Tensor, int]  # rank that owns each parameter
 
     @property
     def size(self) -> int:
@@ -66,11 +61,7 @@ class Sharing:
         return tensor
 
     def agreed(self, is_fit: bool, given: Iterable[Tensor]) -> bool:
-        """Whether gradients are fit for a step on every rank.
-
-        Args:
-            is_fit: Whether those on this rank are.
-            given: The parameters that have one.
+        """Whether gradients are fit for a step on every rank, if ``given`` have one on this.
 
         Raises:
             RuntimeError: Where ranks have gradients of different parameters.
@@ -92,10 +83,7 @@ class Sharing:
         return bool(fit)
 
     def to_owners(self, tensors: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """Put tensors together, each on the rank that owns its parameter.
-
-        Args:
-            tensors: Gradients, or the parameters themselves.
+        """Put tensors of parameters together, each on the rank that owns its parameter.
 
         Returns:
             Whole tensors of the parameters that this rank owns.
@@ -106,58 +94,45 @@ class Sharing:
             found = whole(tensors[p])
             if self.is_mine(p):
                 answer[p] = found
-        for parameters in cut:
-            mine = [p for p in parameters if self.is_mine(p)]
+        for of_owner in cut:
+            mine = of_owner[self.rank]
+            sent = [[here(tensors[p]) for p in of_one] for of_one in of_owner]
             shapes = [[_shard(p, rank, self.size) for p in mine] for rank in range(self.size)]
-            sent: list[list[Tensor]] = [[] for _ in range(self.size)]
-            for p in parameters:
-                sent[self.owner_of[p]].append(here(tensors[p]))
-            of_ranks = self._exchanged(sent, shapes, tensors[parameters[0]])
-            for p, *shards in zip(mine, *of_ranks, strict=True):
+            like = tensors[next(chain(*of_owner))]
+            for p, *shards in zip(mine, *self._exchanged(sent, shapes, like), strict=True):
                 answer[p] = torch.cat(shards, _axis(p))
         return answer
 
     def from_owners(self, parameters: Sequence[Tensor], tensors: Mapping[Tensor, Tensor]) -> None:
         """Write into parameters what their owners have, each rank its shard.
 
-        Args:
-            parameters: To change in place.
-            tensors: Whole ones, of the parameters that this rank owns.
+        ``tensors`` are whole, of the parameters that this rank owns.
         """
         cut, others = self._parted({p: p for p in parameters})
         for p in others:
             self.give(p, tensors.get(p, p))
-        for alike in cut:
-            sent: list[list[Tensor]] = [[] for _ in range(self.size)]
-            for p in alike:
-                if self.is_mine(p):
-                    dim = _axis(p)
-                    lengths = [_shard(p, rank, self.size)[dim] for rank in range(self.size)]
-                    for rank, piece in enumerate(tensors[p].split(lengths, dim)):
-                        sent[rank].append(piece)
-            of_rank: list[list[DTensor]] = [[] for _ in range(self.size)]
-            for p in alike:
-                of_rank[self.owner_of[p]].append(p)
-            shapes = [[_shard(p, self.rank, self.size) for p in of_one] for of_one in of_rank]
-            for changed, shards in zip(
-                of_rank, self._exchanged(sent, shapes, alike[0]), strict=True
-            ):
-                for p, shard in zip(changed, shards, strict=True):
-                    here(p).copy_(shard)
+        for of_owner in cut:
+            pieces = [self._pieces(p, tensors[p]) for p in of_owner[self.rank]]
+            sent = [[of_one[rank] for of_one in pieces] for rank in range(self.size)]
+            shapes = [[_shard(p, self.rank, self.size) for p in of_one] for of_one in of_owner]
+            found = self._exchanged(sent, shapes, next(chain(*of_owner)))
+            for p, shard in zip(chain(*of_owner), chain(*found), strict=True):
+                here(p).copy_(shard)
 
     def _parted(
         self, tensors: Mapping[Tensor, Tensor]
-    ) -> "tuple[list[list[DTensor]], list[Tensor]]":
-        """Parameters of which each rank has a piece, in lists of one type, and all others.
+    ) -> "tuple[list[list[list[DTensor]]], list[Tensor]]":
+        """Parameters of which each rank has a piece, by types and owners, and all others.
 
         Pieces are cut along one axis and lie in the order of the ranks, those of the parameters
         and of their tensors alike. What is not is put together by its own method, on all ranks.
         """
-        cut: dict[torch.dtype, list[DTensor]] = {}
+        cut: dict[torch.dtype, list[list[DTensor]]] = {}
         others: list[Tensor] = []
         for p, t in tensors.items():
             if is_sharded(p) and is_sharded(t) and self._is_cut(p, t):
-                cut.setdefault(t.dtype, []).append(p)
+                of_owner = cut.setdefault(t.dtype, [[] for _ in range(self.size)])
+                of_owner[self.owner_of[p]].append(p)
             else:
                 others.append(p)
         return list(cut.values()), others
@@ -175,15 +150,9 @@ class Sharing:
         shapes: Sequence[Sequence[tuple[int, ...]]],
         like: Tensor,
     ) -> list[list[Tensor]]:
-        """Send tensors to each rank, all at once.
+        """Send tensors to each rank, all at once: what comes from each, of these shapes.
 
-        Args:
-            sent: Tensors that go to each rank.
-            shapes: Shapes of what comes from each rank.
-            like: A tensor of the type and on the device of all.
-
-        Returns:
-            What comes from each.
+        ``like`` is a tensor of the type and on the device of all.
         """
         sizes = [[math.prod(shape) for shape in of_one] for of_one in shapes]
         given = [sum(t.numel() for t in tensors) for tensors in sent]
@@ -196,13 +165,15 @@ class Sharing:
             for part, of_one, of_rank in zip(found.split(taken), sizes, shapes, strict=True)
         ]
 
+    def _pieces(self, parameter: "DTensor", tensor: Tensor) -> Sequence[Tensor]:
+        """Of a whole tensor, what goes to each rank."""
+        dim = _axis(parameter)
+        return tensor.split([_shard(parameter, r, self.size)[dim] for r in range(self.size)], dim)
+
     def spread(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """What the owner of a parameter has, on every rank.
 
-        Args:
-            parameter: The parameter.
-            tensor: Anything of it; on other ranks a tensor of the same shape and type, which may
-                be on the meta device.
+        On others ``tensor`` is one of the same shape and type, which may be on the meta device.
         """
         if self.is_mine(parameter):
             found = tensor.contiguous()
@@ -212,12 +183,7 @@ class Sharing:
         return found
 
     def give(self, parameter: Tensor, tensor: Tensor) -> None:
-        """Write what the owner has into a parameter, each rank its shard.
-
-        Args:
-            parameter: To change in place.
-            tensor: Tensor of the shape of the parameter; see ``spread``.
-        """
+        """Write what the owner has of a parameter's shape into it, each rank its shard."""
         found = self.spread(parameter, tensor)
         if is_sharded(parameter):
             found = _cut(found, parameter, parameter.placements)

@@ -19,23 +19,14 @@ class Structure:
     """What an optimizer knows of how its parameters join.
 
     With a model, calls of it are watched until all of its parameters were seen at work. Without
-    one, the structure is inferred from order, shapes and names of the parameters.
-
-    Args:
-        owner: Name of the optimizer's type, for warnings.
-        model: The network that the parameters belong to, or None.
-        examples: Counter of what the model is trained on, or None.
-
-    Attributes:
-        spec: The structure that was asked for last; None where it has to be found anew.
-        shards: The ranks that parameters are sharded over, None where they are not.
-        watching: Hooks on the model, as long as its calls are watched.
+    one, the structure is inferred from order, shapes and names of the parameters. ``owner`` is the
+    name of the optimizer's type, for warnings.
     """
 
     def __init__(self, owner: str, model: nn.Module | None, examples: Examples | None = None):
         self.owner, self.model, self.examples = owner, model, examples
-        self.shards: Any = None
-        self.watching: Watching | None = None
+        self.shards: Any = None  # ranks that parameters are sharded over, where they are
+        self.watching: Watching | None = None  # hooks on the model, while its calls are watched
         self._counting: Watching | None = None  # hooks that count examples, and nothing else
         self._known: Reading | None = None
         self._news: list[Reading] = []
@@ -46,7 +37,7 @@ class Structure:
 
     def forget(self) -> None:
         """Drop the structure; the next step finds it anew."""
-        self.spec: NetSpec | None = None
+        self.spec: NetSpec | None = None  # what was asked for last
         self._agreed = False  # with the other ranks
 
     def copy(self) -> "Structure":
@@ -89,10 +80,7 @@ class Structure:
         try:
             self._news.append(read(self.model, args, kwargs))
         except Exception as error:  # training can go on without, and the model may say more
-            warn(
-                f"{self.owner}: could not follow the model ({error!r}); its structure is "
-                "inferred from the order of its layers"
-            )
+            self._warn_inferred(f"could not follow the model ({error!r})")
             return
         self._learn(self._news)
 
@@ -176,9 +164,7 @@ class Structure:
     ) -> tuple[Sequence[Tensor], NetSpec]:
         """Find the parameters of the graph and how they join, inferred where nothing tells it.
 
-        Args:
-            trained: Parameters of the optimizer.
-            names: Their names, where all have one.
+        ``trained`` are those of the optimizer, ``names`` theirs, where all have one.
         """
         if self._group is None:
             self._learn(self._news)
@@ -200,24 +186,26 @@ class Structure:
         """The structure of a model that was not seen computing anything."""
         spec = spec_of_module(model)
         if self.watching is not None and self.watching.was_compiled:
-            warn(
-                f"{self.owner}: the model was called compiled, and what is compiled "
-                f"cannot be followed; its structure is inferred from the order of its layers. Give "
-                f"the compiled module itself as model="
+            self._warn_inferred(
+                "the model was called compiled, and what is compiled cannot be followed (give the "
+                "compiled module itself as model=)"
             )
         elif self.watching is not None and self.watching.was_sharded:
-            warn(
-                f"{self.owner}: the model computes with sharded tensors, as tensor "
-                f"parallelism does, and these cannot be followed; its structure is inferred from "
-                f"the order of its layers"
+            self._warn_inferred(
+                "the model computes with sharded tensors, as tensor parallelism does, and these "
+                "cannot be followed"
             )
         elif spec.loose:
-            warn(
-                f"{self.owner}: the model was not called before this step, so its "
-                f"structure is inferred from the order of its layers, which leaves "
-                f"{len(spec.loose)} of {len(spec.shapes)} parameters to their own features"
+            self._warn_inferred(
+                "the model was not called before this step",
+                f", which leaves {len(spec.loose)} of {len(spec.shapes)} parameters to their own "
+                "features",
             )
         return spec
+
+    def _warn_inferred(self, why: str, but: str = "") -> None:
+        said = "its structure is inferred from the order of its layers"
+        warn(f"{self.owner}: {why}; {said}{but}")
 
 
 def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:

@@ -32,12 +32,6 @@ class Watching:
         structure: Listener to what calls tell of the structure; the hooks go when it goes. Without
             one, examples alone are counted.
         examples: Counter of the rows of what the model is trained on.
-
-    Attributes:
-        group: The processes that train it together: of the DistributedDataParallel by way of which
-            the model was called, or those that its parameters are sharded over.
-        was_compiled: Whether it was called inside of something compiled.
-        was_sharded: Whether it was seen to compute with tensors that are sharded.
     """
 
     def __init__(
@@ -50,7 +44,10 @@ class Watching:
         self._examples = None if examples is None else weakref.ref(examples, self._alone)
         self._stack, self._watch, self._depth = ExitStack(), None, 0
         self._calls = {True: 0, False: 0}
+        # Processes that train it together: of the DistributedDataParallel by way of which the
+        # model was called, or those that its parameters are sharded over.
         self.group: Any = None
+        # Whether it was called inside of something compiled, or computed with sharded tensors.
         self.was_compiled = self.was_sharded = False
         self._module: nn.Module | None = None
         if model is None:
@@ -159,8 +156,7 @@ class Watching:
 class Scriptable:
     """What torch.jit.script calls to get a module that it can compile: one without the hooks.
 
-    Args:
-        module: The module; a copy belongs to the copy of it.
+    A copy belongs to the copy of the module.
     """
 
     def __init__(self, module: nn.Module | None = None):
@@ -188,12 +184,7 @@ class Scriptable:
 
 
 class Compiled:
-    """What is called in the place of a compiled call, for as long as anything watches.
-
-    Args:
-        module: The module.
-        compiled: Its compiled call.
-    """
+    """What is called in the place of a module's compiled call, while anything watches."""
 
     def __init__(self, module: nn.Module, compiled: Callable[..., Any]):
         self._module, self.compiled = weakref.ref(module), compiled

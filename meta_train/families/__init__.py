@@ -7,10 +7,8 @@ from meta_train.families import (  # noqa: F401  families are registered on impo
     fine_tune,
     held_out,
     ill_posed,
-    larger,
     mlps,
     recurrence,
-    siren,
 )
 from meta_train.families.base import Problems
 from meta_train.families.registry import FAMILIES, draw, register_family

@@ -1,4 +1,4 @@
-"""Transformers of one or two blocks that classify images by their rows or continue sequences."""
+"""Transformers that classify images by their rows or patches, or continue sequences."""
 
 from math import sqrt
 
@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meta_train.families.base import Plan
-from meta_train.families.criteria import next_tokens
+from meta_train.families.base import Plan, next_tokens
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Stream
-from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
-from meta_train.families.networks import ACTIVATIONS, MLP
-from meta_train.families.registry import register_family
+from meta_train.families.examples import Batch, Stream
+from meta_train.families.images import FULL, Pictures
+from meta_train.families.networks import ACTIVATIONS, MLP, Activation, initial, spread_tables
+from meta_train.families.registry import LARGE, register_family
 from meta_train.families.tokens import SEQUENCES
 
 HEADS = 2
@@ -44,7 +42,7 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """Attention and an MLP, each behind a LayerNorm and added to the stream."""
 
-    def __init__(self, width: int, activation: str, causal: bool):
+    def __init__(self, width: int, activation: Activation, causal: bool):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, causal)
@@ -57,17 +55,10 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers on embedded tokens with learned positions, of which there are ``length`` at most.
+    """Layers on embedded patches or tokens with learned positions, ``length`` at most.
 
-    Args:
-        embed: nn.Linear for patches of images, nn.Embedding for tokens.
-        length: Most tokens.
-        width: Width of the stream.
-        layers: Number of layers.
-        activation: One of ``ACTIVATIONS``.
-        answers: Classes, or tokens to tell at every position.
-        causal: Whether tokens see only those before, and each of them answers.
-        tied: Whether answers are products with the embedding.
+    If causal, tokens see only those before, and each of them answers; if tied, answers are products
+    with the embedding.
     """
 
     def __init__(
@@ -76,7 +67,7 @@ class Transformer(nn.Module):
         length: int,
         width: int,
         layers: int,
-        activation: str,
+        activation: Activation,
         answers: int,
         causal: bool,
         tied: bool = False,
@@ -102,30 +93,43 @@ def attention(dice: Dice, pictures: Pictures) -> Plan:
     """Pre-norm, width 8 to 16; batches of 4 to 12."""
     width, layers = 4 * dice.integer(2, 4), dice.integer(1, 2)
     activation, batch = dice.pick(*ACTIVATIONS), dice.pick(*((8, 12) if layers == 1 else (4, 8)))
-    shape = f"width {width}, {layers} layers {activation}"
     spread = dice.pick(0.02, 0.1, 1.0)  # of embeddings and positions, all three in use
 
     if dice.chance(0.5):
         size = dice.pick(7, 14) if layers == 1 else 7
         embed = nn.Linear(size, width)
         module = Transformer(embed, size, width, layers, activation, 10, causal=False)
-        criterion, said = F.cross_entropy, f"rows of {size} x {size} images"
+        criterion = F.cross_entropy
         batch = batch // 2 if size == 14 else batch
         examples = Stream(dice, pictures.batches(batch, size, axes=2))
     else:
         kind, vocabulary, length = dice.pick(*SEQUENCES), dice.integer(6, 16), dice.pick(8, 8, 12)
-        sequences = SEQUENCES[kind](dice, vocabulary, length)
+        sequences = kind(dice, vocabulary, length)
         embed, tied = nn.Embedding(vocabulary, width), dice.chance(0.4)
         module = Transformer(
             embed, length, width, layers, activation, vocabulary, causal=True, tied=tied
         )
         criterion = next_tokens
-        said = f"{kind}, {vocabulary} tokens{', tied' if tied else ''}"
         examples = Stream(dice, lambda dice: sequences(dice, batch))
 
-    start = initial(module, dice)
-    for name in ("embed.weight", "positions.weight"):
-        if name == "positions.weight" or isinstance(embed, nn.Embedding):
-            start[name] *= spread
-    name = f"attention {shape}, {said}, batches of {batch}"
-    return Plan(name, module, start, examples, criterion)
+    start = spread_tables(initial(module, dice), module, spread)
+    return Plan(module, start, examples, criterion)
+
+
+@register_family("patches", share=LARGE)
+def patches(dice: Dice, pictures: Pictures) -> Plan:
+    """Transformers of width 24 to 48 that classify whole images, cut into 16 patches."""
+    width, layers = 8 * dice.integer(3, 6), dice.integer(1, 3)
+    activation, batch = dice.pick(*ACTIVATIONS), dice.pick(32, 64)
+    side, edge = FULL // 4, 4
+
+    def make(dice: Dice) -> Batch:
+        x, y = pictures.draw(dice, batch, FULL)
+        tokens = x.unflatten(-2, (edge, side)).unflatten(-1, (edge, side)).transpose(-3, -2)
+        return tokens.flatten(-2).flatten(-3, -2), y
+
+    module = Transformer(
+        nn.Linear(side**2, width), edge**2, width, layers, activation, 10, causal=False
+    )
+    start = spread_tables(initial(module, dice), module, dice.pick(0.02, 0.1))
+    return Plan(module, start, Stream(dice, make), F.cross_entropy)

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional as F
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.tracing import spec_of_computation
 from meta_train.families.dice import Dice
+from meta_train.families.examples import Batch, Examples
 
-Batch = tuple[Tensor, Tensor]  # what networks read and what they are to answer, [P, ...] each
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 # How often a problem is stored in other units, and by how much.
@@ -23,41 +23,27 @@ UNITS_OF_TENSOR = 10.0
 START_BATCHES = 4  # that the typical loss at the start is the mean of
 
 
-@runtime_checkable
-class Examples(Protocol):
-    """What instances are trained on, and judged by."""
-
-    held_out: Batch | None
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, the same whenever it is asked for."""
-        ...
-
-    def few(self, step: int) -> Tensor | None:
-        """How far training is on few examples, see ``l2o_graph.optim.examples.fewness``."""
-        ...
-
-
 @dataclass
 class Plan:
-    """A family's draw: what its instances have in common, and what each of them starts from.
+    """A family's draw: what its instances have in common, and what each of them starts from."""
 
-    Attributes:
-        name: For logs.
-        module: One instance, called with what a network reads. It has no random numbers inside.
-        start: Parameters at the start, by name, [P, *shape] each.
-        examples: What they are trained on.
-        criterion: (answer of one instance, what it is to be) -> loss.
-        twin: A module with the same parameters to take the structure from, where the
-            computation of ``module`` does not show it.
-    """
-
-    name: str
-    module: nn.Module
-    start: dict[str, Tensor]
-    examples: Examples
-    criterion: Criterion
+    module: nn.Module  # one instance, without random numbers inside
+    start: dict[str, Tensor]  # parameters, by name, [P, *shape] each
+    examples: Examples  # what they are trained on
+    criterion: Criterion  # (answer of one instance, what it is to be) -> loss, a mean
+    # With the same parameters, where the computation of ``module`` does not show the structure.
     twin: nn.Module | None = None
+
+
+def squared(answer: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error."""
+    return (answer - y).square().mean()
+
+
+def next_tokens(answer: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of tokens, at as many of the last positions as there are targets."""
+    asked = answer[:, answer.shape[1] - y.shape[1] :]
+    return F.cross_entropy(asked.flatten(0, 1), y.flatten())
 
 
 def losses(plan: Plan, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -73,12 +59,7 @@ def losses(plan: Plan, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
         return plan.criterion(functional_call(plan.module, named, (x,)), y)
 
     copies = len(parameters[0]) // len(batch[0])
-    return vmap(loss)(tuple(parameters), *(repeated(t, copies) for t in batch))
-
-
-def repeated(t: Tensor, copies: int) -> Tensor:
-    """[P, ...] -> [copies P, ...], copies of a row next to each other."""
-    return t[:, None].expand(-1, copies, *t.shape[1:]).flatten(0, 1)
+    return vmap(loss)(tuple(parameters), *(t.repeat_interleave(copies, 0) for t in batch))
 
 
 class Problems:
@@ -88,14 +69,13 @@ class Problems:
     multiplies them by, and the loss multiplied by another one. An optimizer is to do as well.
 
     Args:
-        family: Name of the family.
         plan: What its instances have in common, and where each starts.
         dice: Random numbers that the units are drawn with.
         augment: Whether to change units at all.
     """
 
-    def __init__(self, family: str, plan: Plan, dice: Dice, augment: bool = True):
-        self.family, self.name, self.plan = family, plan.name, plan
+    def __init__(self, plan: Plan, dice: Dice, augment: bool = True):
+        self.plan = plan
         self.spec: NetSpec = _spec(plan)
         self.shapes: tuple[tuple[int, ...], ...] = self.spec.shapes
         self.pairs: int = dice.pairs
@@ -129,10 +109,10 @@ class Problems:
         """
         copies = len(parameters[0]) // self.pairs
         weights = [
-            p * _beside(repeated(unit, copies), p)
+            p * _beside(unit.repeat_interleave(copies, 0), p)
             for p, unit in zip(parameters, self.units.T, strict=True)
         ]
-        return losses(self.plan, weights, batch) * repeated(self.loss_factor, copies)
+        return losses(self.plan, weights, batch) * self.loss_factor.repeat_interleave(copies, 0)
 
     @torch.no_grad()
     def held_out(self, parameters: Sequence[Tensor]) -> Tensor | None:
@@ -168,9 +148,9 @@ def _spec(plan: Plan) -> NetSpec:
     spec = spec_of_computation(plan.twin or plan.module, (x[0],))
     own = [(name, tuple(p.shape)) for name, p in plan.module.named_parameters()]
     if own != list(zip(spec.names, spec.shapes, strict=True)):
-        raise ValueError(f"{plan.name}: the twin has other parameters than the module")
+        raise ValueError("twin: expected the parameters of the module, found others")
     for name, shape in own:
         found = tuple(plan.start[name].shape[1:])
         if found != shape:
-            raise ValueError(f"{plan.name}: '{name}' starts as {found}, expected {shape}")
+            raise ValueError(f"start: expected '{name}' of shape {shape}, found {found}")
     return spec

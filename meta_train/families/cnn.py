@@ -1,4 +1,4 @@
-"""Small convolutional networks that classify images, with norms, shortcuts and depthwise ones."""
+"""Convolutional networks that classify images, with norms and shortcuts, or restore them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,13 +6,12 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meta_train.families.base import Plan
+from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Stream
-from meta_train.families.images import Pictures
-from meta_train.families.initial import SCHEMES, gains, initial
-from meta_train.families.networks import ACTIVATIONS, dashed
-from meta_train.families.registry import register_family
+from meta_train.families.examples import Batch, Stream
+from meta_train.families.images import FULL, HALF, Pictures
+from meta_train.families.networks import ACTIVATIONS, SCHEMES, Activation, gains, initial
+from meta_train.families.registry import LARGE, register_family
 
 NORMS = ("", "group", "layer", "batch")
 
@@ -29,14 +28,7 @@ def norm_of(kind: str, channels: int) -> nn.Module:
 class Block(nn.Module):
     """Convolution, norm and activation; with a shortcut where shapes allow it.
 
-    Args:
-        source: Channels read.
-        target: Channels written.
-        stride: Stride of the convolution.
-        norm: One of ``NORMS``.
-        activation: One of ``ACTIVATIONS``.
-        shortcut: Whether what is read is added to what is written.
-        depthwise: Whether each channel has a kernel of its own, and a 1 x 1 one mixes them.
+    If depthwise, each channel has a kernel of its own, and a 1 x 1 one mixes them.
     """
 
     def __init__(
@@ -45,7 +37,7 @@ class Block(nn.Module):
         target: int,
         stride: int,
         norm: str,
-        activation: str,
+        activation: Activation,
         shortcut: bool = False,
         depthwise: bool = False,
     ):
@@ -55,7 +47,7 @@ class Block(nn.Module):
         self.conv = nn.Conv2d(source, first, 3, stride, padding=1, groups=groups)
         self.mix = nn.Conv2d(source, target, 1) if depthwise else nn.Identity()
         self.norm = norm_of(norm, target)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         self.shortcut = shortcut and source == target and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,15 +57,9 @@ class Block(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Blocks, global pooling or flattening, and a linear layer.
+    """Blocks of these channels, global pooling or, if flat, flattening, and a linear layer.
 
-    Args:
-        size: Size of the images.
-        channels: After each block.
-        strides: Strides of each block.
-        flat: Whether pixels are flattened instead of pooled.
-        depthwise: Whether all blocks but the first are.
-        kind: What else blocks are built with.
+    If depthwise, all blocks but the first are; ``kind`` is what else blocks are built with.
     """
 
     def __init__(
@@ -122,12 +108,73 @@ def cnn(dice: Dice, pictures: Pictures) -> Plan:
         size, channels, strides, flat, depthwise,
         norm=norm, activation=activation, shortcut=shortcut,
     )  # fmt: skip
-    said = [f"{norm} norm" if norm else "", "shortcut" if shortcut else "", "flat" if flat else ""]
-    said += ["depthwise" if depthwise else "", "noisy labels" if noise is not None else ""]
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"cnn of {size} x {size}, channels {dashed(channels)} {activation}, {scheme}, "
-        + ", ".join([*filter(None, said), f"batches of {batch}"])
-    )
     examples = Stream(dice, pictures.batches(batch, size, axes=3, noise=noise))
-    return Plan(name, module, start, examples, F.cross_entropy)
+    return Plan(module, start, examples, F.cross_entropy)
+
+
+@register_family("image_cnn", share=LARGE)
+def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
+    """Three convolutions of 8 to 20 channels on 14 x 14 pixels, pooled at the end."""
+    width = 2 * dice.integer(4, 5)
+    channels, strides = [width, 2 * width, 2 * width], ([2, 1, 1], [2, 2, 1])
+    return convolutional(dice, pictures, HALF, channels, 0.4, strides)
+
+
+@register_family("full_cnn", share=LARGE / 2)
+def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
+    """Two to four convolutions of 8 to 32 channels on whole images."""
+    width = 2 * dice.integer(4, 8)
+    channels = [width, *[2 * width] * dice.integer(1, 3)]
+    strides = [2, 2, 1, 1][: len(channels)]
+    return convolutional(dice, pictures, FULL, channels, 0.3, (strides,))
+
+
+def convolutional(
+    dice: Dice, pictures: Pictures, size: int, channels: Sequence[int], normed: float,
+    strides: Sequence[Sequence[int]],
+) -> Plan:  # fmt: skip
+    """A CNN that classifies, in batches of 64 or 128, with a norm as often as ``normed`` says."""
+    norm = dice.pick(*NORMS) if dice.chance(normed) else ""
+    activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
+    batch = dice.pick(64, 128)
+    chosen = dice.pick(*strides) if len(strides) > 1 else strides[0]
+    module = ConvNet(size, channels, chosen, norm=norm, activation=activation)
+    start = initial(module, dice, scheme, gains(dice))
+    examples = Stream(dice, pictures.batches(batch, size, axes=3))
+    return Plan(module, start, examples, F.cross_entropy)
+
+
+class Restorer(nn.Module):
+    """Convolutions that keep the size of an image, the last one added to what was read."""
+
+    def __init__(self, channels: list[int], activation: Activation):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise((1, *channels, 1))
+        )
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 1, size, size] -> the same."""
+        h = x
+        for conv in self.convs[:-1]:
+            h = self.activation(conv(h))
+        return x + self.convs[-1](h)
+
+
+@register_family("restore", share=LARGE)
+def restore(dice: Dice, pictures: Pictures) -> Plan:
+    """Three to four convolutions that take noise out of images or fill holes in them."""
+    channels = [2 * dice.integer(3, 6)] * dice.integer(2, 3)
+    batch, holes, noise = dice.pick(16, 32), dice.chance(0.5), dice.number(0.3, 1.0)
+    activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
+
+    def make(dice: Dice) -> Batch:
+        x = pictures.draw(dice, batch, HALF)[0][:, :, None]
+        if holes:
+            return x * (dice.uniform(*x.shape[1:]) < 0.5), x
+        return x + noise * dice.normal(*x.shape[1:]), x
+
+    module = Restorer(channels, activation)
+    return Plan(module, initial(module, dice, scheme), Stream(dice, make), squared)

@@ -17,12 +17,7 @@ class Dice:
     """What is drawn at random for a family: once for all pairs, or for each pair.
 
     Numbers are drawn for all pairs and those of other processes thrown away, so that an instance
-    is the same whoever holds it. torch's global generator is left alone.
-
-    Args:
-        seed: Seed of all that follows.
-        pairs: Instances in all processes together.
-        mine: Those of them that are kept.
+    is the same whoever holds it: ``mine`` of the ``pairs``. torch's global generator is left alone.
     """
 
     def __init__(self, seed: int, pairs: int, mine: slice = slice(None)):

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Examples, Plan
-from meta_train.families.criteria import squared
+from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import FixedSet, Stream, rows
+from meta_train.families.examples import Batch, Examples, FixedSet, Stream, rows
 from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
-from meta_train.families.networks import MLP
+from meta_train.families.networks import MLP, initial, spread_tables
 from meta_train.families.registry import register_family
 
 CLASSES = 6
@@ -24,7 +22,7 @@ class Bag(nn.Module):
     def __init__(self, words: int, width: int, hidden: int):
         super().__init__()
         self.table = nn.Embedding(words, width)
-        self.mlp = MLP([width, *([hidden] if hidden else []), CLASSES], "relu")
+        self.mlp = MLP([width, *([hidden] if hidden else []), CLASSES], F.relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, words of a bag] -> [B, classes]."""
@@ -68,7 +66,6 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
             return x, (scores + noise * sqrt(length) * dice.normal(batch, CLASSES)).argmax(-1)
 
         module: nn.Module = Bag(words, width, hidden)
-        name = f"bags of {length} of {words} words, width {width}, hidden {hidden}"
         examples: Examples = Stream(dice, make)
         criterion = F.cross_entropy
     else:
@@ -82,14 +79,11 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
             return torch.stack([user, thing], -1), rating + noise * dice.normal(count)
 
         module = Ratings(users, things, width, dice.chance(0.5))
-        name, criterion = f"ratings of {users} users for {things} things, width {width}", squared
+        criterion = squared
         if dice.chance(0.5):
             judges = rate(dice.other("judges"), JUDGES)
             examples = FixedSet(dice, rate(dice.other("ratings"), 1024), batch, judges)
         else:
             examples = Stream(dice, lambda dice: rate(dice, batch))
-    start = initial(module, dice)
-    for key, part in module.named_modules():
-        if isinstance(part, nn.Embedding):
-            start[f"{key}.weight"] *= spread
-    return Plan(f"embedding of {name}, batches of {batch}", module, start, examples, criterion)
+    start = spread_tables(initial(module, dice), module, spread)
+    return Plan(module, start, examples, criterion)

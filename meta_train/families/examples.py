@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from l2o_graph.optim.examples import fewness
-from meta_train.families.base import Batch
 from meta_train.families.dice import Dice
+
+Batch = tuple[Tensor, Tensor]  # what networks read and what they are to answer, [P, ...] each
 
 
 class Stream:
@@ -24,11 +25,11 @@ class Stream:
         self._dice, self._make = dice, make
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step."""
+        """The batch of a step, the same whenever it is asked for."""
         return self._make(self._dice.other("step", step))
 
     def few(self, step: int) -> None:
-        """Nothing: there are ever new ones."""
+        """Nothing, see ``FixedSet.few``: there are ever new ones."""
 
 
 class FixedSet:
@@ -60,10 +61,13 @@ class FixedSet:
         return rows(x, index), rows(y, index)
 
     def few(self, step: int) -> Tensor:
-        """How far training is on few examples, (), with the batch of a step."""
+        """How far training is on few examples, (), at a step: see ``optim.examples.fewness``."""
         seen = (step + 1) * self._size
         different = torch.tensor(float(min(seen, self._count)))
         return fewness(different, seen, self._examples[0][0, 0].numel())
+
+
+Examples = Stream | FixedSet
 
 
 def rows(t: Tensor, index: Tensor) -> Tensor:

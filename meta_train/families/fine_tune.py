@@ -6,51 +6,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Examples, Plan, losses
+from meta_train.families.base import Plan, losses
 from meta_train.families.cnn import ConvNet
 from meta_train.families.dice import Dice
-from meta_train.families.examples import FixedSet, Stream
+from meta_train.families.examples import Batch, Examples, FixedSet, Stream
 from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
-from meta_train.families.networks import ACTIVATIONS, MLP, dashed
+from meta_train.families.networks import ACTIVATIONS, MLP, initial
 from meta_train.families.registry import register_family
 
 JUDGES = 256  # examples to be judged by; half as many by a CNN, which takes longer
 RATE = 5e-3  # of Adam, for what comes before
 
 
-def noise(dice: Dice, x: Tensor) -> Tensor:
-    """As strong as the images."""
-    return x + dice.normal(*x.shape[1:])
-
-
-def turn(dice: Dice, x: Tensor) -> Tensor:
-    """By a right angle."""
-    return x.transpose(-1, -2).flip(-1)
-
-
-def fade(dice: Dice, x: Tensor) -> Tensor:
-    """A fifth of the contrast, and brighter."""
-    return 0.2 * x + 1
-
-
-def shift(dice: Dice, x: Tensor) -> Tensor:
-    """By two pixels, round the edge."""
-    return x.roll((2, 2), (-1, -2))
-
-
-def negative(dice: Dice, x: Tensor) -> Tensor:
-    """White for black."""
-    return -x
-
-
-def same(dice: Dice, x: Tensor) -> Tensor:
-    """As they are."""
-    return x
-
-
 Change = Callable[[Dice, Tensor], Tensor]
-CHANGES: dict[str, Change] = {f.__name__: f for f in (noise, turn, fade, shift, negative)}
+SAME: Change = lambda dice, x: x  # noqa: E731
+CHANGES: tuple[Change, ...] = (
+    lambda dice, x: x + dice.normal(*x.shape[1:]),  # noise as strong as the images
+    lambda dice, x: x.transpose(-1, -2).flip(-1),  # turned by a right angle
+    lambda dice, x: 0.2 * x + 1,  # a fifth of the contrast, and brighter
+    lambda dice, x: x.roll((2, 2), (-1, -2)),  # shifted by two pixels, round the edge
+    lambda dice, x: -x,  # white for black
+)
 
 
 @register_family("fine_tune")
@@ -62,11 +38,10 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
         channels = [2 * dice.integer(2, 4) for _ in range(2)]
         norm = dice.pick("", "group")
         module: nn.Module = ConvNet(7, channels, [2, 1], norm=norm, activation=activation)
-        before, batch, head, said = before // 2, 16, "head", f"cnn, channels {dashed(channels)}"
+        before, batch, head = before // 2, 16, "head"
     else:
         hidden = [dice.integer(16, 32) for _ in range(dice.integer(1, 3))]
         module, head = MLP([49, *hidden, 10], activation), f"linear.{len(hidden)}"
-        said = f"49-{dashed(hidden)}-10"
 
     def shaped(x: Tensor) -> Tensor:
         return x[:, :, None] if convolutional else x.flatten(2)
@@ -78,19 +53,18 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
     new_head = dice.chance(0.4)
 
     def earlier(dice: Dice) -> Batch:
-        x, y = make(dice, batch, True, same)
+        x, y = make(dice, batch, True, SAME)
         return x, (y // 2 if new_head else y)  # five coarse classes, where the head is to be new
 
     # All pairs train, whoever has them: fewer at a time would be rounded in another way.
     everyone = dice.of_all("before")
-    first = Plan("", module, initial(module, everyone), Stream(everyone, earlier), F.cross_entropy)
+    first = Plan(module, initial(module, everyone), Stream(everyone, earlier), F.cross_entropy)
     start = {name: p[dice.mine] for name, p in trained(first, before).items()}
     if new_head:
         start |= {n: p for n, p in initial(module, dice).items() if n.startswith(f"{head}.")}
-        change, what = same, "a new head"
+        change = SAME
     else:
-        kind = dice.pick(*CHANGES)
-        change, what = CHANGES[kind], f"{kind} on images"
+        change = dice.pick(*CHANGES)
 
     count = dice.integer(200, 500) if dice.chance(0.6) else 0
     if count:
@@ -99,11 +73,7 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
         examples: Examples = FixedSet(dice, fixed, batch, judges)
     else:
         examples = Stream(dice, lambda dice: make(dice, batch, True, change))
-    name = (
-        f"fine_tune {said} {activation} after {before} steps, {what}, "
-        f"batches of {batch}{f' of {count}' if count else ''}"
-    )
-    return Plan(name, module, start, examples, F.cross_entropy)
+    return Plan(module, start, examples, F.cross_entropy)
 
 
 def trained(plan: Plan, steps: int) -> dict[str, Tensor]:

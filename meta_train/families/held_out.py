@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Criterion, Plan
-from meta_train.families.criteria import squared
+from meta_train.families.base import Criterion, Plan, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Stream, rows
-from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
-from meta_train.families.networks import ACTIVATIONS, MLP, dashed
+from meta_train.families.examples import Batch, Stream, rows
+from meta_train.families.images import HALF, Pictures
+from meta_train.families.networks import ACTIVATIONS, MLP, Activation, initial
 from meta_train.families.registry import register_family
 
 
@@ -43,18 +41,17 @@ def contrastive(dice: Dice, pictures: Pictures) -> Plan:
         return views, torch.arange(batch).expand(dice.pairs, -1)
 
     module = MLP(sizes, activation)
-    name = f"contrastive {dashed(sizes)} {activation}, batches of {batch}"
-    return Plan(name, module, initial(module, dice), Stream(dice, make), info_nce(temperature))
+    return Plan(module, initial(module, dice), Stream(dice, make), info_nce(temperature))
 
 
 class DenseLinks(nn.Module):
     """Each layer reads all before it and adds ``growth`` neurons, as in DenseNet (Huang 2017)."""
 
-    def __init__(self, growth: int, layers: int, activation: str):
+    def __init__(self, growth: int, layers: int, activation: Activation):
         super().__init__()
         self.linear = nn.ModuleList(nn.Linear(49 + i * growth, growth) for i in range(layers))
         self.head = nn.Linear(49 + layers * growth, 10)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, pixels] -> [B, classes]."""
@@ -69,9 +66,8 @@ def dense_links(dice: Dice, pictures: Pictures) -> Plan:
     growth, layers, batch = dice.integer(8, 12), dice.integer(2, 4), dice.pick(16, 32, 64)
     activation = dice.pick(*ACTIVATIONS)
     module = DenseLinks(growth, layers, activation)
-    name = f"dense_links, {layers} layers of {growth} {activation}, batches of {batch}"
     examples = Stream(dice, pictures.batches(batch))
-    return Plan(name, module, initial(module, dice), examples, F.cross_entropy)
+    return Plan(module, initial(module, dice), examples, F.cross_entropy)
 
 
 class Gated(nn.Module):
@@ -99,9 +95,8 @@ def gated(dice: Dice, pictures: Pictures) -> Plan:
     width, hidden, layers = dice.integer(12, 20), dice.integer(16, 24), dice.integer(1, 3)
     batch = dice.pick(16, 32, 64)
     module = Gated(width, hidden, layers)
-    name = f"gated, width {width}, {layers} layers of {hidden}, batches of {batch}"
     examples = Stream(dice, pictures.batches(batch))
-    return Plan(name, module, initial(module, dice), examples, F.cross_entropy)
+    return Plan(module, initial(module, dice), examples, F.cross_entropy)
 
 
 CANDIDATES = 4  # images drawn for each that is taken
@@ -122,8 +117,7 @@ def imbalance(dice: Dice, pictures: Pictures) -> Plan:
 
     module = nn.Sequential(nn.Linear(size * size, 10))
     start = {name: torch.zeros_like(p) for name, p in initial(module, dice).items()}
-    name = f"imbalance, softmax regression of {size} x {size}, rare classes, batches of {batch}"
-    return Plan(name, module, start, Stream(dice, make), F.cross_entropy)
+    return Plan(module, start, Stream(dice, make), F.cross_entropy)
 
 
 ROWS = 7
@@ -136,8 +130,8 @@ class Mixer(nn.Module):
         super().__init__()
         self.embed = nn.Linear(7, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers + 1))
-        self.rows = nn.ModuleList(MLP([ROWS, 12, ROWS], "gelu") for _ in range(layers))
-        self.channels = nn.ModuleList(MLP([width, 24, width], "gelu") for _ in range(layers))
+        self.rows = nn.ModuleList(MLP([ROWS, 12, ROWS], F.gelu) for _ in range(layers))
+        self.channels = nn.ModuleList(MLP([width, 24, width], F.gelu) for _ in range(layers))
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,9 +148,8 @@ def mixer(dice: Dice, pictures: Pictures) -> Plan:
     """One or two layers on rows of 7 x 7 pixels."""
     width, layers, batch = dice.integer(8, 16), dice.integer(1, 2), dice.pick(8, 12)
     module = Mixer(width, layers)
-    name = f"mixer of width {width}, {layers} layers, batches of {batch}"
     examples = Stream(dice, pictures.batches(batch, axes=2))
-    return Plan(name, module, initial(module, dice), examples, F.cross_entropy)
+    return Plan(module, initial(module, dice), examples, F.cross_entropy)
 
 
 WAVES = 3
@@ -199,12 +192,9 @@ def pinn(dice: Dice, pictures: Pictures) -> Plan:
         x = torch.cat([x, ends], 1)
         return x, (heights * torch.sin(waves * (x + 1))).sum(-1)
 
-    module, twin = Curvature(sizes, "tanh"), MLP(sizes, "tanh")
-    name, start = f"pinn {dashed(sizes)}, batches of {batch}", initial(module, dice, "xavier")
-    return Plan(name, module, start, Stream(dice, make), residual, twin)
-
-
-SIZE = 14
+    module, twin = Curvature(sizes, torch.tanh), MLP(sizes, torch.tanh)
+    start = initial(module, dice, "xavier")
+    return Plan(module, start, Stream(dice, make), residual, twin)
 
 
 class UNet(nn.Module):
@@ -231,18 +221,17 @@ def unet(dice: Dice, pictures: Pictures) -> Plan:
     channels, batch, noise = dice.integer(2, 4), 2, dice.number(0.5, 1.0)
 
     def make(dice: Dice) -> Batch:
-        x = pictures.draw(dice, batch, SIZE)[0][:, :, None]
+        x = pictures.draw(dice, batch, HALF)[0][:, :, None]
         return x + noise * dice.normal(*x.shape[1:]), x
 
     module = UNet(channels)
-    name = f"unet of {SIZE} x {SIZE}, {channels} channels, batches of {batch}"
-    return Plan(name, module, initial(module, dice), Stream(dice, make), squared)
+    return Plan(module, initial(module, dice), Stream(dice, make), squared)
 
 
 class Variational(nn.Module):
     """Pixels and noise go in; logits of pixels, means and log variances come out."""
 
-    def __init__(self, hidden: int, code: int, activation: str):
+    def __init__(self, hidden: int, code: int, activation: Activation):
         super().__init__()
         self.encoder = MLP([49, hidden, 2 * code], activation)
         self.decoder = MLP([code, hidden, 49], activation)
@@ -273,5 +262,4 @@ def variational(dice: Dice, pictures: Pictures) -> Plan:
         return torch.cat([x, dice.normal(batch, code)], -1), x
 
     module = Variational(hidden, code, activation)
-    name = f"variational 49-{hidden}-{code}-{hidden}-49 {activation}, batches of {batch}"
-    return Plan(name, module, initial(module, dice), Stream(dice, make), bound)
+    return Plan(module, initial(module, dice), Stream(dice, make), bound)

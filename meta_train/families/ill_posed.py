@@ -7,13 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import squared
+from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import FixedSet, Stream
+from meta_train.families.examples import Batch, FixedSet, Stream
 from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
-from meta_train.families.networks import dashed
+from meta_train.families.networks import initial
 from meta_train.families.registry import register_family
 
 
@@ -39,10 +37,7 @@ def logistic(dice: Dice) -> Plan:
     start = initial(module, dice)
     if dice.chance(0.5):  # as such regressions usually start
         start = {name: torch.zeros_like(p) for name, p in start.items()}
-    name = f"ill_posed, logistic regression {inputs}-{classes}, columns of scales 0.01 to 100, " + (
-        f"batches of {batch}" if batch else "256 examples at once"
-    )
-    return Plan(name, module, start, examples, F.cross_entropy)
+    return Plan(module, start, examples, F.cross_entropy)
 
 
 def quadratic(dice: Dice) -> Plan:
@@ -55,10 +50,7 @@ def quadratic(dice: Dice) -> Plan:
     y = x @ dice.normal(size, 1)
     batch = dice.pick(0, 0, size // 2)
     module = nn.Sequential(nn.Linear(size, 1, bias=False))
-    name = f"ill_posed, quadratic of {size} dimensions, condition to 10,000, " + (
-        f"batches of {batch}" if batch else "all rows"
-    )
-    return Plan(name, module, initial(module, dice), FixedSet(dice, (x, y), batch), squared)
+    return Plan(module, initial(module, dice), FixedSet(dice, (x, y), batch), squared)
 
 
 def factorisation(dice: Dice) -> Plan:
@@ -73,5 +65,4 @@ def factorisation(dice: Dice) -> Plan:
     spread = dice.log_uniform(0.1, 1.0)
     x = torch.eye(high).expand(dice.pairs, -1, -1)
     start = {n: spread[:, None, None] * dice.normal(*p.shape) for n, p in module.named_parameters()}
-    name = f"ill_posed, factorisation {dashed(sizes)} of rank {true}"
-    return Plan(name, module, start, FixedSet(dice, (x, y)), squared)
+    return Plan(module, start, FixedSet(dice, (x, y)), squared)

@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2o_graph.datasets.images import data_root, load_images
-from meta_train.families.base import Batch
 from meta_train.families.dice import Dice
-from meta_train.families.examples import noisy_labels
+from meta_train.families.examples import Batch, noisy_labels
 
-FULL = 28
+HALF, FULL = 14, 28  # sizes
 SAMPLE = 1000  # images that mean and deviation are taken of
 VALIDATION = 6  # one of so many training images is shown in validation alone: 10,000 of 60,000
 UNSEEN = 5  # one of so many images is never an example to train on, but one to be judged by
@@ -34,23 +33,19 @@ class Pictures:
     def load(root: str | Path | None = None, validation: bool = False) -> "Pictures":
         """The images of a folder, by default that of L2O_GRAPH_DATA; loaded once in a process."""
         folder = data_root(root)
-        return _load(folder if (folder / "FashionMNIST").exists() else None, validation)
+        return _loaded(folder if (folder / "FashionMNIST").exists() else None)[validation]
 
     def draw(
         self, dice: Dice, count: int, size: int = 7, seen: bool | None = None, raw: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Draw images for each pair.
+        """Draw images for each pair: [P, count, size, size] pixels and [P, count] labels.
 
         Args:
             dice: To draw with.
             count: Images for each pair.
             size: Size of an image, a divisor of 28: averages over squares of pixels.
-            seen: True for images to train on, False for images to be judged by, which are
-                others; None for any.
+            seen: True for images to train on, False for others, to be judged by; None for any.
             raw: Whether pixels are in [0, 1]; they have mean 0 and standard deviation 1 otherwise.
-
-        Returns:
-            [P, count, size, size] pixels and [P, count] labels.
         """
         total = len(self._labels)
         bound = total - total // UNSEEN
@@ -65,12 +60,8 @@ class Pictures:
     ) -> Callable[[Dice], Batch]:
         """What draws batches of images with their labels.
 
-        Args:
-            count: Images for each pair.
-            size: Size of an image.
-            axes: Axes of an image: 1 for all pixels in a row, 2 for rows of them, 3 for a channel
-                in front.
-            noise: (P,) fractions of labels that are drawn at random.
+        An image has 1 axis for all pixels in a row, 2 for rows of them, 3 for a channel in front.
+        ``noise`` is the (P,) fractions of labels that are drawn at random.
         """
 
         def make(dice: Dice) -> Batch:
@@ -91,20 +82,13 @@ class Pictures:
 
 def _smaller(x: Tensor, size: int) -> Tensor:
     """[n, 1, 28, 28] -> [n, size, size], rounded: as bytes all sizes fit into a small memory."""
-    if size == FULL:
-        return x[:, 0]
     return F.avg_pool2d(x.float(), FULL // size)[:, 0].round().to(torch.uint8)
 
 
 @cache
-def _load(folder: Path | None, validation: bool) -> Pictures:
-    x, y = _all(folder)
-    bound = len(y) - len(y) // VALIDATION
-    part = slice(bound, None) if validation else slice(bound)
-    return Pictures(x[part], y[part])
-
-
-@cache
-def _all(folder: Path | None) -> tuple[Tensor, Tensor]:
+def _loaded(folder: Path | None) -> tuple[Pictures, Pictures]:
+    """The images of training, and those of validation."""
     images = load_images("fmnist", folder) if folder else load_images("fmnist_sample")
-    return images.train_x, images.train_y
+    x, y = images.train_x, images.train_y
+    bound = len(y) - len(y) // VALIDATION
+    return Pictures(x[:bound], y[:bound]), Pictures(x[bound:], y[bound:])

@@ -1,19 +1,18 @@
-"""MLPs: that classify or reproduce images, and that learn functions."""
+"""MLPs: that classify, reproduce or hold images, and that learn functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import pi, sqrt
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Examples, Plan
-from meta_train.families.criteria import squared
+from meta_train.families.base import Plan, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import FixedSet, Stream, noisy_labels
-from meta_train.families.images import Pictures
-from meta_train.families.initial import SCHEMES, gains, initial
-from meta_train.families.networks import ACTIVATIONS, MLP, dashed
-from meta_train.families.registry import register_family
-from meta_train.families.teachers import TEACHERS
+from meta_train.families.examples import Batch, Examples, FixedSet, Stream, noisy_labels, rows
+from meta_train.families.images import HALF, Pictures
+from meta_train.families.networks import ACTIVATIONS, MLP, SCHEMES, gains, initial
+from meta_train.families.registry import LARGE, register_family
 
 BATCHES = (8, 16, 32, 64, 128)
 JUDGES = 256  # examples to be judged by
@@ -33,12 +32,8 @@ def classifier(dice: Dice, pictures: Pictures) -> Plan:
     module, scheme = MLP(sizes, activation, norm), dice.pick(*SCHEMES)
     # Signals of a deep network die at a gain that is low, and explode at one that is high.
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"classifier {dashed(sizes)} {activation}{', LayerNorm' if norm else ''}, "
-        f"{scheme}, batches of {batch}{'' if noise is None else ', noisy labels'}"
-    )
     examples = Stream(dice, pictures.batches(batch, noise=noise))
-    return Plan(name, module, start, examples, F.cross_entropy)
+    return Plan(module, start, examples, F.cross_entropy)
 
 
 @register_family("autoencoder")
@@ -57,31 +52,79 @@ def autoencoder(dice: Dice, pictures: Pictures) -> Plan:
 
     module = MLP(sizes, activation)
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"autoencoder {dashed(sizes)} {activation}, {scheme}, "
-        f"{'cross-entropy' if raw else 'squared error'}{', denoising' if noise else ''}, "
-        f"batches of {batch}"
-    )
     criterion = F.binary_cross_entropy_with_logits if raw else squared
-    return Plan(name, module, start, Stream(dice, make), criterion)
+    return Plan(module, start, Stream(dice, make), criterion)
+
+
+@register_family("wide", share=LARGE)
+def wide(dice: Dice, pictures: Pictures) -> Plan:
+    """MLPs of 196 inputs and up to 72 neurons a layer, which classify or reproduce images."""
+    reproduces = dice.chance(0.3)
+    hidden = [dice.integer(32, 72) for _ in range(dice.integer(2, 3))]
+    if reproduces:
+        hidden[len(hidden) // 2] = dice.integer(8, 24)
+    sizes = [HALF * HALF, *hidden, HALF * HALF if reproduces else 10]
+    activation, norm = dice.pick(*ACTIVATIONS), dice.chance(0.2)
+    batch, scheme = dice.pick(64, 128), dice.pick(*SCHEMES)
+    images = pictures.batches(batch, HALF)
+
+    def make(dice: Dice) -> Batch:
+        x, y = images(dice)
+        return x, x if reproduces else y
+
+    module = MLP(sizes, activation, norm)
+    start = initial(module, dice, scheme, gains(dice))
+    return Plan(module, start, Stream(dice, make), squared if reproduces else F.cross_entropy)
+
+
+Teacher = Callable[[Tensor], Tensor]  # [P, B, inputs] -> [P, B, 1], of about unit variance
+
+
+def network(dice: Dice, inputs: int) -> Teacher:
+    """A wide layer of tanh neurons."""
+    hidden = 16
+    first = dice.normal(inputs, hidden) * 1.5 / sqrt(inputs)
+    bias, last = dice.normal(1, hidden) * 0.5, dice.normal(hidden, 1) * 2 / sqrt(hidden)
+    return lambda x: torch.tanh(x @ first + bias) @ last
+
+
+def friedman(dice: Dice, inputs: int) -> Teacher:
+    """As Friedman's (1991) first, of five inputs or as many as there are: the rest mean nothing."""
+    order = dice.orders(max(inputs, 5))[:, None] % inputs
+    weights = dice.uniform(1, 4, low=0.5, high=1.5)
+
+    def teach(x: Tensor) -> Tensor:
+        a, b, c, d, e = (
+            torch.sigmoid(x).gather(2, order[..., i : i + 1].expand(-1, x.shape[1], -1))
+            for i in range(5)
+        )
+        terms = [2 * torch.sin(pi * a * b), 4 * (c - 0.5).square(), 2 * d, e]
+        together = zip(terms, weights.split(1, -1), strict=True)
+        return torch.stack([term * weight for term, weight in together]).sum(0) - 2
+
+    return teach
+
+
+def polynomial(dice: Dice, inputs: int) -> Teacher:
+    """Linear terms and a few products."""
+    linear = dice.normal(inputs, 1) / sqrt(inputs)
+    left, right = (dice.normal(inputs, 3) / sqrt(inputs) for _ in range(2))
+    return lambda x: x @ linear + 0.5 * ((x @ left) * (x @ right)).sum(-1, keepdim=True)
+
+
+TEACHERS = (network, friedman, polynomial)
 
 
 def examples_of(
     dice: Dice, inputs: int, raw: bool, noises: tuple[float, ...]
-) -> tuple[Callable[..., Batch], str]:
-    """A function for each pair, as what draws examples of it.
+) -> Callable[..., Batch]:
+    """A function for each pair, as (dice, count, clean) -> [P, count, inputs], [P, count, 1].
 
-    Args:
-        dice: To draw the functions with.
-        inputs: Number of inputs of a function.
-        raw: Whether inputs and targets are in units of their own, targets often far from zero.
-        noises: Of which one is the standard deviation of the noise, in that of the targets.
-
-    Returns:
-        (dice, count, clean) -> [P, count, inputs] and [P, count, 1]; and the teacher's name.
+    If raw, inputs and targets are in units of their own, targets often far from zero. One of the
+    ``noises`` is the standard deviation of the noise, in that of the targets.
     """
     kind, noise = dice.pick(*TEACHERS), dice.pick(*noises)
-    teacher = TEACHERS[kind](dice, inputs)
+    teacher = kind(dice, inputs)
     columns = dice.log_uniform(0.1, 10.0, 1, inputs) if raw and dice.chance(0.7) else 1.0
     scale = dice.log_uniform(0.01, 100.0, 1, 1) if raw else 1.0
     offset = dice.normal(1, 1) * dice.pick(0.0, 0.0, 3.0) if raw else 0.0
@@ -93,14 +136,14 @@ def examples_of(
             y = y + noise * dice.normal(count, 1)
         return x * columns, y * scale
 
-    return make, f"{kind}{', raw units' if raw else ''}, noise {noise:g}"
+    return make
 
 
 @register_family("regression")
 def regression(dice: Dice, pictures: Pictures) -> Plan:
     """Functions with noise, in whatever units; new examples at every step, or some and judges."""
     inputs = dice.integer(2, 16)
-    make, said = examples_of(dice, inputs, dice.chance(0.8), (0.0, 0.1, 0.3, 1.0))
+    make = examples_of(dice, inputs, dice.chance(0.8), (0.0, 0.1, 0.3, 1.0))
     sizes = [inputs, *(dice.integer(16, 40) for _ in range(dice.integer(1, 3))), 1]
     activation, batch = dice.pick(*ACTIVATIONS), dice.pick(16, 32, 64, 128, 256)
     scheme, count = dice.pick(*SCHEMES), dice.pick(0, 256, 512 if batch < 128 else 256)
@@ -112,11 +155,7 @@ def regression(dice: Dice, pictures: Pictures) -> Plan:
     else:
         examples = Stream(dice, lambda dice: make(dice, batch))
     start = initial(module, dice, scheme, gains(dice))
-    name = (
-        f"regression {dashed(sizes)} {activation}, {scheme}, {said}, batches of {batch}"
-        f"{f' of {count}' if count else ''}"
-    )
-    return Plan(name, module, start, examples, squared)
+    return Plan(module, start, examples, squared)
 
 
 @register_family("few_examples")
@@ -129,20 +168,66 @@ def few_examples(dice: Dice, pictures: Pictures) -> Plan:
         sizes, criterion = [49, *hidden, 10], F.cross_entropy
         x, y = pictures.draw(dice.other("examples"), count, seen=True)
         judges_x, judges_y = pictures.draw(dice.other("judges"), JUDGES, seen=False)
-        said = "images"
         if dice.chance(0.4):
-            y, said = noisy_labels(dice, y, dice.uniform(low=0.1, high=0.4)), "images, noisy labels"
+            y = noisy_labels(dice, y, dice.uniform(low=0.1, high=0.4))
         fixed, judges = (x.flatten(2), y), (judges_x.flatten(2), judges_y)
     else:
         inputs, criterion = dice.integer(4, 16), squared
         sizes = [inputs, *hidden, 1]
-        make, said = examples_of(dice, inputs, dice.chance(0.5), (0.1, 0.3, 1.0))
+        make = examples_of(dice, inputs, dice.chance(0.5), (0.1, 0.3, 1.0))
         # Noise in what one is judged by would only hide differences.
         judges = make(dice.other("judges"), JUDGES, True)
         fixed = make(dice.other("examples"), count)
     module = MLP(sizes, activation)
     start = initial(module, dice, scheme, gains(dice))
-    name = f"few_examples {dashed(sizes)} {activation}, {scheme}, {count} {said}, " + (
-        f"batches of {batch}" if batch else "all at once"
-    )
-    return Plan(name, module, start, FixedSet(dice, fixed, batch, judges), criterion)
+    return Plan(module, start, FixedSet(dice, fixed, batch, judges), criterion)
+
+
+def sines(dice: Dice, sizes: Sequence[int], omega: float) -> tuple[MLP, dict[str, Tensor]]:
+    """Linear layers of these sizes with sin(omega x) in between, and their start.
+
+    As published, section 3.2 of Sitzmann et al. 2020: inputs of each sine have a standard
+    deviation of about 1.
+    """
+    module = MLP(sizes, lambda x: torch.sin(omega * x))
+    start = initial(module, dice)
+    for i, fan_in in enumerate(sizes[:-1]):
+        bound = 1 / fan_in if i == 0 else sqrt(6 / fan_in) / omega
+        # torch's own start, which these are drawn as, is within 1 / sqrt(fan-in).
+        start[f"linear.{i}.weight"] *= bound * sqrt(fan_in)
+    return module, start
+
+
+def grid(size: int) -> Tensor:
+    """Coordinates in [-1, 1] of all pixels, [size * size, 2]."""
+    line = torch.linspace(-1, 1, size)
+    return torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1)
+
+
+@register_family("siren")
+def siren(dice: Dice, pictures: Pictures) -> Plan:
+    """Two or three layers of sines, or of ReLU on Fourier features; all pixels or some."""
+    size, fourier = dice.pick(14, 28, 28), dice.chance(0.3)
+    batch = dice.pick(64, 128, 256, 0)
+    points = batch or size * size
+    layers = dice.integer(1, 3 if points <= 128 else 2)
+    wide = dice.integer(12, 32 if points <= 256 else 20)
+    image, _ = pictures.draw(dice, 1, size)
+    values = image.flatten(2).transpose(1, 2)
+    places = grid(size).expand(dice.pairs, -1, -1)
+    if fourier:
+        # Tancik et al. 2020: frequencies are drawn once, and their deviation decides.
+        frequencies = dice.normal(2, 12) * dice.log_uniform(1.0, 4.0)[:, None, None]
+        places = torch.cat([f(pi * places @ frequencies) for f in (torch.sin, torch.cos)], -1)
+        module = MLP([24, *[wide] * layers, 1], F.relu)
+        start = initial(module, dice, "he")
+    else:
+        omega = dice.pick(10.0, 20.0, 30.0)
+        module, start = sines(dice, [2, *[wide] * layers, 1], omega)
+
+    def make(dice: Dice) -> Batch:
+        index = dice.integers(size * size, batch)
+        return rows(places, index), rows(values, index)
+
+    examples = Stream(dice, make) if batch else FixedSet(dice, (places, values))
+    return Plan(module, start, examples, squared)

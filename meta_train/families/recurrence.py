@@ -1,4 +1,4 @@
-"""Recurrent networks that read images by rows or sequences step by step."""
+"""Recurrent networks that read images by rows or sequences step by step; networks of texts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meta_train.families.base import Batch, Plan
-from meta_train.families.criteria import next_tokens, squared
+from meta_train.families.attention import Transformer
+from meta_train.families.base import Plan, next_tokens, squared
 from meta_train.families.dice import Dice
-from meta_train.families.examples import Stream
+from meta_train.families.examples import Batch, Stream
 from meta_train.families.images import Pictures
-from meta_train.families.initial import initial
-from meta_train.families.registry import register_family
-from meta_train.families.tokens import markov_chains, one_hot
+from meta_train.families.networks import ACTIVATIONS, initial, spread_tables
+from meta_train.families.registry import LARGE, register_family
+from meta_train.families.tokens import markov_chains, one_hot, texts
 
 KINDS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
     "tanh": nn.RNN,
@@ -117,5 +117,32 @@ def recurrence(dice: Dice, pictures: Pictures) -> Plan:
         shape, criterion = (7, hidden, 10, False), F.cross_entropy
         examples = Stream(dice, pictures.batches(batch, axes=2))
     module, twin = StepByStep(kind, *shape), Twin(kind, *shape)
-    name = f"recurrence {kind} of {hidden}, {task}, batches of {batch}"
-    return Plan(name, module, initial(module, dice), examples, criterion, twin)
+    return Plan(module, initial(module, dice), examples, criterion, twin)
+
+
+@register_family("language", share=LARGE)
+def language(dice: Dice, pictures: Pictures) -> Plan:
+    """Transformers, GRUs and LSTMs of width 24 to 64 that tell the next letter of made-up texts."""
+    letters, length, batch = dice.integer(12, 32), dice.pick(16, 24), dice.pick(16, 32)
+    windows = texts(dice, letters, length)
+    kind = dice.pick("transformer", "transformer", "gru", "lstm")
+
+    if kind == "transformer":
+        width, layers = 8 * dice.integer(3, 6), dice.integer(1, 2)
+        module: nn.Module = Transformer(
+            nn.Embedding(letters, width), length, width, layers, dice.pick(*ACTIVATIONS), letters,
+            causal=True, tied=dice.chance(0.4),
+        )  # fmt: skip
+        twin = None
+        start = spread_tables(initial(module, dice), module, dice.pick(0.02, 0.1, 1.0))
+    else:
+        width = 8 * dice.integer(4, 8)
+        shape = (letters, width, letters, True)
+        module, twin = StepByStep(kind, *shape), Twin(kind, *shape)
+        start = initial(module, dice)
+
+    def make(dice: Dice) -> Batch:
+        x, y = windows(dice, batch)
+        return (x if kind == "transformer" else one_hot(x, letters)), y
+
+    return Plan(module, start, Stream(dice, make), next_tokens, twin)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from meta_train.families.base import Batch
 from meta_train.families.dice import Dice
+from meta_train.families.examples import Batch
 
 # (dice, batch) -> [P, batch, length] tokens, and those that follow the last ones of them.
 Sequences = Callable[[Dice, int], Batch]
@@ -93,11 +93,7 @@ def texts(dice: Dice, vocabulary: int, length: int) -> Sequences:
     return make
 
 
-SEQUENCES: dict[str, Callable[[Dice, int, int], Sequences]] = {
-    "copies": copies,
-    "repetitions": repetitions,
-    "Markov chains": markov_chains,
-}
+SEQUENCES = (copies, repetitions, markov_chains)
 
 
 def one_hot(tokens: Tensor, vocabulary: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,8 +17,7 @@ from l2o_graph.metanets.predictor import GeneralizationPredictor
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, SHARE, check_ranges
 from meta_train.run import (
     Result,
-    begin,
-    commit,
+    Trainer,
     drive,
     optimizer_tensors,
     prepared,
@@ -101,8 +100,8 @@ M = TypeVar("M", bound=INRModel | GeneralizationPredictor)
 T = TypeVar("T", bound="EpochTrainer[Any, Any]")
 
 
-class EpochTrainer(ABC, Generic[C, M]):
-    """A run in progress, between two steps: a ``meta_train.run.Trainer``.
+class EpochTrainer(Trainer, Generic[C, M]):
+    """A run in progress, between two steps.
 
     What a step draws follows from the seed and the number of the step alone, so that there is no
     state of random numbers to save.
@@ -116,11 +115,15 @@ class EpochTrainer(ABC, Generic[C, M]):
     """
 
     count = "step"
+    config: C
 
     def __init__(
         self, config: C, make: Callable[[], M], examples: int, device: torch.device, data: str
     ):
-        self.config, self.device, self.data = config, device, data
+        # A last batch that is not full is left out; in the next epoch it is made of others.
+        self.examples, self.per_epoch = examples, max(examples // config.batch, 1)
+        super().__init__(config, config.epochs * self.per_epoch)
+        self.device, self.data = device, data
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model: M = make().to(device)
@@ -131,11 +134,6 @@ class EpochTrainer(ABC, Generic[C, M]):
             amsgrad=True,
             fused=True,  # otherwise 1 in 20 of a small model's step on a CPU
         )
-        # A last batch that is not full is left out; in the next epoch it is made of others.
-        self.examples, self.per_epoch = examples, max(examples // config.batch, 1)
-        self.step, self.steps = 0, config.epochs * self.per_epoch
-        self.seconds = 0.0
-        self.evaluations: list[dict[str, Any]] = []
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -155,14 +153,6 @@ class EpochTrainer(ABC, Generic[C, M]):
         """Judge the model on the split "val" or "test"."""
 
     @abstractmethod
-    def describe(self, point: dict[str, Any]) -> str:
-        """Say in words what an evaluation found."""
-
-    @abstractmethod
-    def save_best(self, path: Path) -> None:
-        """Write the model as it is, for use."""
-
-    @abstractmethod
     def save_shown(self, path: Path) -> None:
         """Write what there is to see of the test split beside a model, after it was measured."""
 
@@ -176,7 +166,6 @@ class EpochTrainer(ABC, Generic[C, M]):
 
     def advance(self) -> dict[str, Any]:
         """Do a step; returns what there is to log of it."""
-        started = time.perf_counter()
         epoch, turn = divmod(self.step, self.per_epoch)
         order = torch.randperm(self.examples, generator=self.generator(1, epoch))
         index = order[turn * self.config.batch : (turn + 1) * self.config.batch]
@@ -191,18 +180,14 @@ class EpochTrainer(ABC, Generic[C, M]):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or torch.inf)
         self.optimizer.step()
         self.step += 1
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
         return {
             "step": self.step, "epoch": epoch, **found, "gradient_norm": norm.item(),
-            "lr": rate, "seconds": seconds,
+            "lr": rate,
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
         """Judge the model on the validation split, and remember the outcome."""
-        started = time.perf_counter()
         found = {f"val_{key}": value for key, value in self.measure("val").items()}
-        self.seconds += time.perf_counter() - started
         self.evaluations.append({"step": self.step, **found})
         return self.evaluations[-1]
 
@@ -236,11 +221,8 @@ class EpochTrainer(ABC, Generic[C, M]):
             BlockingIOError: When another process is writing to it.
             OSError: When it cannot be written.
         """
-        config = self.config
-        with prepared(out, self.settings, resume) as state:
-            trainer = begin(state, self.settings, resume=self.resume, new=self.planned)
-            every = config.evaluate_every, config.save_every
-            result = drive(trainer, state, *every, self.describe)
+        with prepared(out, self.settings, resume, self.resume, self.planned) as trainer:
+            result = drive(trainer, out)
             if result.finished and result.checkpoint is not None:
                 point = trainer.judge(result.checkpoint)
                 record_point(result.log, point)
@@ -251,14 +233,14 @@ class EpochTrainer(ABC, Generic[C, M]):
         """Itself, with a number of steps by the time of some, which are not part of the run."""
         if not self.config.minutes:
             return self
-        trial, steps = copy.deepcopy(self), 0
-        while trial.seconds < WARM:
+        trial, steps, began = copy.deepcopy(self), 0, time.perf_counter()
+        while time.perf_counter() - began < WARM:
             trial.advance()
-        trial.seconds = 0.0
-        while trial.seconds < TRIAL:
+        began = time.perf_counter()
+        while (seconds := time.perf_counter() - began) < TRIAL:
             trial.advance()
             steps += 1
-        self.steps = max(round(self.config.minutes * 60 * steps / trial.seconds), 1)
+        self.steps = max(round(self.config.minutes * 60 * steps / seconds), 1)
         return self
 
     def is_best(self) -> bool:
@@ -269,35 +251,20 @@ class EpochTrainer(ABC, Generic[C, M]):
     def save(self, path: Path) -> None:
         """Write all of it."""
         tensors = {f"model.{key}": t for key, t in self.model.state_dict().items()}
-        record = {
-            "config": self.settings,
-            "step": self.step,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "evaluations": self.evaluations,
-        }
-        write_state(path, record, tensors | optimizer_tensors(self.optimizer))
+        write_state(path, self.progress(), tensors | optimizer_tensors(self.optimizer))
 
     def resume(self: T, path: Path) -> T:
         """Take over a state that ``save`` wrote."""
         record, tensors = read_state(path)
         self.model.load_state_dict(with_prefix("model.", tensors))
         restore_optimizer(self.optimizer, tensors)
-        self.step, self.steps = record["step"], record.get("steps", self.steps)
-        self.seconds = record["seconds"]
-        self.evaluations = record["evaluations"]
+        self.go_on(record)
         return self
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, **more: Any) -> dict[str, Any]:
         """How the model came about, and what the last evaluation said of it."""
-        return {
-            "commit": commit(),
-            "config": self.settings,
-            "minutes": round(self.seconds / 60, 1),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "torch": torch.__version__,
-            **self.evaluations[-1],
-        }
+        count = sum(p.numel() for p in self.model.parameters())
+        return super().provenance(parameters=count, **self.evaluations[-1], **more)
 
     def generator(self, purpose: int, number: int) -> torch.Generator:
         """Random numbers for one purpose at one time; purpose 1 is the order of an epoch."""

@@ -153,7 +153,7 @@ def linear(monkeypatch, slope):
     """Networks whose loss is exp(slope x weights) of their controller."""
 
     def span(course, config, weights, steps):
-        course.age += min(steps, course.length - course.age)
+        course.age += min(steps, course.draw.length - course.age)
         vectors = torch.cat([w.flatten(1) for w in weights.values()], 1)
         return (vectors @ slope).exp().expand(2, -1)
 
@@ -178,7 +178,7 @@ def test_the_first_step_is_that_of_the_estimate_by_hand(data, monkeypatch):
     trainer = trainer_of(config, data)
     slope = torch.linspace(-0.1, 0.1, config.controller.size)
     linear(monkeypatch, slope)
-    noise = evolution.perturbations(trainer.draws[0].seed, 2, config.controller.size)
+    noise = evolution.perturbations(trainer.courses[0].draw.seed, 2, config.controller.size)
     before = trainer.weights.clone()
     trainer.advance()
     halves = [config.deviation * (e @ slope).item() for e in noise]

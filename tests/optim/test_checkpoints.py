@@ -119,7 +119,7 @@ def test_a_controller_is_no_rule_and_a_rule_no_controller(path, tmp_path):
     folder.mkdir()
     other = controller_file(folder)
     refused(other, "found 'l2o_graph controller': not a learned optimizer of the paper's")
-    with pytest.raises(ValueError, match="Files of --preset paper are for PaperOptimizer"):
+    with pytest.raises(ValueError, match="a file of --preset paper, which is for PaperOptimizer"):
         NGOptimizer([torch.ones(2)], checkpoint=path)
 
 

@@ -270,7 +270,7 @@ def test_flattened_parameters_are_refused(original, graph_checkpoint, on_both):
         assert (
             "TypeError: parameter 0: expected a whole tensor or a DTensor, found a shard" in answer
         )
-        assert "as FullyShardedDataParallel makes them" in answer and "fully_shard" in answer
+        assert "as FullyShardedDataParallel makes it" in answer and "fully_shard" in answer
 
 
 def _share_out(checkpoint: Path, with_model: bool) -> str:

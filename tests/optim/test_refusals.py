@@ -210,7 +210,7 @@ def with_bad_number(name, value):
 def a_horizon_that_is_none(checkpoint):
     content = state_of(mlp(), checkpoint)
     content["param_groups"][0]["total_steps"] = "many"
-    return content, "total_steps: expected an integer of at least 1 or None, found 'many'"
+    return content, "total_steps: expected an integer, at least 1, found 'many'"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_number_of_steps_may_be_a_plain_number(as_number, checkpoint):
 @pytest.mark.parametrize("value", [0, -3, 2.5, "10", True, float("inf")])
 def test_a_number_of_steps_that_is_none(value, checkpoint):
     if type(value) in (int, bool):  # beartype, which watches over tests, is before us elsewhere
-        match = "total_steps: expected an integer of at least 1 or None, found"
+        match = "total_steps: expected .*at least 1, found"
         with pytest.raises(ValueError, match=match):
             NGOptimizer(mlp().parameters(), checkpoint=checkpoint, total_steps=value)
     with pytest.raises(ValueError, match="total_steps: expected one for all groups, None, found"):
@@ -323,13 +323,11 @@ def test_another_end_holds_and_is_said(saved, told, checkpoint):
 
 
 def test_an_end_that_has_passed_is_said_and_training_goes_on(checkpoint):
-    with (
-        pytest.warns(UserWarning, match="saved with total_steps=None"),
-        pytest.warns(UserWarning, match="total_steps=2 is below the 5 steps taken already"),
-    ):
+    with pytest.warns(UserWarning, match="saved with total_steps=None"):
         optimizer = resumed(checkpoint, None, 2)
     before = copies(optimizer.param_groups[0]["params"])
-    run(optimizer, [5])
+    with pytest.warns(UserWarning, match="this is step 6 of total_steps=2; training goes on"):
+        run(optimizer, [5])
     assert not equal(optimizer.param_groups[0]["params"], before)
     assert all(t.isfinite().all() for t in state_tensors(optimizer))
 
@@ -392,7 +390,7 @@ def test_a_hostile_file_is_refused_at_once(name, tmp_path):
 def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):
     path = controller_with(tmp_path / "old.safetensors", format="l2o_graph learned optimizer")
     match = (
-        rf"old.safetensors': made for the rule of before version {RULE_VERSION}.*"
+        rf"old.safetensors': expected version {RULE_VERSION} of the rule, found 3; "
         "train it anew with python -m"
     )
     with pytest.raises(ValueError, match=match):
