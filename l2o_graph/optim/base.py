@@ -19,7 +19,7 @@ from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.optim.examples import Examples
 from l2o_graph.optim.sharded import Sharing, here, replaced, sharing_of
-from l2o_graph.optim.structure import Structure
+from l2o_graph.optim.structure import Structure, asked_of
 from l2o_graph.optim.warn import warn
 from l2o_graph.tracing.checks import check_module
 
@@ -38,7 +38,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         defaults: Defaults of the groups' options, among them "lr", "weight_decay", "maximize" and
             "checkpoint".
         model: The network that the parameters belong to, whose structure is read from its first
-            batch; None to infer it from order, shape and, where given, name.
+            batch; None for the module whose ``parameters()`` are given. Of any other parameters
+            it is inferred from order, shape and, where given, name.
         examples: Counter of what the model is trained on, where the rule depends on it.
 
     Raises:
@@ -59,8 +60,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         _refuse_shares(type(self).__name__)
         if model is not None:
             check_module(model, "model")
-        # Before the base class, which adds the groups.
-        self._structure = Structure(type(self).__name__, model, examples)
+        # Before the base class, which adds the groups, and uses the parameters up.
+        found = asked_of(params) if model is None else model
+        self._structure = Structure(type(self).__name__, found, examples, model is not None)
         super().__init__(params, defaults)
         # Whoever has not imported it does not need it, and it is not a dependency.
         if "higher.optim" in sys.modules:
@@ -116,6 +118,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Raise for what cannot be trained; some of it happens to parameters only later."""
         model = self._structure.model
         known = None if model is None else set(model.parameters())
+        if known is not None and not (self._structure.is_given or known.issuperset(parameters)):
+            self._structure.drop()
+            known = None
         for i, p in enumerate(parameters):
             # FSDP1 puts this mark on its flat ones and on views of them, which look like vectors.
             if hasattr(p, "_fsdp_flattened") or (is_sharded(p) and not self.takes_shards):

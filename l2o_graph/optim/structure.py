@@ -1,8 +1,10 @@
 """The structure of the network that is trained: from calls of its model, or inferred."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from l2o_graph.layout.spec import NetSpec
@@ -19,12 +21,24 @@ class Structure:
     """What an optimizer knows of how its parameters join.
 
     With a model, calls of it are watched until all of its parameters were seen at work. Without
-    one, the structure is inferred from order, shapes and names of the parameters. ``owner`` is the
-    name of the optimizer's type, for warnings.
+    one, the structure is inferred from order, shapes and names of the parameters.
+
+    Args:
+        owner: Name of the optimizer's type, for warnings.
+        model: The network that is trained.
+        examples: Counter of what it is trained on.
+        is_given: Whether a user gave the model, who then hears what is not known of it. One that
+            was found is dropped without a word where it proves not to be what is trained.
     """
 
-    def __init__(self, owner: str, model: nn.Module | None, examples: Examples | None = None):
-        self.owner, self.model, self.examples = owner, model, examples
+    def __init__(
+        self,
+        owner: str,
+        model: nn.Module | None,
+        examples: Examples | None = None,
+        is_given: bool = True,
+    ):
+        self.owner, self.model, self.examples, self.is_given = owner, model, examples, is_given
         self.shards: Any = None  # ranks that parameters are sharded over, where they are
         self.watching: Watching | None = None  # hooks on the model, while its calls are watched
         self._counting: Watching | None = None  # hooks that count examples, and nothing else
@@ -41,8 +55,12 @@ class Structure:
         self._agreed = False  # with the other ranks
 
     def copy(self) -> "Structure":
-        """Copy what calls have told, for a copy or a pickle of the optimizer; nothing watches."""
-        new = Structure(self.owner, self.model, self.examples)
+        """Copy what calls have told, for a copy or a pickle of the optimizer; nothing watches.
+
+        A model that nobody gave stays behind: who copies an optimizer does not expect one.
+        """
+        model = self.model if self.is_given else None
+        new = Structure(self.owner, model, self.examples, self.is_given)
         new._known, new._warned = self._known, set(self._warned)
         return new
 
@@ -60,6 +78,14 @@ class Structure:
         """Watch calls of the model, until all of its parameters were seen at work."""
         if self.model is not None and self.watching is None:
             self._put_hooks(structure=not self.is_complete)
+
+    def drop(self) -> None:
+        """Go on without the model, as it is not what is trained or nobody calls it."""
+        for watching in (self.watching, self._counting):
+            if watching is not None:
+                watching.give_up()
+        self.model = self.watching = self._counting = None
+        self.forget()
 
     def _put_hooks(self, structure: bool) -> None:
         """Put other hooks on the model: for its structure and examples, or for these alone."""
@@ -129,6 +155,9 @@ class Structure:
             self._learn(of_all_ranks(self._news, self._group))
             self._agreed = True
             unseen = self._unseen(gradient_of)
+        if not (self.is_given or self._known or (watching is not None and watching.was_called)):
+            self.drop()
+            return
         done = self.is_complete
         tired = watching is not None and watching.is_tired() and not unseen
         # Of other inputs or another mode than what was watched.
@@ -153,7 +182,7 @@ class Structure:
         """Warn of parameters whose work is not understood, once each."""
         names = [] if self._known is None else self._known.unknown
         new = [name for name in names if name not in self._warned]
-        if new:
+        if new and self.is_given:
             from l2o_graph.tracing.network import unknown_message
 
             self._warned.update(new)
@@ -172,7 +201,9 @@ class Structure:
         # What has no shape yet is refused by what reads it, in words of its own.
         if self.spec is None or self.spec.shapes != shapes_of(parameters):
             if self.model is None:
-                self.spec = spec_of_parameters(parameters, names)
+                known = self.traced  # of the model that this one's original was made for
+                is_theirs = known is not None and known.shapes == shapes_of(parameters)
+                self.spec = known if is_theirs else spec_of_parameters(parameters, names)
             else:
                 if self.traced is not None and self.traced.shapes != shapes_of(parameters):
                     self._known = None  # the model has changed: its next batch tells how
@@ -204,8 +235,23 @@ class Structure:
         return spec
 
     def _warn_inferred(self, why: str, but: str = "") -> None:
+        if not self.is_given:
+            return
         said = "its structure is inferred from the order of its layers"
         warn(f"{self.owner}: {why}; {said}{but}")
+
+
+def asked_of(params: object) -> nn.Module | None:
+    """The module of which ``parameters()`` or ``named_parameters()`` are given, if they are.
+
+    These are generators, which know what they were called with until they are gone through.
+    """
+    frame = params.gi_frame if isinstance(params, GeneratorType) else None
+    if frame is None or frame.f_code.co_name not in ("parameters", "named_parameters"):
+        return None
+    module = frame.f_locals.get("self")
+    is_fit = isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule)
+    return module if is_fit else None
 
 
 def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:

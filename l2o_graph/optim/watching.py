@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from l2o_graph.optim.examples import Examples
@@ -49,6 +50,7 @@ class Watching:
         self.group: Any = None
         # Whether it was called inside of something compiled, or computed with sharded tensors.
         self.was_compiled = self.was_sharded = False
+        self.was_called = False  # otherwise
         self._module: nn.Module | None = None
         if model is None:
             return
@@ -84,6 +86,16 @@ class Watching:
         self.stop()
         self._stack.close()
 
+    def give_up(self) -> None:
+        """Look at no further call.
+
+        The hooks go, but for those that were compiled with the model: without them, it would be
+        compiled anew.
+        """
+        if not self.was_compiled:
+            self.leave()
+        self._structure = self._examples = None
+
     @property
     def follows(self) -> bool:
         """Whether it looks at what calls compute, not at their examples alone."""
@@ -98,6 +110,7 @@ class Watching:
         if torch.compiler.is_compiling():
             self.was_compiled = True
             return
+        self.was_called = True
         self.count(module, (args, kwargs))
         structure = self._structure and self._structure()
         if structure is None or self._module is None or module not in self._watched:
@@ -107,7 +120,8 @@ class Watching:
             self._depth += 1
             return
         enough = self._calls[module.training] >= MOST_CALLS or structure.is_complete
-        if enough or self.was_sharded or _is_traced():
+        lacks_shapes = any(is_lazy(p) for p in self._module.parameters())  # until the next call
+        if enough or lacks_shapes or self.was_sharded or _is_traced():
             return
         from l2o_graph.tracing.network import Watch
 

@@ -68,7 +68,8 @@ def test_a_whole_training_step_may_be_compiled(with_closure, checkpoint):
 
     def train(compile_it):
         net = mlp()
-        optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint)
+        # In a list, as what is compiled does not show the model at work.
+        optimizer = NGOptimizer(list(net.parameters()), checkpoint=checkpoint)
 
         def loss_of(x):
             optimizer.zero_grad()

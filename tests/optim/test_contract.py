@@ -729,7 +729,7 @@ def test_a_model_may_be_converted_between_two_steps(name, checkpoint):
 def test_layers_that_learn_their_width_at_the_first_batch(steps_before, checkpoint):
     """Lazy layers have no shapes when they are handed over, and keep their identity."""
     lazy = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(3))
-    optimizer = NGOptimizer(lazy.parameters(), checkpoint=checkpoint)
+    optimizer = NGOptimizer(list(lazy.parameters()), checkpoint=checkpoint)
     if steps_before:
         optimizer.step()
     lazy(torch.ones(2, 4))
