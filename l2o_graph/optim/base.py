@@ -27,7 +27,10 @@ from l2o_graph.tracing.checks import check_module
 LONGEST_GRADIENT = 1e17
 # Where ZeroRedundancyOptimizer makes the optimizers of each process.
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
-PARTED = "its neurons lie on several processes, and the graph needs them together"
+PARTED = (
+    "its neurons lie on several processes, and the graph needs them together, as "
+    "DistributedDataParallel has them"
+)
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -124,10 +127,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for i, p in enumerate(parameters):
             # FSDP1 puts this mark on its flat ones and on views of them, which look like vectors.
             if hasattr(p, "_fsdp_flattened") or (is_sharded(p) and not self.takes_shards):
-                fit = " or a DTensor, as fully_shard makes it" if self.takes_shards else ""
+                fit = " or a DTensor of fully_shard" if self.takes_shards else ""
                 raise TypeError(
-                    f"parameter {i}: expected a whole tensor, as in DistributedDataParallel{fit}, "
-                    f"found a shard, as FullyShardedDataParallel makes it; {PARTED}"
+                    f"parameter {i}: expected a whole tensor{fit}, found a shard, as "
+                    f"FullyShardedDataParallel makes it; {PARTED}"
                 )
             if p.dtype.is_complex:
                 raise ValueError(f"parameter {i}: expected a real tensor, found {p.dtype}")
@@ -321,8 +324,8 @@ def _refuse_shares(name: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("l2o_graph", "torch")):
         if frame.f_globals["__name__"] == ZERO:
             raise TypeError(
-                f"{name}: expected all parameters of a network, as in DistributedDataParallel, "
-                f"found the share of one process, as ZeroRedundancyOptimizer makes it; {PARTED}"
+                f"{name}: expected all parameters of a network, found the share of one process, as "
+                f"ZeroRedundancyOptimizer gives them out; {PARTED}"
             )
         frame = frame.f_back
 
