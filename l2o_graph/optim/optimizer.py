@@ -54,7 +54,8 @@ class NGOptimizer(LearnedOptimizer):
         model: The network that the parameters belong to: its structure is then read from the
             first batch that it is called with, rather than inferred from order and shapes, and
             weights decay more where the same few examples come again and again. A pickle or a
-            deep copy of the optimizer holds it too.
+            deep copy of the optimizer holds it too. Where ``params`` is ``model.parameters()``
+            or ``model.named_parameters()`` itself it need not be given.
         total_steps: Number of steps that there will be, if that is known: lengths then end near 0.
             Without it the optimizer can be stopped at any time. Where a state is loaded, what was
             given here holds, or what the state has where nothing was.

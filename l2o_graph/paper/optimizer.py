@@ -45,7 +45,8 @@ class PaperOptimizer(LearnedOptimizer):
         model: The network that the parameters belong to: its structure is then read from the
             first batch that it is called with, whatever it computes, rather than inferred. Those
             of its parameters that are not in ``params`` are context. A pickle or a deep copy of
-            the optimizer holds it too.
+            the optimizer holds it too. Where ``params`` is ``model.parameters()`` itself it need
+            not be given.
         maximize: Ascend rather than descend.
 
     In ``higher.innerloop_ctx`` and its like the optimizer works if ``higher`` was imported before

@@ -65,10 +65,13 @@ def outcome(model: nn.Module, optimizer: NGOptimizer) -> list[Tensor]:
     return copies([*model.parameters(), *state_tensors(optimizer)])
 
 
-def alone(checkpoint: Path, how: str = "plain", parts: int = 1) -> list[Tensor]:
-    """One process that sees the batches of both: what two replicas should come to."""
+def alone(checkpoint: Path, parts: int = 1) -> list[Tensor]:
+    """One process that sees the batches of both: what two replicas should come to.
+
+    Its parameters come in a list, so that no examples are counted, as on several processes.
+    """
     model = mlp()
-    optimizer = new(model, checkpoint, how)
+    optimizer = NGOptimizer(list(model.parameters()), weight_decay=0.1, checkpoint=checkpoint)
     for step in range(STEPS):
         gradients = []
         for rank in RANKS:

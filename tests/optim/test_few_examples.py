@@ -255,7 +255,7 @@ def test_nothing_goes_on_with_a_count_without_a_model(checkpoint):
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     train(net, optimizer, x, range(20))
     assert optimizer._examples.few() > 0.3
-    other = NGOptimizer(net.parameters(), checkpoint=checkpoint)
+    other = NGOptimizer(list(net.parameters()), checkpoint=checkpoint)
     other.load_state_dict(optimizer.state_dict())
     assert other._examples.few() is None and "examples" not in str(other.explain())
 
@@ -324,7 +324,8 @@ def test_what_is_learned_of_few_examples_holds_for_others():
     for watched in (True, False):
         torch.manual_seed(1)
         net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
-        optimizer = NGOptimizer(net.parameters(), model=net if watched else None)
+        parameters = net.parameters() if watched else list(net.parameters())
+        optimizer = NGOptimizer(parameters)
         for step in range(300):
             chosen = torch.randint(128, (32,), generator=torch.Generator().manual_seed(step))
             optimizer.zero_grad()
