@@ -1,5 +1,6 @@
 """The structure of the network that is trained: from calls of its model, or inferred."""
 
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
@@ -201,9 +202,9 @@ class Structure:
         # What has no shape yet is refused by what reads it, in words of its own.
         if self.spec is None or self.spec.shapes != shapes_of(parameters):
             if self.model is None:
-                known = self.traced  # of the model that this one's original was made for
-                is_theirs = known is not None and known.shapes == shapes_of(parameters)
-                self.spec = known if is_theirs else spec_of_parameters(parameters, names)
+                self.spec = self.traced  # of the model of the optimizer that this is a copy of
+                if self.spec is None or self.spec.shapes != shapes_of(parameters):
+                    self.spec = spec_of_parameters(parameters, names)
             else:
                 if self.traced is not None and self.traced.shapes != shapes_of(parameters):
                     self._known = None  # the model has changed: its next batch tells how
@@ -244,10 +245,18 @@ class Structure:
 def asked_of(params: object) -> nn.Module | None:
     """The module of which ``parameters()`` or ``named_parameters()`` are given, if they are.
 
-    These are generators, which know what they were called with until they are gone through.
+    Or some of them, by ``filter`` or an expression. These are generators, which know what they go
+    through and what they were called with until they end.
     """
+    if isinstance(params, filter):
+        inside = [x for x in gc.get_referents(params) if isinstance(x, GeneratorType)]
+        return asked_of(inside[0]) if inside else None
     frame = params.gi_frame if isinstance(params, GeneratorType) else None
-    if frame is None or frame.f_code.co_name not in ("parameters", "named_parameters"):
+    if frame is None:
+        return None
+    if frame.f_code.co_name == "<genexpr>":
+        return asked_of(frame.f_locals.get(".0"))
+    if frame.f_code.co_name not in ("parameters", "named_parameters"):
         return None
     module = frame.f_locals.get("self")
     is_fit = isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule)
