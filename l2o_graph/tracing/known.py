@@ -28,6 +28,8 @@ class Known:
         # which of its axes each axis of the tensor is.
         self.folded: Beside[tuple[Weight, tuple[tuple[int, ...], ...]]] = Beside()
         self._even: Beside[bool] = Beside()
+        # Of what several tensors were put together to, along an axis: sizes, and which are even.
+        self.pieces: Beside[dict[int, list[tuple[int, bool]]]] = Beside()
         # Whether entries are sums over parameters, which permute as those do.
         self.statistics: Beside[bool] = Beside()
         # The sets whose order the numbers of a tensor tell, as those of an argmax do.
@@ -162,9 +164,9 @@ class Known:
 
     def forget(self, tensor: Tensor) -> None:
         """Know nothing of a tensor any more, as of one that is written anew."""
-        for each in (self.labels, self.derived, self.folded, self.statistics, self.knows):
-            each.drop(tensor)
-        self._even.drop(tensor)
+        for each in vars(self).values():
+            if isinstance(each, Beside):
+                each.drop(tensor)
 
     def name(self, weights: Sequence[Weight]) -> str:
         """Of the layer that a parameter belongs to."""
