@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -77,7 +78,7 @@ class Following(TorchDispatchMode):
     def __init__(self, trace: Trace, slots: Sequence[Slot] = ()):
         super().__init__()
         self.trace, self.inside = trace, 0  # inside of so many layers that have a rule
-        self.slots = slots  # of sharded parameters that were not put together yet
+        self.slots = slots  # of parameters that were not put together, or have no shape yet
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -101,12 +102,15 @@ class Following(TorchDispatchMode):
         return out
 
     def _find(self) -> None:
-        """Find whole tensors where sharded parameters were, as FSDP2 puts them for a call."""
+        """Find whole tensors where sharded parameters were, as FSDP2 puts them for a call.
+
+        And parameters of lazy modules that have a shape by now.
+        """
         missing = []
         for slot in self.slots:
             index, module, name, shard = slot
             found = module._parameters.get(name)
-            if found is None or found is shard:
+            if found is None or (found is shard and (is_lazy(found) or is_sharded(found))):
                 missing.append(slot)
             else:
                 self.trace.place(index, found)
@@ -116,13 +120,13 @@ class Following(TorchDispatchMode):
 def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> None:
     """Say what the outputs of an operator are; raises nothing, whatever a rule does."""
     outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-    if not outs:
+    given = tree_leaves((args, kwargs))
+    if not outs or any(map(is_lazy, (*outs, *given))):
         return
     name = operator.overloadpacket.__name__.removesuffix("_")
     if name.startswith("_scaled_dot_product"):
         name = "_scaled_dot_product"
-    leaves = () if name in EVEN else tree_leaves((args, kwargs))
-    inputs = [t for t in leaves if isinstance(t, Tensor)]
+    inputs = [t for t in given if isinstance(t, Tensor) and name not in EVEN]
     before = trace.sets_of(inputs)
     folded = [f[0].parameter for t in inputs if (f := trace.folded.get(t))]
     for t in inputs:
