@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from l2o_graph.optim.examples import Examples
@@ -120,8 +119,7 @@ class Watching:
             self._depth += 1
             return
         enough = self._calls[module.training] >= MOST_CALLS or structure.is_complete
-        lacks_shapes = any(is_lazy(p) for p in self._module.parameters())  # until the next call
-        if enough or lacks_shapes or self.was_sharded or _is_traced():
+        if enough or self.was_sharded or _is_traced():
             return
         from l2o_graph.tracing.network import Watch
 

@@ -302,6 +302,7 @@ class Builder:
             for s, *_ in _sides(use) if use.parameter in self.known else ():
                 if self.sets[s].role == "hidden":
                     self.sets[s].role = "output"
+        self._complete_tables()
         kernels, biases, loose = self._answered()
         depths = self._depths()
         return NetSpec(
@@ -315,6 +316,24 @@ class Builder:
             biases=tuple(biases),
             loose=tuple(loose),
         )
+
+    def _complete_tables(self) -> None:
+        """Give tables of which some rows were used all of their rows."""
+        uses: dict[int, list[int | None]] = {}
+        for i, k in enumerate(self.kernels):
+            uses.setdefault(k.parameter, []).append(i if k.kind == "lookup" else None)
+        for b in self.biases:
+            uses.setdefault(b.parameter, []).append(None)
+        for parameter, (i, *others) in uses.items():
+            if i is None or others:
+                continue
+            table, total = self.kernels[i], math.prod(self.shapes[parameter])
+            width = table.grid[2]
+            rows = total // width
+            whole = table.from_rows and not table.positions and rows * width == total
+            if whole and table.grid[:2] != (1, rows) and table.start % width == 0:
+                self.kernels[i] = replace(table, grid=(1, rows, width), start=0)
+                self.sets[table.source].size = rows
 
     def _answered(self) -> tuple[list[Kernel], list[Bias], list[int]]:
         """Kernels and biases, and the parameters that they do not hold as a whole."""

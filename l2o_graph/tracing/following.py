@@ -5,19 +5,21 @@ is followed if it has a rule, is a view, or works entry by entry; any other ends
 of the tensors that it reads: their neurons keep their order.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import ACTIVATIONS
 from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.tracing.builder import Weight
-from l2o_graph.tracing.labels import Label, data, viewed
+from l2o_graph.tracing.labels import Factor, Label, data, viewed
 from l2o_graph.tracing.operations import ALONG_AXES, OPERATIONS, dims_of
 from l2o_graph.tracing.trace import Trace
 
@@ -28,7 +30,9 @@ OTHER_NAMES = {"log_sigmoid_forward": "logsigmoid"}  # of functions
 # What works entry by entry, besides the operators that torch itself marks so.
 ENTRY_BY_ENTRY = {
     "_prelu_kernel", "_to_copy", "alias_copy", "bernoulli", "celu", "clamp_max", "clamp_min",
-    "clone", "dropout", "elu", "elu_backward", "fake_quantize_per_tensor_affine", "floor_divide",
+    "clone", "dropout", "elu", "elu_backward", "fake_quantize_per_channel_affine_cachemask",
+    "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "floor_divide",
     "hardsigmoid", "hardswish", "hardswish_backward", "hardtanh", "ldexp", "leaky_relu",
     "leaky_relu_backward", "lift_fresh_copy", "log_sigmoid_backward", "log_sigmoid_forward",
     "native_dropout", "native_dropout_backward", "relu6", "rrelu_with_noise", "rsub", "selu",
@@ -40,6 +44,8 @@ EVEN = {
     "new_zeros", "ones", "ones_like", "rand", "rand_like", "randn", "randn_like", "scalar_tensor",
     "zero", "zeros", "zeros_like", "fill", "uniform", "normal", "exponential",
 }  # fmt: skip
+# What gives entries of its first tensor, and nothing else.
+PICKED = {"index", "index_select", "gather", "flip", "roll", "sort", "topk"}
 # What makes a weight out of a parameter, besides what works entry by entry.
 OF_WEIGHTS = {
     "_native_batch_norm_legit", "_softmax", "_weight_norm_interface", "cudnn_batch_norm",
@@ -60,7 +66,10 @@ WITH_PLACES = {
 SPATIAL = (
     "avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_", "lp_pool",
     "reflection_pad", "replication_pad", "grid_sampler_", "fractional_max_pool", "max_unpool",
+    "_upsample_",
 )  # fmt: skip
+# Views that are put in the place of the tensor itself.
+IN_PLACE_VIEWS = {"squeeze_", "unsqueeze_", "t_", "transpose_"}
 
 
 class Following(TorchDispatchMode):
@@ -69,30 +78,39 @@ class Following(TorchDispatchMode):
     def __init__(self, trace: Trace, slots: Sequence[Slot] = ()):
         super().__init__()
         self.trace, self.inside = trace, 0  # inside of so many layers that have a rule
-        self.slots = slots  # of sharded parameters that were not put together yet
+        self.slots = slots  # of parameters that were not put together, or have no shape yet
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         self.trace.is_blind |= any(map(is_sharded, types))
+        name = func.overloadpacket.__name__
+        if name == "repeat" and not self.inside and len(args[1]) >= args[0].dim():
+            with self:
+                return _repeated(*args)
         # In inference mode autograd does not take composite operators apart.
-        if func._can_decompose() and not self.inside:
+        if func._can_decompose() and not self.inside and not name.startswith(SPATIAL):
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
         self._find()
+        # What is known is known of the tensor as it was.
+        read = (args[0].detach(), *args[1:]) if name in IN_PLACE_VIEWS else args
         out = func(*args, **kwargs)
         if not self.inside:
-            follow(self.trace, func, args, kwargs, out)
+            follow(self.trace, func, read, kwargs, out)
         return out
 
     def _find(self) -> None:
-        """Find whole tensors where sharded parameters were, as FSDP2 puts them for a call."""
+        """Find whole tensors where sharded parameters were, as FSDP2 puts them for a call.
+
+        And parameters of lazy modules that have a shape by now.
+        """
         missing = []
         for slot in self.slots:
             index, module, name, shard = slot
             found = module._parameters.get(name)
-            if found is None or found is shard:
+            if found is None or (found is shard and (is_lazy(found) or is_sharded(found))):
                 missing.append(slot)
             else:
                 self.trace.place(index, found)
@@ -102,13 +120,13 @@ class Following(TorchDispatchMode):
 def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> None:
     """Say what the outputs of an operator are; raises nothing, whatever a rule does."""
     outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-    if not outs:
+    given = tree_leaves((args, kwargs))
+    if not outs or any(map(is_lazy, (*outs, *given))):
         return
     name = operator.overloadpacket.__name__.removesuffix("_")
     if name.startswith("_scaled_dot_product"):
         name = "_scaled_dot_product"
-    leaves = () if name in EVEN else tree_leaves((args, kwargs))
-    inputs = [t for t in leaves if isinstance(t, Tensor)]
+    inputs = [t for t in given if isinstance(t, Tensor) and name not in EVEN]
     before = trace.sets_of(inputs)
     folded = [f[0].parameter for t in inputs if (f := trace.folded.get(t))]
     for t in inputs:
@@ -120,7 +138,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     around, trace.builder.touched = trace.builder.touched, set()
     # Whether it writes its answer into its first argument.
     written = operator._schema.is_mutable and bool(args) and any(args[0] is t for t in outs)
-    known = trace.label(outs[0])
+    known, blank = trace.label(outs[0]), written and trace.is_even(outs[0])
     try:
         _follow(trace, name, operator, args, kwargs, inputs, outs)
     except Exception:  # one operation never ends the reading, nor the call that is watched
@@ -138,7 +156,16 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     if written and (trace.label(outs[0]).sets() or not trace.is_even(outs[0])):
         trace.uneven(outs[0])
     if written and trace.label(outs[0]) != known:
-        _rewritten(trace, outs[0])
+        _rewritten(trace, outs[0], blank)
+
+
+def _repeated(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """A tensor several times along each axis, by views and one copy."""
+    x = x[(None,) * (len(sizes) - x.dim())]
+    wide = [size for pair in zip(sizes, x.shape, strict=True) for size in pair]
+    alone = x.reshape([size for n in x.shape for size in (1, n)])
+    copy = alone.expand(wide).clone(memory_format=torch.contiguous_format)
+    return copy.view([n * m for n, m in zip(sizes, x.shape, strict=True)])
 
 
 def _is_known(trace: Trace, t: Tensor) -> bool:
@@ -158,7 +185,8 @@ def _follow(
         return None
     labelled = [t for t in inputs if trace.label(t).sets()]
     weights = [t for t in inputs if trace.weights(t)]
-    if operator.is_view or name in ("_unsafe_view", "as_strided", "detach"):
+    replaced = operator.overloadpacket.__name__ in IN_PLACE_VIEWS
+    if operator.is_view or replaced or name in ("_unsafe_view", "as_strided", "detach"):
         return _follow_view(trace, operator, args, kwargs, outs)
     one_by_one = torch.Tag.pointwise in operator.tags or name in ENTRY_BY_ENTRY
     if not labelled and not (name in OPERATIONS and name not in STATISTICS and weights):
@@ -172,7 +200,8 @@ def _follow(
         for t in outs:
             if not any(t is x for x in inputs):
                 trace.forget(t)
-            trace.set_even(t, one_by_one and not told and bool(inputs))
+            picked = name in PICKED and trace.is_even(inputs[0])
+            trace.set_even(t, picked or (one_by_one and not told and bool(inputs)))
             trace.statistics.put(t, (statistic and (one_by_one or name in STATISTICS)) or None)
     if (one_by_one and name not in OPERATIONS) or (name in OF_WEIGHTS and not labelled):
         return _follow_entries(trace, name, inputs, outs)
@@ -245,27 +274,35 @@ def _stand_in(weight: Weight) -> Tensor:
     return storage.as_strided(weight.shape, weight.strides, weight.start)
 
 
-def _rewritten(trace: Trace, written: Tensor) -> None:
-    """Say what the tensors are whose part was written: a slice of neurons makes all of them so."""
+def _rewritten(trace: Trace, written: Tensor, blank: bool) -> None:
+    """Say what the tensors are whose part was written: the neurons there meet those elsewhere.
+
+    ``blank`` is whether all of their entries were one number before.
+    """
     label = trace.label(written)
     steps = {written.stride(i): i for i in range(written.dim()) if written.shape[i] > 1}
+    made: list[tuple[Label, Label, Label | None]] = []
     for where, known in trace.labels.sharing(written):
         _, shape, strides, _ = where
-        axes: list | None = []
+        axes: list = []
         for i, (n, stride) in enumerate(zip(shape, strides, strict=True)):
             at = steps.get(stride) if n > 1 else None
             if at is not None and written.shape[at] == n:
                 axes.append(label.axes[at])
             elif all(f.set is None for f in known.axes[i]):
-                axes.append(known.axes[i])  # the part is some of these entries
+                axes.append(())  # the part is some of these entries
             else:
-                axes = None
-                break
-        kept = [] if axes is None else [f.set for axis in axes for f in axis if f.set is not None]
-        trace.builder.lose(s for s in known.sets() if s not in kept)
+                axes.append(None)
         whole = None
-        if axes is not None and set(label.sets()) == set(kept):
-            whole = Label(tuple(axes), label.start)
+        kept = {f.set for axis in axes for f in axis or () if f.set is not None}
+        if None not in axes and kept == set(label.sets()):
+            one = data((1,) * len(shape)) if blank and not known.sets() else known
+            other = Label(tuple(axes), label.start)
+            found = [w for a, b, w in made if (a, b) == (one, other)]
+            whole = found[0] if found else trace.combine(one, other, shape, "sum")
+            made.append((one, other, whole))
+        if whole is None:
+            trace.builder.lose(known.sets())
         trace.labels.rewrite(written, where, whole)
 
 
@@ -310,6 +347,8 @@ def _follow_entries(trace: Trace, name: str, inputs: list[Tensor], outs: list[Te
     for out in outs:
         if labelled:
             trace.set_label(out, _entries(trace, name, labelled, parameters, numbers, out))
+        elif parameters and (label := _masked(trace, parameters, numbers, out)):
+            trace.set_label(out, label)
         elif parameters:
             parameters = sorted(parameters, key=lambda t: t.shape != out.shape)
             made_of = [_broadcast(w, name, out) for t in parameters for w in trace.weights(t)]
@@ -320,6 +359,22 @@ def _follow_entries(trace: Trace, name: str, inputs: list[Tensor], outs: list[Te
             if parameters[0].shape == out.shape:
                 found = dict.fromkeys(w for w in made_of if w is not None)
                 trace.derived.put(out, [replace(w, fixed=w.fixed or fixed) for w in found])
+
+
+def _masked(
+    trace: Trace, parameters: Sequence[Tensor], numbers: Sequence[Tensor], out: Tensor
+) -> Label | None:
+    """A vector that meets fixed numbers along other axes alone, as a mask of tokens."""
+    p, *others = parameters
+    wide = [i - p.dim() for i, n in enumerate(p.shape) if n > 1]
+    told = [t for t in numbers if not trace.statistics.get(t)]
+    if others or not told or len(wide) != 1 or len(trace.weights(p)) != 1 or out.dim() < 3:
+        return None
+    if any(math.prod(t.shape[wide[0] :]) > 1 for t in told):
+        return None
+    size, axis = out.shape[wide[0]], out.dim() + wide[0]
+    own = trace.builder.new_set(trace.name(trace.weights(p)), size)
+    return trace.added(data(out.shape).with_axis(axis, (Factor(size, own, 1),)), p)
 
 
 def _broadcast(weight: Weight, name: str, out: Tensor) -> Weight | None:

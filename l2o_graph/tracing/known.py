@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.tracing.beside import Beside, pairs_of, span_of, storage_of
@@ -15,10 +16,12 @@ class Known:
     """What is known of every tensor so far, of a network with these parameters by name."""
 
     def __init__(self, named: Sequence[tuple[str, Tensor]]):
-        self.builder = Builder([name for name, _ in named], [tuple(p.shape) for _, p in named])
+        self.builder = Builder(
+            [name for name, _ in named], [() if is_lazy(p) else tuple(p.shape) for _, p in named]
+        )
         # Several may be parts of one storage: flattened ones, as cuDNN's LSTMs have them.
         self._of_storage: dict[int | None, list[tuple[int, int, int]]] = {}
-        self._strides = [tuple(p.stride()) for _, p in named]
+        self._strides = [() if is_lazy(p) else tuple(p.stride()) for _, p in named]
         for i, (_, p) in enumerate(named):
             self.place(i, p)
         self.labels: Beside[Label] = Beside()
@@ -28,6 +31,8 @@ class Known:
         # which of its axes each axis of the tensor is.
         self.folded: Beside[tuple[Weight, tuple[tuple[int, ...], ...]]] = Beside()
         self._even: Beside[bool] = Beside()
+        # Of what several tensors were put together to, along an axis: sizes, and which are even.
+        self.pieces: Beside[dict[int, list[tuple[int, bool]]]] = Beside()
         # Whether entries are sums over parameters, which permute as those do.
         self.statistics: Beside[bool] = Beside()
         # The sets whose order the numbers of a tensor tell, as those of an argmax do.
@@ -37,9 +42,12 @@ class Known:
         self.is_blind = False  # whether anything was computed with tensors that are sharded
 
     def place(self, index: int, tensor: Tensor) -> None:
-        """Say that a tensor is a parameter; one that is sharded is put together to be used."""
+        """Say that a tensor is a parameter, if it is whole and has a shape already."""
+        if is_lazy(tensor) or is_sharded(tensor):
+            return
+        self.builder.shapes[index], self._strides[index] = pairs_of(tensor)
         key = storage_of(tensor)
-        if key is not None and not is_sharded(tensor):
+        if key is not None:
             self._of_storage.setdefault(key, []).append((*span_of(tensor), index))
 
     def label(self, tensor: Tensor) -> Label:
@@ -162,9 +170,9 @@ class Known:
 
     def forget(self, tensor: Tensor) -> None:
         """Know nothing of a tensor any more, as of one that is written anew."""
-        for each in (self.labels, self.derived, self.folded, self.statistics, self.knows):
-            each.drop(tensor)
-        self._even.drop(tensor)
+        for each in vars(self).values():
+            if isinstance(each, Beside):
+                each.drop(tensor)
 
     def name(self, weights: Sequence[Weight]) -> str:
         """Of the layer that a parameter belongs to."""

@@ -47,15 +47,17 @@ class Layers(Meetings):
         if not first.dense and len(shape) == 2:  # the transpose of what the parameter stores
             first, transposed = first.transposed(), not transposed
             others = [other.transposed() for other in others]
-        known = self.builder.read(self.label(x), axis, self.name(weights))
+        name = self.name(weights)
+        known = self.builder.read(self.started(x, axis, name), axis, name)
         if known is None or not first.dense or (known[4] and (transposed or groups > 1)):
             return None
         if sole_factor(known[0], axis) is None and not known[4]:
             alone = groups == 1 and not others and not first.fixed
             return self._dense_in_parts(known[0], axis, first, transposed) if alone else None
         label, source, start, count, inside = known
-        self.set_label(x, label)
-        target = self.builder.new_set(self.name(weights), out)
+        if not self.is_even(x):
+            self.set_label(x, label)
+        target = self.builder.new_set(name, out)
         rows = first.shape[0] // groups
         if inside:  # a flattened map: of each channel all pixels lie together
             grid, positions = (1, rows, count), (*(f.size for f in inside), *first.shape[2:])
@@ -72,6 +74,25 @@ class Layers(Meetings):
             self.builder.fix(source)
             self.builder.fix(target)
         return label.with_axis(axis, (Factor(out, target, 1),)).only()
+
+    def started(self, x: Tensor, axis: int, name: str) -> Label:
+        """The label of a tensor that a parameter reads along an axis.
+
+        Entries that are one number, as the first state of a recurrent network is, are neurons that
+        nothing tells apart, beside inputs or alone.
+        """
+        label, axis = self.label(x), axis % x.dim()
+        size = x.shape[axis]
+        pieces = {axis: [(size, True)]} if self.is_even(x) else self.pieces.get(x)
+        if label.sets() or size == 1 or pieces is None or axis not in pieces:
+            return label
+        target, at = self.builder.new_meeting("start", size), 0
+        for n, blank in pieces[axis]:
+            if not blank:
+                own = Factor(n, self.builder.ordered(f"input of {name}", n), 1)
+                self.builder.connect([Factor(n, target, 1)], [own], (at, 0), True, "start")
+            at += n
+        return label.with_axis(axis, (Factor(size, target, 1),))
 
     def dense_folded(self, x: Tensor, tensor: Tensor) -> Label | None:
         """A folded parameter, [..., in, out], that maps the last axis of a tensor to a new one.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import NetSpec
@@ -177,8 +178,8 @@ class Watch:
 
 
 def _slots_of(module: nn.Module) -> list[Slot]:
-    """Where in a network its sharded parameters are, once each."""
-    index = {id(p): i for i, p in enumerate(module.parameters()) if is_sharded(p)}
+    """Where in a network parameters are that a call makes whole, or gives a shape, once each."""
+    index = {id(p): i for i, p in enumerate(module.parameters()) if is_sharded(p) or is_lazy(p)}
     return [
         (index.pop(id(p)), part, name, p)
         for part in module.modules()

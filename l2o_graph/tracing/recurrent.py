@@ -141,6 +141,8 @@ def cell(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
         trace.known_sets[module] = known
         gates(trace, inputs[0], known, module.weight_ih, module.bias_ih, name)
         gates(trace, known, known, module.weight_hh, module.bias_hh, name)
+    elif trace.label(inputs[0]).sets():  # others than at the first step, perhaps
+        gates(trace, inputs[0], known, module.weight_ih, None, "")
     first = inputs[1] if len(inputs) > 1 else None
     for state in first if isinstance(first, tuple) else (first,):
         begins(trace, known, state)

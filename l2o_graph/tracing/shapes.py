@@ -31,7 +31,7 @@ def reduction(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | 
 
 @operation(
     "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "topk", "kthvalue",
-    "mode", "flip", "roll", "index_select", axes=True,
+    "mode", "flip", "roll", axes=True,
 )  # fmt: skip
 def along(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None:
     """Entries in another order, some of them, or running sums, along axes of data."""
@@ -43,6 +43,14 @@ def along(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None
     for i in axes:
         label = label.with_axis(i, data((out.shape[i],)).axes[0])
     return label
+
+
+@operation("index_select")
+def index_select(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> Label | None:
+    """Entries picked along one axis, alike for all places along the others."""
+    if trace.is_weight(x) and x.dim() == 2 and dim == 0:
+        return trace.lookup(index, x)
+    return along(trace, out, x, dims_of(x, dim))
 
 
 @operation("gather")
@@ -156,7 +164,11 @@ def index(
     behind = behind if together else [i for i in range(x.dim()) if i not in picked]
     kept = (*(label.axes[i] for i in before), *(label.axes[i] for i in behind))
     if isinstance(new, Tensor):
-        return _put(trace, out, label, trace.operand(new), before, behind)
+        answer = _put(trace, out, label, trace.operand(new), before, behind)
+        if not trace.is_weight(new):
+            return answer
+        # A parameter that is written over neurons is added to them, as it is known where.
+        return trace.added(answer, new) if behind == list(range(x.dim()))[-new.dim() :] else None
     count = out.dim() - len(kept)
     middle = data(out.shape[len(before) : len(before) + count]).axes
     return Label((*kept[: len(before)], *middle, *kept[len(before) :]), label.start).only()
@@ -191,8 +203,11 @@ def _put(
 def copy(trace: Trace, out: Tensor, x: Tensor, new: Tensor, *_: Any) -> Label | None:
     """Written over as a whole."""
     if trace.is_weight(new):
+        if trace.label(x).sets():  # written over neurons
+            return trace.added(trace.label(x), new)
         trace.derived.put(out, trace.weights(new))
         return None
+    trace.builder.touched.update(trace.label(x).sets())  # written over, not read
     return trace.combine(trace.label(new), data((1,) * out.dim()), out.shape, "sum")
 
 

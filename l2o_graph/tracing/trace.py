@@ -35,6 +35,8 @@ class Trace(Layers):
         tensors = [t for t in tensors if t.dim() == out.dim() and t.numel()]
         labels = [self.label(t) for t in tensors]
         if not any(label.sets() for label in labels):
+            pieces = [(t.shape[axis], self.is_even(t)) for t in tensors]
+            self.pieces.put(out, {axis: pieces} if any(even for _, even in pieces) else None)
             return None
         among = _in_common(labels, axis)
         if among is None:

@@ -725,18 +725,25 @@ def test_a_model_may_be_converted_between_two_steps(name, checkpoint):
     assert all(t.dtype == expected for t in state_tensors(optimizer))
 
 
+@pytest.mark.parametrize("with_model", [False, True])
 @pytest.mark.parametrize("steps_before", [False, True])
-def test_layers_that_learn_their_width_at_the_first_batch(steps_before, checkpoint):
+def test_layers_that_learn_their_width_at_the_first_batch(steps_before, with_model, checkpoint):
     """Lazy layers have no shapes when they are handed over, and keep their identity."""
     lazy = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(3))
-    optimizer = NGOptimizer(list(lazy.parameters()), checkpoint=checkpoint)
+    plain = mlp()
+    optimizer, other = (
+        NGOptimizer(
+            net.parameters() if with_model else list(net.parameters()), checkpoint=checkpoint
+        )
+        for net in (lazy, plain)
+    )
     if steps_before:
         optimizer.step()
-    lazy(torch.ones(2, 4))
-    plain = mlp()
+    for net in (lazy, plain):
+        net(torch.ones(2, 4))
     lazy.load_state_dict(plain.state_dict())
     run(optimizer, range(2))
-    run(NGOptimizer(plain.parameters(), checkpoint=checkpoint), range(2))
+    run(other, range(2))
     assert equal(lazy.parameters(), plain.parameters())
 
 

@@ -65,6 +65,40 @@ def experts_in_turn(net: nn.Module, h: Tensor) -> Tensor:
     return out.view_as(h)
 
 
+def experts_by_rows(net: nn.Module, h: Tensor) -> Tensor:
+    rows = h.flatten(0, 1)
+    out = torch.zeros_like(rows)
+    for matrix in (net.p, net.m):
+        chosen = torch.arange(0, len(rows), 2)
+        out[chosen] += F.linear(rows[chosen], matrix)
+    return out.view_as(h) + h
+
+
+def some_written_over(net: nn.Module, h: Tensor) -> Tensor:
+    out = h.clone()
+    out[:, 1:3] = F.linear(h[:, :2], net.p)
+    out[:, 2:] += F.linear(h[:, 2:], net.m)
+    return out
+
+
+def masked_tokens(net: nn.Module, h: Tensor) -> Tensor:
+    out = h.clone()
+    out[:, 1:3] = net.d
+    chosen = torch.zeros(h.shape[:2], dtype=torch.bool)
+    chosen[:, :1] = True
+    out[chosen] = net.p[0]
+    mask = torch.linspace(0, 1, TOKENS, dtype=h.dtype)[:, None]
+    return out * (1 - mask) + net.d.expand(1, 1, -1) * mask
+
+
+def recurrent(net: nn.Module, h: Tensor) -> Tensor:
+    state, states = torch.zeros_like(h[:, 0]), []
+    for t in range(TOKENS):
+        state = (h[:, t] + F.linear(state, net.p)).tanh()
+        states.append(state)
+    return torch.stack(states, 1)
+
+
 def rotated(net: nn.Module, h: Tensor) -> Tensor:
     angles = torch.arange(TOKENS)[:, None] * FIXED[:1]
     cos, sin = angles.cos(), angles.sin()
@@ -140,6 +174,23 @@ FREE = {
     "mean and variance of tokens": lambda net, h: torch.mul(*torch.var_mean(h, 1, keepdim=True)),
     "tokens in the order of a sort": lambda net, h: h.gather(1, h.sort(1).indices),
     "experts in turn, added in place": experts_in_turn,
+    "rows added up by an index": experts_by_rows,
+    "some tokens written over": some_written_over,
+    "tokens that a parameter is written over": masked_tokens,
+    "a recurrence that begins at zero": recurrent,
+    "repeated tokens": lambda net, h: h.repeat(1, 2, 1),
+    "a repeated token": lambda net, h: torch.cat([net.d.repeat(len(h), 1, 1), h], 1),
+    "repeated positions": lambda net, h: h + net.p[None, :TOKENS].repeat(len(h), 1, 1),
+    "rows of a table": lambda net, h: h + net.p.index_select(0, torch.tensor([3, 0, 1, 1])),
+    "pixels made more": lambda net, h: F.interpolate(h.mT, scale_factor=2).mT,
+    "views in place": lambda net, h: h.clone().unsqueeze_(2).squeeze_(2) + net.d,
+    "through vmap": lambda net, h: (
+        torch.vmap(lambda x: F.linear(x, net.p, net.d))(h.flatten(0, 1)).view_as(h) + h
+    ),
+    "quantised weights": lambda net, h: F.linear(
+        h,
+        torch.fake_quantize_per_tensor_affine(net.p.float(), 0.1, 0, -128, 127).double(),
+    ),
     "checkpointed": lambda net, h: checkpoint(torch.sin, h, use_reentrant=False),
 }
 # What ties them, or some of them, to an order.

@@ -239,3 +239,55 @@ def test_states_of_recurrent_layers(kind):
     torch.testing.assert_close(output(net, after, x), output(net, before, x), rtol=0, atol=1e-9)
     (head,) = [k for k in spec.kernels if k.parameter == spec.names.index("head.weight")]
     assert spec.neurons[head.source].role != "input"
+
+
+class ByHand(nn.Module):
+    """Recurrent networks whose states begin at zero, beside inputs; cells after layers."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.head = kind, nn.Linear(4, 2)
+        self.beside, self.cell = nn.Linear(7, 4), nn.GRUCell(4, 4)
+        self.maps = nn.Conv1d(7, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 4)
+        if self.kind == "maps":
+            state = x.new_zeros(len(x), 4, 5)
+        for t in range(x.shape[1]):
+            if self.kind == "maps":
+                pixels = x[:, t, :, None].expand(-1, -1, 5)
+                state = self.maps(torch.cat([pixels, state], 1)).tanh()
+            else:
+                state = self.beside(torch.cat([state, x[:, t]], 1)).tanh()
+            if self.kind == "cells":
+                state = self.cell(state.sin(), state)
+        return self.head(state.mean(2) if self.kind == "maps" else state)
+
+
+@pytest.mark.parametrize("kind", ["states", "maps", "cells"])
+def test_recurrence_by_hand(kind):
+    torch.manual_seed(0)
+    net, x = ByHand(kind).double(), torch.randn(5, 3, 3).double()
+    spec = spec_of_computation(net, (x,))
+    before = values(net)
+    after = moved(spec, before, random_symmetry(spec, 0))
+    assert not torch.equal(before[0], after[0])  # the columns of the head
+    torch.testing.assert_close(output(net, after, x), output(net, before, x), rtol=0, atol=1e-9)
+
+
+def test_a_table_of_which_some_rows_are_used_has_its_place():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 9, 4))
+            self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(x) + self.table[:, 1 : x.shape[1] + 1])
+
+    spec = spec_of_computation(Net(), (torch.rand(2, 5, 3),))
+    (kernel,) = [k for k in spec.kernels if k.parameter == 0]
+    assert 0 not in spec.loose
+    assert kernel.grid == (1, 9, 4)
+    assert spec.neurons[kernel.source].size == 9
