@@ -164,7 +164,10 @@ class Structure:
         # Of other inputs or another mode than what was watched.
         again = set() if done else unseen - self._asked
         self._asked |= again
-        if (done or tired or again) and (again or watching is not None):
+        # Hooks that were compiled with the model, and saw nothing, stay: with others it would be
+        # compiled anew.
+        stay = watching is not None and watching.was_compiled and self._known is None
+        if (done or tired or again) and (again or watching is not None) and not stay:
             self._put_hooks(structure=bool(again))
         if watching is not None and self.watching is not None:
             self.watching.was_compiled = watching.was_compiled
