@@ -123,6 +123,8 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     given = tree_leaves((args, kwargs))
     if not outs or any(map(is_lazy, (*outs, *given))):
         return
+    if not any(t.numel() for t in outs):  # nothing was computed, as by an expert without tokens
+        return
     name = operator.overloadpacket.__name__.removesuffix("_")
     if name.startswith("_scaled_dot_product"):
         name = "_scaled_dot_product"
@@ -130,9 +132,9 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     before = trace.sets_of(inputs)
     folded = [f[0].parameter for t in inputs if (f := trace.folded.get(t))]
     for t in inputs:
-        trace.weights(t)  # notes that it is used
         trace.builder.lose(trace.knows.get(t) or ())
         if not operator.is_view:
+            trace.use(t)
             trace.builder.lose(trace.hidden_in(t))
     # What a rule replays is followed in between.
     around, trace.builder.touched = trace.builder.touched, set()

@@ -93,7 +93,8 @@ class Known:
     def operand(self, tensor: Tensor) -> Label:
         """Of a tensor that meets others: what has no order to tell is as broad as nothing."""
         label = self.label(tensor)
-        if not label.sets() and (self.is_even(tensor) or self.weights(tensor)):
+        no_order = self.is_even(tensor) or self.weights(tensor) or not tensor.numel()
+        if not label.sets() and no_order:
             return data((1,) * tensor.dim())
         return label
 
@@ -108,16 +109,24 @@ class Known:
         derived = self.derived.get(tensor)
         if derived is not None:
             return derived
+        for first, index in self._place_of(tensor):
+            own = self._as_stored(index, first, tensor)
+            return [] if own is None else [own]
+        return []
+
+    def use(self, tensor: Tensor) -> None:
+        """Note that an operation reads a tensor, which may be a view of a parameter."""
+        if tensor.numel() and self.derived.get(tensor) is None:
+            self.used.update(index for _, index in self._place_of(tensor))
+
+    def _place_of(self, tensor: Tensor) -> list[tuple[int, int]]:
+        """Where a tensor lies: (first scalar, parameter), or nothing."""
         key = storage_of(tensor)
         if key not in self._of_storage:
             return []
         first, last = span_of(tensor)
-        for start, stop, index in self._of_storage[key]:
-            if start <= first and last <= stop:
-                self.used.add(index)
-                own = self._as_stored(index, first - start, tensor)
-                return [] if own is None else [own]
-        return []
+        inside = ((a, i) for a, b, i in self._of_storage[key] if a <= first and last <= b)
+        return [(first - start, index) for start, index in inside][:1]
 
     def _as_stored(self, index: int, start: int, view: Tensor) -> Weight | None:
         """A view of a parameter as one of the parameter laid out row by row.

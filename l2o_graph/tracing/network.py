@@ -228,7 +228,7 @@ def _follow_layer(
         if not any(t is x for x in read):
             trace.forget(t)
     for p in module.parameters():
-        trace.weights(p)
+        trace.use(p)
     trace.builder.touched.clear()
     try:
         rule(trace, module, inputs, output)

@@ -291,3 +291,26 @@ def test_a_table_of_which_some_rows_are_used_has_its_place():
     assert 0 not in spec.loose
     assert kernel.grid == (1, 9, 4)
     assert spec.neurons[kernel.source].size == 9
+
+
+def test_an_expert_without_tokens_leaves_the_others_as_they_are():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.inner(x)
+            out = torch.zeros_like(tokens)
+            for expert, chosen in zip(self.experts, (x[:, 0] < 9, x[:, 0] > 9), strict=True):
+                out[chosen] += expert(tokens[chosen])
+            return self.head(tokens + out)
+
+    net, x = Experts().double(), torch.rand(5, 3).double()
+    spec = spec_of_computation(net, (x,))
+    assert [spec.names[i] for i in spec.loose] == ["experts.1.weight", "experts.1.bias"]
+    before = values(net)
+    after = moved(spec, before, random_symmetry(spec, 0))
+    assert not torch.equal(before[0], after[0])
+    torch.testing.assert_close(output(net, after, x), output(net, before, x), rtol=0, atol=1e-9)
