@@ -28,12 +28,8 @@ def to_data(graph: NeuralGraph) -> "torch_geometric.data.Data":
     for bias, slot in zip(graph.spec.biases, slots, strict=True):
         x[slice(*topology.bias(bias)), :, slot] = graph.scalars(bias).T
     index, attributes = [torch.zeros(2, 0, dtype=torch.long)], []
-    for kernel in graph.spec.kernels:
-        groups, rows, columns = kernel.grid
-        of_rows, of_columns = topology.sides(kernel)
-        row = torch.arange(of_rows, of_rows + groups * rows).repeat_interleave(columns)
-        column = torch.arange(of_columns, of_columns + groups * columns)
-        column = column.view(groups, 1, columns).expand(groups, rows, columns).flatten()
+    for block, kernel in zip(topology.blocks, graph.spec.kernels, strict=True):
+        row, column = (nodes.expand(block.grid).flatten() for nodes in block.nodes)
         index.append(torch.stack([row, column] if kernel.from_rows else [column, row]))
         cells = graph.scalars(kernel).unflatten(1, (-1, math.prod(kernel.positions)))
         padded = nn.functional.pad(cells, (0, widest - cells.shape[2]))

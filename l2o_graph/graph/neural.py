@@ -53,7 +53,7 @@ class NeuralGraph:
             first = torch.arange(len(self.values), device=self.values.device) == 0
             value = CONSTANTS[of.parameter - len(self.spec.shapes)] * first.to(self.values)
             return value[:, None].expand(-1, of.size)
-        start = topology_of(self.spec).parameter_start[of.parameter] + of.start
+        start = topology_of(self.spec).first_scalar(of)
         return self.values[:, start : start + of.size]
 
     @staticmethod

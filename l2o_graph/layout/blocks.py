@@ -7,12 +7,11 @@ torch stores it, so what flows into a neuron is a row of the grid and what flows
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Int64
 from torch import Tensor
 
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec
@@ -46,6 +45,13 @@ class KernelBlock:
         """Nodes that the edges lead to, and nodes that they leave: one is rows, one columns."""
         return (self.columns, self.rows) if self.from_rows else (self.rows, self.columns)
 
+    @property
+    def nodes(self) -> tuple[Int64[Tensor, "g r 1"], Int64[Tensor, "g 1 c"]]:
+        """The row and the column of each edge."""
+        groups, rows, columns = self.grid
+        row, column = torch.arange(*self.rows), torch.arange(*self.columns)
+        return row.view(groups, rows, 1), column.view(groups, 1, columns)
+
 
 Chunk = tuple[KernelBlock, ...]  # kernels whose edges have their states in one tensor
 
@@ -58,16 +64,12 @@ class Topology:
         spec: The network.
         parameter_start: Where each parameter begins among all P scalars.
         node_start: Where each set of neurons begins among all N nodes.
-        degree: (N,) edges of each node, those that lead to it and those that leave it.
-        in_degree: (N,) edges that lead to each node.
         networks: Half-open range [start, stop) of the nodes of each network of a batch.
     """
 
     spec: NetSpec
     parameter_start: tuple[int, ...]
     node_start: tuple[int, ...]
-    degree: Float[Tensor, " N"]
-    in_degree: Float[Tensor, " N"]
     networks: tuple[tuple[int, int], ...]
 
     def sides(self, kernel: Kernel) -> tuple[int, int]:
@@ -75,6 +77,10 @@ class Topology:
         source = self.node_start[kernel.source] + kernel.source_start
         target = self.node_start[kernel.target] + kernel.target_start
         return (source, target) if kernel.from_rows else (target, source)
+
+    def first_scalar(self, of: Kernel | Bias) -> int:
+        """The first scalar of a kernel or bias, which is no constant, among all P."""
+        return self.parameter_start[of.parameter] + of.start
 
     def bias(self, bias: Bias) -> tuple[int, int]:
         """Half-open range [start, stop) of the nodes that a bias sits on."""
@@ -93,37 +99,12 @@ class Topology:
         return tuple(blocks)
 
 
-def with_edges(chunk: Chunk) -> Iterator[tuple[KernelBlock, slice]]:
-    """The blocks of a chunk, and where their edges lie among those of all."""
-    at = 0
-    for block in chunk:
-        yield block, slice(at, at + block.edges)
-        at += block.edges
-
-
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
 def topology_of(spec: NetSpec) -> Topology:
     """The topology of a network; the second call for an equal network costs nothing."""
-    node_start, at = [], 0
-    for neurons in spec.neurons:
-        node_start.append(at)
-        at += neurons.size
-    degree, in_degree = torch.zeros(2, at, device="cpu")  # also for a model on the meta device
-    parameter_start, scalars = [], 0
-    for shape in spec.shapes:
-        parameter_start.append(scalars)
-        scalars += math.prod(shape)
-    first = [
-        i for i, n in enumerate(spec.neurons) if not i or n.network != spec.neurons[i - 1].network
-    ]
-    networks = tuple(itertools.pairwise([*(node_start[i] for i in first), at]))
-    where = tuple(parameter_start), tuple(node_start)
-    topology = Topology(spec, *where, degree, in_degree, networks)
-    for block in topology.blocks:
-        _, rows, columns = block.grid
-        degree[slice(*block.rows)] += columns
-        degree[slice(*block.columns)] += rows
-        targets, _ = block.ends
-        in_degree[slice(*targets)] += rows if block.from_rows else columns
-    return topology
+    nodes = [0, *itertools.accumulate(neurons.size for neurons in spec.neurons)]
+    scalars = [0, *itertools.accumulate(math.prod(shape) for shape in spec.shapes)]
+    network = [neurons.network for neurons in spec.neurons]
+    first = [nodes[network.index(n)] for n in dict.fromkeys(network)]
+    networks = tuple(itertools.pairwise([*first, nodes[-1]]))
+    return Topology(spec, tuple(scalars[:-1]), tuple(nodes[:-1]), networks)

@@ -8,7 +8,7 @@ plain tensor (segments, length, H). What several kernels bring to a node is then
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from l2o_graph.layout.partials import PNAPartial
+from l2o_graph.layout.arrivals import Arrivals, arrivals_of, counted
+from l2o_graph.layout.pairs import Pairs, unjoined_pairs
 
 # Kinds of segments, in the order in which they lie: walked against the edges or along, and whether
 # they lead to nodes that are read.
@@ -49,24 +50,24 @@ class Segments:
         source: Node that each directed edge leaves.
         target: Node that each segment leads to.
         nodes: The nodes that gather.
-        to: The same as ``target``, as an index among ``nodes``.
-        place: For each of ``nodes`` its segments, filled up with S.
-        degree: Directed edges that lead to each of ``nodes``.
+        arrivals: Where segments lead, among ``nodes``.
     """
 
     runs: tuple[tuple[int, int], ...]
     source: Int64[Tensor, " D"]
     target: Int64[Tensor, " S"]
     nodes: Int64[Tensor, " n"]
-    to: Int64[Tensor, " S"]
-    place: Int64[Tensor, "n most"]
-    degree: Float[Tensor, " n"]
+    arrivals: Arrivals
 
     @property
     def lengths(self) -> Int64[Tensor, " S"]:
         """Directed edges in each segment."""
-        counts, lengths = torch.tensor(self.runs, device=self.to.device).view(-1, 2).T
+        counts, lengths = torch.tensor(self.runs, device=self.target.device).view(-1, 2).T
         return lengths.repeat_interleave(counts)
+
+    def own(self, nodes: Float[Tensor, "N C"]) -> Float[Tensor, "n C"]:
+        """Of all nodes those that gather."""
+        return nodes if len(self.nodes) == len(nodes) else nodes[self.nodes]
 
     def grids(self, x: Float[Tensor, "D ..."]) -> list[Float[Tensor, "_ length ..."]]:
         """What directed edges hold, in a tensor for each length: views."""
@@ -79,10 +80,10 @@ class Segments:
 
     def spread(
         self, of_target: Float[Tensor, "N H"], of_source: Float[Tensor, "N H"]
-    ) -> Float[Tensor, "D H"]:
+    ) -> Iterator[Float[Tensor, "... H"]]:
         """A term of the node that a directed edge leads to plus a term of the one it leaves."""
         leaving = of_source.index_select(0, self.source)
-        return self.over(leaving, of_target.index_select(0, self.target))
+        yield self.over(leaving, of_target.index_select(0, self.target))
 
     def over(
         self, x: Float[Tensor, "D ..."], of_segment: Float[Tensor, "S ..."]
@@ -91,33 +92,17 @@ class Segments:
         pairs = zip(self.grids(x), self.rows(of_segment), strict=True)
         return torch.cat([(grid + row).flatten(0, 1) for grid, row in pairs])
 
-    def partial(self, messages: Float[Tensor, "D H"]) -> PNAPartial:
-        """What each of ``nodes`` keeps of its messages; of none, zeros."""
+    def tallied(
+        self, messages: Iterable[Float[Tensor, "... H"]]
+    ) -> tuple[Float[Tensor, "S two_H"], Float[Tensor, "S H"], Float[Tensor, "S H"]]:
+        """Of each segment sums, sums of squares beside them, minima and maxima."""
+        (each,) = messages
         # ``apply`` is declared to answer with one tensor, ``backward`` to take any number.
-        sums, low, high = _Tallied.apply(messages, self)  # type: ignore[misc]
-        alone = (self.degree == 0)[:, None]
-        return PNAPartial(
-            self.degree.clamp(min=1)[:, None],
-            self.added(sums),
-            self._placed(low, math.inf).amin(1).masked_fill(alone, 0),
-            self._placed(high, -math.inf).amax(1).masked_fill(alone, 0),
-        )
+        return _Tallied.apply(each, self)  # type: ignore[misc]
 
-    def summed(self, x: Float[Tensor, "D ..."]) -> Float[Tensor, "n ..."]:
-        """The sum for each of ``nodes``."""
-        return self.added(torch.cat([grid.sum(1) for grid in self.grids(x)]))
-
-    def largest(self, x: Float[Tensor, "D ..."]) -> Float[Tensor, "n ..."]:
-        """The largest for each of ``nodes``; of none, the smallest there is."""
-        top = torch.cat([grid.amax(1) for grid in self.grids(x)])
-        return self._placed(top, -math.inf).amax(1)
-
-    def added(self, x: Float[Tensor, "S ..."]) -> Float[Tensor, "n ..."]:
-        """The sum of what segments hold, for each of ``nodes``."""
-        return x.new_zeros(len(self.nodes), *x.shape[1:]).index_add(0, self.to, x)
-
-    def _placed(self, x: Float[Tensor, "S ..."], nothing: float) -> Float[Tensor, "n most ..."]:
-        return torch.cat([x, x.new_full((1, *x.shape[1:]), nothing)])[self.place]
+    def sums(self, x: Float[Tensor, "D ..."]) -> Float[Tensor, "S ..."]:
+        """The sum of each segment."""
+        return torch.cat([grid.sum(1) for grid in self.grids(x)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,30 +112,59 @@ class DirectedEdges:
     Attributes:
         all: They and all nodes.
         last: Those that lead to nodes that are read, and these nodes.
-        kept: Where those lie among all.
+        within: Where those lie among all.
         edge: Which edge each is.
         partner: Where the same edge is walked the other way; empty where none is.
+        sizes: Nodes of each of I networks.
     """
 
     all: Segments
     last: Segments
-    kept: slice
+    within: slice
     edge: Int64[Tensor, " D"]
     partner: Int64[Tensor, " D_or_0"]
+    sizes: Int64[Tensor, " I"]
+
+    def kept(self, edges: Sequence[Tensor]) -> list[Tensor]:
+        """Of what is held for all directed edges that of the last ones."""
+        return [each[self.within] for each in edges]
+
+    def paired(
+        self, edges: Sequence[Float[Tensor, "... C"]], last: bool
+    ) -> list[Float[Tensor, "... two_C"]]:
+        """The state of each directed edge, or of each of the last, and that of its reverse."""
+        own = self.within if last else slice(None)
+        partner = self.partner[own]
+        return [torch.cat([each[own], each.index_select(0, partner)], dim=1) for each in edges]
+
+    def sums(self, edges: Sequence[Float[Tensor, "D C"]]) -> Float[Tensor, "2 N C"]:
+        """For each node the sum of the edges that lead to it, and of those that leave it."""
+        (each,) = edges
+        into, out_of = self.all.sums(each), self.all.sums(each.index_select(0, self.partner))
+        return self.all.arrivals.added(torch.stack([into, out_of]))
+
+    def mean(self, x: Float[Tensor, "N H"]) -> Float[Tensor, "N 1"]:
+        """For each node the mean of all entries of its network's nodes."""
+        network = torch.arange(len(self.sizes), device=x.device).repeat_interleave(self.sizes)
+        sums = x.new_zeros(len(self.sizes)).index_add(0, network, x.mean(1))
+        return (sums / self.sizes)[network, None]
+
+    def unjoined(self, most_pairs: int) -> Pairs:
+        """Pairs of nodes without an edge, of networks with few enough."""
+        forward = slice(len(self.edge) // 2, None)  # of edges that are walked both ways
+        target = self.all.target.repeat_interleave(self.all.lengths)[forward]
+        source = self.all.source[forward]
+        own = self.sizes.repeat_interleave(self.sizes)[target].square() <= most_pairs
+        return unjoined_pairs(self.sizes, most_pairs, [(target[own], source[own])])
 
 
-def counted(counts: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
-    """For so many things of each of k owners: whose each thing is, and its number there."""
-    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    first = counts.cumsum(0) - counts
-    return owner, torch.arange(len(owner), device=counts.device) - first[owner]
-
-
-def directed_edges(grids: KernelTable, read: Bool[Tensor, " N"], both: bool) -> DirectedEdges:
+def directed_edges(
+    grids: KernelTable, sizes: Int64[Tensor, " I"], read: Bool[Tensor, " N"], both: bool
+) -> DirectedEdges:
     """Put all edges in segments, walked both ways or along their direction alone.
 
-    ``read`` are the nodes whose last states are read; of a kernel's rows all or none, and of its
-    columns.
+    ``sizes`` are the nodes of each network, ``read`` those whose last states are read; of a
+    kernel's rows all or none, and of its columns.
     """
     sides, leads = _sides(grids, read)
     if not both:
@@ -183,18 +197,14 @@ def directed_edges(grids: KernelTable, read: Bool[Tensor, " N"], both: bool) -> 
         kept,
         edge,
         partner,
+        sizes,
     )
 
 
 def _partner(edge: Int64[Tensor, " D"]) -> Int64[Tensor, " D"]:
     """Where each edge is walked the other way."""
-    # Both directions of an edge are numbered alike: what is sorted first is the reverse.
-    backward, forward = edge.chunk(2)
-    half = len(backward)
-    where = torch.empty(2, half, dtype=torch.long, device=edge.device)
-    where[0, backward] = torch.arange(half, device=edge.device)
-    where[1, forward] = torch.arange(half, 2 * half, device=edge.device)
-    return torch.cat([where[1, backward], where[0, forward]])
+    backward, forward = edge.chunk(2)  # all edges in two orders, which argsort turns round
+    return torch.cat([forward.argsort()[backward] + len(backward), backward.argsort()[forward]])
 
 
 def _sides(
@@ -220,14 +230,8 @@ def _sides(
 def _segments(
     runs: Sequence[tuple[int, int]], source: Tensor, target: Tensor, length: Tensor, nodes: Tensor
 ) -> Segments:
-    to = torch.searchsorted(nodes, target)
-    segments = torch.bincount(to, minlength=len(nodes))
-    node, slot = counted(segments)
-    most = int(segments.max()) if len(target) else 0
-    place = torch.full((len(nodes), most + 1), len(target), device=to.device)
-    place[node, slot] = to.argsort(stable=True)
-    degree = torch.zeros(len(nodes), device=to.device).index_add_(0, to, length.float())
-    return Segments(tuple(runs), source, target, nodes, to, place, degree)
+    arrivals = arrivals_of(torch.searchsorted(nodes, target), length, len(nodes))
+    return Segments(tuple(runs), source, target, nodes, arrivals)
 
 
 class _Tallied(torch.autograd.Function):

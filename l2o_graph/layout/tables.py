@@ -4,7 +4,6 @@ There is no Python for each network of a batch: every table of the batch is a fe
 the tables of the architectures.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -14,7 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from l2o_graph.layout.segments import DirectedEdges, KernelTable, counted, directed_edges
+from l2o_graph.layout.arrivals import counted
+from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.segments import DirectedEdges, KernelTable, directed_edges
 from l2o_graph.layout.spec import ACTIVATIONS, CONSTANTS, Kernel, NetSpec
 
 R = TypeVar("R")
@@ -80,28 +81,28 @@ def layout_of(spec: NetSpec, room: Capacity) -> Layout:
     for role, most in (("input", room.inputs), ("output", room.classes)):
         if not 1 <= sizes[role] <= most:
             raise ValueError(f"network: expected 1 to {most} {role}s, found {sizes[role]}")
-    starts = [0, *itertools.accumulate(n.size for n in spec.neurons)]
-    scalars = [0, *itertools.accumulate(torch.Size(shape).numel() for shape in spec.shapes)]
-    kernels = []
+    topology, kernels = topology_of(spec), []
     for k in spec.kernels:
         constant = spec.is_constant(k.parameter)
-        first = k.parameter - len(spec.shapes) if constant else scalars[k.parameter] + k.start
-        source = starts[k.source] + k.source_start
-        target = starts[k.target] + k.target_start
-        sides = (source, target) if k.from_rows else (target, source)
+        first = k.parameter - len(spec.shapes) if constant else topology.first_scalar(k)
         dense = k.kind == "dense" and not k.positions and not constant
         kernels.append(
-            [first, constant, *k.grid, *_sides(spec, k, room), *sides, k.from_rows, dense]
+            [
+                first,
+                constant,
+                *k.grid,
+                *_sides(spec, k, room),
+                *topology.sides(k),
+                k.from_rows,
+                dense,
+            ]
         )
-    biases = [
-        [scalars[b.parameter] + b.start, b.size, starts[b.neurons] + b.neurons_start]
-        for b in spec.biases
-    ]
+    biases = [[topology.first_scalar(b), b.size, topology.bias(b)[0]] for b in spec.biases]
     nodes = _nodes(spec, room, room.positions - sizes["output"])
     outputs = torch.full((room.classes,), -1)
     outputs[room.classes - sizes["output"] :] = nodes[:, 2].nonzero().flatten()
     return Layout(
-        scalars[-1],
+        spec.num_parameters,
         torch.tensor(kernels, dtype=torch.long).view(-1, 11),
         torch.tensor(biases, dtype=torch.long).view(-1, 3),
         nodes,
@@ -153,8 +154,6 @@ class Batch:
         biased: The nodes that they sit on.
         positions: Row of each node in the table of positions.
         activations: Which of the ``KNOWN_ACTIVATIONS`` each node has, or ``NO_ACTIVATION``.
-        network: Which network each node belongs to.
-        sizes: Nodes of each network.
         outputs: For each network its output nodes, as indices among those of all networks, behind
             the number of these for those that it has not.
         directed: Its edges.
@@ -168,8 +167,6 @@ class Batch:
     biased: Int64[Tensor, " b"]
     positions: Int64[Tensor, " N"]
     activations: Int64[Tensor, " N"]
-    network: Int64[Tensor, " N"]
-    sizes: Int64[Tensor, " I"]
     outputs: Int64[Tensor, "I classes"]
     directed: DirectedEdges
 
@@ -236,7 +233,7 @@ class ArchitectureTables:
         own = torch.arange(len(kernels)).repeat_interleave(count)
         from_rows = kernels[:, 9] > 0
         fan_in = torch.where(from_rows, rows, columns) * height * width
-        node, nodes = self.nodes.of(which)
+        _, nodes = self.nodes.of(which)
         to, biases = self.biases.of(which)
         bias, step = counted(biases[:, 1])
         grids = KernelTable(
@@ -256,10 +253,8 @@ class ArchitectureTables:
             biased=(biases[:, 2] + first_node[to])[bias] + step,
             positions=nodes[:, 0],
             activations=nodes[:, 1],
-            network=node,
-            sizes=sizes,
             outputs=number_of_output.masked_fill(absent, int((~absent).sum())),
-            directed=directed_edges(grids, nodes[:, 2] > 0, both_ways),
+            directed=directed_edges(grids, sizes, nodes[:, 2] > 0, both_ways),
         )
 
 

@@ -16,8 +16,6 @@ from l2o_graph.metanets.cnn_embedding import EdgeEmbedding, NodeEmbedding
 from l2o_graph.metanets.cnn_probes import Answers
 from l2o_graph.metanets.heads import OutputNodes
 from l2o_graph.metanets.structure import structure_of
-from l2o_graph.models.mixed_ng_gnn import mixed_ng_gnn
-from l2o_graph.models.mixed_ng_t import mixed_ng_t
 from l2o_graph.models.mlp import mlp
 from l2o_graph.models.ng_gnn import NGGNN, keep_nodes
 from l2o_graph.models.ng_t import NGT
@@ -101,22 +99,14 @@ class GraphBody(nn.Module):
         nodes = self.nodes(batch, batch.offsets(row))
         if self.responses is not None:
             nodes = nodes + self.responses(of_nodes)
-        states = self._last(batch, nodes, edges)
+        if isinstance(self.backbone, OrderedGraph):
+            states = self.backbone(batch.directed, nodes, edges)
+        else:
+            states, _ = self.backbone(batch.directed, nodes, [edges])
         # Behind the states of all output nodes, zeros for those that a network has not.
         absent = states.new_zeros(1, states.shape[1])
         read = None if self.reader is None else self.reader(shares)
         return self.head(torch.cat([states, absent])[batch.outputs], read).squeeze(1)
-
-    def _last(
-        self, batch: Batch, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D C"]
-    ) -> Float[Tensor, "n H"]:
-        """Last states of output nodes."""
-        of_network = batch.directed, batch.network, batch.sizes
-        if isinstance(self.backbone, OrderedGraph):
-            return self.backbone(batch.directed, nodes, edges)
-        if isinstance(self.backbone, NGGNN):
-            return mixed_ng_gnn(self.backbone, *of_network, nodes, edges)
-        return mixed_ng_t(self.backbone, *of_network, nodes, edges)
 
 
 def backbone_of(config: CNNModelConfig) -> NGGNN | NGT | OrderedGraph:
@@ -126,7 +116,7 @@ def backbone_of(config: CNNModelConfig) -> NGGNN | NGT | OrderedGraph:
         return OrderedGraph(hidden, config.dropout)
     if config.model == "ng_gnn":
         sizes = hidden, config.layers, config.delta, config.dropout
-        model = NGGNN(*sizes, last_edges=False, reverse=config.reverse)
+        model = NGGNN(*sizes, last_edges=False)
         keep_nodes(model)
         return model
     return NGT(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.tables import KNOWN_ACTIVATIONS, Batch
 from l2o_graph.metanets.cnn_config import CNNModelConfig
-from l2o_graph.models.fourier import FourierFeatures, chained
+from l2o_graph.models.fourier import Projection, read_both_ways
 
 # First weights on numbers that are not turned into cosines are so many times torch's. With those,
 # first states of 3x3 kernels as torch draws them have a deviation of 0.07 if weights are scaled, of
@@ -18,21 +18,12 @@ from l2o_graph.models.fourier import FourierFeatures, chained
 GAIN = 5.0
 
 
-class Projection(nn.Module):
-    """W_second W_first gamma(x), with gamma the features of vectors x."""
-
-    def __init__(self, inputs: int, size: int, sigma: float):
-        super().__init__()
-        self.features = FourierFeatures(inputs, sigma)
-        self.first = nn.Linear(self.features.size, size)
-        self.second = nn.Linear(size, size)
-        if not sigma:
-            with torch.no_grad():
-                self.first.weight.mul_(GAIN)
-
-    def forward(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n size"]:
-        """Map them."""
-        return chained(self.first, self.second, self.features.of(x))
+def projection(inputs: int, size: int, sigma: float) -> Projection:
+    """Make one of kernels or of biases."""
+    made = Projection(inputs, size, sigma)
+    if not sigma:
+        made.first.weight.data *= GAIN
+    return made
 
 
 class EdgeEmbedding(nn.Module):
@@ -50,8 +41,8 @@ class EdgeEmbedding(nn.Module):
         self.reverse, self.both_ways = config.reverse, config.both_ways
         self.centre = config.max_kernel**2 // 2
         read = 3 if config.reverse else 1
-        self.kernel = Projection(read * config.max_kernel**2, size, config.fourier)
-        own = None if config.linear_as_conv else Projection(read, size, config.fourier)
+        self.kernel = projection(read * config.max_kernel**2, size, config.fourier)
+        own = None if config.linear_as_conv else projection(read, size, config.fourier)
         self.linear = own
 
     def forward(self, batch: Batch, kernels: Float[Tensor, "E K"]) -> Float[Tensor, "D C"]:
@@ -71,14 +62,13 @@ class EdgeEmbedding(nn.Module):
         return torch.cat([of_reverse[backward], of_forward[forward]])
 
     def _states(
-        self, projection: Projection, x: Float[Tensor, "n K"]
+        self, maps: Projection, x: Float[Tensor, "n K"]
     ) -> tuple[Float[Tensor, "_ C"], Float[Tensor, "n C"]]:
         """Of reverse edges and of forward edges."""
         if not self.reverse:
-            return projection(x.new_zeros(1, x.shape[1])), projection(x)
-        zeros = torch.zeros_like(x)
-        backward, forward = torch.cat([zeros, x, x], dim=1), torch.cat([x, zeros, x], dim=1)
-        return projection(backward), projection(forward)
+            return maps(x.new_zeros(1, x.shape[1])), maps(x)
+        forward, backward = read_both_ways(x)
+        return maps(backward), maps(forward)
 
 
 class NodeEmbedding(nn.Module):
@@ -90,7 +80,7 @@ class NodeEmbedding(nn.Module):
 
     def __init__(self, config: CNNModelConfig, positions: int):
         super().__init__()
-        self.bias = Projection(1, config.hidden, config.fourier)
+        self.bias = projection(1, config.hidden, config.fourier)
         self.table = nn.Parameter(torch.randn(positions, config.hidden))
         known = nn.Embedding(len(KNOWN_ACTIVATIONS), config.hidden)
         self.activation = known if config.activations else None

@@ -1,13 +1,12 @@
 """Answers about networks as a whole, and for each of their weights and biases."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology
-from l2o_graph.layout.edges import LazyEdges
+from l2o_graph.layout.blocks import Topology
 from l2o_graph.models.mlp import linear_maps
 
 
@@ -54,12 +53,11 @@ class ParameterDeltas(nn.Module):
     def forward(
         self,
         topology: Topology,
-        chunks: Sequence[Chunk],
         nodes: Float[Tensor, "*B N H"],
-        edges: LazyEdges,
+        edges: Iterable[Float[Tensor, "... C"]],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Numbers of each kernel, (*B, out, in), and of each bias, (*B, out); K > 1 comes first."""
-        forward = torch.cat([edges(chunk)[..., 0, :, :] for chunk in chunks], dim=-2)
+        forward = torch.cat([each[..., 0, :, :] for each in edges], dim=-2)
         kernels, biases = topology.spec.kernels, topology.spec.biases
         runs = answers_first(self.of_edge(forward)).split([k.size for k in kernels], dim=-1)
         of_weights = [run.unflatten(-1, k.grid[1:]) for run, k in zip(runs, kernels, strict=True)]

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology, topology_of
+from l2o_graph.layout.blocks import Topology, topology_of
+from l2o_graph.layout.grids import grid_route
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.metanets.heads import OutputNodes, ParameterDeltas
 from l2o_graph.metanets.inr_config import INRModelConfig
@@ -23,8 +24,7 @@ class GraphBody(nn.Module):
     def __init__(self, config: INRModelConfig):
         super().__init__()
         self.topology = topology_of(spec_of_layout(config.layout))
-        self.chunks = by_kernel(self.topology)
-        spec, nodes = self.topology.spec, config.hidden
+        self.both_ways, nodes = config.both_ways, config.hidden
         edges = nodes if config.model == "ng_gnn" else nodes // 2
         self.edges = EdgeEmbedding(edges, config.fourier, config.reverse, config.both_ways)
         self.nodes = NodeEmbedding(
@@ -32,15 +32,12 @@ class GraphBody(nn.Module):
         )
         self.backbone = backbone_of(config, self.topology)
         if config.task == "edit":
-            self.head, self.last = ParameterDeltas(edges, nodes, config.answers), self.chunks
+            self.head = ParameterDeltas(edges, nodes, config.answers)
             return
         hidden, depth = nodes, 2
         if config.model == "ng_t":
             hidden, depth = 2 * nodes, 2 if config.axial else 1
         self.head = OutputNodes(config.layout[-1], nodes, hidden, depth, config.classes)
-        # Only output nodes are read: the last round needs no more than what leads to them.
-        role = [spec.neurons[kernel.target].role for kernel in spec.kernels]
-        self.last = tuple(c for c in self.chunks if role[c[0].kernel] == "output")
 
     def forward(
         self,
@@ -49,16 +46,12 @@ class GraphBody(nn.Module):
         responses: Sequence[Float[Tensor, "I _ M"]],
     ) -> Float[Tensor, "I classes"] | tuple[list[Tensor], list[Tensor]]:
         """Logits, or a number for each weight and each bias: see ``models.BODIES``."""
-
-        def first_edges(chunk: Chunk) -> Tensor:
-            (block,) = chunk
-            return self.edges(weights[block.kernel].flatten(1))
-
+        reads_outputs = isinstance(self.head, OutputNodes)
         nodes = self.nodes(self.topology, biases, responses)
-        nodes, edges = self.backbone(self.topology, self.chunks, nodes, first_edges, self.last)
-        if isinstance(self.head, OutputNodes):
-            return self.head(nodes)
-        return self.head(self.topology, self.chunks, nodes, edges)
+        edges = [self.edges(each.flatten(1)) for each in weights]
+        route = grid_route(self.topology, nodes.device, both=self.both_ways, outputs=reads_outputs)
+        nodes, edges = self.backbone(route, nodes, edges)
+        return self.head(nodes) if reads_outputs else self.head(self.topology, nodes, edges)
 
 
 def backbone_of(config: INRModelConfig, topology: Topology) -> NGGNN | NGT:
@@ -66,9 +59,9 @@ def backbone_of(config: INRModelConfig, topology: Topology) -> NGGNN | NGT:
     hidden, layers, dropout = config.hidden, config.layers, config.dropout
     if config.model == "ng_gnn":
         # The edges that messages come along count; the released code counts forward ones alone.
-        degree = topology.degree if config.reverse else topology.in_degree
-        delta = (degree + 1).log().mean().item()
-        model = NGGNN(hidden, layers, delta, dropout, last_edges=False, reverse=config.reverse)
+        edges = grid_route(topology, torch.device("cpu"), both=config.reverse)
+        delta = (edges.all.arrivals.degree + 1).log().mean().item()
+        model = NGGNN(hidden, layers, delta, dropout, last_edges=False)
         keep_nodes(model)
         return model
     return NGT(
@@ -89,8 +82,3 @@ def spec_of_layout(layout: Sequence[int]) -> NetSpec:
     with torch.device("meta"):
         layers = [nn.Linear(of, to) for of, to in pairwise(layout)]
     return spec_of_module(nn.Sequential(*layers))
-
-
-def by_kernel(topology: Topology) -> tuple[Chunk, ...]:
-    """A chunk for each kernel: what no one asks for is not worked out, what one does not joined."""
-    return tuple((block,) for block in topology.blocks)

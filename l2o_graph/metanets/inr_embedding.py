@@ -12,14 +12,11 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Topology
 from l2o_graph.layout.positions import position_rows
-from l2o_graph.models.fourier import FourierFeatures, chained
-
-# Where an edge and its reverse have the weight in what they read: [w, 0, w] and [0, w, w].
-BOTH_WAYS = ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0))
+from l2o_graph.models.fourier import FourierFeatures, Projection, read_both_ways
 
 
-class EdgeEmbedding(nn.Module):
-    """W_second W_first gamma, with gamma the features of what an edge and its reverse read.
+class EdgeEmbedding(Projection):
+    """A projection of what an edge and its reverse read.
 
     Args:
         size: Channels C.
@@ -30,20 +27,17 @@ class EdgeEmbedding(nn.Module):
     """
 
     def __init__(self, size: int, sigma: float, reverse: bool, both_ways: bool):
-        super().__init__()
+        super().__init__(3 if reverse else 1, size, sigma)
         self.reverse, self.both_ways = reverse, both_ways
-        self.features = FourierFeatures(3 if reverse else 1, sigma)
-        self.first = nn.Linear(self.features.size, size)
-        self.second = nn.Linear(size, size)
 
-    def forward(self, weights: Float[Tensor, "*B E"]) -> Float[Tensor, "*B P E C"]:
-        """First states of edges and, in a second plane, of their reverses."""
+    def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B P E C"]:
+        """First states of edges of weights x and, in a second plane, of their reverses."""
         if self.reverse:
-            return chained(self.first, self.second, self.features(weights, BOTH_WAYS))
-        forward = chained(self.first, self.second, self.features(weights))
+            return super().forward(torch.stack(read_both_ways(x[..., None]), dim=-3))
+        forward = super().forward(x[..., None, :, None])
         if not self.both_ways:
             return forward
-        nothing = chained(self.first, self.second, self.features(weights.new_zeros(1)))
+        nothing = super().forward(x.new_zeros(1, 1))
         return torch.cat([forward, nothing.expand_as(forward)], dim=-3)
 
 
@@ -78,7 +72,7 @@ class NodeEmbedding(nn.Module):
     ) -> Float[Tensor, "*B N H"]:
         """First states; responses are of the inputs and of each layer, none without probes."""
         inputs = biases[0].new_zeros(*biases[0].shape[:-1], topology.spec.neurons[0].size)
-        states = self.first(self.features(torch.cat([inputs, *biases], dim=-1)).squeeze(-3))
+        states = self.first(self.features(torch.cat([inputs, *biases], dim=-1)[..., None]))
         if self.probes:
             said = [read(r) for read, r in zip(self.probes, responses, strict=True)]
             states = states + torch.cat(said, dim=-2)

@@ -35,7 +35,7 @@ class Numbers(nn.Module):
     def forward(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n size"]:
         """Features of each number."""
         x = x[..., None]
-        return x if self.waves is None else torch.cat([x, self.waves.of(x)], -1)
+        return x if self.waves is None else torch.cat([x, self.waves(x)], -1)
 
 
 class OrderedBody(nn.Module):

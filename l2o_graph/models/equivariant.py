@@ -6,7 +6,7 @@ map (Maron et al. 2019 for one tensor, Zhou et al. 2024, "Universal Neural Funct
 many): an axis of the output is tied to an axis of the input on the same neurons or the output is
 constant along it, an input axis that is not tied is averaged over, and fixed axes are mixed
 freely. Each map is an einsum formula; a kernel's to itself are ``ij->ij``, ``ik->ij``,
-``kj->ij`` and ``kl->ij``.
+``kj->ij`` and ``kl->ij``. No tensor has the same neurons twice, as a recurrent kernel would.
 
 Three published layers are this one, on three specifications:
 
@@ -25,7 +25,7 @@ Positions of a convolution are a fixed axis in all three.
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +36,6 @@ from l2o_graph.layout.spec import Kernel, NetSpec, Role
 
 NP: tuple[Role, ...] = ("input", "hidden", "output")
 HNP: tuple[Role, ...] = ("hidden",)
-
-Labels = tuple[int, ...]  # the letters of one side of an einsum formula
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +78,6 @@ class TensorSpec:
         return tuple(sorted(range(len(self.axes)), key=lambda a: self.axes[a].permutable))
 
 
-@dataclass(frozen=True, slots=True)
-class BasisMap:
-    """A map from one tensor to another, up to what it does to channels and fixed axes.
-
-    Attributes:
-        source: Index of the tensor that it reads.
-        target: Index of the tensor that it writes.
-        reads: A label for each permutable axis of the source.
-        writes: The same for the target. A label on both sides ties the axes that bear it, one on
-            the left alone is averaged over, one on the right alone is broadcast. A label twice
-            on a side is that side's diagonal, which occurs where a tensor has an axis twice.
-    """
-
-    source: int
-    target: int
-    reads: Labels
-    writes: Labels
-
-    @property
-    def tied(self) -> Labels:
-        """Labels on both sides, in the order of the right."""
-        return tuple(label for label in dict.fromkeys(self.writes) if label in self.reads)
-
-
 def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpec, ...]:
     """The parameters of a network as a weight space.
 
@@ -118,7 +92,8 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
 
     Raises:
         ValueError: When a parameter is loose, so that nothing is known of what permutes it, or
-            more than one kernel or bias, or a kernel in groups: its axes are then not its neurons.
+            more than one kernel or bias, or a kernel in groups: its axes are then not its neurons;
+            and when a kernel joins a set to itself.
     """
     if spec.loose:
         names = ", ".join(repr(spec.names[i]) for i in spec.loose)
@@ -130,6 +105,9 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
         if not whole or (isinstance(k, Kernel) and (k.grid[0] > 1 or k.from_rows)):
             name = repr(spec.names[k.parameter])
             raise ValueError(f"expected only whole kernels [out, in, *positions], found {name}")
+        if isinstance(k, Kernel) and k.source == k.target:
+            name = repr(spec.names[k.parameter])
+            raise ValueError(f"expected kernels between two sets of neurons, found {name}")
     neurons = [
         Axis(f"neurons {n}", one.size, one.role in permutable) for n, one in enumerate(spec.neurons)
     ]
@@ -140,97 +118,45 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
     return tuple(TensorSpec(name, axes[i]) for i, name in enumerate(spec.names))
 
 
-def maps_between(s: int, source: TensorSpec, t: int, target: TensorSpec) -> Iterator[BasisMap]:
-    """Every map from the source, tensor s, to the target, tensor t: independent, and complete.
+def ways_to_tie(source: TensorSpec, target: TensorSpec) -> list[tuple[Axis, ...]]:
+    """Of every map from the source to the target the axes that it ties: independent, and complete.
 
-    A map stands for as many as there are pairs of entries of the two tensors' fixed axes. The axes
-    of both on the same neurons are divided into groups of tied axes in every way. With more groups
-    than neurons, the map would be a combination of others.
+    A map stands for as many as there are pairs of entries of the two tensors' fixed axes. An axis
+    of one neuron is always tied: to average over it, or to broadcast, would be the same.
     """
-    axes = (*target.free, *source.free)
-    neurons = list(dict.fromkeys(axes))
-    ways = (_partitions(axes.count(one), one.size) for one in neurons)
-    for way in itertools.product(*ways):
-        groups = {one: iter(labels) for one, labels in zip(neurons, way, strict=True)}
-        labels = _renumbered([(one, next(groups[one])) for one in axes])
-        cut = len(target.free)
-        yield BasisMap(s, t, labels[cut:], labels[:cut])
+    shared = [axis for axis in target.free if axis in source.free]
+    ways = [((axis,),) if axis.size == 1 else ((axis,), ()) for axis in shared]
+    return [sum(way, ()) for way in itertools.product(*ways)]
 
 
-def _partitions(size: int, most: int) -> list[Labels]:
-    """Every division of so many things into at most ``most`` groups, as each one's group."""
-    if size == 0:
-        return [()]
-    return [
-        (*rest, group)
-        for rest in _partitions(size - 1, most)
-        for group in range(min(max(rest, default=-1) + 2, most))
-    ]
+def averaged(
+    x: Float[Tensor, "B C ..."], spec: TensorSpec, kept: Sequence[Axis]
+) -> Float[Tensor, "B C ..."]:
+    """A tensor whose fixed axes are channels, averaged over all but the axes kept, in their order.
 
-
-def _renumbered(labels: Sequence[object]) -> Labels:
-    """Labels 0, 1, ... in the order in which they first occur."""
-    number = {label: n for n, label in enumerate(dict.fromkeys(labels))}
-    return tuple(number[label] for label in labels)
-
-
-@dataclass(frozen=True, slots=True)
-class InputPool:
-    """What is read of a tensor: its entries on a diagonal, averaged over all but the axes kept.
-
-    ``reads`` has a label for each of its permutable axes, ``kept`` those of the answer's axes.
+    The constant has no axes.
     """
-
-    source: int
-    reads: Labels
-    kept: Labels
-
-    @staticmethod
-    def of(m: BasisMap) -> "InputPool":
-        """What a map reads; equal for all maps that read the same."""
-        labels = _renumbered((*m.reads, *m.tied))
-        return InputPool(m.source, labels[: len(m.reads)], labels[len(m.reads) :])
-
-    def __call__(self, x: Float[Tensor, "B C ..."]) -> Float[Tensor, "B C ..."]:
-        """Average a tensor whose fixed axes are channels."""
-        answer = torch.einsum(
-            x, [0, 1, *(2 + r for r in self.reads)], [0, 1, *(2 + k for k in self.kept)]
-        )
-        size = dict(zip(self.reads, x.shape[2:], strict=True))
-        count = math.prod(n for label, n in size.items() if label not in self.kept)
-        return answer if count == 1 else answer / count
+    free = spec.free
+    answer = torch.einsum(
+        x, [0, 1, *range(2, x.dim())], [0, 1, *(2 + free.index(axis) for axis in kept)]
+    )
+    count = math.prod(axis.size for axis in free if axis not in kept)
+    return answer if count == 1 else answer / count
 
 
 @dataclass(frozen=True, slots=True)
 class OutputMap:
-    """All maps to one tensor that write alike: they are added before they are broadcast.
+    """All maps to one tensor that tie the same axes: they are added before they are broadcast.
 
-    ``writes`` has a label for each of its permutable axes, ``tied`` those along which what is
-    written varies; ``pools`` are what the maps read.
+    ``sources`` are the tensors that they read, by number, behind all of them the constant.
     """
 
     target: int
-    writes: Labels
-    tied: Labels
-    pools: tuple[InputPool, ...]
+    tied: tuple[Axis, ...]
+    sources: tuple[int, ...]
 
-    def broadcast(self, x: Float[Tensor, "B C n"], target: TensorSpec) -> Float[Tensor, "B C ..."]:
-        """Write entries of the tied axes, flattened to n, where they belong.
 
-        Returns:
-            (B, C, *free axes of the target), with size 1 along axes that can be broadcast.
-        """
-        sizes, shape, repeats = [axis.size for axis in target.free], [], []
-        for axis, label in enumerate(self.writes):
-            first = self.writes.index(label)
-            shape.append(sizes[axis] if first == axis and label in self.tied else 1)
-            if first < axis:
-                repeats.append((first, axis))
-        x = x.reshape(*x.shape[:2], *shape)
-        for pair in repeats:
-            sides = [sizes[axis] if axis in pair else 1 for axis in range(len(sizes))]
-            x = x * torch.eye(max(sides), dtype=x.dtype, device=x.device).view(sides)
-        return x
+ONE = TensorSpec("one", ())  # a constant 1, which gives outputs their biases
 
 
 class EquivariantLinear(nn.Module):
@@ -252,21 +178,19 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         self.space = tuple(space)
         self.in_channels, self.out_channels = in_channels, out_channels
-        one = TensorSpec("one", ())
         self.landings: list[OutputMap] = []
         self.weights = nn.ParameterList()
         for t, target in enumerate(self.space):
-            landings: dict[tuple[Labels, Labels], list[InputPool]] = {}
-            for s, source in enumerate((*self.space, one)):
-                for m in maps_between(s, source, t, target):
-                    landings.setdefault((m.writes, m.tied), []).append(InputPool.of(m))
+            sources: dict[tuple[Axis, ...], list[int]] = {}
+            for s, source in enumerate((*self.space, ONE)):
+                for tied in ways_to_tie(source, target):
+                    sources.setdefault(tied, []).append(s)
             # The least first: a sum has the full size only once a term has.
-            for writes, tied in sorted(landings, key=lambda landing: len(landing[1])):
-                landing = OutputMap(t, writes, tied, tuple(landings[writes, tied]))
-                fan_in = sum(self._channels(pool.source) for pool in landing.pools)
+            for tied in sorted(sources, key=len):
+                fan_in = sum(self._channels(s) for s in sources[tied])
                 outputs = out_channels * math.prod(target.fixed_shape)
-                weight = torch.randn(outputs, fan_in) / math.sqrt(fan_in * len(landings))
-                self.landings.append(landing)
+                weight = torch.randn(outputs, fan_in) / math.sqrt(fan_in * len(sources))
+                self.landings.append(OutputMap(t, tied, tuple(sources[tied])))
                 self.weights.append(nn.Parameter(weight))
 
     def _channels(self, source: int) -> int:
@@ -281,11 +205,14 @@ class EquivariantLinear(nn.Module):
         """Map features (B, C, *shape) of each tensor from ``in_channels`` to ``out_channels``."""
         folded = [_folded(spec, x) for spec, x in zip(self.space, tensors, strict=True)]
         folded.append(folded[0].new_ones(len(folded[0]), 1))
-        needed = dict.fromkeys(pool for landing in self.landings for pool in landing.pools)
-        pools = {pool: pool(folded[pool.source]) for pool in needed}
+        specs = (*self.space, ONE)
+        needed = dict.fromkeys(
+            (s, landing.tied) for landing in self.landings for s in landing.sources
+        )
+        pools = {(s, kept): averaged(folded[s], specs[s], kept) for s, kept in needed}
         answer: dict[int, Tensor] = {}
         for landing, weight in zip(self.landings, self.weights, strict=True):
-            read = [pools[pool] for pool in landing.pools]
+            read = [pools[s, landing.tied] for s in landing.sources]
             read = torch.cat(read, dim=1) if len(read) > 1 else read[0]
             if landing.tied:
                 # A product for each network: for one of all, torch copies features there and back.
@@ -293,7 +220,9 @@ class EquivariantLinear(nn.Module):
             else:
                 mixed = (read @ weight.T)[..., None]
             t = landing.target
-            term = landing.broadcast(mixed, self.space[t])
+            free = self.space[t].free
+            sides = [axis.size if axis in landing.tied else 1 for axis in free]
+            term = mixed.reshape(*mixed.shape[:2], *sides)
             answer[t] = answer[t] + term if t in answer else term
         return [_unfolded(spec, answer[t]) for t, spec in enumerate(self.space)]
 

@@ -1,14 +1,12 @@
 """Numbers -> features in which a linear map can tell small differences (Tancik et al. 2020)."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 FREQUENCIES = 128
-ALONE = ((1.0,),)
 
 
 class FourierFeatures(nn.Module):
@@ -28,33 +26,32 @@ class FourierFeatures(nn.Module):
         self.register_buffer("frequencies", drawn)
         self.size = 2 * count if sigma else inputs
 
-    def forward(
-        self, x: Float[Tensor, "*B n"], ways: Sequence[Sequence[float]] = ALONE
-    ) -> Float[Tensor, "*B W n size"]:
-        """Features of the vectors x * way, for each number x and each of W ways."""
-        ways_of_x = x.new_tensor(ways)
-        if self.frequencies is None:
-            return x[..., None, :, None] * ways_of_x[:, None]
-        turns = 2 * math.pi * (ways_of_x @ self.frequencies.T)
-        turns = turns.repeat(1, 2)[:, None]
-        return torch.addcmul(_quarter_turns(turns, self.size), x[..., None, :, None], turns).sin_()
-
-    def of(self, x: Float[Tensor, "*n inputs"]) -> Float[Tensor, "*n size"]:
+    def forward(self, x: Float[Tensor, "*n inputs"]) -> Float[Tensor, "*n size"]:
         """Features of vectors x."""
         if self.frequencies is None:
             return x
         turns = (2 * math.pi * self.frequencies).repeat(2, 1)
-        return nn.functional.linear(x, turns, _quarter_turns(turns, self.size)).sin_()
+        # A cosine is a sine a quarter turn ahead: all features are one operation.
+        ahead = turns.new_tensor([math.pi / 2, 0.0]).repeat_interleave(self.size // 2)
+        return nn.functional.linear(x, turns, ahead).sin_()
 
 
-def _quarter_turns(like: Tensor, size: int) -> Float[Tensor, " size"]:
-    """A cosine is a sine a quarter turn ahead: all features are one operation."""
-    return like.new_tensor([math.pi / 2, 0.0]).repeat_interleave(size // 2)
+class Projection(nn.Module):
+    """W_second W_first gamma(x), with gamma the features of vectors x (Kofinas et al. 2024)."""
+
+    def __init__(self, inputs: int, size: int, sigma: float):
+        super().__init__()
+        self.features = FourierFeatures(inputs, sigma)
+        self.first = nn.Linear(self.features.size, size)
+        self.second = nn.Linear(size, size)
+
+    def forward(self, x: Float[Tensor, "*n inputs"]) -> Float[Tensor, "*n size"]:
+        """Map them, by two maps as one: half the work and no state between."""
+        weight = self.second.weight @ self.first.weight
+        return nn.functional.linear(self.features(x), weight, self.second(self.first.bias))
 
 
-def chained(
-    first: nn.Linear, second: nn.Linear, x: Float[Tensor, "*n inputs"]
-) -> Float[Tensor, "*n outputs"]:
-    """Two linear maps with nothing between them, as one: half the work and no state between."""
-    weight = second.weight @ first.weight
-    return nn.functional.linear(x, weight, second(first.bias))
+def read_both_ways(x: Float[Tensor, "*n K"]) -> list[Float[Tensor, "*n three_K"]]:
+    """What an edge with features x reads, [x, 0, x], and what its reverse does, [0, x, x]."""
+    nothing = torch.zeros_like(x)
+    return [torch.cat([x, nothing, x], dim=-1), torch.cat([nothing, x, x], dim=-1)]

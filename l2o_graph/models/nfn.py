@@ -6,24 +6,21 @@ serves networks of any depth and size. That inputs and outputs are permutable to
 where the first node states say which input or output a node is.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology, with_edges
-from l2o_graph.layout.edges import LazyEdges, over_edges
-
-PairedEdges = Callable[[Chunk], Float[Tensor, "E C"]]
+from l2o_graph.layout.blocks import Topology
+from l2o_graph.layout.grids import GridRoute, Grids, over_edges
 
 # Floor under the mean square of a state: what is smaller is not blown up to unit size.
 SMALLEST_SQUARE = 1e-5
 
 
 def kernel_means(
-    chunks: Sequence[Chunk], edges: PairedEdges, nothing: Float[Tensor, "N C"]
+    grids: Grids, edges: Sequence[Float[Tensor, "... C"]], nothing: Float[Tensor, "N C"]
 ) -> Float[Tensor, "N two_C"]:
     """Mean state of the edges into each node, and of the edges out of it, beside each other.
 
@@ -31,17 +28,15 @@ def kernel_means(
     skip, count alike.
     """
     into, out_of, kernels_into, kernels_out_of = (nothing.clone() for _ in range(4))
-    for chunk in chunks:
-        states = edges(chunk)
-        for block, own in with_edges(chunk):
-            grid = states[own].unflatten(0, block.grid)
-            of_rows, of_columns = grid.mean(2).flatten(0, 1), grid.mean(1).flatten(0, 1)
-            to, of = (of_columns, of_rows) if block.from_rows else (of_rows, of_columns)
-            targets, sources = (slice(*end) for end in block.ends)
-            into[targets] += to
-            kernels_into[targets] += 1
-            out_of[sources] += of
-            kernels_out_of[sources] += 1
+    for block, own in grids.blocks(edges):
+        grid = own.unflatten(0, block.grid)
+        of_rows, of_columns = grid.mean(2).flatten(0, 1), grid.mean(1).flatten(0, 1)
+        to, of = (of_columns, of_rows) if block.from_rows else (of_rows, of_columns)
+        targets, sources = (slice(*end) for end in block.ends)
+        into[targets] += to
+        kernels_into[targets] += 1
+        out_of[sources] += of
+        kernels_out_of[sources] += 1
     means = into / kernels_into.clamp(min=1), out_of / kernels_out_of.clamp(min=1)
     return torch.cat(means, dim=-1)
 
@@ -77,13 +72,13 @@ class NFNLayer(nn.Module):
     def contexts(
         self,
         topology: Topology,
-        chunks: Sequence[Chunk],
+        grids: Grids,
         nodes: Float[Tensor, "N H"],
-        edges: PairedEdges,
+        edges: Sequence[Float[Tensor, "... C"]],
     ) -> Float[Tensor, "N fifteen_H"]:
-        """u_i of every node, gathered from all chunks."""
+        """u_i of every node."""
         nothing = nodes.new_zeros(len(nodes), 2 * nodes.shape[-1])
-        means_of_edges = kernel_means(chunks, edges, nothing)
+        means_of_edges = kernel_means(grids, edges, nothing)
         own = torch.cat([nodes, means_of_edges], dim=-1)
         sizes = [neurons.size for neurons in topology.spec.neurons]
         means = torch.stack([each.mean(0) for each in own.split(sizes)])
@@ -97,19 +92,15 @@ class NFNLayer(nn.Module):
 
     def next_edges(
         self,
-        chunk: Chunk,
-        terms: tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]],
-        edges: Float[Tensor, "E C"],
-    ) -> Float[Tensor, "E C"]:
-        """Update the edges of a chunk from terms of their targets and of their sources."""
-        return self.own(edges) + torch.cat(over_edges(chunk, *terms))
-
-    def terms(
-        self, contexts: Float[Tensor, "N fifteen_H"]
-    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
-        """What a node adds to the edges into it, and to those out of it."""
+        grids: Grids,
+        contexts: Float[Tensor, "N fifteen_H"],
+        edges: Sequence[Float[Tensor, "... C"]],
+    ) -> list[Float[Tensor, "... C"]]:
+        """Update edges from u of their targets and of their sources."""
         # The mean of everything reaches an edge once, by its target.
-        return self.target(contexts), self.source(contexts[:, : self.source.in_features])
+        terms = self.target(contexts), self.source(contexts[:, : self.source.in_features])
+        pairs = zip(grids.chunks, edges, strict=True)
+        return [self.own(each) + torch.cat(over_edges(chunk, *terms)) for chunk, each in pairs]
 
 
 class NFN(nn.Module):
@@ -128,39 +119,23 @@ class NFN(nn.Module):
 
     def forward(
         self,
-        topology: Topology,
-        chunks: Sequence[Chunk],
+        route: GridRoute,
         nodes: Float[Tensor, "N H"],
-        edges: LazyEdges,
-    ) -> tuple[Float[Tensor, "N H"], LazyEdges]:
+        edges: Sequence[Float[Tensor, "... H"]],
+    ) -> tuple[Float[Tensor, "N H"], list[Float[Tensor, "... H"]]]:
         """Map nodes and edges, layer by layer; arguments and answers are as those of ``NGGNN``."""
-        paired: PairedEdges = cache(lambda chunk: torch.cat(edges(chunk).unbind(), dim=-1))
-        last = len(self.layers) - 1
+        paired = [torch.cat(each.unbind(), dim=-1) for each in edges]
+        silu, last = nn.functional.silu, len(self.layers) - 1
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, NFNLayer)
-            contexts = layer.contexts(topology, chunks, nodes, paired)
+            contexts = layer.contexts(route.topology, route.all, nodes, paired)
             nodes = layer.node(contexts)
+            paired = layer.next_edges(route.all, contexts, paired)
             if k < last:
-                nodes = nn.functional.silu(self.node_norms[k](nodes))
-            norm = self.edge_norms[k] if k < last else None
-            paired = cache(_after(layer, norm, layer.terms(contexts), paired))
-        return nodes, cache(lambda chunk: torch.stack(paired(chunk).chunk(2, dim=-1)))
+                nodes = silu(self.node_norms[k](nodes))
+                paired = [silu(self.edge_norms[k](each)) for each in paired]
+        return nodes, [torch.stack(each.chunk(2, dim=-1)) for each in paired]
 
 
 def _norm(channels: int) -> nn.Module:
     return nn.RMSNorm(channels, eps=SMALLEST_SQUARE)
-
-
-def _after(
-    layer: NFNLayer,
-    norm: nn.Module | None,
-    terms: tuple[Tensor, Tensor],
-    edges: PairedEdges,
-) -> PairedEdges:
-    """Edge states one layer further."""
-
-    def states(chunk: Chunk) -> Tensor:
-        mapped = layer.next_edges(chunk, terms, edges(chunk))
-        return mapped if norm is None else nn.functional.silu(norm(mapped))
-
-    return states

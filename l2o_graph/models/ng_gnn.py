@@ -1,23 +1,28 @@
 """NG-GNN: a message-passing network over neurons (Kofinas et al. 2024, section 3.2).
 
 PNA aggregation (Corso et al. 2020) of messages that the edges modulate as FiLM does (Perez et
-al. 2018), and edges that are updated from their two nodes. States of edges lie in P planes: plane
-0 is the forward edge source -> target, plane 1 its reverse, where edges are walked both ways.
+al. 2018), and edges that are updated from their two nodes. Where edges lie is another's matter: in
+grids, for networks of one architecture (``GridRoute``), or in segments, for a batch of any
+(``DirectedEdges``). Either way directed edges come in parts, each with its states in one tensor.
 
-States may have batch axes in front, written *B: networks of one architecture, each by itself.
+Axes: E directed edges of a part, S segments, n nodes that gather, of N; *B as in ``layout.grids``.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, Topology, with_edges
-from l2o_graph.layout.edges import LazyEdges, over_planes
-from l2o_graph.layout.node_ranges import split_ranges
-from l2o_graph.layout.partials import PNAPartial
+from l2o_graph.layout.arrivals import Arrivals
+from l2o_graph.layout.grids import GridRoute, Grids
+from l2o_graph.layout.segments import DirectedEdges, Segments
+
+Route = GridRoute | DirectedEdges
+Walk = Grids | Segments
+
+# PyTorch Geometric's floor under a variance; at or below it the standard deviation is called 0.
+SMALLEST_VARIANCE = 1e-5
 
 
 class GraphNorm(nn.Module):
@@ -32,11 +37,29 @@ class GraphNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden))
         self.bias = nn.Parameter(torch.zeros(hidden))
 
-    def forward(self, x: Float[Tensor, "*B N H"]) -> Float[Tensor, "*B N H"]:
+    def forward(self, x: Float[Tensor, "*B N H"], route: Route) -> Float[Tensor, "*B N H"]:
         """Normalise the nodes of each graph by itself."""
-        centred = x - x.mean((-2, -1), keepdim=True)
-        deviation = (centred.square().mean((-2, -1), keepdim=True) + 1e-10).sqrt()
+        centred = x - route.mean(x)
+        deviation = (route.mean(centred.square()) + 1e-10).sqrt()
         return centred / (deviation + 1e-5) * self.weight + self.bias
+
+
+def pna(
+    arrivals: Arrivals,
+    sums: Float[Tensor, "*B S two_H"],
+    low: Float[Tensor, "*B S H"],
+    high: Float[Tensor, "*B S H"],
+) -> Float[Tensor, "*B n four_H"]:
+    """Mean, minimum, maximum and deviation of each node's messages; of none, zeros.
+
+    From what segments have of them: sums and sums of squares, minima and maxima.
+    """
+    count = arrivals.degree.to(sums).clamp(min=1)[:, None]
+    mean, square = (arrivals.added(sums) / count).chunk(2, dim=-1)
+    variance = (square - mean * mean).clamp(min=SMALLEST_VARIANCE)
+    deviation = variance.sqrt().masked_fill(variance <= SMALLEST_VARIANCE, 0.0)
+    found = [mean, arrivals.smallest(low), arrivals.largest(high), deviation]
+    return torch.cat(found, dim=-1).masked_fill((arrivals.degree == 0)[:, None], 0)
 
 
 class NGGNNLayer(nn.Module):
@@ -50,16 +73,18 @@ class NGGNNLayer(nn.Module):
         u_i    = W_mix W_node [v_i; a_i]
         e_ji  <- W_out SiLU(W_edge e_ji + W_source v_j + W_target v_i)
 
+    What reads edges next is a linear map, too, which becomes one with W_out: e is handed on as
+    SiLU(..), and W_out as ``before``.
+
     Args:
         hidden: F.
         delta: Mean of log(degree + 1) that the amplification is relative to.
         edges: Whether edges are updated; without, the layer has no weights for it.
-        reverse: Whether edges are walked both ways, in two planes, or along the flow alone.
     """
 
-    def __init__(self, hidden: int, delta: float, edges: bool = True, reverse: bool = True):
+    def __init__(self, hidden: int, delta: float, edges: bool = True):
         super().__init__()
-        self.delta, self.planes = delta, 2 if reverse else 1
+        self.delta = delta
         self.film = nn.Linear(hidden, 2 * hidden)
         self.message = nn.Linear(2 * hidden, hidden)
         self.node = nn.Linear(9 * hidden, hidden)
@@ -72,62 +97,57 @@ class NGGNNLayer(nn.Module):
 
     def messages(
         self,
-        chunk: Chunk,
+        walk: Walk,
         nodes: Float[Tensor, "*B N H"],
-        edges: Float[Tensor, "*B P E H"],
-    ) -> Float[Tensor, "*B P E H"]:
-        """What each edge carries."""
+        edges: Sequence[Float[Tensor, "... H"]],
+        before: nn.Linear | None = None,
+    ) -> Iterator[Float[Tensor, "... H"]]:
+        """What each edge carries, part by part."""
         of_target, of_source = self.message.weight.chunk(2, dim=1)
         target_term = nodes @ of_target.T + self.message.bias
-        terms = over_planes(chunk, target_term, nodes @ of_source.T, self.planes)
         # Two maps rather than one in two halves, whose gradients would have to be put together.
-        scale, shift = (
-            nn.functional.linear(edges, weight, bias)
-            for weight, bias in zip(self.film.weight.chunk(2), self.film.bias.chunk(2), strict=True)
-        )
-        return torch.addcmul(shift, scale, terms)
+        halves = zip(self.film.weight.chunk(2), self.film.bias.chunk(2), strict=True)
+        maps = [_behind(before, *half) for half in halves]
+        spread = walk.spread(target_term, nodes @ of_source.T)
+        for states, terms in zip(edges, spread, strict=True):
+            scale, shift = (nn.functional.linear(states, *each) for each in maps)
+            yield torch.addcmul(shift, scale, terms)
 
     def next_nodes(
-        self, topology: Topology, chunks: Sequence[Chunk], nodes: Tensor, edges: LazyEdges
-    ) -> Float[Tensor, "*B N H"]:
-        """Gather the messages of all chunks and update the nodes."""
-
-        def sides() -> Iterator[PNAPartial]:
-            for chunk in chunks:
-                messages = self.messages(chunk, nodes, edges(chunk))
-                for block, own in with_edges(chunk):
-                    grids = messages[..., own, :].unflatten(-2, block.grid).unbind(-5)
-                    dims = (-3, -2) if block.from_rows else (-2, -3)  # what leads to one node
-                    yield from map(PNAPartial.of, grids, dims)
-
-        # A plane's edges lead to one side: forward edges to targets, their reverses to sources.
-        ranges = [side for chunk in chunks for p in chunk for side in p.ends[: self.planes]]
-        parts = split_ranges(tuple(ranges), topology.spec.num_nodes)
-        no_messages = nodes.new_zeros(*nodes.shape[:-1], 4 * nodes.shape[-1])
-        gathered = parts.gathered(sides(), PNAPartial.aggregates, no_messages)
-        degree = topology.degree if self.planes == 2 else topology.in_degree
-        return self.received(nodes, gathered, degree)
-
-    def received(
         self,
-        nodes: Float[Tensor, "*B n H"],
-        gathered: Float[Tensor, "*B n four_H"],
-        degree: Float[Tensor, " n"],
+        walk: Walk,
+        nodes: Float[Tensor, "*B N H"],
+        edges: Sequence[Float[Tensor, "... H"]],
+        before: nn.Linear | None = None,
     ) -> Float[Tensor, "*B n H"]:
-        """Update nodes from the aggregates of their messages."""
-        amplification = torch.log(degree.to(nodes) + 1)[:, None] / self.delta
-        received = torch.cat([nodes, gathered, gathered * amplification], dim=-1)
+        """Gather the messages of all parts and update the nodes."""
+        arrivals = walk.arrivals
+        gathered = pna(arrivals, *walk.tallied(self.messages(walk, nodes, edges, before)))
+        amplification = torch.log(arrivals.degree.to(nodes) + 1)[:, None] / self.delta
+        received = torch.cat([walk.own(nodes), gathered, gathered * amplification], dim=-1)
         return self.mix(self.node(received))
 
     def next_edges(
         self,
-        chunk: Chunk,
+        walk: Walk,
         nodes: Float[Tensor, "*B N H"],
-        edges: Float[Tensor, "*B P E H"],
-    ) -> Float[Tensor, "*B P E H"]:
-        """Update the edges of a chunk from the nodes that this layer made."""
-        terms = over_planes(chunk, self.target(nodes), self.source(nodes), self.planes)
-        return self.out(nn.functional.silu(self.edge(edges) + terms))
+        edges: Sequence[Float[Tensor, "... H"]],
+        before: nn.Linear | None = None,
+    ) -> list[Float[Tensor, "... H"]]:
+        """Update edges from the nodes that this layer made, but for W_out."""
+        own = _behind(before, self.edge.weight, self.edge.bias)
+        spread = walk.spread(self.target(nodes), self.source(nodes))
+        return [
+            nn.functional.silu(nn.functional.linear(states, *own) + terms)
+            for states, terms in zip(edges, spread, strict=True)
+        ]
+
+
+def _behind(before: nn.Linear | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear map behind another one."""
+    if before is None:
+        return weight, bias
+    return weight @ before.weight, torch.addmv(bias, weight, before.bias)
 
 
 @torch.no_grad()
@@ -155,7 +175,6 @@ class NGGNN(nn.Module):
         delta: Mean of log(degree + 1) that the amplification is relative to.
         dropout: Share of a node's activated channels that training leaves out.
         last_edges: Whether edges are updated after the last round too, as after all others.
-        reverse: Whether edges are walked both ways, in two planes, or along the flow alone.
     """
 
     def __init__(
@@ -165,11 +184,10 @@ class NGGNN(nn.Module):
         delta: float = 2.3173,
         dropout: float = 0.0,
         last_edges: bool = True,
-        reverse: bool = True,
     ):
         super().__init__()
         self.layers = nn.ModuleList(
-            NGGNNLayer(hidden, delta, last_edges or k < layers - 1, reverse) for k in range(layers)
+            NGGNNLayer(hidden, delta, last_edges or k < layers - 1) for k in range(layers)
         )
         self.norms = nn.ModuleList(GraphNorm(hidden) for _ in range(layers - 1))
         self.dropout = nn.Dropout(dropout)
@@ -177,42 +195,33 @@ class NGGNN(nn.Module):
 
     def forward(
         self,
-        topology: Topology,
-        chunks: Sequence[Chunk],
+        route: Route,
         nodes: Float[Tensor, "*B N H"],
-        edges: LazyEdges,
-        last: Sequence[Chunk] | None = None,
-    ) -> tuple[Float[Tensor, "*B N H"], LazyEdges]:
-        """Pass messages.
+        edges: Sequence[Float[Tensor, "... H"]],
+    ) -> tuple[Float[Tensor, "*B n H"], Iterable[Float[Tensor, "... H"]]]:
+        """Pass messages along all edges, and in the last round along those that are needed there.
 
         Args:
-            topology: Where everything lies.
-            chunks: All kernels, in order; the states of a chunk's edges are one tensor.
-            nodes: (*B, N, H) initial states.
-            edges: Gives the initial states (*B, P, E, H) of a chunk's edges.
-            last: The chunks whose messages the last round gathers, all unless said otherwise: who
-                reads few nodes needs no more than what leads to them. Nodes that other chunks
-                lead to then have states that mean nothing.
+            route: Where everything lies.
+            nodes: Initial states.
+            edges: Initial states of all parts: of grids (*B, P, E, H), of segments (D, H).
 
         Returns:
-            Final node states, and a function that gives a chunk's final edge states, which are
-            worked out once, when they are asked for.
+            States of the nodes that gather last, and of the edges of the last round, updated if
+            ``last_edges``; these are worked out when they are asked for, once.
         """
-        edges = cache(edges)
-        for k, layer in enumerate(self.layers):
+        walk, layer, before = route.all, None, None
+        for k, following in enumerate(self.layers):
+            if k == len(self.norms):
+                walk, edges = route.last, route.kept(edges)
+            if layer is not None:  # edges are updated where they are read next
+                edges = layer.next_edges(walk, nodes, edges, before)
+                before = layer.out
+            layer = following
             assert isinstance(layer, NGGNNLayer)
-            is_last = k == len(self.norms)
-            gathered = chunks if last is None or not is_last else last
-            nodes = layer.next_nodes(topology, gathered, nodes, edges)
-            if not is_last:
-                norm = self.norms[k]
-                alone = [norm(nodes[..., slice(*network), :]) for network in topology.networks]
-                nodes = self.dropout(nn.functional.silu(torch.cat(alone, dim=-2)))
-            if not is_last or self.last_edges:
-                edges = cache(_after(layer, nodes, edges))
-        return nodes, edges
-
-
-def _after(layer: NGGNNLayer, nodes: Tensor, edges: LazyEdges) -> LazyEdges:
-    """Edge states one layer further."""
-    return lambda chunk: layer.next_edges(chunk, nodes, edges(chunk))
+            nodes = layer.next_nodes(walk, nodes, edges, before)
+            if k < len(self.norms):
+                nodes = self.dropout(nn.functional.silu(self.norms[k](nodes, route)))
+        if self.last_edges and layer is not None:
+            edges, before = layer.next_edges(walk, nodes, edges, before), layer.out
+        return nodes, edges if before is None else map(before, edges)

@@ -74,7 +74,7 @@ class OrderedGraph(nn.Module):
         source = segments.source
         target = segments.target.repeat_interleave(segments.lengths)
         level = levels(len(nodes), source, target)
-        scale = segments.degree.clamp(min=1).rsqrt()[:, None].to(nodes)
+        scale = segments.arrivals.degree.clamp(min=1).rsqrt()[:, None].to(nodes)
         states = nodes
         for number in range(1, int(level.max()) + 1):
             own = (level == number).nonzero().flatten()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Topology
 from l2o_graph.layout.positions import position_rows
+from l2o_graph.models.fourier import read_both_ways
 from l2o_graph.paper.features import NUM_FEATURES, Scalars
 
 
@@ -54,18 +55,13 @@ class PaddedEmbedding(nn.Module):
 
     def edges(self, scalars: Scalars) -> Float[Tensor, "2 E H"]:
         """States of the edges of kernel parts, forward and reverse."""
-        cells, at = [], 0
-        for part in scalars.parts:
-            size = part.stop - part.start
-            cells.append(self._padded(scalars.x[:, at : at + size], part.positions))
-            at += size
-        x = torch.cat(cells)
+        runs = scalars.x.split([part.size for part in scalars.parts], dim=1)
+        parts = zip(scalars.parts, runs, strict=True)
+        x = torch.cat([self._padded(run, part.positions) for part, run in parts])
         if not self.reverse:
             forward = self.edge(x)
             return torch.stack([forward, torch.zeros_like(forward)])
-        nothing = torch.zeros_like(x)
-        forward, reverse = torch.cat([x, nothing, x], dim=1), torch.cat([nothing, x, x], dim=1)
-        return self.edge(torch.stack([forward, reverse]))
+        return self.edge(torch.stack(read_both_ways(x)))
 
     def nodes(self, topology: Topology, biases: Scalars) -> Float[Tensor, "N H"]:
         """States of all nodes; ``biases`` has the parts of ``topology.spec.biases``, in order."""

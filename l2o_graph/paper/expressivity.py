@@ -28,8 +28,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from l2o_graph.layout.blocks import Chunk, topology_of
-from l2o_graph.metanets.inr_body import by_kernel, spec_of_layout
+from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.grids import grid_route
+from l2o_graph.metanets.inr_body import spec_of_layout
 from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
 
 # C. More of it, and its own rounding shows; less, and what it drowns does.
@@ -87,11 +88,10 @@ class ForwardPass(nn.Module):
     def __init__(self, layout: Sequence[int], activation: SiLUs = RELU):
         super().__init__()
         self.topology = topology_of(spec_of_layout(layout))
-        self.chunks = by_kernel(self.topology)
         self.outputs = layout[-1]
         self.hidden = Z + 2 * len(activation.outer) + 2
         rounds = len(layout) - 1
-        self.backbone = NGGNN(self.hidden, rounds, last_edges=False, reverse=False).double()
+        self.backbone = NGGNN(self.hidden, rounds, last_edges=False).double()
         self.requires_grad_(False)
         for p in self.parameters():
             p.zero_()
@@ -126,12 +126,12 @@ class ForwardPass(nn.Module):
         of_neurons = torch.cat(list(biases), dim=-1)[:, None].expand(-1, queries, -1)
         nodes = _in_first_channel(torch.cat([x, of_neurons], dim=-1), self.hidden)
 
-        def edges(chunk: Chunk) -> Tensor:
-            (block,) = chunk
-            states = _in_first_channel(weights[block.kernel].flatten(1), self.hidden)
-            return states[:, None, None].expand(networks, queries, 1, -1, -1)
-
-        nodes, _ = self.backbone(self.topology, self.chunks, nodes, edges)
+        edges = []
+        for weight in weights:
+            states = _in_first_channel(weight.flatten(1), self.hidden)
+            edges.append(states[:, None, None].expand(networks, queries, 1, -1, -1))
+        route = grid_route(self.topology, nodes.device, both=False)
+        nodes, _ = self.backbone(route, nodes, edges)
         return nodes[..., -self.outputs :, Z]
 
 

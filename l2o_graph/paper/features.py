@@ -1,5 +1,6 @@
 """(parameters, gradients, momenta) -> the features of runs of scalars, features first: (F, n)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,16 @@ class Span:
     stop: int
     positions: tuple[int, ...]
     read_only: bool = False
+
+    @property
+    def size(self) -> int:
+        """Scalars in all."""
+        return self.stop - self.start
+
+    @property
+    def cells(self) -> int:
+        """Cells in all."""
+        return self.size // math.prod(self.positions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2o_graph.layout.blocks import Topology
+from l2o_graph.layout.grids import grid_route
 from l2o_graph.models.mlp import linear_maps
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
@@ -32,7 +33,7 @@ class WorkItem:
 
     def cells(self) -> list[int]:
         """Cells of each part."""
-        return [(p.stop - p.start) // math.prod(p.positions) for p in self.parts]
+        return [part.cells for part in self.parts]
 
 
 Features = Callable[[WorkItem], Scalars]
@@ -77,9 +78,8 @@ class GraphReader(nn.Module):
         nodes = self.embedding.nodes(topology, known.get("nodes", no_bias))
         last: Float[Tensor, "2 E H"] | None = None
         if "edges" in known:
-            first, chunk = self.embedding.edges(known["edges"]), topology.blocks
-            nodes, edges = self.backbone(topology, (chunk,), nodes, lambda chunk: first)
-            last = edges(chunk)
+            route = grid_route(topology, nodes.device, together=True)
+            nodes, (last,) = self.backbone(route, nodes, [self.embedding.edges(known["edges"])])
 
         def states(group: WorkItem) -> Tensor:
             if group.of == "edges" and last is not None:
@@ -117,7 +117,7 @@ class TensorReader(nn.Module):
         for group in groups:
             scalars = features(group)
             read = self.read(scalars.x.T)
-            runs = read.split([part.stop - part.start for part in group.parts])
+            runs = read.split([part.size for part in group.parts])
             for part, run in zip(group.parts, runs, strict=True):
                 i = part.parameter
                 mean[i] = mean[i] + run.sum(0, keepdim=True) / sizes[i]

@@ -67,12 +67,11 @@ class PaperHead(nn.Module):
         self, scalars: Scalars, context: Float[Tensor, "cells H"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Direction and magnitude of each scalar."""
-        copies, cell = [], 0
-        for part in scalars.parts:
-            positions = math.prod(part.positions)
-            cells = (part.stop - part.start) // positions
-            copies.append(context[cell : cell + cells].repeat_interleave(positions, dim=0))
-            cell += cells
+        of_parts = context.split([part.cells for part in scalars.parts])
+        copies = [
+            own.repeat_interleave(math.prod(part.positions), dim=0)
+            for part, own in zip(scalars.parts, of_parts, strict=True)
+        ]
         features = torch.cat([scalars.x.T, torch.cat(copies)], dim=1)
         direction, magnitude = self.layers(features).T
         return direction, magnitude
@@ -112,7 +111,7 @@ class UpdateRule(nn.Module):
         for group in groups:
             direction, magnitude = self.head(features(group), states(group))
             updates = STEP * direction * (LOG_MAGNITUDE * magnitude).exp()
-            runs = updates.split([part.stop - part.start for part in group.parts])
+            runs = updates.split([part.size for part in group.parts])
             for part, run in zip(group.parts, runs, strict=True):
                 if not part.read_only:
                     answer.setdefault(part.parameter, []).append(run)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from support.graphs import ALONE_OR_TOGETHER, SPECS, chunks_of, first_states, rows_of
+from support.graphs import ALONE_OR_TOGETHER, SPECS, first_states, parts_of, route_of
 from support.networks import NETWORKS
 from torch import Tensor, nn
 
 from l2o_graph import NeuralGraph, neural_graph
 from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.grids import grid_route
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.models.nfn import NFN
 from l2o_graph.models.ng_gnn import NGGNN
@@ -40,10 +41,9 @@ def joint(specs: list[NetSpec]) -> NetSpec:
 
 
 def answer(model: nn.Module, spec: NetSpec, nodes: Tensor, edges: Tensor, together: bool):
-    topology = topology_of(spec)
-    chunks = chunks_of(topology, together)
-    nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
-    return nodes, torch.cat([states(chunk) for chunk in chunks], dim=-2)
+    route = route_of(topology_of(spec), together)
+    nodes, states = model(route, nodes, parts_of(route, edges))
+    return nodes, torch.cat(list(states), dim=-2)
 
 
 @ALONE_OR_TOGETHER
@@ -80,11 +80,13 @@ def test_batch_axes_hold_networks_of_one_architecture(name, network, together):
 def test_nodes_that_are_read_need_the_last_messages_that_reach_them_alone(name):
     torch.manual_seed(1)
     topology, model = topology_of(SPECS["mlp"]), MODELS[name]().double()
-    first, second = chunks_of(topology, together=False)
+    if isinstance(model, NGT):
+        model.layers[-1].edge = None
+    route = route_of(topology, together=False)
     nodes, edges = first_states(topology)
-    rows = rows_of(topology, edges)
-    every, _ = model(topology, (first, second), nodes, rows)
-    some, _ = model(topology, (first, second), nodes, rows, last=(second,))
+    states = parts_of(route, edges)
+    every, _ = model(route, nodes, states)
+    some, _ = model(grid_route(topology, route.device, outputs=True), nodes, states)
     outputs = slice(topology.node_start[-1], None)
     torch.testing.assert_close(some[outputs], every[outputs], rtol=0, atol=1e-12)
 

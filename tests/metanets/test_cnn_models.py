@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from support import one_by_one
-from support.graphs import assert_same_with_gradients
+from support.graphs import assert_same_with_gradients, route_of
 from support.one_by_one import cnns, graph_of
 from support.slow_ng_t import noisy
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from l2o_graph.metanets.cnn_body import layouts_of
 from l2o_graph.metanets.descriptors import out_of_range, ranges_of
 from l2o_graph.metanets.predictor import FORMAT
 from l2o_graph.metanets.structure import structure_of, structure_of_module
+from l2o_graph.models.ng_gnn import pna
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.models.stat_nn import layer_statistics
 from l2o_graph.storage.files import parse
@@ -100,9 +101,10 @@ def test_models_have_the_parameters_of_the_published_ones(model, zoo, count):
 def test_ng_gnn_amplifies_by_the_mean_degree_of_what_it_is_made_for():
     deltas = {z: cnn_config("ng_gnn", z).delta for z in ("park", "small")}
     assert deltas == {"park": 2.1321, "small": 2.2048}  # the published ones
-    spec = structure_of(ARCHITECTURE)
-    for reverse, degree in ((False, "in_degree"), (True, "degree")):
-        mean = (getattr(topology_of(spec), degree) + 1).log().mean().item()
+    topology = topology_of(structure_of(ARCHITECTURE))
+    for reverse in (False, True):
+        degree = route_of(topology, both=reverse).all.arrivals.degree
+        mean = (degree + 1).log().mean().item()
         assert cnn_config("ng_gnn", "small", reverse=reverse).delta == pytest.approx(mean, abs=1e-3)
 
 
@@ -152,11 +154,13 @@ def test_ng_t_with_scores_of_any_size_is_finite():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_ng_t_in_mixed_batches_is_of_one_kind():
-    model = made("ng_t")
-    model.body.backbone = noisy(NGT(8, 3, 2, edge=4, last_edges=False))
-    with pytest.raises(ValueError, match="expected plain attention where there is no edge"):
-        model.logits(mixed())
+@pytest.mark.parametrize("options", [{}, {"axial": True}], ids=["released", "axial"])
+def test_ng_t_of_other_kinds_in_mixed_batches(options):
+    model, networks = made("ng_t"), mixed()
+    model.body.backbone = noisy(NGT(8, 3, 2, edge=4, last_edges=False, **options))
+    found = model.logits(networks)
+    expected = one_by_one.logits(model, [graph_of(networks, i) for i in range(len(networks))])
+    assert_same_with_gradients([found], [expected], list(model.body.backbone.parameters()))
 
 
 def test_fan_in_counts_what_leads_to_one_neuron():
@@ -228,7 +232,7 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
                 for c in range(cols):
                     ends = row[i] + g * rows + r, column[i] + g * cols + c
                     pairs.append(ends if columns["from_rows"][i] else ends[::-1])
-    found = directed_edges(grids, read, both)
+    found = directed_edges(grids, torch.tensor([nodes]), read, both)
     assert len(found.edge) == len(pairs) * (2 if both else 1)
     torch.manual_seed(0)
     messages = torch.randn(len(found.edge), 2, dtype=torch.float64, requires_grad=True)
@@ -240,27 +244,31 @@ def test_segments_equal_a_loop_over_edges(drawn, both, tens):
         if both:
             assert found.edge[found.partner[place]] == edge and found.partner[place] != place
         into[target].append(messages[place])
-    partial = found.all.partial(messages)
-    nothing = [torch.zeros(2, dtype=torch.float64)]
-    gathered = [torch.stack(m or nothing) for m in into]
-    expected = [
-        torch.stack([m.amin(0) for m in gathered]),
-        torch.stack([m.amax(0) for m in gathered]),
-        torch.stack([torch.cat([m.sum(0), m.square().sum(0)]) for m in gathered]),
-    ]
-    assert_same_with_gradients([partial.low, partial.high, partial.total], expected, [messages])
-    last = found.last.partial(messages[found.kept])
+    every = pna(found.all.arrivals, *found.all.tallied([messages]))
+    gathered = [torch.stack(m or [torch.zeros(2, dtype=torch.float64)]) for m in into]
+    deviations = [m.var(0, correction=0).clamp(min=1e-5).sqrt() for m in gathered]
+    expected = torch.cat(
+        [
+            torch.stack([m.mean(0) for m in gathered]),
+            torch.stack([m.amin(0) for m in gathered]),
+            torch.stack([m.amax(0) for m in gathered]),
+            torch.stack([d * (d > 1.0001e-5**0.5) for d in deviations]),
+        ],
+        dim=1,
+    )
+    assert_same_with_gradients([every], [expected], [messages])
+    last = pna(found.last.arrivals, *found.last.tallied(found.kept([messages])))
     assert torch.equal(found.last.nodes, read.nonzero().flatten())
-    for part, whole in zip((last.low, last.high, last.total), expected, strict=True):
-        torch.testing.assert_close(part, whole[read])
+    torch.testing.assert_close(last, expected[read])
 
 
 def test_equal_messages_share_the_gradient_of_an_extreme():
     one = torch.ones(1, dtype=torch.long)
     grids = KernelTable(one, one, 3 * one, 0 * one, one, one < 0)
-    found = directed_edges(grids, torch.tensor([True, False, False, False]), both=True)
+    read = torch.tensor([True, False, False, False])
+    found = directed_edges(grids, torch.tensor([4]), read, both=True)
     messages = torch.tensor([[1.0], [2.0], [1.0]], requires_grad=True)
-    low = found.last.partial(messages).low
+    _, low, _ = found.last.tallied([messages])
     low.sum().backward()
     assert messages.grad is not None
     assert messages.grad.flatten().tolist() == [0.5, 0, 0.5]

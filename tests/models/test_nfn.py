@@ -11,10 +11,10 @@ from support.graphs import (
     HIDDEN,
     SPECS,
     assert_same_with_gradients,
-    chunks_of,
     first_states,
     pairs_of,
-    rows_of,
+    parts_of,
+    route_of,
 )
 from support.rules import paper_cnn, random_like, random_rule
 from torch import Tensor, nn
@@ -37,9 +37,9 @@ def random_model(layers: int) -> NFN:
 def answer(
     model: NFN, topology: Topology, nodes: Tensor, edges: Tensor, together: bool = True
 ) -> tuple[Tensor, Tensor]:
-    chunks = chunks_of(topology, together)
-    nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
-    return nodes, torch.cat([states(chunk) for chunk in chunks], dim=1)
+    route = route_of(topology, together)
+    nodes, states = model(route, nodes, parts_of(route, edges))
+    return nodes, torch.cat(list(states), dim=1)
 
 
 # The slow twin: one neuron and one weight at a time. -------------------------------------------

@@ -8,10 +8,10 @@ from support.graphs import (
     HIDDEN,
     SPECS,
     assert_same_with_gradients,
-    chunks_of,
     first_states,
     pairs_of,
-    rows_of,
+    parts_of,
+    route_of,
     walked,
 )
 from torch import nn
@@ -29,15 +29,15 @@ BOTH_WAYS_OR_ALONG = pytest.mark.parametrize("reverse", [True, False])
 def test_layer_equals_the_loop_over_edges(name, together, reverse):
     topology = topology_of(SPECS[name])
     torch.manual_seed(1)
-    layer = NGGNNLayer(HIDDEN, delta=1.7, reverse=reverse).double()
+    layer = NGGNNLayer(HIDDEN, delta=1.7).double()
     pairs, planes = walked(topology, reverse)
     nodes, edges = first_states(topology, planes=planes)
-    states = rows_of(topology, edges)
-    chunks = chunks_of(topology, together)
+    route = route_of(topology, together, reverse)
+    states = parts_of(route, edges)
 
-    next_nodes = layer.next_nodes(topology, chunks, nodes, states)
-    parts = [layer.next_edges(chunk, next_nodes, states(chunk)) for chunk in chunks]
-    found = [next_nodes, torch.cat(parts, dim=1).flatten(0, 1)]
+    next_nodes = layer.next_nodes(route.all, nodes, states)
+    parts = layer.next_edges(route.all, next_nodes, states)
+    found = [next_nodes, layer.out(torch.cat(parts, dim=1)).flatten(0, 1)]
 
     slow_nodes = reference.next_nodes(layer, list(nodes), pairs, list(edges.flatten(0, 1)))
     slow_edges = reference.next_edges(layer, slow_nodes, pairs, list(edges.flatten(0, 1)))
@@ -51,14 +51,14 @@ def test_layer_equals_the_loop_over_edges(name, together, reverse):
 def test_model_equals_the_loop_over_edges(name, together, reverse):
     topology = topology_of(SPECS[name])
     torch.manual_seed(2)
-    model = NGGNN(HIDDEN, layers=3, reverse=reverse).double()
+    model = NGGNN(HIDDEN, layers=3).double()
     for p in model.norms.parameters():
         nn.init.normal_(p)
     pairs, planes = walked(topology, reverse)
     nodes, edges = first_states(topology, planes=planes)
-    chunks = chunks_of(topology, together)
-    last_nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
-    last_edges = torch.cat([states(chunk) for chunk in chunks], dim=1)
+    route = route_of(topology, together, reverse)
+    last_nodes, states = model(route, nodes, parts_of(route, edges))
+    last_edges = torch.cat(list(states), dim=1)
     slow = reference.ng_gnn(model, list(nodes), pairs, list(edges.flatten(0, 1)))
     assert_same_with_gradients(
         [last_nodes, last_edges.flatten(0, 1)],
@@ -75,12 +75,12 @@ def test_aggregation_equals_torch_geometric(name):
     ).double()
     layer = NGGNNLayer(HIDDEN, delta=pna.avg_deg_log.item()).double()
     nodes, edges = first_states(topology)
-    chunks = chunks_of(topology)
-    messages = layer.messages(chunks[0], nodes, edges).flatten(0, 1)
+    route = route_of(topology)
+    (messages,) = (each.flatten(0, 1) for each in layer.messages(route.all, nodes, [edges]))
     targets = torch.tensor([target for _, target in pairs_of(topology)])
     gathered = pna(messages, targets, dim_size=len(nodes))
     expected = layer.mix(layer.node(torch.cat([nodes, gathered], dim=1)))
-    found = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges))
+    found = layer.next_nodes(route.all, nodes, [edges])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -89,13 +89,13 @@ def test_norm_equals_torch_geometric():
     for p in ours.parameters():
         nn.init.normal_(p)
     theirs.load_state_dict(ours.state_dict())
-    x = 3 * torch.randn(7, HIDDEN) + 5
-    torch.testing.assert_close(ours(x), theirs(x))
+    x = 3 * torch.randn(2, HIDDEN) + 5
+    torch.testing.assert_close(ours(x, route_of(topology_of(SPECS["one edge"]))), theirs(x))
 
 
 def test_norm_of_equal_nodes_is_finite_forward_and_backward():
-    x = torch.full((3, HIDDEN), 2.0, requires_grad=True)
-    answer = GraphNorm(HIDDEN)(x)
+    x = torch.full((2, HIDDEN), 2.0, requires_grad=True)
+    answer = GraphNorm(HIDDEN)(x, route_of(topology_of(SPECS["one edge"])))
     answer.sum().backward()
     assert not answer.any()
     assert x.grad is not None and x.grad.isfinite().all()
@@ -105,9 +105,9 @@ def test_the_two_directions_of_an_edge_are_told_apart():
     topology = topology_of(SPECS["mlp"])
     layer = NGGNNLayer(HIDDEN, delta=1.0).double()
     nodes, edges = first_states(topology)
-    chunks = chunks_of(topology)
-    there = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges))
-    swapped = layer.next_nodes(topology, chunks, nodes, rows_of(topology, edges.flip(0)))
+    walk = route_of(topology).all
+    there = layer.next_nodes(walk, nodes, [edges])
+    swapped = layer.next_nodes(walk, nodes, [edges.flip(0)])
     assert (there - swapped).abs().max() > 1e-3
 
 

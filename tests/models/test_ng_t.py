@@ -9,20 +9,20 @@ from support.equivariance import error_of_updates, flattening, identity, permuta
 from support.graphs import (
     ALONE_OR_TOGETHER,
     assert_same_with_gradients,
-    chunks_of,
     first_states,
     pairs_of,
-    rows_of,
+    parts_of,
+    route_of,
 )
 from support.graphs import SPECS as SPECS_WITH_EDGES
 from support.rules import random_rule
 from support.slow_ng_t import LargestTensor, noisy, slow_layer
-from torch import Tensor, nn
+from torch import nn
 
-from l2o_graph.layout.blocks import Topology, topology_of
+from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
 from l2o_graph.models.ng_gnn import NGGNN
-from l2o_graph.models.ng_t import MOST_PAIRS, NGT, NGTLayer, joined_pairs
+from l2o_graph.models.ng_t import MOST_PAIRS, NGT, NGTLayer
 from l2o_graph.paper.rule import RuleConfig
 from l2o_graph.tracing.by_order import spec_of_module
 
@@ -46,7 +46,6 @@ def joining(pairs: list[tuple[int, int]]) -> NetSpec:
     )
 
 
-UNJOINED = joining([])
 SPECS = SPECS_WITH_EDGES | {
     # Two kernels between the same sets, a set that is joined to itself, and one to nothing.
     "tangled": joining([(0, 1), (0, 1), (1, 1), (1, 0), (3, 1)]),
@@ -55,14 +54,6 @@ FORMULAS = pytest.mark.parametrize(
     "options", [{}, {"axial": True}, {"plain": True}], ids=["released", "axial", "plain"]
 )
 RANGES = pytest.mark.parametrize("most_pairs", [MOST_PAIRS, 0], ids=["all pairs", "edges"])
-
-
-def gathered_states(topology: Topology, states) -> Tensor:
-    """The states that a model's function gives chunk by chunk, one after the other."""
-    return torch.cat([states(chunk) for chunk in chunks_of(topology)], dim=1)
-
-
-# The slow twin ---------------------------------------------------------------------------------
 
 
 # Equality --------------------------------------------------------------------------------------
@@ -78,10 +69,11 @@ def test_layer_equals_the_loop_over_pairs(name, together, most_pairs, options):
     layer = noisy(NGTLayer(**sizes, node_hidden=5, edge_hidden=7, **options))
     nodes, edges = first_states(topology)
     edges = edges[..., :3].detach().requires_grad_()
-    chunks = chunks_of(topology, together)
-    joined = joined_pairs(topology, most_pairs)
-    found_nodes, states = layer(topology, chunks, nodes, rows_of(topology, edges), joined)
-    found_edges = torch.cat([states(chunk) for chunk in chunks], dim=1).flatten(0, 1)
+    route = route_of(topology, together)
+    states = parts_of(route, edges)
+    found_nodes = layer.node(route.all, route.unjoined(most_pairs), nodes, states)
+    states = layer.edge(route, found_nodes, states, last=False)
+    found_edges = torch.cat(states, dim=1).flatten(0, 1)
     slow = slow_layer(
         layer, list(nodes), pairs_of(topology), list(edges.flatten(0, 1)), all_pairs=most_pairs > 0
     )
@@ -100,9 +92,9 @@ def test_model_equals_the_loop_over_pairs(name, together, most_pairs, options):
     topology = topology_of(SPECS[name])
     model = noisy(NGT(HIDDEN, layers=3, heads=2, **options, most_pairs=most_pairs))
     nodes, edges = first_states(topology)
-    chunks = chunks_of(topology, together)
-    last_nodes, states = model(topology, chunks, nodes, rows_of(topology, edges))
-    last_edges = torch.cat([states(chunk) for chunk in chunks], dim=1).flatten(0, 1)
+    route = route_of(topology, together)
+    last_nodes, states = model(route, nodes, parts_of(route, edges))
+    last_edges = torch.cat(list(states), dim=1).flatten(0, 1)
     slow = list(nodes), list(edges.flatten(0, 1))
     for layer in model.layers:
         slow = slow_layer(layer, slow[0], pairs_of(topology), slow[1], all_pairs=most_pairs > 0)
@@ -115,32 +107,17 @@ def test_model_equals_the_loop_over_pairs(name, together, most_pairs, options):
 
 @FORMULAS
 @RANGES
-def test_a_network_without_kernels_is_nodes_alone(most_pairs, options):
-    topology = topology_of(UNJOINED)
-    model = noisy(NGT(HIDDEN, layers=2, **options, most_pairs=most_pairs))
-    nodes, _ = first_states(topology)
-    found, _ = model(topology, chunks_of(topology), nodes, rows_of(topology, nodes[None, :0]))
-    expected = list(nodes)
-    for layer in model.layers:
-        expected, _ = slow_layer(layer, expected, [], [], all_pairs=most_pairs > 0)
-    torch.testing.assert_close(found, torch.stack(expected))
-    found.square().sum().backward()
-    used = [p.grad for p in model.parameters() if p.grad is not None]
-    assert used and all(gradient.isfinite().all() for gradient in used)
-
-
-@FORMULAS
-@RANGES
 def test_scores_of_any_size_are_finite(most_pairs, options):
     topology = topology_of(SPECS["branched"])
     layer = NGTLayer(HIDDEN, HIDDEN, HIDDEN, 2, HIDDEN, HIDDEN, **options).double()
     nodes, edges = first_states(topology)
-    joined = joined_pairs(topology, most_pairs)
-    chunks = chunks_of(topology, together=False)
+    route = route_of(topology, together=False)
     for p in (layer.node.of_node.weight, layer.node.of_edge.weight):
         p.data *= 1e3  # scores in the millions, whose exponentials are not
-    found, states = layer(topology, chunks, nodes, rows_of(topology, edges), joined)
-    (found.sum() + states(chunks[0]).square().sum()).backward()
+    states = parts_of(route, edges)
+    found = layer.node(route.all, route.unjoined(most_pairs), nodes, states)
+    states = layer.edge(route, found, states, last=False)
+    (found.sum() + states[0].square().sum()).backward()
     assert found.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
@@ -180,9 +157,8 @@ def test_the_two_directions_of_an_edge_are_told_apart(options):
     topology = topology_of(SPECS["mlp"])
     model = noisy(NGT(HIDDEN, layers=1, **options))
     nodes, edges = first_states(topology)
-    chunks = chunks_of(topology)
-    there, _ = model(topology, chunks, nodes, rows_of(topology, edges))
-    swapped, _ = model(topology, chunks, nodes, rows_of(topology, edges.flip(0)))
+    there, _ = model(route_of(topology), nodes, [edges])
+    swapped, _ = model(route_of(topology), nodes, [edges.flip(0)])
     assert (there - swapped).abs().max() > 1e-3
 
 
@@ -192,8 +168,8 @@ def test_gradient_reaches_every_weight(most_pairs, options):
     topology = topology_of(SPECS["mlp"])
     model = NGT(HIDDEN, layers=2, heads=2, **options, most_pairs=most_pairs).double()
     nodes, edges = first_states(topology)
-    last, states = model(topology, chunks_of(topology), nodes, rows_of(topology, edges))
-    outputs = [last, gathered_states(topology, states)]
+    last, states = model(route_of(topology), nodes, [edges])
+    outputs = [last, *states]
     sum((torch.randn_like(x) * x).sum() for x in outputs).backward()
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.abs().max() > 1e-6, name
@@ -206,15 +182,9 @@ def largest_tensor(spec: NetSpec) -> int:
     """In a forward pass, with the edges read at its end."""
     topology = topology_of(spec)
     model = NGT(4, layers=2, heads=1)
-
-    def zeros(chunk):
-        sizes = [block.edges for block in chunk]
-        return torch.zeros(2, sum(sizes), 4)
-
     with torch.no_grad(), LargestTensor() as largest:
-        chunks = chunks_of(topology)
-        _, states = model(topology, chunks, torch.zeros(spec.num_nodes, 4), zeros)
-        states(*chunks)
+        nodes, edges = torch.zeros(spec.num_nodes, 4), torch.zeros(2, spec.num_edges, 4)
+        model(route_of(topology), nodes, [edges])
     return largest.entries
 
 

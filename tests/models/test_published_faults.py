@@ -10,15 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from support.equivariance import error_of_updates, flattening, permutations
-from support.graphs import SPECS, chunks_of, first_states, rows_of
+from support.graphs import SPECS, first_states, pairs_of, route_of
 from support.rules import random_rule
 from torch import nn
 from torch_geometric.nn import LayerNorm
 
 from l2o_graph.layout.blocks import topology_of
+from l2o_graph.models.attention import Attention
 from l2o_graph.models.ng_gnn import GraphNorm
-from l2o_graph.models.ng_t import NGT, NGTLayer, joined_pairs
+from l2o_graph.models.ng_t import NGT, NGTLayer
 from l2o_graph.paper.rule import RuleConfig, UpdateRule
+from l2o_graph.tracing.by_order import spec_of_module
 
 ORDERS = [torch.arange(2), torch.tensor([2, 0, 3, 1]), torch.arange(3)]  # for ``flattening``
 
@@ -32,7 +34,7 @@ class Shifted(nn.Module):
 
     def forward(self, *arguments):
         nodes, states = self.backbone(*arguments)
-        return nodes.roll(self.nodes, 0), lambda chunk: states(chunk).roll(self.edges, 1)
+        return nodes.roll(self.nodes, 0), [each.roll(self.edges, 1) for each in states]
 
 
 def misread(rule: UpdateRule, nodes: int, edges: int) -> UpdateRule:
@@ -69,7 +71,9 @@ def test_a_graph_is_normalised_by_itself():
     both, of_graph = torch.cat([small, large]), torch.tensor([0] * 4 + [1] * 9)
     norm, theirs = GraphNorm(8), LayerNorm(8, mode="graph")
     expected = theirs(both, of_graph)
-    torch.testing.assert_close(torch.cat([norm(small), norm(large)]), expected)
+    specs = [spec_of_module(nn.Linear(count - 1, 1)) for count in (4, 9)]
+    route = route_of(topology_of(specs[0].beside(specs[1])))
+    torch.testing.assert_close(norm(both, route), expected)
     assert (theirs(both) - expected).abs().max() > 0.1
 
 
@@ -83,15 +87,18 @@ def test_attention_is_to_the_nodes_of_the_network_and_no_padding():
     layer = NGTLayer(4, 4, 4, 2, 8, 4).double()
     for of_score in (layer.node.of_node.weight[:4], layer.node.of_edge.weight[:4]):
         of_score.data.zero_()  # no queries
-    states, chunks = rows_of(topology, edges), chunks_of(topology)
-    joined = joined_pairs(topology, 10**6)
-    found = layer.node.gather(topology, chunks, nodes, states, joined)
+    of_edge, of_nodes = layer.node.of_edge.weight, layer.node.of_node(nodes).chunk(3, dim=1)
+    route = route_of(topology)
+    attention = Attention(of_edge, heads=2, plain=False)
+    found = attention(route.all, route.unjoined(10**6), of_nodes, [edges])
+    _, _, scale, shift = of_edge.chunk(4)
+    carried = torch.zeros_like(nodes)
+    for (source, target), edge in zip(pairs_of(topology), edges.flatten(0, 1), strict=True):
+        carried[target] += (scale @ edge) * of_nodes[2][source] + shift @ edge
     count = len(nodes)
     assert count == topology.spec.num_nodes
-    expected = torch.full_like(found.log_mass, float(count)).log()
-    torch.testing.assert_close(found.log_mass, expected)
-    padded = torch.full_like(found.log_mass, count + 3.0).log()
-    assert (found.log_mass - padded).abs().max() > 0.1
+    torch.testing.assert_close(found, carried / count)
+    assert (found - carried / (count + 3)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("most_pairs", [10**6, 0])
@@ -100,13 +107,12 @@ def test_an_edge_of_weight_zero_is_an_edge(most_pairs):
     topology = topology_of(SPECS["mlp"])
     model = NGT(4, 2, 2, most_pairs=most_pairs).double()
     nodes, edges = first_states(topology)
-    chunks = chunks_of(topology)
 
     def answer(value):
         changed = edges.detach().clone()
         changed[:, 1] = value
-        last, states = model(topology, chunks, nodes, rows_of(topology, changed))
-        return torch.cat([last, *states(chunks[0])])
+        last, (states,) = model(route_of(topology), nodes, [changed])
+        return torch.cat([last, *states])
 
     assert (answer(0.0) - answer(1e-9)).abs().max() < 1e-6
     assert (answer(0.0) - answer(1.0)).abs().max() > 1e-3

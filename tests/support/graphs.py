@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from l2o_graph.layout.blocks import Chunk, Topology
+from l2o_graph.layout.blocks import Topology
+from l2o_graph.layout.grids import GridRoute, grid_route
 from l2o_graph.layout.spec import Kernel, NetSpec, Neurons
 from l2o_graph.tracing.by_order import spec_of_module
 
@@ -100,16 +101,15 @@ def walked(topology: Topology, reverse: bool) -> tuple[list[tuple[int, int]], in
 ALONE_OR_TOGETHER = pytest.mark.parametrize("together", [True, False])
 
 
-def chunks_of(topology: Topology, together: bool = True) -> tuple[Chunk, ...]:
+def route_of(topology: Topology, together: bool = True, both: bool = True) -> GridRoute:
     """All kernels in one chunk, or each in one of its own."""
-    blocks = topology.blocks
-    return (blocks,) if together and blocks else tuple((block,) for block in blocks)
+    return grid_route(topology, torch.device("cpu"), together, both)
 
 
-def rows_of(topology: Topology, edges: torch.Tensor):
-    """The function of a chunk that the model asks for its edges' first states."""
-    runs = edges.split([block.edges for block in topology.blocks], dim=-2)
-    return lambda chunk: torch.cat([edges[..., :0, :], *(runs[b.kernel] for b in chunk)], dim=-2)
+def parts_of(route: GridRoute, edges: torch.Tensor) -> list[torch.Tensor]:
+    """First states of the edges of each chunk, from those of all."""
+    sizes = [sum(block.edges for block in chunk) for chunk in route.all.chunks]
+    return list(edges.split(sizes, dim=-2))
 
 
 def assert_same_with_gradients(found, expected, leaves):

@@ -21,6 +21,7 @@ from l2o_graph.cnn import CNNArchitecture, CNNs, GeneralizationPredictor, cnn_co
 from l2o_graph.datasets.cnn.park import draw_architecture
 from l2o_graph.graph.neural import NeuralGraph
 from l2o_graph.layout.blocks import topology_of
+from l2o_graph.layout.grids import grid_route
 from l2o_graph.layout.spec import ACTIVATIONS, CONSTANTS
 from l2o_graph.metanets.cnn_body import layouts_of
 from l2o_graph.metanets.structure import structure_of
@@ -118,12 +119,9 @@ def logits(model: GeneralizationPredictor, graphs: Sequence[NeuralGraph]) -> Ten
     nodes = torch.cat([first_nodes(model, graph) for graph in graphs])
     graph = NeuralGraph.batch(graphs)
     topology = topology_of(graph.spec)
-    chunks = tuple((block,) for block in topology.blocks)
-
-    def edges(chunk) -> Tensor:
-        return first_edges(model, graph, graph.spec.kernels[chunk[0].kernel])
-
-    states, _ = model.body.backbone(topology, chunks, nodes, edges)
+    edges = [first_edges(model, graph, kernel) for kernel in graph.spec.kernels]
+    route = grid_route(topology, nodes.device, both=model.config.both_ways)
+    states, _ = model.body.backbone(route, nodes, edges)
     read = torch.tensor([n.role == "output" for n in graph.spec.neurons for _ in range(n.size)])
     return model.body.head.maps(states[read].view(len(graphs), -1)).squeeze(1)
 
