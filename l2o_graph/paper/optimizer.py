@@ -108,8 +108,7 @@ class PaperOptimizer(LearnedOptimizer):
     def _state_of(self, p: Tensor, is_trained: bool) -> State:
         """What is remembered of a parameter; of one that is read alone zeros without memory."""
         state, kind = self.state.get(p, {}), state_type(p)
-        # Reshaped parameters start anew; of others the type may have been converted meanwhile.
-        if state and state["momenta"].shape[1:] == p.shape:
+        if fits(state, p):  # but the model may have been converted meanwhile
             return State(state["momenta"].to(kind), state["step"].to(kind))
         if is_trained:
             return State.fresh(p)
@@ -151,3 +150,8 @@ class PaperOptimizer(LearnedOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("_rule", "_given")}
         return {**super().__getstate__(), **own}
+
+
+def fits(state: dict[str, Any], p: Tensor) -> bool:
+    """Whether there is a state for a parameter of this shape; reshaped ones start anew."""
+    return bool(state) and state["momenta"].shape[1:] == p.shape
