@@ -83,6 +83,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Args:
             args: A batch, as the model's call takes it.
             kwargs: Named arguments of that call.
+
+        Raises:
+            RuntimeError: Where nothing tells which model it is.
         """
         self._structure.read(args, kwargs)
 

@@ -103,7 +103,10 @@ class Structure:
         """Follow the model through a batch, of which nothing remains."""
         from l2o_graph.tracing.network import read
 
-        assert self.model is not None
+        if self.model is None:
+            raise RuntimeError(
+                f"{self.owner}: expected a model to read, found parameters alone; give model="
+            )
         try:
             self._news.append(read(self.model, args, kwargs))
         except Exception as error:  # training can go on without, and the model may say more

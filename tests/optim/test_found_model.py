@@ -172,3 +172,9 @@ def test_scripted_modules_and_other_iterators_are_none():
         for p in optimizer.param_groups[0]["params"]:
             p.grad = torch.ones_like(p)
         optimizer.step()
+
+
+def test_without_a_model_there_is_nothing_to_read():
+    optimizer = NGOptimizer(list(nn.Linear(3, 2).parameters()))
+    with pytest.raises(RuntimeError, match=r"NGOptimizer: expected a model to read.*give model="):
+        optimizer.read_structure((torch.ones(1, 3),))
