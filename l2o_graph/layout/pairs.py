@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from l2o_graph.layout.arrivals import counted
+
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
@@ -36,11 +38,10 @@ def unjoined_pairs(
         joined: Nodes that an edge joins either way, of networks that have few enough, by their
             number among all; both tensors of a pair broadcast.
     """
-    network = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    network, number = counted(sizes)
     small = sizes.square() <= most_pairs
     count, index = int(small.sum()), small.cumsum(0) - 1
     most = int(sizes[small].max()) if count else 0
-    number = torch.arange(len(network), device=sizes.device) - (sizes.cumsum(0) - sizes)[network]
     nodes = small[network].nonzero().flatten()
     inside = index[network[nodes]] * most + number[nodes]
     place = nodes.new_zeros(count * most).index_copy_(0, inside, nodes).view(count, most)

@@ -19,7 +19,13 @@ RATE = 5e-3  # of Adam, for what comes before
 
 
 Change = Callable[[Dice, Tensor], Tensor]
-SAME: Change = lambda dice, x: x  # noqa: E731
+
+
+def same(_: Dice, x: Tensor) -> Tensor:
+    """Images as they are."""
+    return x
+
+
 CHANGES: tuple[Change, ...] = (
     lambda dice, x: x + dice.normal(*x.shape[1:]),  # noise as strong as the images
     lambda dice, x: x.transpose(-1, -2).flip(-1),  # turned by a right angle
@@ -53,7 +59,7 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
     new_head = dice.chance(0.4)
 
     def earlier(dice: Dice) -> Batch:
-        x, y = make(dice, batch, True, SAME)
+        x, y = make(dice, batch, True, same)
         return x, (y // 2 if new_head else y)  # five coarse classes, where the head is to be new
 
     # All pairs train, whoever has them: fewer at a time would be rounded in another way.
@@ -62,7 +68,7 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
     start = {name: p[dice.mine] for name, p in trained(first, before).items()}
     if new_head:
         start |= {n: p for n, p in initial(module, dice).items() if n.startswith(f"{head}.")}
-        change = SAME
+        change = same
     else:
         change = dice.pick(*CHANGES)
 
