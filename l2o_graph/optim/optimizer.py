@@ -1,4 +1,4 @@
-"""The rule as a torch.optim.Optimizer: groups, state by parameter, averaged weights, an account."""
+"""NGOptimizer, the rule as a torch.optim.Optimizer: groups, state, averaged weights, a report."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -29,45 +29,47 @@ from l2o_graph.ranges import COUNT
 class NGOptimizer(LearnedOptimizer):
     """A learned optimizer that reads the network it trains as a graph; there is nothing to tune.
 
-    Each step goes along a direction that is whitened on both sides of every kernel, for a length
-    that a small recurrent network sets for every neuron, from how gradients agree with the last
-    steps and from what neighbouring neurons say. Lengths start short and grow. Hidden neurons have
-    no order: permute them, and the updates come out permuted in the same way, but in layers of
-    more than 640 neurons, which are whitened in blocks.
+    The update of a kernel is its averaged gradient, whitened on both sides, times a step length
+    for each output neuron. A small learned controller adjusts these lengths at every step, by how
+    well gradients agree with the steps before. Lengths start short and grow. The rule is
+    equivariant: permuting hidden neurons permutes their updates alike, except in layers of more
+    than 640 neurons, which are whitened in blocks.
 
-    A step in which any gradient is not finite, or longer than 1e17, changes nothing and warns.
-    Parameters without a gradient are left as they are. What is remembered of a parameter lies in
-    ``optimizer.state`` as tensors, in float32, or in float64 for one in float64. Parameters on
-    several devices are a network on each.
+    If any gradient is not finite or has a norm above 1e17, the step changes nothing and warns.
+    Parameters without a gradient are left unchanged. The state of a parameter is a dictionary of
+    tensors in ``optimizer.state``, float32, or float64 for a float64 parameter. Parameters on
+    several devices are treated as one network on each device.
 
-    Parameters may be sharded over processes, as DTensors (``fully_shard``,
-    ``parallelize_module``): each is worked out by one of the ranks, which alone remembers it.
-    Then ``step``, ``state_dict``, ``load_state_dict``, ``averaged`` and ``explain`` take all ranks.
+    Parameters may be sharded over processes as DTensors (``fully_shard``,
+    ``parallelize_module``). One rank owns each parameter: it computes the update and holds the
+    state. ``step``, ``state_dict``, ``load_state_dict``, ``averaged`` and ``explain`` are then
+    collective calls, which every rank has to make.
 
     Args:
         params: Parameters, named parameters or groups, as for any optimizer.
-        lr: Factor of every update; 1 is what the checkpoint was trained for.
-        weight_decay: Decoupled, as in AdamW. There a step takes lr * weight_decay of a weight
-            away, and changes it by about lr; here the RMS of the parameter's update stands for
-            the latter, so that 0.01 to 0.1 mean about what they mean there.
+        lr: Factor of every update; the checkpoint was trained for 1.
+        weight_decay: Decoupled weight decay, as in AdamW: a step removes lr * weight_decay * u of
+            each weight, where u is the RMS of the parameter's update. In AdamW u is about 1 before
+            the factor lr, so values of 0.01 to 0.1 mean about the same in both.
         checkpoint: A name of ``list_checkpoints()``, a path to a file, or a controller.
-        model: The network that the parameters belong to: its structure is then read from the
-            first batch that it is called with, rather than inferred from order and shapes, and
-            weights decay more where the same few examples come again and again. A pickle or a
-            deep copy of the optimizer holds it too. Where ``params`` is ``model.parameters()``
-            or ``model.named_parameters()`` itself it need not be given.
-        total_steps: Number of steps that there will be, if that is known: lengths then end near 0.
-            Without it the optimizer can be stopped at any time. Where a state is loaded, what was
-            given here holds, or what the state has where nothing was.
-        maximize: Ascend rather than descend.
+        model: Module that the parameters belong to. Its structure is then read from its first
+            forward pass instead of being inferred from the order and shapes of the parameters,
+            and weight decay grows where training repeats few examples. It is found by itself if
+            ``params`` is ``model.parameters()`` or ``model.named_parameters()``. Pickles and deep
+            copies of the optimizer include a model that was passed here.
+        total_steps: Number of steps of the whole run, if known: lengths then fall to about 0 at
+            its end. Without it the run can be stopped at any time. After ``load_state_dict`` a
+            value given here takes precedence over the saved one.
+        maximize: Maximize the objective instead of minimizing it.
 
     Raises:
         ValueError: For an unknown or unreadable checkpoint or one of another kind, an empty list
             of parameters, a negative ``lr`` or ``weight_decay``, a ``total_steps`` below 1, a
-            complex parameter, one that ``model`` lacks, or sharded ones on several meshes.
-        TypeError: For a shard of FullyShardedDataParallel, inside of ZeroRedundancyOptimizer, and
-            for a ``model`` that is no module or one of TorchScript.
-        FileNotFoundError: For a checkpoint path to nothing.
+            complex parameter, a parameter that is not one of ``model``, or parameters sharded over
+            several meshes.
+        TypeError: For a shard of FullyShardedDataParallel, inside ZeroRedundancyOptimizer, and
+            for a ``model`` that is not a module or is a TorchScript module.
+        FileNotFoundError: For a checkpoint path that does not exist.
 
     Source:
         The graph is that of Kofinas et al., "Graph Neural Networks for Learning Equivariant
@@ -196,13 +198,13 @@ class NGOptimizer(LearnedOptimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put averaged weights in the place of the weights, to evaluate or to save them.
+        """Replace the weights by their average within the block, to evaluate or to save them.
 
-        They are the mean over about the last tenth of the steps so far of where updates have led.
-        Statistics of batch norms stay those of the weights in training.
+        The average is taken over about the last tenth of the steps so far. Running statistics of
+        batch norms stay those of the weights in training.
 
         Raises:
-            RuntimeError: Where it is entered already.
+            RuntimeError: If it is entered already.
         """
         self._refuse_inside_of_averaged("averaged()")
         self._stash = {}
@@ -233,10 +235,10 @@ class NGOptimizer(LearnedOptimizer):
             )
 
     def explain(self) -> Account:
-        """Account for each parameter: what it is, which way it goes, how long its step was.
+        """Tabulate the kind, the direction and the last step length of each parameter.
 
         Returns:
-            A table; print it.
+            A table to print.
         """
         parameters, spec = self._network(self._parameters())
         sharing = self._sharing
@@ -249,11 +251,11 @@ class NGOptimizer(LearnedOptimizer):
         return account_of(spec, parameters, updates_of, str(self._examples))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, as of any optimizer, and as "examples" what was counted of these.
+        """Return the state, as any optimizer does, with the count of examples as "examples".
 
-        Of sharded parameters it is made of DTensors, and every rank has to call this at the same
-        time. ``optimizer.state`` itself has tensors on the rank that owns a parameter, and their
-        shapes on the meta device elsewhere.
+        For sharded parameters it consists of DTensors, and every rank has to call this at the same
+        time. ``optimizer.state`` itself holds tensors on the rank that owns a parameter, and
+        tensors on the meta device on the other ranks.
         """
 
         def as_saved(_: Any, found: dict[str, Any]) -> dict[str, Any]:
@@ -273,10 +275,10 @@ class NGOptimizer(LearnedOptimizer):
         """Load a state; it stays float32 for parameters of lower precision.
 
         Raises:
-            ValueError: For the state of another checkpoint or of another model, for numbers that
-                are not finite, and for a count of examples that is none. The optimizer is then as
-                it was.
-            RuntimeError: Inside of ``averaged()``.
+            ValueError: For the state of another checkpoint or of another model, for values that
+                are not finite, and for an invalid count of examples. The optimizer is then left
+                unchanged.
+            RuntimeError: Inside ``averaged()``.
         """
         self._refuse_inside_of_averaged("load_state_dict()")
         told = self.param_groups[0]["total_steps"]
