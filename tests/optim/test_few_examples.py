@@ -280,7 +280,7 @@ def test_an_account_says_where_examples_are_few(checkpoint):
             net(batch).square().mean().backward()
             optimizer.step()
         text = str(optimizer.explain())
-        assert said in text.splitlines()[-1] and ("different examples" in text) == bool(said)
+        assert said in text.splitlines()[-1] and ("distinct examples" in text) == bool(said)
 
 
 # What follows ----------------------------------------------------------------------------------
