@@ -11,7 +11,7 @@ from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import list_checkpoints
 from l2o_graph.optim.optimizer import NGOptimizer
 
-# The rest is imported when it is asked for: whoever trains needs none of it.
+# The rest is imported on first use: training needs none of it.
 if TYPE_CHECKING:
     from l2o_graph import cnn as cnn
     from l2o_graph import inr as inr
