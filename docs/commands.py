@@ -131,7 +131,7 @@ WORDS = {
     "zoo": "folder of the networks",
     "checkpoint": "a learned optimizer: a name or a file",
     "dataset": "images that the networks are trained on",
-    "data_root": "where datasets lie; by default `$L2O_GRAPH_DATA`, or `data`",
+    "data_root": "folder of datasets; by default `$L2O_GRAPH_DATA`, or `data`",
     "device": "where torch computes",
     "families": "kinds of problems to compare on",
     "grid": "learning rates to try in place of the optimizer's own",

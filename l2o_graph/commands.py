@@ -10,7 +10,7 @@ def run_command(
     name: str,
     work: Callable[[], Iterable[str]],
     errors: tuple[type[Exception], ...] = ERRORS,
-    stopped: str = "stopped; the same command goes on",
+    stopped: str = "stopped; run the same command again to continue",
 ) -> int:
     """Run a command and print its results.
 

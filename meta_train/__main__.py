@@ -200,7 +200,7 @@ def _parser(
     text = "recipe for all options that are not given [default: the numbers in brackets]"
     parser.add_argument("--preset", default="default", choices=PRESETS, help=text)
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
-    parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
+    parser.add_argument("--data-root", help=f"folder of datasets [${DATA_VARIABLE} or data]")
     if device:
         parser.add_argument("--device", default="cpu", help="[cpu]")
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")

@@ -29,7 +29,7 @@ LEAST_LOSS = 1e-5
 # Number of steps over which losses are averaged before the logarithm.
 WINDOW = 10
 # Number of steps between evaluations on held-out examples.
-LOOK_EVERY = 20
+EVALUATE_EVERY = 20
 # Number of batches for the loss of averaged parameters.
 BATCHES_OF_AVERAGES = 4
 
@@ -73,7 +73,7 @@ class Course:
         networks = 2 * self.problems.pairs
         horizon = torch.full((networks,), float(length)) if self.draw.told else None
         scale = self.problems.scale.repeat_interleave(2, 0)
-        losses, looks = [], []
+        losses, evaluations = [], []
         for step in range(self.age, self.age + steps):
             loss, gradients = self._gradients(step)
             losses.append(loss)
@@ -81,11 +81,11 @@ class Course:
                 few = self.problems.plan.examples.few(step)
                 updates, _ = advance(learned, self.memory, gradients, self.parameters, horizon, few)
                 follow(self.parameters, self.offsets, updates, step)
-            if (step + 1) % LOOK_EVERY == 0:
+            if (step + 1) % EVALUATE_EVERY == 0:
                 held_out = self.problems.held_out(self._flat(self.parameters))
-                looks += [] if held_out is None else [held_out]
+                evaluations += [] if held_out is None else [held_out]
         self.age += steps
-        found = looks or [part.mean(0) for part in torch.stack(losses).split(WINDOW)]
+        found = evaluations or [part.mean(0) for part in torch.stack(losses).split(WINDOW)]
         found.append(self._of_averages())
         relative = torch.nan_to_num(torch.stack(found) / scale, nan=math.inf)
         return relative.clamp(max=MOST_LOSS)

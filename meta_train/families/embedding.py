@@ -48,7 +48,7 @@ class Ratings(nn.Module):
         return rating
 
 
-JUDGES = 512  # number of held-out ratings, if the training set is fixed
+NUM_HELD_OUT = 512  # number of held-out ratings, if the training set is fixed
 
 
 @register_family("embedding")
@@ -81,8 +81,8 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
         module = Ratings(users, things, width, dice.chance(0.5))
         criterion = squared
         if dice.chance(0.5):
-            judges = rate(dice.other("judges"), JUDGES)
-            examples = FixedSet(dice, rate(dice.other("ratings"), 1024), batch, judges)
+            held_out = rate(dice.other("judges"), NUM_HELD_OUT)
+            examples = FixedSet(dice, rate(dice.other("ratings"), 1024), batch, held_out)
         else:
             examples = Stream(dice, lambda dice: rate(dice, batch))
     start = spread_tables(initial(module, dice), module, spread)

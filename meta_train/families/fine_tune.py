@@ -14,7 +14,7 @@ from meta_train.families.images import Pictures
 from meta_train.families.networks import ACTIVATIONS, MLP, initial
 from meta_train.families.registry import register_family
 
-JUDGES = 256  # number of held-out examples; half as many for CNNs, which take longer
+NUM_HELD_OUT = 256  # number of held-out examples; half as many for CNNs, which take longer
 RATE = 5e-3  # learning rate of Adam for the training before
 
 
@@ -75,8 +75,8 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
     count = dice.integer(200, 500) if dice.chance(0.6) else 0
     if count:
         fixed = make(dice.other("examples"), count, True, change)
-        judges = make(dice.other("judges"), JUDGES // (1 + convolutional), False, change)
-        examples: Examples = FixedSet(dice, fixed, batch, judges)
+        held_out = make(dice.other("judges"), NUM_HELD_OUT // (1 + convolutional), False, change)
+        examples: Examples = FixedSet(dice, fixed, batch, held_out)
     else:
         examples = Stream(dice, lambda dice: make(dice, batch, True, change))
     return Plan(module, start, examples, F.cross_entropy)

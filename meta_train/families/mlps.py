@@ -15,7 +15,7 @@ from meta_train.families.networks import ACTIVATIONS, MLP, SCHEMES, gains, initi
 from meta_train.families.registry import LARGE, register_family
 
 BATCHES = (8, 16, 32, 64, 128)
-JUDGES = 256  # number of held-out examples
+NUM_HELD_OUT = 256  # number of held-out examples
 
 
 @register_family("classifier")
@@ -151,8 +151,8 @@ def regression(dice: Dice, pictures: Pictures) -> Plan:
     module = MLP(sizes, activation)
     if count:
         fixed = make(dice.other("examples"), count)
-        judges = make(dice.other("judges"), JUDGES, True)
-        examples: Examples = FixedSet(dice, fixed, batch, judges)
+        held_out = make(dice.other("judges"), NUM_HELD_OUT, True)
+        examples: Examples = FixedSet(dice, fixed, batch, held_out)
     else:
         examples = Stream(dice, lambda dice: make(dice, batch))
     start = initial(module, dice, scheme, gains(dice))
@@ -168,20 +168,20 @@ def few_examples(dice: Dice, pictures: Pictures) -> Plan:
     if dice.chance(0.5):
         sizes, criterion = [49, *hidden, 10], F.cross_entropy
         x, y = pictures.draw(dice.other("examples"), count, seen=True)
-        judges_x, judges_y = pictures.draw(dice.other("judges"), JUDGES, seen=False)
+        held_x, held_y = pictures.draw(dice.other("judges"), NUM_HELD_OUT, seen=False)
         if dice.chance(0.4):
             y = noisy_labels(dice, y, dice.uniform(low=0.1, high=0.4))
-        fixed, judges = (x.flatten(2), y), (judges_x.flatten(2), judges_y)
+        fixed, held_out = (x.flatten(2), y), (held_x.flatten(2), held_y)
     else:
         inputs, criterion = dice.integer(4, 16), squared
         sizes = [inputs, *hidden, 1]
         make = examples_of(dice, inputs, dice.chance(0.5), (0.1, 0.3, 1.0))
         # Noise in held-out examples would only hide differences.
-        judges = make(dice.other("judges"), JUDGES, True)
+        held_out = make(dice.other("judges"), NUM_HELD_OUT, True)
         fixed = make(dice.other("examples"), count)
     module = MLP(sizes, activation)
     start = initial(module, dice, scheme, gains(dice))
-    return Plan(module, start, FixedSet(dice, fixed, batch, judges), criterion)
+    return Plan(module, start, FixedSet(dice, fixed, batch, held_out), criterion)
 
 
 def sines(dice: Dice, sizes: Sequence[int], omega: float) -> tuple[MLP, dict[str, Tensor]]:

@@ -90,7 +90,7 @@ def _draw(
         return {n: dice.uniform(*p.shape, low=-bound, high=bound) for n, p in own.items()}
     if isinstance(part, nn.Embedding):
         return {name: dice.normal(*p.shape) for name, p in own.items()}
-    raise TypeError(f"no rule for the start of {type(part).__name__}")
+    raise TypeError(f"no initialisation is known for {type(part).__name__}")
 
 
 def _kernel(

@@ -83,7 +83,7 @@ def draw(
         raise ValueError(f"unknown family '{family}', expected one of {sorted(FAMILIES)}")
     dice = Dice(seed_of(family, seed), pairs, mine)
     if not dice.pairs:
-        raise ValueError(f"no pair is left of {pairs} by {mine}")
+        raise ValueError(f"mine: expected at least one of {pairs} pairs, found none in {mine}")
     pictures = Pictures.load(data_root, validation)
     # Modules initialise themselves with the global generator; these weights are not used.
     with torch.random.fork_rng(devices=[]):
