@@ -1,7 +1,7 @@
 """Learned optimizers that read the network they train as a graph.
 
-Axes, wherever shapes are written: N nodes, E edges, P parameters (scalars), F features, H hidden
-channels, K positions of a kernel, n a run of scalars, *B any batch axes.
+Axes in the shapes of all modules: N nodes, E edges, P parameters (scalars), F features, H hidden
+channels, K positions of a kernel, n consecutive scalars, *B any batch axes.
 """
 
 import importlib

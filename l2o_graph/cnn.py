@@ -2,7 +2,7 @@
 
 ``GeneralizationPredictor`` reads such networks and predicts their accuracy.
 
-Axes, beside those of ``l2o_graph``: I networks (CNNs), B images of a batch, D directed
+Axes, in addition to those of ``l2o_graph``: I networks (CNNs), B images of a batch, D directed
 edges, S segments of them.
 """
 

@@ -2,7 +2,7 @@
 
 ``INRClassifier`` and ``INREditor`` read such networks.
 
-Axes, beside those of ``l2o_graph``: I networks (INRs), Q points (pixels).
+Axes, in addition to those of ``l2o_graph``: I networks (INRs), Q points (pixels).
 """
 
 from l2o_graph.datasets.inr.augment import AMOUNTS, Amounts, augmented

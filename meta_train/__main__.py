@@ -1,4 +1,4 @@
-"""``python -m meta_train --task fmnist_cnn``: parse, call, print."""
+"""The command line of meta-training: ``python -m meta_train --task fmnist_cnn``."""
 
 import argparse
 import dataclasses

@@ -39,7 +39,7 @@ class Draw:
     """Parameters that determine a course."""
 
     family: str
-    seed: int  # of its instances and perturbations
+    seed: int  # seed of instances and perturbations
     length: int  # number of steps
     told: bool  # whether the rule gets the length, as with ``total_steps``
 

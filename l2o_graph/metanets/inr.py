@@ -195,7 +195,7 @@ class INREditor(INRModel):
 
     Attributes:
         config: The configuration.
-        provenance: How a model from a checkpoint was made, else empty.
+        provenance: Record of how a model from a checkpoint was trained, else empty.
 
     Raises:
         ValueError: For a configuration of another task, or statistics that do not fit it.

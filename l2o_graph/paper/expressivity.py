@@ -18,7 +18,7 @@ How each part is computed:
   over nodes of the sum of squares of the other channels. The norm's own factors undo the division.
   Every channel has its negative, so that the mean is 0.
 
-Axes, beside those of ``l2o_graph``: I networks of one layout, Q inputs of each.
+Axes, in addition to those of ``l2o_graph``: I networks of one layout, Q inputs of each.
 """
 
 import math

@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, width] -> [B, T, width]."""
+        """Map [B, T, width] -> [B, T, width]."""
         # [B, T, 3 width] -> three of [B, heads, T, width of a head]
         parts = self.inward(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind(0)
@@ -49,7 +49,7 @@ class Layer(nn.Module):
         self.mlp = MLP([width, 2 * width, width], activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, width] -> [B, T, width]."""
+        """Map [B, T, width] -> [B, T, width]."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 

@@ -51,7 +51,7 @@ class Block(nn.Module):
         self.shortcut = shortcut and source == target and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, source, h, w] -> [B, target, h', w']."""
+        """Map [B, source, h, w] -> [B, target, h', w']."""
         y = self.activation(self.norm(self.mix(self.conv(x))))
         return x + y if self.shortcut else y
 
@@ -86,7 +86,7 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(channels[-1] * (size * size if flat else 1), 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, size, size] -> [B, 10]."""
+        """Map [B, 1, size, size] -> [B, 10]."""
         return self.head(self.pool(self.blocks(x)).flatten(1))
 
 
@@ -156,7 +156,7 @@ class Restorer(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, size, size] -> the same."""
+        """Map [B, 1, size, size] -> [B, 1, size, size]."""
         h = x
         for conv in self.convs[:-1]:
             h = self.activation(conv(h))

@@ -25,7 +25,7 @@ class Bag(nn.Module):
         self.mlp = MLP([width, *([hidden] if hidden else []), CLASSES], F.relu)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, words of a bag] -> [B, classes]."""
+        """Map [B, words of a bag] -> [B, classes]."""
         return self.mlp(self.table(x).mean(1))
 
 

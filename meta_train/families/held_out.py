@@ -54,7 +54,7 @@ class DenseLinks(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, pixels] -> [B, classes]."""
+        """Map [B, pixels] -> [B, classes]."""
         for linear in self.linear:
             x = torch.cat([x, self.activation(linear(x))], -1)
         return self.head(x)
@@ -82,7 +82,7 @@ class Gated(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, pixels] -> [B, classes]."""
+        """Map [B, pixels] -> [B, classes]."""
         x = self.embed(x)
         for gate, value, back in zip(self.gates, self.values, self.back, strict=True):
             x = x + back(F.silu(gate(x)) * value(x))
@@ -135,7 +135,7 @@ class Mixer(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, rows, pixels] -> [B, classes]."""
+        """Map [B, rows, pixels] -> [B, classes]."""
         x = self.embed(x)
         for i, (across, channels) in enumerate(zip(self.rows, self.channels, strict=True)):
             x = x + across(self.norms[2 * i](x).transpose(1, 2)).transpose(1, 2)
@@ -160,7 +160,7 @@ class Curvature(MLP):
     """Tanh network of one input that also computes its second derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1] -> [B, 2]: values and second derivatives."""
+        """Map [B, 1] -> [B, 2]: values and second derivatives."""
         layers: Any = self.linear  # torch does not annotate the type of the layers
         first, *others = layers
         value, slope, bend = first(x), first.weight.T, torch.zeros(())
@@ -208,7 +208,7 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(3 * channels, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, size, size] -> [B, 1, size, size]."""
+        """Map [B, 1, size, size] -> [B, 1, size, size]."""
         fine = F.relu(self.first(x))
         coarse = F.relu(self.on(F.relu(self.down(fine))))
         up = F.interpolate(coarse, scale_factor=2, mode="nearest")
@@ -237,7 +237,7 @@ class Variational(nn.Module):
         self.decoder = MLP([code, hidden, 49], activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, pixels + code] -> [B, pixels + 2 code]."""
+        """Map [B, pixels + code] -> [B, pixels + 2 code]."""
         pixels, noise = x[:, :49], x[:, 49:]
         code = self.encoder(pixels)
         mean, log_variance = code.chunk(2, -1)

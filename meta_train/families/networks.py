@@ -25,7 +25,7 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs] -> [B, outputs]."""
+        """Map [B, inputs] -> [B, outputs]."""
         for i, linear in enumerate(self.linear[:-1]):
             x = linear(x)
             if self.norm:

@@ -37,11 +37,11 @@ class Twin(nn.Module):
         self.kind, self.everywhere = kind, everywhere
 
     def states(self, x: Tensor) -> Tensor:
-        """[B, T, inputs] -> [B, T, hidden]."""
+        """Map [B, T, inputs] -> [B, T, hidden]."""
         return self.layer(x)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, inputs] -> [B, answers], or [B, T, answers]."""
+        """Map [B, T, inputs] -> [B, answers], or [B, T, answers]."""
         states = self.states(x)
         return self.head(states if self.everywhere else states[:, -1])
 
@@ -50,7 +50,7 @@ class StepByStep(Twin):
     """The same computation step by step, which works with ``vmap``."""
 
     def states(self, x: Tensor) -> Tensor:
-        """[B, T, inputs] -> [B, T, hidden]."""
+        """Map [B, T, inputs] -> [B, T, hidden]."""
         layer: Any = self.layer  # its parameters are not annotated
         read = x @ layer.weight_ih_l0.T + layer.bias_ih_l0
         h = cell = read.new_zeros(x.shape[0], layer.hidden_size)
