@@ -208,7 +208,7 @@ class NetSpec:
         for b in self.biases:
             place.setdefault(b.parameter, []).append(f"bias of {self.neurons[b.neurons].name}")
         for i in self.loose:
-            place.setdefault(i, []).append("loose: updated from its own features alone")
+            place.setdefault(i, []).append("loose: updated without the graph")
         for i, name in enumerate(self.names):
             text = "; ".join(dict.fromkeys(place[i]))
             lines.append(f"  {name} {list(self.shapes[i])}: {text}")

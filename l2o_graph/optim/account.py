@@ -106,5 +106,5 @@ def _direction(blocks: Sequence[Block]) -> str:
         if side is not None
     ]
     if not found:
-        return "entry by entry"
+        return "elementwise"
     return f"whitened{' on one side' if len(found) == 1 else ''}, {' by '.join(found)}"
