@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Number of distinct examples between few and many: 96 for each number in an example, up to 32.
+# Number of distinct examples between few and many: 96 for each number in an example, of which at
+# most 32 count.
 MANY_PER_NUMBER, MOST_NUMBERS = 96, 32
 # Fewer than about this many are meant to be memorised, like the single batch of a trial run.
 BY_HEART = 64
