@@ -14,9 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Number of distinct examples between few and many: 96 for each number in an example, of which at
-# most 32 count.
-MANY_PER_NUMBER, MOST_NUMBERS = 96, 32
+# Number of distinct examples between few and many: 300 for each number in an example, up to 32
+# numbers. With fewer than 10 numbers it falls with their square: these are mostly coordinates of a
+# field, all of whose points are to be fitted.
+MANY_PER_NUMBER, MOST_NUMBERS, OF_COORDINATES = 300, 32, 10
+# Counting stops at this many times that number.
+CLEARLY_MANY = 8
+# An integer, the index of a token or a category, counts as this many numbers.
+NUMBERS_OF_INDEX = 8
 # Fewer than about this many are meant to be memorised, like the single batch of a trial run.
 BY_HEART = 64
 # Size of the hash table that counts distinct rows.
@@ -65,8 +70,8 @@ class Examples:
             self.marks = new if self.marks is None else self.marks.to(first.device)
         self.marks[_places([_numbers(t) for t in rows])] = 1
         self.rows += len(first)
-        self.numbers = sum(t[0].numel() for t in rows)
-        clearly_many = 4 * many(self.numbers)
+        self.numbers = sum(map(numbers_of, rows))
+        clearly_many = CLEARLY_MANY * many(self.numbers)
         if self.rows - self._looked >= clearly_many:
             self._looked = self.rows
             self.is_over = bool(self._different() > clearly_many)
@@ -126,9 +131,15 @@ class Examples:
         return {**self.__dict__, "_last": None}
 
 
-def many(numbers: int) -> int:
+def numbers_of(rows: Tensor) -> int:
+    """Count the numbers of each row of a tensor, (B, *)."""
+    each = 1 if rows.is_floating_point() or rows.is_complex() else NUMBERS_OF_INDEX
+    return each * rows[0].numel()
+
+
+def many(numbers: int) -> float:
     """Number of distinct examples, of ``numbers`` numbers each, between few and many."""
-    return MANY_PER_NUMBER * min(numbers, MOST_NUMBERS)
+    return MANY_PER_NUMBER * min(numbers, MOST_NUMBERS) * min(numbers / OF_COORDINATES, 1.0)
 
 
 def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
@@ -143,7 +154,7 @@ def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
         numbers: Numbers in a row.
     """
     again = (1 - different / rows).clamp(min=0)
-    return again / (1 + (different / many(numbers)) ** 2) / (1 + (BY_HEART / different) ** 2)
+    return again / (1 + different / many(numbers)) / (1 + (BY_HEART / different) ** 2)
 
 
 def _tensors(inputs: Any) -> Iterator[Tensor]:

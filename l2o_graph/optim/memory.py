@@ -40,8 +40,10 @@ RELATIVE_UNITS: dict[Kind, float] = {
     "table": 0.025,
     "vector": 0.0,
 }
-# Blocks whose weights decay: not tables, as a step uses only some of their rows, and not vectors.
+# Blocks whose weights decay. Tables, of which a step uses only some rows, decay only if examples
+# are few; vectors never do.
 DECAYING: tuple[Kind, ...] = (*MATRICES, "diagonal")
+DECAYING_ON_FEW: tuple[Kind, ...] = (*DECAYING, "table")
 
 # The momenta of a stack: fast and slow average of the gradient, and the last update.
 NUM_MOMENTA, LAST_UPDATE = 3, 2
@@ -97,10 +99,10 @@ class Stack:
         """Whether its blocks are kernels, which join neurons."""
         return self.blocks[0].kind in MATRICES
 
-    @property
-    def decays(self) -> bool:
+    def decays(self, on_few: bool) -> bool:
         """Whether any of its blocks has weight decay: short ones of all kinds share a stack."""
-        return any(block.kind in DECAYING for block in self.blocks)
+        kinds = DECAYING_ON_FEW if on_few else DECAYING
+        return any(block.kind in kinds for block in self.blocks)
 
     def owned(self) -> dict[str, Tensor]:
         """Return the tensors that are divided among matrices: (3, N, M, r, c), (N, M, ...)."""
@@ -269,9 +271,13 @@ def arrange(
         ),
         log_relative_unit=like.new_tensor([RELATIVE_UNITS[b.kind] for b in of_tensor]).log(),
         log_absolute_unit=like.new_tensor([_absolute_unit(b) for b in of_tensor]).log(),
-        decay_unit=like.new_tensor(
-            [RELATIVE_UNITS[b.kind] if b.kind in DECAYING else 0.0 for b in of_tensor]
+        decay_units=like.new_tensor(
+            [
+                [RELATIVE_UNITS[b.kind] if b.kind in kinds else 0.0 for b in of_tensor]
+                for kinds in (DECAYING, DECAYING_ON_FEW)
+            ]
         ),
+        is_decaying=like.new_tensor([b.kind in DECAYING for b in of_tensor]),
         cosine_weights=1 - like.new_tensor(COSINE_DECAYS).view(-1, 1, 1),
         cosine_units=like.new_tensor(COSINE_UNITS).view(-1, 1, 1),
         average_decays=like.new_tensor([FAST, SLOW]).view(2, 1),

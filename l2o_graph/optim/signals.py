@@ -102,7 +102,9 @@ class Constants:
         log_relative_unit: (T,) logarithm of the unit of lengths over the RMS of the weights; -inf
             if it is not relative.
         log_absolute_unit: (T,) logarithm of the unit of lengths otherwise.
-        decay_unit: (T,) relative unit of matrices with weight decay, 0 for others.
+        decay_units: (2, T) relative unit of matrices with weight decay, 0 for others: with many
+            examples and with few.
+        is_decaying: (T,) indicator of matrices with weight decay with many examples.
         cosine_weights: (3, 1, 1) weight of a new cosine in its averages.
         cosine_units: (3, 1, 1) factor of each average of cosines.
         average_decays: (2, 1) decays of the fast and slow momentum.
@@ -124,7 +126,8 @@ class Constants:
     is_relative: Tensor
     log_relative_unit: Tensor
     log_absolute_unit: Tensor
-    decay_unit: Tensor
+    decay_units: Tensor
+    is_decaying: Tensor
     cosine_weights: Tensor
     cosine_units: Tensor
     average_decays: Tensor

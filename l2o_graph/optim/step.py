@@ -83,8 +83,8 @@ def advance(
     alive = _alive(memory, square)
     growth = log_growth(of_matrices[WEIGHT_SUM], memory.history, memory.constants)
     if few is not None:
-        growth = growth * (1 - few)
         few = few * _sized(memory, gradients, parameters, of_matrices)
+        growth = growth * (1 - few)
     units = (memory.history.tensors[FIRST_LOG_UNIT] + growth).exp()
     # Gradients that are only rounding error count as 0 in signals and powers.
     of_matrices[OF_GRADIENT] *= alive
@@ -110,7 +110,7 @@ def advance(
     for stack, p in zip(stacks, parameters, strict=True):
         rows = slice(*stack.rows)
         stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
-        if stack.decays:
+        if stack.decays(few is not None):
             stack.last.addcmul_(p, decays[:, rows].reshape(-1, stack.shape[1], 1), value=-1)
     for stack in memory.all_stacks:
         stack.age += 1
@@ -162,8 +162,9 @@ def _decays(
     constants = memory.constants
     decay = learned.decay
     if few is not None:
+        decay = decay * constants.is_decaying
         decay = (decay + few * (DECAY_ON_FEW - decay))[:, constants.tensor_of_row]
-    per_length = going * constants.decay_unit / units
+    per_length = going * constants.decay_units[int(few is not None)] / units
     part = decay * lengths * per_length[:, constants.tensor_of_row]
     return part.clamp(max=MOST_DECAY)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from l2o_graph.optim.examples import fewness
+from l2o_graph.optim.examples import fewness, numbers_of
 from meta_train.families.dice import Dice
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, [P, ...] each
@@ -64,7 +64,7 @@ class FixedSet:
         """Compute the degree to which examples are few, (): see ``optim.examples.fewness``."""
         seen = (step + 1) * self._size
         different = torch.tensor(float(min(seen, self._count)))
-        return fewness(different, seen, self._examples[0][0, 0].numel())
+        return fewness(different, seen, numbers_of(self._examples[0][0]))
 
 
 Examples = Stream | FixedSet
