@@ -208,12 +208,12 @@ class NetSpec:
         for b in self.biases:
             place.setdefault(b.parameter, []).append(f"bias of {self.neurons[b.neurons].name}")
         for i in self.loose:
-            place.setdefault(i, []).append("loose: updated from its own features alone")
+            place.setdefault(i, []).append("loose: updated without the graph")
         for i, name in enumerate(self.names):
-            said = "; ".join(dict.fromkeys(place[i]))
-            lines.append(f"  {name} {list(self.shapes[i])}: {said}")
+            text = "; ".join(dict.fromkeys(place[i]))
+            lines.append(f"  {name} {list(self.shapes[i])}: {text}")
         for i, constant in enumerate(CONSTANTS, len(self.shapes)):
-            lines += [f"  {constant:g}: {said}" for said in dict.fromkeys(place.get(i, []))]
+            lines += [f"  {constant:g}: {text}" for text in dict.fromkeys(place.get(i, []))]
         return "\n".join(lines)
 
     def _place_of(self, kernel: Kernel) -> str:

@@ -53,10 +53,10 @@ class GraphBody(nn.Module):
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
         """Predict the logits of the networks' accuracy."""
         layouts = layouts_of(networks.architectures, self.room)
-        said = (None, None)
+        probed = (None, None)
         if self.answers is not None:
-            said = self.answers(networks, hidden=self.responses is not None)
-        return self.read(self.batch(layouts, networks.which), networks.values, *said)
+            probed = self.answers(networks, hidden=self.responses is not None)
+        return self.read(self.batch(layouts, networks.which), networks.values, *probed)
 
     def read_one(
         self, spec: NetSpec, values: Float[Tensor, " P"], module: nn.Module

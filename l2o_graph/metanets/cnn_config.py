@@ -108,12 +108,11 @@ class CNNModelConfig(ReaderConfig):
         )  # fmt: skip
         if (self.model == "probegen" or self.responses) and not self.probes:
             what = "responses" if self.responses else "'probegen'"
-            raise ValueError(f"probes: expected some for {what}, found 0")
+            raise ValueError(f"probes: expected at least 1 for {what}, found 0")
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
-                "architecture: expected one for 'nfn' alone, which maps weights one by one and "
-                "reads no networks of mixed architecture, "
-                f"found {self.architecture} for '{self.model}'"
+                "architecture: expected one only for 'nfn', which reads networks of a single "
+                f"architecture, found {self.architecture} for '{self.model}'"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -88,10 +88,10 @@ class Answers(nn.Module):
         try:
             logits = module(images.to(like))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(f"{expected}, found one that refuses them: {error}") from error
+            raise ValueError(f"{expected}, found one that fails on them: {error}") from error
         if not isinstance(logits, Tensor) or logits.shape != (count, self.ends[1]):
             answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"{expected}, found one that answers {count} of them with {answer}")
+            raise ValueError(f"{expected}, found one that maps {count} of them to {answer}")
         return logits.to(images).softmax(-1).flatten()[None]
 
     def _check(self, architecture: CNNArchitecture) -> None:

@@ -20,7 +20,7 @@ class ReaderConfig:
         return self.reverse or self.model == "ng_t"
 
     def check_options(self, **options: tuple[Any, Sequence[str]]) -> None:
-        """Refuse options for models that do not have them.
+        """Raise for options that a model does not have.
 
         Args:
             options: Neutral value of each option, and the models that have the option.

@@ -77,12 +77,12 @@ class INRModel(nn.Module):
     ) -> Any:
         """Evaluate probes, normalise, and apply the body to checked networks."""
         probes = self.probes if self.generator is None else self.generator()
-        said: list[Tensor] = []
+        found: list[Tensor] = []
         if probes is not None:
-            said = responses(weights, biases, probes, self.config.omega0)
+            found = responses(weights, biases, probes, self.config.omega0)
         if self.statistics is not None:
             weights, biases = self.statistics(weights, biases)
-        return self.body(weights, biases, said)
+        return self.body(weights, biases, found)
 
     @classmethod
     def from_checkpoint(cls: type[M], checkpoint: str | Path) -> M:
@@ -195,7 +195,7 @@ class INREditor(INRModel):
 
     Attributes:
         config: The configuration.
-        provenance: How a model from a checkpoint was made, else empty.
+        provenance: Record of how a model from a checkpoint was trained, else empty.
 
     Raises:
         ValueError: For a configuration of another task, or statistics that do not fit it.

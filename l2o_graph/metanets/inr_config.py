@@ -100,9 +100,9 @@ class INRModelConfig(ReaderConfig):
         if self.task == "classify" and self.answers > 1:
             raise ValueError(f"answers: expected 1 to classify, found {self.answers}")
         if self.model == "probegen" and not self.probes:
-            raise ValueError("probes: expected some for model 'probegen', found 0")
+            raise ValueError("probes: expected at least 1 for model 'probegen', found 0")
         if self.generated and not self.probes:
-            raise ValueError("generated: expected probes to generate, found 0")
+            raise ValueError("generated: expected at least 1 probe to generate, found 0")
         if self.model == "ng_t" and (2 * self.hidden) % self.heads:
             raise ValueError(
                 f"heads: expected a divisor of {2 * self.hidden} channels of attention, found "

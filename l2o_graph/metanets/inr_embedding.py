@@ -73,8 +73,8 @@ class NodeEmbedding(nn.Module):
         inputs = biases[0].new_zeros(*biases[0].shape[:-1], topology.spec.neurons[0].size)
         states = self.first(self.features(torch.cat([inputs, *biases], dim=-1)[..., None]))
         if self.probes:
-            said = [read(r) for read, r in zip(self.probes, responses, strict=True)]
-            states = states + torch.cat(said, dim=-2)
+            mapped = [read(r) for read, r in zip(self.probes, responses, strict=True)]
+            states = states + torch.cat(mapped, dim=-2)
         states = self.second(states)
         if self.table is None:
             return states

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from l2o_graph.metanets.heads import answers_first
 from l2o_graph.metanets.inr_config import INRModelConfig
-from l2o_graph.metanets.probes import said_of_images
+from l2o_graph.metanets.probes import probe_outputs
 from l2o_graph.models.fourier import FourierFeatures
 from l2o_graph.models.mlp import linear_maps, mlp
 from l2o_graph.models.ordered import OrderedStep
@@ -86,7 +86,7 @@ class OrderedBody(nn.Module):
             states.append(self.drop(step(edges[i], states[-1], own)))
         if self.head is not None:
             last = states[-1].flatten(1)
-            return self.head(torch.cat([last, said_of_images(responses)], 1) if responses else last)
+            return self.head(torch.cat([last, probe_outputs(responses)], 1) if responses else last)
         assert self.back is not None and self.deltas is not None
         both = self.back(edges, states)
         found = [delta(edges[i], both[i], both[i + 1]) for i, delta in enumerate(self.deltas)]

@@ -47,9 +47,9 @@ class ProbeBody(nn.Module):
         responses: Sequence[Float[Tensor, "I _ M"]],
     ) -> Float[Tensor, "I classes"]:
         """Compute logits: see ``l2o_graph.metanets.inr.BODIES``."""
-        return self.net(said_of_images(responses))
+        return self.net(probe_outputs(responses))
 
 
-def said_of_images(responses: Sequence[Float[Tensor, "I _ M"]]) -> Float[Tensor, "I answers"]:
+def probe_outputs(responses: Sequence[Float[Tensor, "I _ M"]]) -> Float[Tensor, "I answers"]:
     """Extract the outputs at the probes, from 0 to 1, and centre and scale them."""
     return (3 * (responses[-1] - OFFSET)).flatten(1)

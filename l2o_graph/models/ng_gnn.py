@@ -108,7 +108,7 @@ class NGGNNLayer(nn.Module):
         target_term = nodes @ of_target.T + self.message.bias
         # Two maps instead of one split in halves, whose gradients would have to be concatenated.
         halves = zip(self.film.weight.chunk(2), self.film.bias.chunk(2), strict=True)
-        maps = [_behind(before, *half) for half in halves]
+        maps = [_fused(before, *half) for half in halves]
         spread = walk.spread(target_term, nodes @ of_source.T)
         for states, terms in zip(edges, spread, strict=True):
             scale, shift = (nn.functional.linear(states, *each) for each in maps)
@@ -136,7 +136,7 @@ class NGGNNLayer(nn.Module):
         before: nn.Linear | None = None,
     ) -> list[Float[Tensor, "... H"]]:
         """Update edges from this layer's nodes, except for W_out."""
-        own = _behind(before, self.edge.weight, self.edge.bias)
+        own = _fused(before, self.edge.weight, self.edge.bias)
         spread = walk.spread(self.target(nodes), self.source(nodes))
         return [
             nn.functional.silu(nn.functional.linear(states, *own) + terms)
@@ -144,7 +144,7 @@ class NGGNNLayer(nn.Module):
         ]
 
 
-def _behind(before: nn.Linear | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _fused(before: nn.Linear | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Fuse a linear map with the one before it; return weight and bias."""
     if before is None:
         return weight, bias

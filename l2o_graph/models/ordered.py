@@ -82,9 +82,10 @@ class OrderedGraph(nn.Module):
         for number in range(1, int(level.max()) + 1):
             own = (level == number).nonzero().flatten()
             arriving = (level[target] == number).nonzero().flatten()
-            said = edges[arriving] * self.say(states[source[arriving]])
-            heard = torch.zeros_like(nodes).index_add(0, target[arriving], said)[own] * scale[own]
-            coming = self.dropout(self.norm(self.cell(heard, nodes[own])))
+            messages = edges[arriving] * self.say(states[source[arriving]])
+            sums = torch.zeros_like(nodes).index_add(0, target[arriving], messages)
+            received = sums[own] * scale[own]
+            coming = self.dropout(self.norm(self.cell(received, nodes[own])))
             states = states.index_copy(0, own, coming)
         return states[directed.last.nodes]
 

@@ -25,7 +25,7 @@ class Entry:
     of_weights: float | None  # RMS of its last update relative to that of its weights
 
     def cells(self) -> tuple[str, ...]:
-        """The entry as text."""
+        """Format the entry as text."""
         shape = " x ".join(map(str, self.shape)) or "scalar"
         length = "" if self.step_length is None else f"{self.step_length:.2e}"
         share = "" if self.of_weights is None else f"{100 * self.of_weights:.3g} %"
@@ -106,5 +106,5 @@ def _direction(blocks: Sequence[Block]) -> str:
         if side is not None
     ]
     if not found:
-        return "entry by entry"
+        return "elementwise"
     return f"whitened{' on one side' if len(found) == 1 else ''}, {' by '.join(found)}"

@@ -1,7 +1,7 @@
 """Parameters of one type on one device: their layout in stacks, and their step."""
 
 # pyright: reportPrivateImportUsage=false
-# torch has no public names for its functions of many tensors at once.
+# torch's multi-tensor functions have no public names.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ moves all three.
 """
 
 # pyright: reportPrivateImportUsage=false
-# torch has no public names for its functions of many tensors at once.
+# torch's multi-tensor functions have no public names.
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
 """The base class of learned optimizers: groups, closures, checks and states."""
 
 # pyright: reportPrivateImportUsage=false
-# torch has no public names for its functions of many tensors at once, nor for this decorator.
+# torch's multi-tensor functions and this decorator have no public names.
 
 import math
 import sys

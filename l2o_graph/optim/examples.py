@@ -18,9 +18,9 @@ from torch import Tensor
 # numbers. With fewer than 10 numbers it falls with their square: these are mostly coordinates of a
 # field, all of whose points are to be fitted.
 MANY_PER_NUMBER, MOST_NUMBERS, OF_COORDINATES = 300, 32, 10
-# Counting stops at so many times that number.
+# Counting stops at this many times that number.
 CLEARLY_MANY = 8
-# An integer, the index of a token or a category, stands for a row of so many numbers.
+# An integer, the index of a token or a category, counts as this many numbers.
 NUMBERS_OF_INDEX = 8
 # Fewer than about this many are meant to be memorised, like the single batch of a trial run.
 BY_HEART = 64

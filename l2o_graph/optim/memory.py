@@ -40,8 +40,8 @@ RELATIVE_UNITS: dict[Kind, float] = {
     "table": 0.025,
     "vector": 0.0,
 }
-# Blocks whose weights decay: not vectors, and tables, of which a step uses only some rows, only if
-# examples are few.
+# Blocks whose weights decay. Tables, of which a step uses only some rows, decay only if examples
+# are few; vectors never do.
 DECAYING: tuple[Kind, ...] = (*MATRICES, "diagonal")
 DECAYING_ON_FEW: tuple[Kind, ...] = (*DECAYING, "table")
 

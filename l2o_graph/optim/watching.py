@@ -100,7 +100,7 @@ class Watching:
         return self._structure is not None
 
     def is_tired(self) -> bool:
-        """Whether enough calls were watched."""
+        """Return whether enough calls were watched."""
         return max(self._calls.values()) >= MOST_CALLS
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

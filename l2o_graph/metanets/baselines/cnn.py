@@ -65,8 +65,8 @@ class NFNBody(nn.Module):
             other = networks.architectures[which]
             if other.shapes != expected or set(other.skips) != {-1}:
                 raise ValueError(
-                    "NFN: expected networks of one architecture, whose weights it maps one by "
-                    f"one, {self.architecture}; found {len(found)}, one of them {other}"
+                    f"NFN: expected only networks of the architecture {self.architecture}, found "
+                    f"{len(found)} architectures, one of them {other}"
                 )
         tensors = stacked(networks, torch.arange(len(networks)), next(self.parameters()))
         features = [x.relu() for x in self.net([t[:, None] for t in tensors])]
