@@ -1,12 +1,13 @@
 """The structure of the network that is trained: from calls of its model, or inferred."""
 
 import gc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.examples import Examples
@@ -54,6 +55,17 @@ class Structure:
         """Drop the structure; the next step finds it anew."""
         self.spec: NetSpec | None = None  # what was asked for last
         self._agreed = False  # with the other ranks
+        self._renew()
+
+    def replaced(self, trained: Collection[Tensor]) -> list[Tensor]:
+        """Those of an optimizer's parameters that the model has others for by now.
+
+        None where any of these is not trained though it has a gradient, which is a mistake.
+        """
+        known = set() if self.model is None else {*self.model.parameters()}
+        if not known or any(p.grad is not None and p not in trained for p in known):
+            return []
+        return [p for p in trained if p not in known]
 
     def copy(self) -> "Structure":
         """Copy what calls have told, for a copy or a pickle of the optimizer; nothing watches.
@@ -74,6 +86,17 @@ class Structure:
     def is_complete(self) -> bool:
         """Whether calls have shown what all parameters of the model do."""
         return self._known is not None and self._known.is_complete
+
+    def _renew(self) -> None:
+        """Watch the next calls of a model that has changed: they tell how."""
+        if self.model is None or self.traced is None:
+            return
+        parameters = [*self.model.parameters()]
+        if any(map(is_lazy, parameters)) or self.traced.shapes != shapes_of(parameters):
+            self._known = None
+            self._agreed = False
+            self._asked.clear()
+            self.watch()
 
     def watch(self) -> None:
         """Watch calls of the model, until all of its parameters were seen at work."""
@@ -212,11 +235,7 @@ class Structure:
                 if self.spec is None or self.spec.shapes != shapes_of(parameters):
                     self.spec = spec_of_parameters(parameters, names)
             else:
-                if self.traced is not None and self.traced.shapes != shapes_of(parameters):
-                    self._known = None  # the model has changed: its next batch tells how
-                    self._agreed = False
-                    self._asked.clear()
-                    self.watch()
+                self._renew()
                 self.spec = self.traced or self._spec_by_order(self.model)
         return parameters, self.spec
 
