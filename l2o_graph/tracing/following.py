@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import ACTIVATIONS
-from l2o_graph.layout.tensors import is_sharded
+from l2o_graph.layout.tensors import is_sharded, is_wrapper
 from l2o_graph.tracing.builder import Weight
 from l2o_graph.tracing.labels import Factor, Label, data, viewed
 from l2o_graph.tracing.operations import ALONG_AXES, OPERATIONS, dims_of
@@ -83,6 +83,10 @@ class Following(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         self.trace.is_blind |= any(map(is_sharded, types))
+        if any(map(is_wrapper, types)):
+            return NotImplemented  # it takes itself apart, into operations that come here
+        if self.trace.meets_nested((args, kwargs)):
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name == "repeat" and not self.inside and len(args[1]) >= args[0].dim():
             with self:
@@ -97,7 +101,7 @@ class Following(TorchDispatchMode):
         # What is known is known of the tensor as it was.
         read = (args[0].detach(), *args[1:]) if name in IN_PLACE_VIEWS else args
         out = func(*args, **kwargs)
-        if not self.inside:
+        if not self.inside and not self.trace.meets_nested(out):
             follow(self.trace, func, read, kwargs, out)
         return out
 
@@ -119,7 +123,7 @@ class Following(TorchDispatchMode):
 
 def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> None:
     """Say what the outputs of an operator are; raises nothing, whatever a rule does."""
-    outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    outs = [t for t in tree_leaves(out) if isinstance(t, Tensor) and not is_wrapper(type(t))]
     given = tree_leaves((args, kwargs))
     if not outs or any(map(is_lazy, (*outs, *given))):
         return
@@ -147,7 +151,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         for t in outs:
             trace.forget(t)
         trace.builder.lose(before)
-    if not any(_is_known(trace, t) for t in outs):
+    if not any(map(trace.is_known, outs)):
         trace.builder.known |= {w.parameter for t in inputs for w in trace.weights(t)}
         trace.builder.known |= set(folded)
     function = OTHER_NAMES.get(name, name)
@@ -168,12 +172,6 @@ def _repeated(x: Tensor, sizes: Sequence[int]) -> Tensor:
     alone = x.reshape([size for n in x.shape for size in (1, n)])
     copy = alone.expand(wide).clone(memory_format=torch.contiguous_format)
     return copy.view([n * m for n, m in zip(sizes, x.shape, strict=True)])
-
-
-def _is_known(trace: Trace, t: Tensor) -> bool:
-    """Whether what parameters did to a tensor has a place, or tells no order of them."""
-    found = trace.label(t).sets() or trace.weights(t) or trace.folded.get(t)
-    return bool(found) or bool(trace.statistics.get(t))
 
 
 def _follow(

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.tracing.beside import Beside, pairs_of, span_of, storage_of
@@ -40,6 +43,7 @@ class Known:
         self.used: set[int] = set()  # parameters that any operation has read
         self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
         self.is_blind = False  # whether anything was computed with tensors that are sharded
+        self.has_nested = False  # or with nested ones
 
     def place(self, index: int, tensor: Tensor) -> None:
         """Say that a tensor is a parameter, if it is whole and has a shape already."""
@@ -49,6 +53,16 @@ class Known:
         key = storage_of(tensor)
         if key is not None:
             self._of_storage.setdefault(key, []).append((*span_of(tensor), index))
+
+    def meets_nested(self, found: Any) -> bool:
+        """Whether any tensor is a nested one of torch's own kind, which has no axes; notes it."""
+        is_nested = any(
+            t.is_nested and t.layout == torch.strided
+            for t in tree_leaves(found)
+            if isinstance(t, Tensor)
+        )
+        self.has_nested |= is_nested
+        return is_nested
 
     def label(self, tensor: Tensor) -> Label:
         """Of a tensor; data where nothing is known."""
@@ -75,6 +89,11 @@ class Known:
         if self.label(tensor).sets():
             return []
         return [s for _, label in self.labels.sharing(tensor) for s in label.sets()]
+
+    def is_known(self, tensor: Tensor) -> bool:
+        """Whether what parameters did to a tensor has a place, or tells no order of them."""
+        found = self.label(tensor).sets() or self.weights(tensor) or self.folded.get(tensor)
+        return bool(found) or bool(self.statistics.get(tensor))
 
     def is_even(self, tensor: Tensor) -> bool:
         """Whether all entries are one number, so that no order of them can be told."""
