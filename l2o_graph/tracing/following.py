@@ -161,8 +161,8 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     trace.builder.touched |= around
     if written and (trace.label(outs[0]).sets() or not trace.is_even(outs[0])):
         trace.uneven(outs[0])
-    if written and trace.label(outs[0]) != known:
-        _rewritten(trace, outs[0], blank)
+    if written:
+        _rewritten(trace, outs[0], blank, trace.label(outs[0]) == known)
 
 
 def _repeated(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -177,11 +177,12 @@ def _repeated(x: Tensor, sizes: Sequence[int]) -> Tensor:
 def _follow(
     trace: Trace, name: str, operator: Any, args: tuple, kwargs: dict, inputs: list, outs: list
 ) -> None:
-    if name in EVEN:  # whatever it is given, it reads the shape alone
+    seeded = trace.is_seeded(operator, kwargs)
+    if name in EVEN or seeded:  # whatever it is given, it reads the shape alone
         for t in outs:
             trace.forget(t)
             trace.set_label(t, data(t.shape))  # something may be written into it
-            trace.set_even(t, kwargs.get("generator") is None)
+            trace.set_even(t, not seeded)
         return None
     labelled = [t for t in inputs if trace.label(t).sets()]
     weights = [t for t in inputs if trace.weights(t)]
@@ -274,16 +275,18 @@ def _stand_in(weight: Weight) -> Tensor:
     return storage.as_strided(weight.shape, weight.strides, weight.start)
 
 
-def _rewritten(trace: Trace, written: Tensor, blank: bool) -> None:
+def _rewritten(trace: Trace, written: Tensor, blank: bool, same: bool) -> None:
     """Say what the tensors are whose part was written: the neurons there meet those elsewhere.
 
-    ``blank`` is whether all of their entries were one number before.
+    ``blank``: all of their entries were one number before; ``same``: the part is of what it was.
     """
     label = trace.label(written)
     steps = {written.stride(i): i for i in range(written.dim()) if written.shape[i] > 1}
     made: list[tuple[Label, Label, Label | None]] = []
     for where, known in trace.labels.sharing(written):
         _, shape, strides, _ = where
+        if same and not (label.sets() and math.prod(shape) > written.numel()):
+            continue  # all of it was changed
         axes: list = []
         for i, (n, stride) in enumerate(zip(shape, strides, strict=True)):
             at = steps.get(stride) if n > 1 else None

@@ -27,6 +27,7 @@ class Known:
         self._strides = [() if is_lazy(p) else tuple(p.stride()) for _, p in named]
         for i, (_, p) in enumerate(named):
             self.place(i, p)
+        self._seed = torch.initial_seed()
         self.labels: Beside[Label] = Beside()
         # The parameters that tensors were made of, entry by entry.
         self.derived: Beside[list[Weight]] = Beside()
@@ -102,6 +103,12 @@ class Known:
     def set_even(self, tensor: Tensor, even: bool) -> None:
         """Say whether all entries of a tensor are one number."""
         self._even.put(tensor, even or None)
+
+    def is_seeded(self, operator: Any, kwargs: dict) -> bool:
+        """Whether an operator draws the same random numbers at each call of the network."""
+        if torch.Tag.nondeterministic_seeded not in operator.tags:
+            return False
+        return kwargs.get("generator") is not None or torch.initial_seed() != self._seed
 
     def uneven(self, tensor: Tensor) -> None:
         """Say that a tensor was written, so that whatever lies in its storage has an order."""
