@@ -134,7 +134,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         name = "_scaled_dot_product"
     inputs = [t for t in given if isinstance(t, Tensor) and name not in EVEN]
     before = trace.sets_of(inputs)
-    folded = [f[0].parameter for t in inputs if (f := trace.folded.get(t))]
+    read, first = trace.parameters_of(inputs), len(trace.builder.placed)
     for t in inputs:
         trace.builder.lose(trace.knows.get(t) or ())
         if not operator.is_view:
@@ -151,9 +151,9 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         for t in outs:
             trace.forget(t)
         trace.builder.lose(before)
-    if not any(map(trace.is_known, outs)):
-        trace.builder.known |= {w.parameter for t in inputs for w in trace.weights(t)}
-        trace.builder.known |= set(folded)
+    if not any(map(trace.statistics.get, outs)):
+        here = {*trace.builder.placed[first:]} | trace.parameters_of(outs)
+        trace.builder.known |= read - here
     function = OTHER_NAMES.get(name, name)
     if function in ACTIVATIONS:
         trace.activated(trace.label(outs[0]), function)

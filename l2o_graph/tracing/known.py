@@ -91,11 +91,6 @@ class Known:
             return []
         return [s for _, label in self.labels.sharing(tensor) for s in label.sets()]
 
-    def is_known(self, tensor: Tensor) -> bool:
-        """Whether what parameters did to a tensor has a place, or tells no order of them."""
-        found = self.label(tensor).sets() or self.weights(tensor) or self.folded.get(tensor)
-        return bool(found) or bool(self.statistics.get(tensor))
-
     def is_even(self, tensor: Tensor) -> bool:
         """Whether all entries are one number, so that no order of them can be told."""
         return tensor.numel() == 1 or bool(self._even.get(tensor))
@@ -139,6 +134,11 @@ class Known:
             own = self._as_stored(index, first, tensor)
             return [] if own is None else [own]
         return []
+
+    def parameters_of(self, tensors: Iterable[Tensor]) -> set[int]:
+        """The parameters that tensors are made of, entry by entry."""
+        found = {w.parameter for t in tensors for w in self.weights(t)}
+        return found | {f[0].parameter for t in tensors if (f := self.folded.get(t))}
 
     def use(self, tensor: Tensor) -> None:
         """Note that an operation reads a tensor, which may be a view of a parameter."""

@@ -294,6 +294,12 @@ BOUND = {
     "softmax of halves of rows": lambda net, h: F.linear(
         h, net.p.unflatten(0, (2, 3)).softmax(1).flatten(0, 1)
     ),
+    "a table by products, and its rows": lambda net, h: (
+        (h[..., None, :] * net.p).sum(-1).softmax(-1) @ net.p
+    ),
+    "a table by cosines, and its rows": lambda net, h: (
+        F.cosine_similarity(h[..., None, :], net.p, dim=-1).softmax(-1) @ net.p
+    ),
     "mean of halves of rows": lambda net, h: F.linear(
         h, (net.p.unflatten(0, (2, 3)) - net.p.unflatten(0, (2, 3)).mean(1, True)).flatten(0, 1)
     ),
