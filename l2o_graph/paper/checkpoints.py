@@ -1,48 +1,37 @@
 """The paper's rules as files: safetensors with configuration and provenance, no pickle."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from l2o_graph.paper.features import FEATURE_VERSION
 from l2o_graph.paper.rule import RuleConfig, UpdateRule
-from l2o_graph.storage.files import parse
-from l2o_graph.storage.models import model_of, save_model
+from l2o_graph.storage.files import find, parse
+from l2o_graph.storage.models import identity_of, model_of, save_model
 
 FORMAT = "l2o_graph learned optimizer"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A rule as it was stored.
+    """A rule as it was stored."""
 
-    Attributes:
-        identity: Its name and the start of a SHA-256 of its configuration and weights.
-        rule: The network, frozen, in float32 on the CPU.
-        provenance: History: command, commit, data, outer steps, time, curve.
-    """
-
-    identity: str
-    rule: UpdateRule
-    provenance: dict[str, Any]
+    identity: str  # its name and the start of a SHA-256 of its configuration and weights
+    rule: UpdateRule  # frozen, in float32 on the CPU
+    provenance: dict[str, Any]  # history: command, commit, data, outer steps, time, curve
 
 
 def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """Load a file by path; none is packaged.
 
-    Args:
-        checkpoint: Path to a .safetensors file of ``python -m meta_train --preset paper``.
+    Files are those of ``python -m meta_train --preset paper``.
 
     Raises:
         ValueError: For a file that is damaged, not the rule of a learned optimizer or made for
             other features.
         FileNotFoundError: For a path to nothing.
     """
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint '{path}': expected a file, found none")
-    content, origin = path.read_bytes(), str(path)
+    content, name, origin = find(Path(checkpoint), {})
     tensors, metadata = parse(content, origin, FORMAT, "a learned optimizer of the paper's")
     if metadata.get("feature_version") != str(FEATURE_VERSION):
         raise ValueError(
@@ -52,7 +41,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     rule, provenance = model_of(
         tensors, metadata, origin, "a RuleConfig", lambda record: UpdateRule(RuleConfig(**record))
     )
-    return Checkpoint(f"{path.stem}@{_digest(rule)}", rule, provenance)
+    return Checkpoint(identity_of(name, FEATURE_VERSION, rule), rule, provenance)
 
 
 def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) -> None:
@@ -64,11 +53,3 @@ def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) ->
     """
     version = str(FEATURE_VERSION)
     save_model(path, rule, FORMAT, asdict(rule.config), provenance, feature_version=version)
-
-
-def _digest(rule: UpdateRule) -> str:
-    """Of what the rule computes: safetensors writes the same tensors in any order."""
-    digest = hashlib.sha256(f"({FEATURE_VERSION}, {rule.config})".encode())
-    for name, tensor in sorted(rule.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()[:12]
