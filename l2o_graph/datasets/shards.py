@@ -58,9 +58,9 @@ def make(
     jobs: int,
     unit: str,
 ) -> int:
-    """Make what is missing of a set, each shard written as it is done; the caller holds the folder.
+    """Make the shards that are missing, each written as it is done; count what was made.
 
-    A set that was smaller grows: what it has is not made again.
+    The caller holds the folder. A set that was smaller grows: what it has is not made again.
 
     Args:
         shards: All of the set.
@@ -68,7 +68,7 @@ def make(
         held: Count of what is in a file there, as ``numbers`` counts it.
         work: Maker of a shard; a function that can be pickled.
         jobs: Number of processes, of one thread each.
-        unit: Name of what is counted; how many were made is returned.
+        unit: Name of what is counted: networks, or runs.
 
     Raises:
         ValueError: For shards of another configuration in their place, before any work.

@@ -116,7 +116,7 @@ def find(
 def parse(
     content: bytes, origin: str, expected: str, what: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a file, whose "format" is to be the one expected: that of ``what``.
+    """Tensors and header of a file of the ``expected`` format, which is that of ``what``.
 
     Raises:
         ValueError: For a damaged file and another format.

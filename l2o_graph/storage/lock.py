@@ -64,8 +64,9 @@ def _locked(folder: Path) -> tuple[Path, IO[str]]:
             file = path.open("a+", encoding="utf-8", errors="replace")
             try:
                 _lock(file)
-                if _is_at(path, file):
-                    return path, file
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                        return path, file
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read() or "another process"
@@ -94,14 +95,6 @@ def _lock(file: IO[str]) -> None:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     except PermissionError as error:
         raise BlockingIOError(str(error)) from error
-
-
-def _is_at(path: Path, file: IO[str]) -> bool:
-    """Whether an open file is still the one of this name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 def _this_process() -> str:

@@ -79,7 +79,6 @@ class Settings:
     out: Path  # folder of the shards and manifest.json
     recipe: Recipe  # how each is trained
     size: int  # side of the images in pixels, a divisor of the dataset's; 0 for half of it
-    train_images: int  # how many are trained on; 0 for all
     test_images: int  # how many accuracies are taken on; 0 for all
     shard: int  # runs in a file; small networks of a file are trained at once
     seed: int  # of all draws
@@ -95,8 +94,8 @@ def plan(settings: Settings) -> list[Shard]:
         DatasetNotFoundError: For data that are not there.
     """
     check_ranges(
-        settings, runs=COUNT, size=COUNT_OR_NONE, train_images=COUNT_OR_NONE,
-        test_images=COUNT_OR_NONE, shard=COUNT, seed=SEED, jobs=COUNT,
+        settings, runs=COUNT, size=COUNT_OR_NONE, test_images=COUNT_OR_NONE, shard=COUNT,
+        seed=SEED, jobs=COUNT,
     )  # fmt: skip
     for name in OF_PARK:
         if settings.kind != "park" and getattr(settings.recipe, name):
@@ -187,7 +186,6 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--runs", type=int, required=True, metavar="N", help="networks to train")
     add("--out", type=Path, metavar="FOLDER", help="[runs/zoo-KIND]")
     add("--size", type=int, default=0, metavar="PIXELS", help="side of the images; 0: half")
-    add("--train-images", type=int, default=0, metavar="N", help="0: all")
     add("--test-images", type=int, metavar="N", help="to take accuracies on; 0: all")
     add("--steps", type=int, help="of training")
     add(
@@ -234,16 +232,14 @@ def _images(settings: Settings) -> Images:
     size = settings.size or full // 2
     if full % size:
         raise ValueError(f"size: expected a divisor of {full} pixels, found {size}")
+    there, count = len(data.test_x), settings.test_images
+    if count > there:
+        raise ValueError(f"test_images: expected at most the {there} there are, found {count}")
     # Files may hold one class after another; a part is to hold all.
     generator = torch.Generator().manual_seed(0)
     parts = []
-    for name, x, y, count in (
-        ("train_images", data.train_x, data.train_y, settings.train_images),
-        ("test_images", data.test_x, data.test_y, settings.test_images),
-    ):
-        if count > len(x):
-            raise ValueError(f"{name}: expected at most the {len(x)} there are, found {count}")
-        order = torch.randperm(len(x), generator=generator)[: count or None]
+    for x, y, most in ((data.train_x, data.train_y, None), (data.test_x, data.test_y, count)):
+        order = torch.randperm(len(x), generator=generator)[: most or None]
         parts += [torch.cat([_smaller(p, size, grey) for p in x[order].split(PREPARED)]), y[order]]
     mean, std = ((0.5,), (0.5,)) if grey else (data.mean, data.std)
     return Images(data.name, *parts, mean=mean, std=std)

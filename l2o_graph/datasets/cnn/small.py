@@ -201,20 +201,16 @@ class Update:
 
     def __init__(self, drawn: Sequence[Hyperparameters]):
         rules = [RULES[h.optimizer] for h in drawn]
-
-        def column(numbers: Sequence[float | bool]) -> Tensor:
-            return torch.tensor(numbers)[:, None]
-
-        self._keep = column([rule.keep for rule in rules])
-        self._gain = column([rule.gain for rule in rules])
-        self._keep_squares = column([rule.keep_squares or 0.0 for rule in rules])
-        self._divides = column([rule.keep_squares is not None for rule in rules])
-        self._corrects = column([rule.correct for rule in rules])
-        self._rate = column([h.rate for h in drawn])
+        pairs = zip(rules, drawn, strict=True)
+        numbers = [(r.keep, r.gain, r.keep_squares or 0.0, h.rate, h.decay) for r, h in pairs]
+        columns = torch.tensor(numbers)[..., None].unbind(1)  # (I, 1) each
+        self._keep, self._gain, self._keep_squares, self._rate, decay = columns
+        self._divides = torch.tensor([[rule.keep_squares is not None] for rule in rules])
+        self._corrects = torch.tensor([[rule.correct] for rule in rules])
         of_weights = [
             torch.full(shape, float(len(shape) > 1)).flatten() for shape in ARCHITECTURE.shapes
         ]
-        self._decay = 2 * column([h.decay for h in drawn]) * torch.cat(of_weights)
+        self._decay = 2 * decay * torch.cat(of_weights)
         self._mean = torch.zeros_like(self._decay)
         self._squares = torch.zeros_like(self._decay)
         self._steps = 0
