@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -118,14 +119,10 @@ def prepared(
     saved: Callable[[Path], T],
     new: Callable[[], T],
 ) -> Iterator[T]:
-    """Hold the folder of a run, and give its trainer.
+    """Hold the folder of a run, which is made, and give its trainer.
 
-    Args:
-        out: The folder; it is made.
-        settings: Those of the trainer.
-        resume: Whether to continue from the state in the folder, if there is one.
-        saved: Reads a trainer's state.
-        new: Makes a trainer.
+    It is a ``new`` one or, with ``resume`` and where there is a state, the ``saved`` one of that;
+    ``settings`` are the trainer's.
 
     Raises:
         ValueError: For a state of other settings, and a state or a log that is damaged.
@@ -199,22 +196,16 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     """
     state: dict[int, dict[str, Tensor]] = {}
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if found := with_prefix(f"optimizer.{i}.", tensors):
-            check_adam(found, p, f"optimizer.{i}")
-            state[i] = found
+        found = with_prefix(f"optimizer.{i}.", tensors)
+        if not found:
+            continue
+        if not {"step", "exp_avg", "exp_avg_sq"} <= found.keys():
+            raise ValueError(f"optimizer.{i}: expected the state of Adam, found {sorted(found)}")
+        for key, tensor in found.items():
+            shape = torch.Size() if key == "step" else p.shape
+            _check_shape(tensor, shape, f"optimizer.{i}.{key}")
+        state[i] = found
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def check_adam(state: Mapping[str, Tensor], parameter: Tensor, name: str) -> None:
-    """Raise a ValueError for what is not a state of Adam's for a parameter; ``name`` is its own."""
-    if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
-        raise ValueError(f"{name}: expected the state of Adam, found {sorted(state)}")
-    for key, tensor in state.items():
-        expected = torch.Size() if key == "step" else parameter.shape
-        if tensor.shape != expected:
-            raise ValueError(
-                f"{name}.{key}: expected shape {list(expected)}, found {list(tensor.shape)}"
-            )
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -224,37 +215,30 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def copy_in(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
     """Copy a tensor of a state into its place, which is of its shape."""
-    if tensors[name].shape != into.shape:
-        raise ValueError(
-            f"{name}: expected shape {list(into.shape)}, found {list(tensors[name].shape)}"
-        )
+    _check_shape(tensors[name], into.shape, name)
     into.copy_(tensors[name])
 
 
-def drive(trainer: Trainer, out: Path) -> Result:
-    """Train to the end. Ctrl-C ends the run after the step it is in, state saved.
+def _check_shape(tensor: Tensor, shape: torch.Size, name: str) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, found {list(tensor.shape)}")
 
-    State, log and checkpoint lie in the folder ``out``.
-    """
+
+def drive(trainer: Trainer, out: Path) -> Result:
+    """Train to the end, or of the step that Ctrl-C is pressed in; what is kept lies in ``out``."""
     state, log = out / "state.safetensors", out / LOG
     best = out / "checkpoint.safetensors"
-    with log.open("a") as lines, _stopping() as stop, _board(out) as add:
+    with log.open("a") as lines, _stopping() as stop:
         bar = tqdm(total=trainer.steps, initial=trainer.step, unit=trainer.count.replace("_", " "))
-
-        def timed(act: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
-            began = time.perf_counter()
-            record = act()
-            seconds = time.perf_counter() - began
-            trainer.seconds += seconds
-            return record, seconds
 
         def report(record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
             lines.flush()
-            add(record, record[trainer.count])
 
         def evaluate() -> None:
-            point, _ = timed(trainer.evaluate)
+            began = time.perf_counter()
+            point = trainer.evaluate()
+            trainer.seconds += time.perf_counter() - began
             report(point)
             bar.write(f"{bar.unit} {trainer.step}: {trainer.describe(point)}")
             if trainer.is_best():
@@ -263,7 +247,10 @@ def drive(trainer: Trainer, out: Path) -> Result:
         if trainer.step == 0 and not trainer.evaluations:
             evaluate()
         while trainer.step < trainer.steps and not stop:
-            record, seconds = timed(trainer.advance)
+            began = time.perf_counter()
+            record = trainer.advance()
+            seconds = time.perf_counter() - began
+            trainer.seconds += seconds
             report({**record, "seconds": seconds})
             bar.update()
             bar.set_postfix(loss=f"{record['loss']:.3f}")
@@ -309,33 +296,14 @@ def _stopping() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         stop.append(number)
 
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread: nobody can press Ctrl-C here
+    if threading.current_thread() is not threading.main_thread():  # where nobody can press Ctrl-C
         yield stop
         return
+    before = signal.signal(signal.SIGINT, ask)
     try:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _board(out: Path) -> Iterator[Callable[[dict[str, Any], int], None]]:
-    """What logs every number of a record to TensorBoard, where it is installed."""
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError:
-        yield lambda record, step: None
-        return
-    with SummaryWriter(str(out / "tensorboard")) as writer:
-
-        def add(record: dict[str, Any], step: int) -> None:
-            for key, value in record.items():
-                if isinstance(value, int | float):
-                    writer.add_scalar(key, value, step)
-
-        yield add
 
 
 def _forget_after(log: Path, count: str, step: int) -> None:
