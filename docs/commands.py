@@ -125,7 +125,6 @@ WORDS = {
     "size": "side of the images in pixels; 0: half of theirs",
     "test_images": "number of images that accuracies are taken on; 0: all",
     "threads": "number of CPU threads; torch's own choice if not given",
-    "told": "tell the optimizer how many steps there will be",
     "train_images": "number of images to train on; 0: all",
     "views": "number of networks of a training image",
     "zoo": "folder of the networks",
