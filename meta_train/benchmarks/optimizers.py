@@ -71,7 +71,7 @@ class Settings:
 def plan(settings: Settings, wanted: Sequence[Task], known: dict[str, Contender]) -> list[Run]:
     """All runs, those first that make whole tables early."""
     # What is read from another contender's runs needs these, asked for or not.
-    own = contenders.contenders(settings.checkpoint) | dict(known)
+    own = contenders.contenders(settings.checkpoint) | known
     own = {n: own[n] for n in dict.fromkeys(c.run_of or n for n, c in known.items())}
     learned = any(c.is_learned for c in own.values())
     checkpoint = contenders.identity(settings.checkpoint) if learned else ""
