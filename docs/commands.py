@@ -1,7 +1,7 @@
 """Writes commands.md, the page of all commands, from their parsers: ``python docs/commands.py``.
 
-What an option does is its help; where that is "see SomeConfig", it is what the docstring of
-SomeConfig says of the field. A test asks that the page is what this writes.
+The description of an option is its help text, or, if that is "see SomeConfig", the line about the
+field in the docstring of SomeConfig. A test checks that the page is up to date.
 """
 
 import argparse
@@ -16,30 +16,30 @@ from types import SimpleNamespace
 from unittest import mock
 
 PAGE = Path(__file__).with_name("commands.md")
-CORES = 1_000_003  # a number that no option has, in the place of that of this machine
+CORES = 1_000_003  # stands for the number of CPUs; no option has this value
 
 INTRO = """# Command line
 
-Every command of the package, with all of its options. An option that is not given has the default
-of the table; "recipe" is what the recipe of the model says ([inr.md](inr.md#train-them),
-[generalization.md](generalization.md#train-them)). `--help` says the same in short.
+All commands of the package with their options. The second column has the defaults; "recipe" means
+that the default depends on the model ([inr.md](inr.md#train-them),
+[generalization.md](generalization.md#train-them)). `--help` lists the same options.
 
-Commands end with status 0 when they are done and 2 for a request that cannot be met, which a
-sentence on standard error explains. Those that train can be stopped by Ctrl-C, and go on where they
-stopped if they are given again (`meta_train` with `--resume`).
+Exit status is 0 for success, and 2 for a request that cannot be met, with an explanation on
+standard error. Training can be stopped by Ctrl-C, and continues if you run the same command again
+(`meta_train` with `--resume`).
 
 This page is written by `python docs/commands.py` from the commands themselves.
 """
 
-# (module, what it is given, what it is for).
+# (module, arguments, purpose).
 COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "meta_train",
         ("--task", "general"),
         "Meta-train the controller of `NGOptimizer`, on families of small problems "
-        "([how](rule.md#how-it-is-meta-trained)). Tasks: `general` has all families that are "
-        "trained on, `fmnist_cnn` those of images alone. `--model` says what neurons know of each "
-        "other. `torchrun --nproc-per-node N -m meta_train` shares the work among processes.",
+        "([how](rule.md#how-it-is-meta-trained)). Tasks: `general` has all families of "
+        "meta-training, `fmnist_cnn` only those of images. `--model` selects how neurons exchange "
+        "information. `torchrun --nproc-per-node N -m meta_train` uses N processes.",
     ),
     (
         "meta_train",
@@ -51,39 +51,39 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "meta_train",
         ("--task", "mnist_inr"),
-        "Train a model that reads networks which hold images: to tell what they draw "
-        "(`mnist_inr`, `fmnist_inr`, `cifar10_inr`, `sample_inr`) or to change it "
-        "(`mnist_dilation`, `sample_dilation`). [More](inr.md#train-them).",
+        "Train a model that reads INRs: to classify their images (`mnist_inr`, `fmnist_inr`, "
+        "`cifar10_inr`, `sample_inr`) or to edit them (`mnist_dilation`, `sample_dilation`). "
+        "[More](inr.md#train-them).",
     ),
     (
         "meta_train",
         ("--task", "cnn_park"),
-        "Train a model that predicts the accuracy of CNNs, of mixed architecture (`cnn_park`) or "
+        "Train a model that predicts the accuracy of CNNs, of mixed architectures (`cnn_park`) or "
         "of one (`cnn_small`). [More](generalization.md#train-them).",
     ),
     (
         "meta_train.benchmark",
         (),
         "Compare `NGOptimizer` with tuned and untuned rivals ([figures](results.md)); "
-        "`python -m meta_train.strangers` is the same. Tasks, listed below, are those that people "
-        "have, `vit` to `value`, and those of `--preset paper` above, also with settings "
+        "`python -m meta_train.strangers` is the same. Tasks are those of strangers, `vit` to "
+        "`value` below, and those of `--preset paper` above, also with settings "
         "(`fmnist_cnn:width=64,batch=32`), for 1,000 steps at seeds from 101 on. `--tasks` also "
-        "takes `all` or `quick`, of the first, and `--optimizers` also `all`, which is all but "
-        "`adam` and `sgd`, or `rivals`; `--data-root sample` trains on stand-ins from the "
-        "package. With `--steps 0` each task has its own number. "
-        '`pip install -e ".[strangers]"` has what some need. Other devices than the CPU are for '
-        "tasks of `--preset paper`.",
+        "takes `all` or `quick`, for all or some tasks of strangers. `--optimizers` also takes "
+        "`all`, which is all but `adam` and `sgd`, or `rivals`. `--data-root sample` trains on "
+        "stand-ins from the package. With `--steps 0` each task has its own number of steps. Some "
+        'tasks need `pip install -e ".[strangers]"`. Only tasks of `--preset paper` run on other '
+        "devices than the CPU.",
     ),
     (
         "meta_train.compare",
         (),
-        "Compare controllers on families of problems that meta-training does not see.",
+        "Compare controllers on families that are not part of meta-training.",
     ),
     (
         "meta_train.step_cost",
         (),
-        "Measure what a step costs, in forward and backward passes ([figures](results.md#cost)); "
-        "with `--memory` what `NGOptimizer` takes of memory as networks grow.",
+        "Measure the cost of a step in forward and backward passes ([figures](results.md#cost)); "
+        "with `--memory`, the memory of `NGOptimizer` for networks of growing size.",
     ),
     (
         "meta_train.tables",
@@ -98,54 +98,54 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "l2o_graph.datasets.zoo",
         (),
-        "Train many CNNs and keep checkpoints of each with its accuracy: a zoo "
+        "Train many CNNs and store checkpoints with their accuracies: a zoo "
         "([more](generalization.md#zoos)).",
     ),
 )
 
-# What options are, in place of a help that is missing or needs its neighbours to be understood.
+# Descriptions of options whose help text is missing or unclear on its own.
 WORDS = {
-    "anytime": "stop every run at 1/8, 1/4 and 1/2 of its steps, too",
-    "augment": "change networks at random in training",
-    "batch": "number of images, or networks, of a step",
+    "anytime": "also evaluate runs that stop after 1/8, 1/4 and 1/2 of the steps",
+    "augment": "augment networks in training",
+    "batch": "number of images or networks in a mini-batch",
     "checkpoints": "number of checkpoints to keep of each run",
-    "count": "number of images: of training, the others in proportion; or of training, validation "
-    "and test",
+    "count": "number of training images, with other splits in proportion; or of training, "
+    "validation and test images",
     "draws": "number of draws of each family",
-    "evaluate_every": "number of steps between evaluations; 0: at the end alone",
-    "hold_out": "networks that have this trait are not trained on, and alone are tested: `depth=5`",
+    "evaluate_every": "number of steps between evaluations; 0: only at the end",
+    "hold_out": "trait of networks that are only for testing, such as `depth=5`",
     "inrs": "folder of the networks",
-    "jobs": "number of runs at the same time, of one thread each",
+    "jobs": "number of parallel runs, with one thread each",
     "only": "rows with these words in their label",
-    "resume": "go on with the run in `--out`",
+    "resume": "continue the run in `--out`",
     "rounds": "number of rounds for the largest network; small ones get more",
     "runs": "number of networks to train",
     "seeds": "number of seeds",
     "shard": "number of networks, or runs, in a file",
-    "size": "side of the images in pixels; 0: half of theirs",
-    "test_images": "number of images that accuracies are taken on; 0: all",
-    "threads": "number of CPU threads; torch's own choice if not given",
-    "train_images": "number of images to train on; 0: all",
-    "views": "number of networks of a training image",
+    "size": "side of the images in pixels; 0: half of the original side",
+    "test_images": "number of images for accuracies; 0: all",
+    "threads": "number of CPU threads; chosen by torch if not given",
+    "train_images": "number of training images; 0: all",
+    "views": "number of networks for each training image",
     "zoo": "folder of the networks",
     "checkpoint": "a learned optimizer: a name or a file",
     "dataset": "images that the networks are trained on",
-    "data_root": "where datasets lie; by default `$L2O_GRAPH_DATA`, or `data`",
-    "device": "where torch computes",
-    "families": "kinds of problems to compare on",
-    "grid": "learning rates to try in place of the optimizer's own",
-    "kind": "networks of mixed architecture, or of one",
-    "model": "what is trained",
+    "data_root": "folder of datasets; by default `$L2O_GRAPH_DATA`, or `data`",
+    "device": "device of torch",
+    "families": "families to compare on",
+    "grid": "learning rates to try instead of the optimizer's own",
+    "kind": "networks of mixed architectures, or of one",
+    "model": "model to train",
     "loss": "squared error of the accuracy, or its cross-entropy",
-    "optimizers": "what to compare",
-    "out": "folder that results are written to",
-    "recipe": "how networks are fitted",
+    "optimizers": "optimizers to compare",
+    "out": "folder for results",
+    "recipe": "recipe for fitting networks",
     "seed": "seed of everything that is drawn",
     "source": "images that networks are fitted to",
     "steps": "number of training steps",
-    "table": "which table",
-    "task": "what to train on, see above",
-    "tasks": "what to train",
+    "table": "table to train",
+    "task": "task, see above",
+    "tasks": "tasks to train",
 }
 SEE = re.compile(r"see (\w+)")
 

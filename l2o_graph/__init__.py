@@ -1,7 +1,7 @@
 """Learned optimizers that read the network they train as a graph.
 
-Axes, wherever shapes are written: N nodes, E edges, P parameters (scalars), F features, H hidden
-channels, K positions of a kernel, n a run of scalars, *B any batch axes.
+Axes in the shapes of all modules: N nodes, E edges, P parameters (scalars), F features, H hidden
+channels, K positions of a kernel, n consecutive scalars, *B any batch axes.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from l2o_graph.optim.base import LearnedOptimizer
 from l2o_graph.optim.checkpoints import list_checkpoints
 from l2o_graph.optim.optimizer import NGOptimizer
 
-# The rest is imported when it is asked for: whoever trains needs none of it.
+# The rest is imported on first use: training needs none of it.
 if TYPE_CHECKING:
     from l2o_graph import cnn as cnn
     from l2o_graph import inr as inr
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from l2o_graph.paper.readers import register_reader
     from l2o_graph.tracing import register_layer
 
-ROOMS = ("cnn", "inr")
-LATE = {
+SUBMODULES = ("cnn", "inr")
+LAZY = {
     "GeneralizationPredictor": "l2o_graph.metanets.predictor",
     "INRClassifier": "l2o_graph.metanets.inr",
     "INREditor": "l2o_graph.metanets.inr",
@@ -53,13 +53,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name in ROOMS:
+    if name in SUBMODULES:
         return importlib.import_module(f"l2o_graph.{name}")
-    if name not in LATE:
+    if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(LATE[name]), name)
+    found = globals()[name] = getattr(importlib.import_module(LAZY[name]), name)
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *LATE, *ROOMS})
+    return sorted({*globals(), *LAZY, *SUBMODULES})

@@ -1,4 +1,4 @@
-"""Structures where pickles of earlier versions look for them: see ``l2o_graph.layout.spec``."""
+"""Earlier location of ``l2o_graph.layout.spec``, for pickles of earlier versions."""
 
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
 

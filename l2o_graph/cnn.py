@@ -1,8 +1,8 @@
-"""CNNs as data: trained in numbers, stored with their accuracy, read back, and judged unseen.
+"""CNNs as data: training many of them, storing them with their accuracy, and predicting it.
 
-``GeneralizationPredictor`` reads such networks as graphs and predicts their accuracy.
+``GeneralizationPredictor`` reads such networks and predicts their accuracy.
 
-Axes, beside those of ``l2o_graph``: I networks (CNNs), B images of a batch, D directed
+Axes, in addition to those of ``l2o_graph``: I networks (CNNs), B images of a batch, D directed
 edges, S segments of them.
 """
 

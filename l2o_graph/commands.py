@@ -1,4 +1,4 @@
-"""What commands do alike: work, then print lines, or say in one line why not."""
+"""Common part of commands: run, then print lines, or an error in one line."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -10,18 +10,18 @@ def run_command(
     name: str,
     work: Callable[[], Iterable[str]],
     errors: tuple[type[Exception], ...] = ERRORS,
-    stopped: str = "stopped; the same command goes on",
+    stopped: str = "stopped; run the same command again to continue",
 ) -> int:
-    """Do the work of a command and print what comes of it.
+    """Run a command and print its results.
 
     Args:
         name: Name of the command, in front of errors.
-        work: Function that does it and answers with texts to print.
-        errors: Kinds of errors that are told in a line, not in a traceback.
+        work: Function that runs it and returns texts to print.
+        errors: Kinds of errors that are printed in a line, without a traceback.
         stopped: Text after Ctrl-C.
 
     Returns:
-        The exit status: 0 when all is done, 2 for a request that cannot be met, 130 after Ctrl-C.
+        Exit status: 0 if all is done, 2 for a request that cannot be met, 130 after Ctrl-C.
     """
     try:
         texts = work()

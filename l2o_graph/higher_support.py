@@ -1,6 +1,6 @@
-"""``PaperOptimizer`` inside the package ``higher``, whose inner loops are differentiated through.
+"""``PaperOptimizer`` in differentiable inner loops of the package ``higher``.
 
-With ``higher`` imported before the optimizer is made, nothing else is to be done::
+Import ``higher`` before you create the optimizer; nothing else is needed::
 
     import higher
 
@@ -10,10 +10,10 @@ With ``higher`` imported before the optimizer is made, nothing else is to be don
         diffopt.step(loss(fmodel))
         loss(fmodel).backward()  # gradients of the rule's weights
 
-Where ``higher`` says instead that a type of optimizer is not supported, import this module, or
-call ``register`` on the type. What is called in the loop is a copy of the model: an optimizer that
-was given ``model`` reads its structure from the first batch of the model itself, or from
-``optimizer.read_structure((batch,))``. Memory grows with every step: the whole inner loop is kept.
+If ``higher`` says that a type of optimizer is not supported, import this module, or call
+``register`` on the type. The loop calls a copy of the model, so an optimizer with ``model`` reads
+the structure only from an earlier call of the model itself, or from
+``optimizer.read_structure((batch,))``. Memory grows with every step of the inner loop.
 
 ``NGOptimizer`` is refused: its steps are made in place, in memory that all steps share.
 """
@@ -36,17 +36,17 @@ except ImportError as error:
 
 
 class DifferentiablePaperOptimizer(DifferentiableOptimizer):
-    """The step of a ``PaperOptimizer``, nothing in place.
+    """Differentiable step of a ``PaperOptimizer``, without changes in place.
 
-    Differentiable in the initial parameters, in ``lr`` and ``weight_decay`` where tensors override
-    them, and in the rule's weights where they require gradients; in none of them with
-    ``track_higher_grads=False``. Everything else is as in the optimizer's own ``step``. The state
-    goes on from the optimizer's and never returns to it, as always in ``higher``.
+    It is differentiable in the initial parameters, in ``lr`` and ``weight_decay`` if tensors
+    override them, and in the rule's weights if they require gradients; in none of them with
+    ``track_higher_grads=False``. Otherwise it equals the optimizer's own ``step``. The state starts
+    as a copy of the optimizer's, which never changes, as always in ``higher``.
 
     Args:
         other: The optimizer.
-        reference_params: The parameters of the model.
-        settings: See ``higher.optim.DifferentiableOptimizer``.
+        reference_params: Parameters of the model.
+        settings: Options of ``higher.optim.DifferentiableOptimizer``.
     """
 
     def __init__(self, other: PaperOptimizer, reference_params: Iterable[Tensor], **settings: Any):
@@ -54,11 +54,11 @@ class DifferentiablePaperOptimizer(DifferentiableOptimizer):
         super().__init__(other, self._reference, **settings)
 
     def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **_: Any) -> None:
-        """Put new tensors in the places of the parameters.
+        """Replace the parameters by updated tensors.
 
         Raises:
             RuntimeError: For a sparse gradient.
-            ValueError: For a rule that was given and is not where or what it has to be.
+            ValueError: For a rule of another type or on another device than the parameters.
         """
         fast = None if self._fmodel is None else self._fmodel.fast_params
         current = dict(zip(self._reference, fast or self._reference, strict=True))
@@ -67,7 +67,7 @@ class DifferentiablePaperOptimizer(DifferentiableOptimizer):
             for j, gradient in enumerate(gradients):
                 p = self._reference[self._group_to_param_list[i][j]]
                 place[p], current[p] = (i, j), group["params"][j]
-                # Without higher gradients ``higher`` lets even frozen parameters require them.
+                # Without higher gradients, ``higher`` makes even frozen parameters require them.
                 if gradient is not None and p.requires_grad:
                     gradient_of[p] = -gradient if group["maximize"] else gradient
         if not self._optimizer._accepts(gradient_of):
@@ -83,8 +83,8 @@ class DifferentiablePaperOptimizer(DifferentiableOptimizer):
                 through_time=True,
             )
             for p, (i, j) in place.items():
-                # A new tensor even without a gradient: others have read the old one, and through
-                # them the next loss would give it a gradient that it does not have outside.
+                # A new tensor even without a gradient: other updates have read the old one, through
+                # which the next loss would give it a gradient that it does not have otherwise.
                 self.param_groups[i]["params"][j] = current[p].view_as(current[p])
             for p, delta, state in zip(parameters, deltas, after, strict=True):
                 if p in gradient_of:
@@ -95,13 +95,13 @@ class DifferentiablePaperOptimizer(DifferentiableOptimizer):
                     self.state[i][j] = {"momenta": state.momenta, "step": state.step}
 
     def _state_of(self, p: Tensor, now: Tensor, place: tuple[int, int] | None) -> State:
-        """What is remembered of a parameter; nothing, where it is in no group."""
+        """Return the state of a parameter; a fresh one if it is in no group."""
         state = self.state[place[0]].get(place[1], {}) if place else {}
         return State(state["momenta"], state["step"]) if fits(state, p) else State.fresh(now)
 
 
 class Refusal(DifferentiableOptimizer):
-    """What ``higher`` gets for a learned optimizer that it cannot differentiate.
+    """Placeholder for a learned optimizer that ``higher`` cannot differentiate through.
 
     Raises:
         TypeError: Always.
@@ -118,7 +118,7 @@ class Refusal(DifferentiableOptimizer):
 
 
 def register(optimizer: type[LearnedOptimizer]) -> None:
-    """Tell ``higher`` of a type of optimizer; its subclasses are types of their own."""
+    """Register a type of optimizer with ``higher``; subclasses have to be registered separately."""
     known = issubclass(optimizer, PaperOptimizer)
     # Annotated there as an optimizer, documented as its type.
     register_optim(optimizer, DifferentiablePaperOptimizer if known else Refusal)  # pyright: ignore[reportArgumentType]

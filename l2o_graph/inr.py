@@ -1,8 +1,8 @@
-"""Images as networks: SIRENs that each draw one image, fitted, stored, read and drawn again.
+"""Images as networks: fitting, storing, rendering and reading SIRENs that represent one image each.
 
-``INRClassifier`` and ``INREditor`` read such networks as graphs.
+``INRClassifier`` and ``INREditor`` read such networks.
 
-Axes, beside those of ``l2o_graph``: I networks (INRs), Q points (pixels).
+Axes, in addition to those of ``l2o_graph``: I networks (INRs), Q points (pixels).
 """
 
 from l2o_graph.datasets.inr.augment import AMOUNTS, Amounts, augmented

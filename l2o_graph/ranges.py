@@ -1,4 +1,4 @@
-"""Which numbers an option may be: one check, in one wording, for all configurations."""
+"""Ranges of options, and their checks with uniform messages."""
 
 import math
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from typing import Any, get_args
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Finite numbers from a least to a greatest one.
+    """Range of finite numbers.
 
     Attributes:
-        least: The least, itself allowed.
-        most: The greatest, itself allowed.
-        above: Whether the least itself is not allowed.
-        below: Whether the greatest itself is not allowed.
-        whole: Whether only integers are.
+        least: Lower bound, inclusive by default.
+        most: Upper bound, inclusive by default.
+        above: Whether the lower bound is exclusive.
+        below: Whether the upper bound is exclusive.
+        whole: Whether only integers are allowed.
     """
 
     least: int | float
@@ -34,20 +34,20 @@ class Range:
         return f"from {self.least} to {self.most}"
 
     def check(self, name: str, value: Any) -> None:
-        """Refuse what is not in it.
+        """Raise for a value outside the range.
 
         Args:
             name: Name of the option, for the error.
-            value: Value that was given.
+            value: Value of the option.
 
         Raises:
-            ValueError: For any other number, and for what is none.
+            ValueError: For a number outside the range, and for anything but a number.
         """
         right = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)
         if not right or not _is_finite(value):
             kind = "an integer" if self.whole else "a finite number"
             raise ValueError(f"{name}: expected {kind}, {self}, found {value!r}")
-        number: Any = value  # checkers know of no order of Real
+        number: Any = value  # type checkers do not know that Real is ordered
         low = number > self.least if self.above else number >= self.least
         high = number < self.most if self.below else number <= self.most
         if not (low and high):
@@ -55,42 +55,42 @@ class Range:
 
 
 def _is_finite(number: Any) -> bool:
-    """Whether a number is; an integer is, however long."""
+    """Return whether a number is finite; integers of any size are."""
     return isinstance(number, Integral) or math.isfinite(number)
 
 
 COUNT, COUNT_OR_NONE = Range(1, whole=True), Range(0, whole=True)
 POSITIVE, NOT_NEGATIVE = Range(0, above=True), Range(0)
 SHARE, SHARE_BELOW_ONE = Range(0, 1), Range(0, 1, below=True)
-# Trainers multiply a seed by millions, or by 8 purposes and 2^32 numbers, and 2^64 is all that a
-# generator takes.
+# Trainers multiply a seed by millions, or by 8 purposes times 2^32 numbers, and a generator takes
+# seeds below 2^64.
 SEED = Range(0, (1 << 28) - 1, whole=True)
-THREADS = Range(1, 4096, whole=True)  # torch cannot be told more than fit into 32 bits
+THREADS = Range(1, 4096, whole=True)  # torch fails for numbers beyond 32 bits
 
 
 def check_ranges(options: object, **ranges: Range) -> None:
-    """Refuse options that are out of their range.
+    """Raise for options that are out of their range.
 
     Args:
-        options: Object that has them as attributes.
+        options: Object with the options as attributes.
         ranges: Range of each option by name.
 
     Raises:
-        ValueError: Naming the first that is.
+        ValueError: For the first option out of range, naming it.
     """
     for name, allowed in ranges.items():
         allowed.check(name, getattr(options, name))
 
 
 def check_choices(options: object, **kinds: Any) -> None:
-    """Refuse options that are none of some words.
+    """Raise for options that are not among their allowed words.
 
     Args:
-        options: Object that has them as attributes.
+        options: Object with the options as attributes.
         kinds: Literal type of each option, or a tuple of its words, by name.
 
     Raises:
-        ValueError: For the first that is another word, naming it.
+        ValueError: For the first option with another word, naming it.
     """
     for name, kind in kinds.items():
         words = kind if isinstance(kind, tuple) else get_args(kind)

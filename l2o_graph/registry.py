@@ -1,4 +1,4 @@
-"""Things that users add by a name of their own."""
+"""Registration of extensions by name."""
 
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
@@ -13,17 +13,17 @@ def registering(
     made: Callable[[Any], Any] = lambda thing: thing,
     taken: Collection[str] = (),
 ) -> Callable[[T], T]:
-    """Make a decorator that adds to what is known, and leaves the decorated thing as it is.
+    """Create a decorator that registers an object and returns it unchanged.
 
     Args:
         known: Dictionary to add to.
-        name: Name to add by.
-        what: Kind of thing, for errors.
-        made: Function that makes the entry of the decorated thing; the thing itself if not given.
+        name: Name of the entry.
+        what: Kind of object, for errors.
+        made: Function from the decorated object to the entry; the identity by default.
         taken: Further names that are taken.
 
     Raises:
-        ValueError: For a name that is known or taken, once something is decorated.
+        ValueError: For a name that is known or taken, when an object is decorated.
     """
 
     def add(thing: T) -> T:

@@ -1,4 +1,4 @@
-"""The paper's rule by a short name: see ``l2o_graph.paper.rule``."""
+"""Shorter path of ``l2o_graph.paper.rule``."""
 
 from l2o_graph.paper.rule import PAPER, RuleConfig, UpdateRule, untrained
 

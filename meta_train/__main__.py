@@ -1,4 +1,4 @@
-"""``python -m meta_train --task fmnist_cnn``: parse, call, print."""
+"""The command line of meta-training: ``python -m meta_train --task fmnist_cnn``."""
 
 import argparse
 import dataclasses
@@ -35,7 +35,7 @@ from meta_train.trainer import meta_train
 INR_RECIPES = {"default": inr_training.default_recipe, "paper": inr_training.paper_recipe}
 CNN_RECIPES = {"default": cnn_training.default_recipe, "paper": cnn_training.paper_recipe}
 
-# What each model is to a controller: its reader, and what has a step length of its own.
+# Reader and grain of the controller for each value of --model.
 CONTROLLERS: dict[str, tuple[Reader, Grain]] = {
     "ff": ("none", "tensor"),
     "alone": ("none", "neuron"),
@@ -45,19 +45,19 @@ CONTROLLERS: dict[str, tuple[Reader, Grain]] = {
     "ng_t": ("attention", "neuron"),
 }
 
-# Fields of models that read networks that are options: of all of these models, and of some.
+# Fields of weight-space models that are options: of all models, and of those of INRs or CNNs.
 OF_READERS = ("hidden", "dropout", "fourier", "reverse", "probes")
 OF_INR_MODELS = ("answers", "generated", "canonical", "positions")
 OF_CNN_MODELS = ("responses", "scaled", "activations")
-# Numbers for which a configuration's own is not that of every model.
+# Options whose defaults depend on the model.
 OF_RECIPE = {(CNNTrainingConfig, "lr"), (CNNTrainingConfig, "batch")}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; which options there are depends on the task.
+    """Run the command line; the options depend on the task.
 
     Returns:
-        The exit status: 0 when the run finished, 130 when it was interrupted, 2 for bad input.
+        Exit status: 0 if the run finished, 130 if it was interrupted, 2 for bad input.
     """
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--task", default="fmnist_cnn")
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def processes(allowed: bool) -> Iterator[None]:
-    """Join the processes that torchrun started, where it did; the first alone prints."""
+    """Join the processes that torchrun started, if it did; only the first prints."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and not allowed:
         raise ValueError(
@@ -108,7 +108,7 @@ def train_optimizer(arguments: list[str] | None) -> Result:
     text = "Meta-train the controller of NGOptimizer."
     parser = _parser(text, list(CONTROLLERS), default="alone", device=False)
     sizes = _options(parser, ControllerConfig)
-    parser.add_argument("--initial", help="checkpoint whose weights to begin with [none]")
+    parser.add_argument("--initial", help="checkpoint with initial weights [none]")
     options = [*_options(parser, EvolutionConfig), "initial"]
     given = _parsed(parser, arguments)
     reader, grain = CONTROLLERS[given.model]
@@ -137,7 +137,7 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     parser = _parser(text, get_args(INRModel))
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
     sizes = _options(parser, INRModelConfig, *OF_READERS, *OF_INR_MODELS)
-    text = "how networks are changed at random, see INRTrainingConfig [the recipe's own]"
+    text = "data augmentation of networks, see INRTrainingConfig [the recipe's own]"
     parser.add_argument("--augment", choices=("none", *AMOUNTS), help=text)
     options = [*_options(parser, INRTrainingConfig), "augment"]
     given = _parsed(parser, arguments)
@@ -154,7 +154,7 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     parser.add_argument("--zoo", help="folder of the networks [runs/zoo-KIND]")
     parser.add_argument("--loss", choices=get_args(Loss), help="[the recipe's own]")
     sizes = _options(parser, CNNModelConfig, *OF_READERS, *OF_CNN_MODELS)
-    parser.add_argument("--hold-out", metavar="TRAIT=VALUE", help="as depth=5")
+    parser.add_argument("--hold-out", metavar="TRAIT=VALUE", help="for example depth=5")
     options = [*_options(parser, CNNTrainingConfig), "loss", "hold_out"]
     options += _options(parser, CNNTrainingConfig, "augment")
     given = _parsed(parser, arguments)
@@ -168,7 +168,7 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
 def _parser(
     description: str, models: Sequence[str], default: str = "ng_gnn", device: bool = True
 ) -> argparse.ArgumentParser:
-    """The options that all tasks have, and most have a device."""
+    """Create a parser with the options of all tasks, and a device for most."""
     parser = argparse.ArgumentParser(
         prog="python -m meta_train",
         description=f"{description} Which options there are depends on --task and --preset.",
@@ -176,10 +176,10 @@ def _parser(
     tasks = sorted({*TASKS, *CONTROLLER_TASKS, *INR_TASKS, *CNN_TASKS})
     parser.add_argument("--task", default="fmnist_cnn", choices=tasks, help="[fmnist_cnn]")
     parser.add_argument("--model", default=default, choices=models, help=f"[{default}]")
-    text = "what is not given is as in this recipe [default: the numbers in brackets]"
+    text = "recipe for all options that are not given [default: the numbers in brackets]"
     parser.add_argument("--preset", default="default", choices=("default", "paper"), help=text)
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
-    parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
+    parser.add_argument("--data-root", help=f"folder of datasets [${DATA_VARIABLE} or data]")
     if device:
         parser.add_argument("--device", default="cpu", help="[cpu]")
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
@@ -188,7 +188,7 @@ def _parser(
 
 
 def _options(parser: argparse.ArgumentParser, config: type, *names: str) -> list[str]:
-    """An option for each field of these names, or for each number; returns their names."""
+    """Add an option for each field of these names, or for each number; return their names."""
     chosen = []
     for field in dataclasses.fields(config):
         kind: Any = type(field.default)
@@ -217,7 +217,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> arg
 
 
 def _changes(given: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
-    """The numbers that were given."""
+    """Collect the options that were given."""
     return {name: getattr(given, name) for name in options if getattr(given, name) is not None}
 
 

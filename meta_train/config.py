@@ -1,4 +1,4 @@
-"""What a meta-training run of the paper's rule is, in one frozen record."""
+"""MetaConfig: the configuration of meta-training the paper's rule."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,24 +11,24 @@ Estimator = Literal["greedy", "through_time"]
 
 @dataclass(frozen=True, slots=True)
 class MetaConfig:
-    """One run of the meta-trainer: the defaults are the recipe of Kofinas et al. 2024.
+    """Configuration of a run; the defaults are the recipe of Kofinas et al. 2024.
 
-    1,000 outer steps, each on a fresh network from its first step for 100 steps, the sum of 100
-    one-step gradients on the batch that made the update, no clipping, Adam at 3e-4 with L2 of
-    1e-4, cosine to 0 (section 4.3 and their supplement).
+    There are 1,000 outer steps. Each trains a new network for 100 steps and sums up 100 one-step
+    gradients, each on the batch of the update. No clipping, Adam at 3e-4 with L2 of 1e-4, cosine
+    to 0 (section 4.3 and their supplement).
 
     Attributes:
-        task: A name of ``meta_train.tasks.TASKS``.
-        rule: The learned optimizer's network.
+        task: Name in ``meta_train.tasks.TASKS``.
+        rule: Configuration of the learned optimizer.
         seed: Seed of the rule's weights and of the problems.
-        outer_steps: Number of steps of the meta-weights; with 0 the checkpoint is the untrained
-            rule.
-        estimator: "greedy" judges an update by its own batch, as the paper does, "through_time"
-            all updates together by all losses, exactly; its memory grows with ``unroll``.
-        unroll: Number of steps that a network is trained for.
-        lr: Peak learning rate of the meta-optimizer; it falls to 0 as a cosine.
+        outer_steps: Number of outer steps; with 0 the checkpoint is the untrained rule.
+        estimator: Meta-gradient: "greedy" evaluates each update on its own batch, as in the paper;
+            "through_time" is the exact gradient of all losses, with memory that grows with
+            ``unroll``.
+        unroll: Number of inner steps.
+        lr: Peak learning rate of the meta-optimizer, with cosine decay to 0.
         weight_decay: Weight decay of the meta-optimizer, as L2.
-        clip: Norm that a meta-gradient is clipped to; 0 leaves it as it is.
+        clip: Norm that a meta-gradient is clipped to; 0 for no clipping.
         evaluate_every: Number of outer steps between evaluations on held-out rollouts.
         evaluate_steps: Number of training steps of such a rollout.
         evaluate_seeds: Number of rollouts in an evaluation.
@@ -59,5 +59,5 @@ class MetaConfig:
 
 
 def paper_recipe(task: str = "fmnist_cnn", model: Model = "ng_gnn") -> MetaConfig:
-    """The recipe of Kofinas et al. 2024 with their sizes of a model."""
+    """Configure the recipe of Kofinas et al. 2024 with their sizes of a model."""
     return MetaConfig(task=task, rule=PAPER[model])

@@ -1,9 +1,9 @@
-"""Meta-training of a controller: courses of all families in turn, a span and a step for each.
+"""Meta-training of a controller: each outer step advances the course of one family by a span.
 
     torchrun --nproc-per-node 2 -m meta_train --task general
 
-With several processes each has a part of every course's instances; only scores are exchanged, and
-all processes make the same step of the weights.
+Several processes divide the instances of every course. Only scores are exchanged, and all
+processes make the same outer step.
 """
 
 import math
@@ -45,15 +45,15 @@ from meta_train.run import (
 )
 
 VALIDATION_SEED = 7
-# Gradients are averaged over about as many outer steps as there are families in turn: each says
-# what suits its own.
+# Gradients are averaged over about as many outer steps as there are families, because each is the
+# gradient for one family.
 MOMENTUM = 0.95
-# A course whose networks have mostly come to where losses no longer count is given up.
+# A course is abandoned if more than this fraction of its networks reach the cap of the losses.
 MOST_LOST = 0.5
 
 
 class ControllerTrainer(Trainer):
-    """A run in progress, between two outer steps, with images from a folder."""
+    """State of a meta-training run between two outer steps."""
 
     config: EvolutionConfig
     count = "outer_step"
@@ -81,7 +81,7 @@ class ControllerTrainer(Trainer):
         self.courses: list[Course] = []
 
     def mine(self, pairs: int) -> slice:
-        """Of so many instances, those of this process."""
+        """Return the range of this process among the instances."""
         if not dist.is_initialized():
             return slice(None)
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -89,17 +89,17 @@ class ControllerTrainer(Trainer):
 
     @property
     def kept(self) -> Tensor:
-        """Weights of a checkpoint: part of the way from the first ones to the average."""
+        """Weights of a checkpoint: between the initial weights and the average."""
         return self.first.lerp(self.average, self.config.kept)
 
     def begin(self) -> "ControllerTrainer":
-        """Start a course of each family, at staggered lengths."""
+        """Start a course of each family."""
         for family in self.families:
             self.courses.append(self._start(self._draw(family)))
         return self
 
     def advance(self) -> dict[str, Any]:
-        """A span of the next course and a step of the weights; returns what there is to log."""
+        """Advance the next course by a span and step the weights; return a record to log."""
         config = self.config
         turn = self.step % len(self.courses)
         course = self.courses[turn]
@@ -113,7 +113,7 @@ class ControllerTrainer(Trainer):
         scores = scores_of_all(torch.stack([score(losses), losses[-1]]))
         estimate, difference = evolution.gradient(scores[0], noise)
         lr = config.lr * self._share_of_peak()
-        # A course counts for where it ends: its first spans say how to be fast, not how to be good.
+        # Later spans count more: early ones favour fast progress, not good results.
         self.velocity.lerp_(estimate * (course.age / draw.length), 1 - MOMENTUM)
         self.weights.mul_(1 - lr * config.weight_decay).sub_(self.velocity, alpha=lr)
         self.step += 1
@@ -128,7 +128,7 @@ class ControllerTrainer(Trainer):
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
-        """Train networks of validation from start to end, under a checkpoint's weights."""
+        """Train validation networks from start to end with the weights of a checkpoint."""
         config, weights = self.config, self.kept
 
         def score_of(family: str) -> float:
@@ -154,15 +154,15 @@ class ControllerTrainer(Trainer):
         return point
 
     def describe(self, point: dict[str, Any]) -> str:
-        """Say in words what an evaluation found."""
+        """Describe the result of an evaluation."""
         return f"score {point['score']:.4f}, on held-out families {point['held_out_score']:.4f}"
 
     def is_best(self) -> bool:
-        """Whether to keep the weights: the last are the best, being the average of many."""
+        """Return True: the last weights are the best, because they are averages."""
         return True
 
     def save(self, path: Path) -> None:
-        """Write all of it; with several processes each its own part beside the first's."""
+        """Save the state; of several processes, each saves its own part."""
         tensors = {
             "weights": self.weights,
             "average": self.average,
@@ -180,7 +180,7 @@ class ControllerTrainer(Trainer):
         write_state(path, record, tensors)
 
     def save_best(self, path: Path) -> None:
-        """Write the controller with its averaged weights, a checkpoint."""
+        """Save a checkpoint of the controller with averaged weights."""
         controller = Controller(self.config.controller)
         controller.set_vector(self.kept)
         more = {"outer_steps": self.step, "curve": self.evaluations}
@@ -188,7 +188,7 @@ class ControllerTrainer(Trainer):
 
     @staticmethod
     def resume(path: Path, data_root: str | Path | None = None) -> "ControllerTrainer":
-        """Read a state that ``save`` wrote."""
+        """Load a state that ``save`` wrote."""
         record, tensors = read_state(path)
         config = dict(record["config"])
         config["controller"] = ControllerConfig(**config["controller"])
@@ -210,7 +210,7 @@ class ControllerTrainer(Trainer):
         return trainer
 
     def _draw(self, family: str) -> Draw:
-        """A fresh course, of a log-uniform number of whole spans."""
+        """Draw a new course; its length is log-uniform, rounded to whole spans."""
         config = self.config
         length, told = torch.rand(2, generator=self.generator).tolist()
         steps = config.shortest * (config.longest / config.shortest) ** length
@@ -220,7 +220,7 @@ class ControllerTrainer(Trainer):
         return Draw(family, seed, steps, told < config.told)
 
     def _pairs(self, family: str) -> int:
-        """Number of instances of a course, at least one for each process."""
+        """Return the number of instances of a course, at least one for each process."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         return max(FAMILIES[family].pairs(self.config.pairs), world)
 
@@ -232,7 +232,7 @@ class ControllerTrainer(Trainer):
         )  # fmt: skip
 
     def _share_of_peak(self) -> float:
-        """Fraction of the peak learning rate: a linear warm-up, then a cosine to 0."""
+        """Return the fraction of the peak learning rate: linear warm-up, then cosine to 0."""
         step, config = self.step, self.config
         if step < config.warmup:
             return (step + 1) / config.warmup
@@ -241,7 +241,7 @@ class ControllerTrainer(Trainer):
 
 
 def scores_of_all(scores: Tensor) -> Tensor:
-    """Scores of all processes, (n, networks here) -> (n, networks)."""
+    """Gather the scores of all processes, (n, networks here) -> (n, networks)."""
     if not dist.is_initialized():
         return scores
     parts: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
@@ -253,16 +253,16 @@ def validation_losses(
     config: ControllerConfig, weights: Tensor, family: str, seed: int, pairs: int, steps: int,
     told: bool = False, data_root: str | Path | None = None,
 ) -> Tensor:  # fmt: skip
-    """Losses of a course of validation from start to end, (windows + 1, 2 pairs).
+    """Compute the losses of a whole validation course, (windows + 1, 2 pairs).
 
-    They are as those of ``Course.span``. ``weights`` are those of one controller, (size,).
+    They are defined as in ``Course.span``. ``weights`` are those of one controller, (size,).
     """
     course = start(family, seed, pairs, steps, told, validation=True, data_root=data_root)
     return course.span(config, weights_from(config, weights.expand(2 * pairs, -1)), steps)
 
 
 def mean_log_of_last(losses: Tensor) -> float:
-    """Mean logarithm of the last tenth of the losses, relative to the start."""
+    """Compute the mean logarithm of the last tenth of the losses, relative to the start."""
     last = losses[-max(len(losses) // 10, 1) :]
     return float((last.mean(0) + LEAST_LOSS).log().mean())
 
@@ -273,14 +273,14 @@ def train_controller(
     data_root: str | Path | None = None,
     resume: bool = False,
 ) -> Result:
-    """Meta-train a controller. Ctrl-C ends the run after the outer step it is in, state saved.
+    """Meta-train a controller. Ctrl-C saves the state after the current outer step and stops.
 
     Args:
-        config: The run. When resuming, that of the saved state has to be the same.
-        out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``; of
-            several processes the first writes there and each other in a folder of its own in it.
-        data_root: Folder where datasets lie.
-        resume: Continue from the state in ``out`` if there is one.
+        config: Configuration of the run; when resuming, the same as that of the saved state.
+        out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``. Of
+            several processes, each but the first has its own folder in it.
+        data_root: Folder of datasets.
+        resume: Whether to continue from the state in ``out`` if there is one.
 
     Raises:
         ValueError, OSError: As ``meta_train.run.prepared``.

@@ -1,8 +1,8 @@
-"""Runs of training that evolution strategies judge, in spans of so many steps.
+"""Courses: training runs that evolution strategies evaluate span by span.
 
-A course is many networks of one family in training, two to an instance: an antithetic pair, under
-controllers that differ from the present one by a perturbation and by its negative. A span gives
-each network's loss; the state at its end is where the next one goes on.
+A course is the training of many networks of one family, an antithetic pair for each instance: one
+network under the controller plus a perturbation, one under the controller minus it. A span gives
+the losses of all networks, and the next span continues from its end.
 """
 
 import math
@@ -22,50 +22,50 @@ from meta_train.families.base import Problems
 from meta_train.families.registry import draw
 from meta_train.run import copy_in
 
-# Losses count up to this many times that of the start: beyond it is all the same.
+# Losses relative to the start are capped at this.
 MOST_LOSS = 2.0
-# Added to losses relative to the start: well below it there is little more to be gained.
+# Added to relative losses, so that far below it there is little more to gain.
 LEAST_LOSS = 1e-5
-# Losses are averaged over so many steps before their logarithm is taken.
+# Number of steps over which losses are averaged before the logarithm.
 WINDOW = 10
-# Steps between two looks at held-out examples.
-LOOK_EVERY = 20
-# Batches that averaged parameters are judged on.
+# Number of steps between evaluations on held-out examples.
+EVALUATE_EVERY = 20
+# Number of batches for the loss of averaged parameters.
 BATCHES_OF_AVERAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What determines a course."""
+    """Parameters that determine a course."""
 
     family: str
-    seed: int  # of its instances and perturbations
-    length: int  # in steps
-    told: bool  # whether its networks are told their length
+    seed: int  # seed of instances and perturbations
+    length: int  # number of steps
+    told: bool  # whether the rule gets the length, as with ``total_steps``
 
 
 @dataclass(eq=False)
 class Course:
-    """Networks of one family in training."""
+    """Networks of one family in training: 2P of them for P instances."""
 
-    draw: Draw  # what determines it
-    problems: Problems  # that they are trained on
-    memory: Memory  # of the rule of them, (2P, ...)
-    parameters: list[Tensor]  # of each stack, (2P, M, r, c)
-    offsets: list[Tensor]  # how far ahead of its average each is led, likewise: see ``averaging``
+    draw: Draw
+    problems: Problems  # instances of the family
+    memory: Memory  # state of the rule, (2P, ...)
+    parameters: list[Tensor]  # parameters of each stack, (2P, M, r, c)
+    offsets: list[Tensor]  # offsets of each stack, see ``averaging``, (2P, M, r, c)
     age: int = 0  # number of steps so far
 
     @property
     def ended(self) -> bool:
-        """Whether it has reached its length."""
+        """Whether the course has reached its length."""
         return self.age >= self.draw.length
 
     def span(self, config: ControllerConfig, weights: Weights, steps: int) -> Tensor:
-        """Train for so many steps, or to the end, under 2P controllers.
+        """Train for ``steps`` steps, or to the end, under 2P controllers.
 
-        Returns (windows, 2P) losses relative to the start, each a mean over some steps, on training
-        batches or on held-out examples, as the family is judged; the last is that of the averaged
-        parameters at the end.
+        Returns (windows + 1, 2P) losses relative to the start: means over windows of training
+        steps, or evaluations on held-out examples if the family has any. The last one is that of
+        the averaged parameters at the end.
         """
         learned = Learned.of(config, weights)
         length = self.draw.length
@@ -73,7 +73,7 @@ class Course:
         networks = 2 * self.problems.pairs
         horizon = torch.full((networks,), float(length)) if self.draw.told else None
         scale = self.problems.scale.repeat_interleave(2, 0)
-        losses, looks = [], []
+        losses, evaluations = [], []
         for step in range(self.age, self.age + steps):
             loss, gradients = self._gradients(step)
             losses.append(loss)
@@ -81,22 +81,22 @@ class Course:
                 few = self.problems.plan.examples.few(step)
                 updates, _ = advance(learned, self.memory, gradients, self.parameters, horizon, few)
                 follow(self.parameters, self.offsets, updates, step)
-            if (step + 1) % LOOK_EVERY == 0:
+            if (step + 1) % EVALUATE_EVERY == 0:
                 held_out = self.problems.held_out(self._flat(self.parameters))
-                looks += [] if held_out is None else [held_out]
+                evaluations += [] if held_out is None else [held_out]
         self.age += steps
-        found = looks or [part.mean(0) for part in torch.stack(losses).split(WINDOW)]
+        found = evaluations or [part.mean(0) for part in torch.stack(losses).split(WINDOW)]
         found.append(self._of_averages())
         relative = torch.nan_to_num(torch.stack(found) / scale, nan=math.inf)
         return relative.clamp(max=MOST_LOSS)
 
     def _flat(self, stacks: list[Tensor]) -> list[Tensor]:
-        """Parameters as the family has them, (2P, *shape) each."""
+        """Arrange stacks as parameters of the family, (2P, *shape) each."""
         found = scattered(self.memory, stacks)
         return [found[i].view(-1, *shape) for i, shape in enumerate(self.problems.shapes)]
 
     def _gradients(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        """Losses of all networks on the batch of a step, (2P,), and their gradients by stacks."""
+        """Compute losses of all networks on the batch of a step, (2P,), and gradients by stack."""
         leaves = [p.detach().requires_grad_() for p in self._flat(self.parameters)]
         with torch.enable_grad():
             loss = self.problems.loss(leaves, self.problems.batch(step))
@@ -105,7 +105,7 @@ class Course:
 
     @torch.no_grad()
     def _of_averages(self) -> Tensor:
-        """Loss of the averaged parameters, (2P,), on batches that are still to come."""
+        """Compute the loss of the averaged parameters, (2P,), on held-out or future batches."""
         parameters = self._flat(averages_of(self.parameters, self.offsets, self.age))
         held_out = self.problems.held_out(parameters)
         if held_out is not None:
@@ -116,9 +116,9 @@ class Course:
 
 
 def fit(gradients: list[Tensor]) -> list[Tensor]:
-    """Gradients, (2P, size) each, zeros for lost networks: no decomposition ends with NaN."""
+    """Replace gradients, (2P, size) each, of diverged networks by zeros, so that eigh succeeds."""
     norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).amax(0)
-    # Written so that NaN answers no.
+    # False for NaN.
     is_fit = (norms <= LONGEST_GRADIENT)[:, None]
     return [torch.where(is_fit, g, 0.0) for g in gradients]
 
@@ -133,9 +133,9 @@ def start(
     validation: bool = False,
     data_root: str | Path | None = None,
 ) -> Course:
-    """Begin a course of so many steps: see ``meta_train.families.draw`` for the other arguments.
+    """Start a course of ``length`` steps, which the rule knows if ``told``.
 
-    Its networks are told the length, or not.
+    See ``meta_train.families.draw`` for the other arguments.
     """
     problems = draw(family, seed, pairs, mine, validation, data_root)
     memory = arrange(problems.spec, blocks_of(problems.spec), 2 * problems.pairs)
@@ -146,16 +146,16 @@ def start(
 
 
 def score(losses: Tensor) -> Tensor:
-    """What a span is judged by, (windows + 1, 2P) -> (2P,).
+    """Compute the score of a span from its losses, (windows + 1, 2P) -> (2P,).
 
-    The mean of the logarithms of its losses, and of the averaged parameters' at its end.
+    It is half the mean logarithm of the losses, plus half that of the averaged parameters' loss.
     """
     logs = (losses + LEAST_LOSS).log()
     return (logs[:-1].mean(0) + logs[-1]) / 2
 
 
 def tensors_of_course(course: Course) -> dict[str, Tensor]:
-    """All that changes in a course."""
+    """Return all tensors of a course's state, by name."""
     history = course.memory.history
     found = {"rows": history.rows, "tensors": history.tensors, "ages": history.ages}
     for s, (stack, p) in enumerate(zip(course.memory.stacks, course.parameters, strict=True)):
@@ -165,7 +165,7 @@ def tensors_of_course(course: Course) -> dict[str, Tensor]:
 
 
 def restore_course(course: Course, age: int, tensors: dict[str, Tensor]) -> None:
-    """Bring a course that was just started to where another one was."""
+    """Set the state of a course that was just started."""
     course.age = age
     for stack in course.memory.stacks:
         stack.age = age

@@ -1,4 +1,4 @@
-"""What a run of meta-training of a controller is, and which families its tasks train on."""
+"""EvolutionConfig: the configuration of meta-training a controller, and the families of tasks."""
 
 from dataclasses import dataclass, field
 
@@ -13,9 +13,9 @@ from l2o_graph.ranges import (
     check_ranges,
 )
 
-# Families that each task of the command line trains on, in turn; what is like most people's
-# training, and what is hardest, comes more often. None asks to fit examples to the end: people with
-# few examples ask for the opposite.
+# Families of each task of the command line, in the order of their turns. Problems like common
+# training, and the hardest ones, have several turns. No family rewards fitting all examples
+# completely, because with few examples users want the opposite.
 OF_IMAGES = (
     "image_cnn", "classifier", "cnn", "wide", "autoencoder", "siren", "image_cnn", "few_examples",
     "fine_tune", "wide",
@@ -33,29 +33,29 @@ CONTROLLER_TASKS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class EvolutionConfig:
-    """One run of meta-training.
+    """Configuration of a run.
 
     Attributes:
-        task: A name of ``CONTROLLER_TASKS``.
-        controller: Controller that is trained.
-        initial: Checkpoint whose weights it begins with; "" for none.
-        seed: Seed of the weights, of the courses and of everything drawn.
-        outer_steps: Number of steps of the weights.
-        pairs: Number of instances of a course, in all processes together.
+        task: Name in ``CONTROLLER_TASKS``.
+        controller: Configuration of the controller.
+        initial: Checkpoint with initial weights; "" for none.
+        seed: Seed of the weights, of the courses and of everything else that is drawn.
+        outer_steps: Number of outer steps.
+        pairs: Number of instances of a course, over all processes.
         deviation: Standard deviation of the perturbations.
-        span: Number of training steps between two steps of the weights.
-        shortest: Least number of steps of a course.
-        longest: Most number of steps of a course. Courses that are short at first teach to shorten
-            steps early, which long ones then have to unlearn.
-        told: Fraction of the courses that are told their length.
-        lr: Peak learning rate; it warms up and falls to 0 as a cosine. Steps are in proportion to
-            estimates, all of whose entries have the same noise: Adam, which divides each by its
-            own size, would lift those that are noise alone to the size of those that are not.
-        weight_decay: Fraction of the weights, over the learning rate, that a step takes away.
-        warmup: Number of outer steps of warming up.
-        average: Number of the last outer steps, about, whose weights are averaged.
-        kept: Fraction of what was learned that checkpoints have. Estimates are noisy and of small
-            networks: for others, half of it is better than all.
+        span: Number of inner steps of a span.
+        shortest: Smallest number of steps of a course.
+        longest: Largest number of steps of a course. Starting with short courses would teach to
+            shorten steps early, which long ones would have to unlearn.
+        told: Fraction of the courses whose length the rule knows.
+        lr: Peak learning rate, with warm-up and cosine decay to 0. Steps are proportional to
+            gradient estimates, whose entries all have the same noise. Adam, which divides each
+            entry by its own size, would amplify those that are only noise.
+        weight_decay: Decoupled weight decay: a step removes lr * weight_decay of the weights.
+        warmup: Number of outer steps of the warm-up.
+        average: Number of outer steps, about, over which weights are averaged.
+        kept: Fraction of the learned change that checkpoints keep. Estimates are noisy and come
+            from small networks; for other networks, half of the change is better than all.
         evaluate_every: Number of outer steps between evaluations.
         evaluate_steps: Number of training steps of an evaluation.
         evaluate_pairs: Number of instances of each family in an evaluation.

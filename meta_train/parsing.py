@@ -1,21 +1,21 @@
-"""JSON -> the records that it was written from, every value of the type that its field has."""
+"""Conversion of JSON to dataclasses, with checks of types."""
 
 import dataclasses
 import math
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-LONGEST_VALUE = 80  # that an error shows
+LONGEST_VALUE = 80  # characters of a value in an error
 
 
 def parsed(kind: Any, value: Any, name: str) -> Any:
-    """A value that JSON gave as its type has it, what is in dataclasses, lists and so on as well.
+    """Convert a JSON value to a type, including values nested in dataclasses, lists and so on.
 
     Args:
         kind: A dataclass, str, bool, int, float, None, or a union, list or dict of these.
-            Numbers are finite. Keys of a dict that are to be integers are written as strings.
-        value: The value.
-        name: Name of it, for the ValueError where it is of another type.
+            Numbers have to be finite. Integer keys of a dict are strings in JSON.
+        value: Value from JSON.
+        name: Name of the value, for the ValueError if it has another type.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):

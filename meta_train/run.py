@@ -1,4 +1,4 @@
-"""A run of training: steps, evaluations, a log, a state to resume from, and the best so far."""
+"""Training runs: steps, evaluations, a log, a state to resume from, and the best checkpoint."""
 
 import json
 import signal
@@ -25,47 +25,47 @@ from l2o_graph.ranges import NOT_NEGATIVE, Range
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.lock import held
 
-# What a run writes of its steps and evaluations, a line each, in its folder.
+# Log of a run in its folder, a line for each step and evaluation.
 LOG = "log.jsonl"
 
 T = TypeVar("T", bound="Trainer")
 
 
 class Trainer(ABC):
-    """Something that is trained step by step, between two steps.
+    """State of a training run between two steps.
 
-    Everything that the next step depends on is in here and in what ``save`` writes: a resumed run
-    comes to the same weights as one that was never interrupted.
+    ``save`` writes everything that the next step depends on, so that a resumed run gives the same
+    weights as one that was never interrupted.
     """
 
-    count: str  # name in the log of the number of a step
+    count: str  # name of the step number in the log
 
     def __init__(self, config: Any, steps: int):
-        self.config = config  # the run, which says after how many steps to evaluate and to save
-        self.step, self.steps = 0, steps  # done, and to do
-        self.seconds = 0.0  # that steps and evaluations took so far
-        self.evaluations: list[dict[str, Any]] = []  # their results
+        self.config = config  # has ``evaluate_every`` and ``save_every``
+        self.step, self.steps = 0, steps  # number of steps so far, and in all
+        self.seconds = 0.0  # time of steps and evaluations so far
+        self.evaluations: list[dict[str, Any]] = []  # results of evaluations
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the run is, as JSON can hold it."""
+        """Configuration of the run as a JSON object."""
         return asdict(self.config)
 
     def progress(self) -> dict[str, Any]:
-        """What a state has of every run, for ``write_state``."""
+        """Return the part of a state that all runs have, for ``write_state``."""
         return {
             "config": self.settings, self.count: self.step, "steps": self.steps,
             "seconds": self.seconds, "evaluations": self.evaluations,
         }  # fmt: skip
 
     def go_on(self, record: Mapping[str, Any]) -> None:
-        """Take over the progress of a saved run."""
+        """Restore the progress of a saved run."""
         self.step, self.steps = record[self.count], record.get("steps", self.steps)
         self.seconds = record["seconds"]
-        self.evaluations = record["curve" if "curve" in record else "evaluations"]  # as once called
+        self.evaluations = record["curve" if "curve" in record else "evaluations"]  # earlier name
 
     def provenance(self, **more: Any) -> dict[str, Any]:
-        """How what is trained came about."""
+        """Return a record of how the checkpoint was trained."""
         return {
             "command": "python -m meta_train " + " ".join(sys.argv[1:]),
             "commit": commit(),
@@ -77,38 +77,38 @@ class Trainer(ABC):
 
     @abstractmethod
     def advance(self) -> dict[str, Any]:
-        """Do a step; returns what there is to log of it, its number after ``count``."""
+        """Make a step; return a record to log, with the step number under ``count``."""
 
     @abstractmethod
     def evaluate(self) -> dict[str, Any]:
-        """See how good it is, and remember the outcome."""
+        """Evaluate the current weights, and append the result to ``evaluations``."""
 
     @abstractmethod
     def describe(self, point: dict[str, Any]) -> str:
-        """Say in words what an evaluation found."""
+        """Describe the result of an evaluation."""
 
     @abstractmethod
     def is_best(self) -> bool:
-        """Whether the last evaluation is the best so far."""
+        """Return whether the last evaluation is the best so far."""
 
     @abstractmethod
     def save(self, path: Path) -> None:
-        """Write all of it."""
+        """Save the state."""
 
     @abstractmethod
     def save_best(self, path: Path) -> None:
-        """Write what it trains, for use."""
+        """Save a checkpoint for use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run left behind."""
+    """Files and progress of a run."""
 
-    checkpoint: Path | None  # the best of what it trained
-    state: Path  # from which the run can be resumed
+    checkpoint: Path | None  # the best checkpoint
+    state: Path  # state to resume from
     log: Path  # one line of JSON for each step and evaluation
-    steps: int  # that were done
-    finished: bool  # whether that is all of them
+    steps: int  # number of steps so far
+    finished: bool  # whether these are all steps
 
 
 @contextmanager
@@ -119,16 +119,20 @@ def prepared(
     saved: Callable[[Path], T],
     new: Callable[[], T],
 ) -> Iterator[T]:
-    """Hold the folder of a run, which is made, and give its trainer.
+    """Lock the folder of a run, and yield its trainer.
 
-    It is a ``new`` one or, with ``resume`` and where there is a state, the ``saved`` one of that;
-    ``settings`` are the trainer's.
+    Args:
+        out: Folder of the run, which is created if needed.
+        settings: Settings of the trainer.
+        resume: Whether to continue from the state in the folder, if there is one.
+        saved: Function that loads a trainer's state.
+        new: Function that creates a trainer.
 
     Raises:
-        ValueError: For a state of other settings, and a state or a log that is damaged.
-        FileExistsError: When the folder holds a run and ``resume`` is off.
-        BlockingIOError: When another process is writing to it.
-        OSError: When it cannot be written.
+        ValueError: For a state with other settings, and a damaged state or log.
+        FileExistsError: If the folder holds a run and ``resume`` is off.
+        BlockingIOError: If another process uses the folder.
+        OSError: If it cannot be written to.
     """
     with held(out):
         state = out / "state.safetensors"
@@ -157,7 +161,7 @@ def _restored(state: Path, settings: Mapping[str, Any], saved: Callable[[Path], 
         raise ValueError(f"{state} is of another configuration: {difference}")
     with expecting(expected):
         trainer = saved(state)
-        # Refuse what no run can have come to.
+        # Refuse impossible values.
         Range(0, trainer.steps, whole=True).check(trainer.count, trainer.step)
         NOT_NEGATIVE.check("seconds", trainer.seconds)
         if trainer.evaluations:
@@ -166,33 +170,33 @@ def _restored(state: Path, settings: Mapping[str, Any], saved: Callable[[Path], 
 
 
 def write_state(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a state as safetensors with a JSON header, no pickle; whole or not at all.
+    """Write a state as safetensors with a JSON header, in one atomic write.
 
-    The entry "config" of the record is the settings of the run.
+    The entry "config" of the record has the settings of the run.
     """
     content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     write_atomically(path, save(content, {"record": json.dumps(record)}))
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What ``write_state`` wrote."""
+    """Read a state that ``write_state`` wrote."""
     with safe_open(path, framework="pt") as file:
-        # safe_open has keys() but is not iterable, which the linter cannot know.
+        # safe_open has keys() but is not iterable, unlike the linter assumes.
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return json.loads(file.metadata()["record"]), tensors
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The state of an optimizer under names that say which parameter it is of."""
+    """Return the state of an optimizer, with names that include the index of the parameter."""
     state = optimizer.state_dict()["state"]
     return {f"optimizer.{i}.{key}": t for i, found in state.items() for key, t in found.items()}
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer, one like Adam, the state that ``optimizer_tensors`` took of it.
+    """Load the result of ``optimizer_tensors`` into an optimizer like Adam.
 
     Raises:
-        ValueError: For a state that is not that of its parameters.
+        ValueError: For a state that does not fit its parameters.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
@@ -209,12 +213,12 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start with a prefix, without it."""
+    """Select the tensors whose names start with a prefix, and remove it."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def copy_in(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
-    """Copy a tensor of a state into its place, which is of its shape."""
+    """Copy a tensor of a state into another one of the same shape."""
     _check_shape(tensors[name], into.shape, name)
     into.copy_(tensors[name])
 
@@ -225,7 +229,10 @@ def _check_shape(tensor: Tensor, shape: torch.Size, name: str) -> None:
 
 
 def drive(trainer: Trainer, out: Path) -> Result:
-    """Train to the end, or of the step that Ctrl-C is pressed in; what is kept lies in ``out``."""
+    """Train to the end. Ctrl-C saves the state after the current step and stops.
+
+    State, log and checkpoint are in the folder ``out``.
+    """
     state, log = out / "state.safetensors", out / LOG
     best = out / "checkpoint.safetensors"
     with log.open("a") as lines, _stopping() as stop:
@@ -267,7 +274,7 @@ def drive(trainer: Trainer, out: Path) -> Result:
 
 
 def record_point(log: Path, point: dict[str, Any]) -> None:
-    """Let the log of a finished run end with a record, once."""
+    """Append a record to the log of a finished run, unless it is there already."""
     line = json.dumps(point)
     if line not in log.read_text().splitlines():
         with log.open("a") as lines:
@@ -275,7 +282,7 @@ def record_point(log: Path, point: dict[str, Any]) -> None:
 
 
 def commit() -> str:
-    """Of the code that runs, "unknown" outside of its repository."""
+    """Return the commit of the running code, "unknown" outside of its repository."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
@@ -288,7 +295,7 @@ def commit() -> str:
 
 @contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """Gives what is no longer empty once Ctrl-C was pressed; a second one stops at once."""
+    """Yield a list that is not empty after the first Ctrl-C; a second one stops at once."""
     stop: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -296,7 +303,7 @@ def _stopping() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         stop.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # where nobody can press Ctrl-C
+    if threading.current_thread() is not threading.main_thread():  # which alone gets Ctrl-C
         yield stop
         return
     before = signal.signal(signal.SIGINT, ask)
@@ -307,10 +314,10 @@ def _stopping() -> Iterator[list[int]]:
 
 
 def _forget_after(log: Path, count: str, step: int) -> None:
-    """Drop what was logged after the saved state; a resumed run logs it again.
+    """Remove lines that were logged after the saved state; a resumed run logs them again.
 
     Raises:
-        ValueError: For lines that no run has written.
+        ValueError: For lines that are not from a run.
     """
     if not log.exists():
         return

@@ -1,4 +1,4 @@
-"""``python -m meta_train.strangers``: ``python -m meta_train.benchmark`` by an earlier name."""
+"""``python -m meta_train.strangers``: earlier name of ``python -m meta_train.benchmark``."""
 
 from meta_train.benchmarks.optimizers import main
 

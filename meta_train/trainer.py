@@ -1,4 +1,4 @@
-"""The outer loop of the paper's rule: train a network, step the meta-weights; log, save, resume."""
+"""Meta-training of the paper's rule: the outer loop, with logging, saving and resuming."""
 
 import math
 from dataclasses import asdict
@@ -24,8 +24,8 @@ from meta_train.run import (
 from meta_train.tasks import Task, get_task
 from meta_train.unroll import greedy, roll_out, through_time
 
-# Held-out rollouts start from seeds that neither training (1,000 and up) nor the benchmark
-# (101 to 105) uses.
+# Seeds of held-out rollouts are used neither in training (1,000 and up) nor in the benchmark (101
+# to 105).
 HELD_OUT_SEED = 1
 TRAINING_SEED = 1000
 
@@ -33,7 +33,7 @@ ESTIMATORS = {"greedy": greedy, "through_time": through_time}
 
 
 class MetaTrainer(Trainer):
-    """A run in progress, between two outer steps; ``data`` is what it is trained on, in words."""
+    """State of a run between two outer steps; ``data`` describes the training data."""
 
     config: MetaConfig
     count = "outer_step"
@@ -49,7 +49,7 @@ class MetaTrainer(Trainer):
         )  # fmt: skip
 
     def advance(self) -> dict[str, Any]:
-        """One outer step; returns what there is to log of it."""
+        """Make an outer step; return a record to log."""
         config = self.config
         seed = TRAINING_SEED + 100_000 * config.seed + self.step
         problem = self.task.problem(seed, self.device)
@@ -72,7 +72,7 @@ class MetaTrainer(Trainer):
         }  # fmt: skip
 
     def evaluate(self) -> dict[str, Any]:
-        """Train the task itself from held-out seeds, and remember the outcome."""
+        """Train the task from held-out seeds, and append the result to ``evaluations``."""
         config, final, accuracy = self.config, [], []
         for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + config.evaluate_seeds):
             problem = self.task.problem(seed, self.device)
@@ -90,33 +90,33 @@ class MetaTrainer(Trainer):
         return point
 
     def describe(self, point: dict[str, Any]) -> str:
-        """Say in words what an evaluation found."""
+        """Describe the result of an evaluation."""
         accuracy = 100 * point["held_out_accuracy"]
         return f"held-out loss {point['held_out_loss']:.4f}, accuracy {accuracy:.2f} %"
 
     def is_best(self) -> bool:
-        """Whether the last evaluation is the best since training began.
+        """Return whether the last evaluation is the best since the first outer step.
 
-        By training loss: no test image votes. The untrained rule is no candidate, unless no
-        training was asked for.
+        The criterion is the training loss, without test images. The untrained rule only counts if
+        there are no outer steps.
         """
         first = min(self.config.outer_steps, 1)
         losses = [p["held_out_loss"] for p in self.evaluations if p["outer_step"] >= first]
         return bool(losses) and self.evaluations[-1]["held_out_loss"] == min(losses)
 
     def save(self, path: Path) -> None:
-        """Write all of it."""
+        """Save the state."""
         tensors = {f"rule.{k}": v for k, v in self.rule.state_dict().items()}
         write_state(path, self.progress(), tensors | optimizer_tensors(self.optimizer))
 
     def save_best(self, path: Path) -> None:
-        """Write the rule as it is, a checkpoint."""
+        """Save a checkpoint of the rule."""
         more = {"outer_steps": self.step, "curve": self.evaluations, "data": self.data}
         save_checkpoint(path, self.rule, self.provenance(**more))
 
     @staticmethod
     def resume(path: Path, device: torch.device, data: str = "") -> "MetaTrainer":
-        """Read a state that ``save`` wrote; the task's data has to be loaded."""
+        """Load a state that ``save`` wrote; the task's data has to be loaded before."""
         record, tensors = read_state(path)
         config = record["config"]
         trainer = MetaTrainer(
@@ -135,17 +135,17 @@ def meta_train(
     device: str = "cpu",
     resume: bool = False,
 ) -> Result:
-    """Meta-train the paper's rule. Ctrl-C ends the run after the outer step it is in, state saved.
+    """Meta-train the paper's rule. Ctrl-C saves the state after the current outer step and stops.
 
     Args:
-        config: The run. When resuming, that of the saved state has to be the same.
+        config: Configuration of the run; when resuming, the same as that of the saved state.
         out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``.
-        data_root: Folder where datasets lie.
+        data_root: Folder of datasets.
         device: Device of networks and meta-weights.
-        resume: Continue from the state in ``out`` if there is one.
+        resume: Whether to continue from the state in ``out`` if there is one.
 
     Raises:
-        DatasetNotFoundError: When the data is absent.
+        DatasetNotFoundError: If the data is missing.
         ValueError, OSError: For an unknown task, and as ``meta_train.run.prepared``.
     """
     task, place = get_task(config.task), torch.device(device)

@@ -1,9 +1,9 @@
-"""Training runs through the pure update, and meta-gradients of what they did.
+"""Unrolled training runs, and their meta-gradients.
 
-The paper's judges each update by itself. The exact one is back-propagation through time, second
-order: every step depends on the rule through all steps before it, by the weights it finds, by their
-gradients and by the momenta. Its memory grows with the run, since each step keeps the graphs of the
-network, of its gradient and of the rule.
+The paper's meta-gradient evaluates each update separately. The exact one is second-order
+back-propagation through time: every step depends on the rule through all steps before it, by
+weights, gradients and momenta. Its memory grows with the number of steps, because each step keeps
+the graphs of the network, of its gradient and of the rule.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ from meta_train.tasks import Problem
 def loss_and_gradients(
     problem: Problem, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Loss on a batch, detached, and its gradients."""
+    """Compute the loss on a batch, detached, and its gradients."""
     leaves = [p.detach().requires_grad_() for p in parameters]
     loss = problem.loss(leaves, batch)
     return loss.detach(), list(torch.autograd.grad(loss, leaves))
 
 
 def greedy(rule: UpdateRule, problem: Problem, steps: int) -> list[float]:
-    """Train a problem, and judge each update on the very batch it came from.
+    """Train a problem, and evaluate each update on its own batch.
 
     Adds sum_t d CE(theta_t + update_t; B_t) / d rule to the gradients of the rule. Gradients and
-    features count as constants, so memory does not grow with the number of steps. Returns the loss
-    after each step, on its own batch.
+    features are treated as constants, so memory does not grow with the number of steps. Returns the
+    loss after each step, on its own batch.
     """
     parameters = [p.detach() for p in problem.module.parameters()]
     state = [State.fresh(p) for p in parameters]
@@ -49,7 +49,7 @@ def greedy(rule: UpdateRule, problem: Problem, steps: int) -> list[float]:
 
 @torch.no_grad()
 def roll_out(rule: UpdateRule, problem: Problem, steps: int) -> tuple[list[float], list[Tensor]]:
-    """Train a problem: the loss before each step, and the parameters at the end."""
+    """Train a problem; return the loss before each step, and the parameters at the end."""
     parameters = [p.detach() for p in problem.module.parameters()]
     state = [State.fresh(p) for p in parameters]
     losses = []
@@ -69,10 +69,10 @@ def unrolled(
     state: Sequence[State],
     steps: int,
 ) -> list[Tensor]:
-    """Train a network from parameters that require gradients, and keep the graph of all of it.
+    """Train a network from parameters that require gradients, and keep the whole graph.
 
-    Returns the loss before each step and the one after the last, each on a batch that no update has
-    seen yet; differentiable in the rule's weights and in the parameters at the start.
+    Returns the loss before each step and the one after the last, each on a new batch. They are
+    differentiable in the rule's weights and in the initial parameters.
     """
     parameters, state = list(parameters), list(state)
     losses = []
@@ -86,14 +86,13 @@ def unrolled(
 
 
 def through_time(rule: UpdateRule, problem: Problem, steps: int) -> list[float]:
-    """Train a problem, and judge the run by its losses, as exactly as can be done.
+    """Train a problem, and compute the exact meta-gradient of its losses.
 
-    Adds d mean_t CE(theta_t; B_t) / d rule to the gradients of the rule, t over the ``steps``
-    states of the network that the run made. Returns the loss after each step, on a batch that no
-    update has seen yet.
+    Adds d mean_t CE(theta_t; B_t) / d rule to the gradients of the rule, with t over the ``steps``
+    updated states of the network. Returns the loss after each step, on a new batch.
     """
     start = [p.detach().clone().requires_grad_() for p in problem.module.parameters()]
     losses = unrolled(rule, problem, start, [State.fresh(p) for p in start], steps)
-    made = torch.stack(losses[1:])  # the first is that of the start, whatever the rule
+    made = torch.stack(losses[1:])  # the first does not depend on the rule
     made.mean().backward(inputs=list(rule.parameters()))
     return made.tolist()

@@ -56,6 +56,6 @@ def test_checkers_see_the_names_where_they_are_imported_from():
     tree = ast.parse(Path(l2o_graph.__file__).read_text())
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {a.name: node.module for node in block.body for a in node.names}
-    assert {k: v for k, v in seen.items() if v != "l2o_graph"} == l2o_graph.LATE
-    for name, module in l2o_graph.LATE.items():
+    assert {k: v for k, v in seen.items() if v != "l2o_graph"} == l2o_graph.LAZY
+    for name, module in l2o_graph.LAZY.items():
         assert getattr(importlib.import_module(module), name) is getattr(l2o_graph, name)

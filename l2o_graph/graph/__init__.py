@@ -1,4 +1,4 @@
-"""A network as a graph."""
+"""Networks as graphs: ``NeuralGraph`` and its exchange formats."""
 
 from l2o_graph.graph.neural import NeuralGraph, neural_graph
 

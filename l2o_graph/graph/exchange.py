@@ -1,4 +1,4 @@
-"""NeuralGraph -> torch-geometric's Data and back."""
+"""Conversion of NeuralGraph to torch-geometric's Data and back."""
 
 import dataclasses
 import math
@@ -82,7 +82,7 @@ def from_data(data: "torch_geometric.data.Data") -> NeuralGraph:
 
 
 def _slots(topology: Topology) -> list[int]:
-    """For each bias, how many of those before it share a node with it."""
+    """Count for each bias the earlier ones that share a node with it."""
     ranges, slots = [topology.bias(bias) for bias in topology.spec.biases], []
     for i, (start, stop) in enumerate(ranges):
         slots.append(sum(start < other[1] and other[0] < stop for other in ranges[:i]))

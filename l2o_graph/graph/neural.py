@@ -1,4 +1,4 @@
-"""A network, or its parameters -> NeuralGraph."""
+"""NeuralGraph, and how a network or its parameters become one."""
 
 import functools
 import math
@@ -23,31 +23,31 @@ if TYPE_CHECKING:  # a slow import, and only the exchange needs it
 
 @dataclass(frozen=True, slots=True)
 class NeuralGraph:
-    """A network as a graph: F features for each of its P parameters, laid out as torch lays them.
+    """Network as a graph: F features for each of its P scalars, in torch's memory layout.
 
     Attributes:
         spec: Specification of the network: its neurons, and which parameter joins which.
-        values: Features (F, P), parameters in the order of ``spec``, each contiguous. A kernel's
-            part is edge features, a bias's part node features.
+        values: Features (F, P), parameters in the order of ``spec``, each contiguous. Those of a
+            kernel are edge features, those of a bias node features.
     """
 
     spec: NetSpec
     values: Float[Tensor, "F P"]
 
     def parameter(self, index: int) -> Tensor:
-        """Give the features of one parameter, (F, *shape), a view of ``values``."""
+        """Return the features of one parameter, (F, *shape), a view of ``values``."""
         shape = self.spec.shapes[index]
         start = topology_of(self.spec).parameter_start[index]
         return self.values[:, start : start + math.prod(shape)].view(-1, *shape)
 
     def parameters(self) -> list[Tensor]:
-        """Give the first feature of each parameter in its shape: of a fresh graph, the weights."""
+        """Return the first feature of each parameter in its shape: the weights, if unchanged."""
         return [self.parameter(i)[0] for i in range(len(self.spec.shapes))]
 
     def scalars(self, of: Kernel | Bias) -> Float[Tensor, "F n"]:
-        """Give the features of a kernel or a bias of ``spec``, (F, n).
+        """Return the features of a kernel or a bias of ``spec``, (F, n).
 
-        Of a constant the first feature is its value, the others are 0.
+        For a constant, the first feature is its value and the others are 0.
         """
         if self.spec.is_constant(of.parameter):
             first = torch.arange(len(self.values), device=self.values.device) == 0
@@ -60,10 +60,10 @@ class NeuralGraph:
     def batch(graphs: "Sequence[NeuralGraph]") -> "NeuralGraph":
         """Join several networks, of any architectures, into one graph without edges between them.
 
-        What a model answers for each is what it answers for that network alone.
+        A model gives the same results for each network as for that network alone.
 
         Raises:
-            ValueError: For no graphs, or other numbers of features.
+            ValueError: For no graphs, or different numbers of features.
         """
         found = sorted({len(graph.values) for graph in graphs})
         if len(found) != 1:
@@ -78,7 +78,7 @@ class NeuralGraph:
         return f"NeuralGraph of {self.spec}"
 
     def draw(self, path: str | Path) -> None:
-        """Write a picture, .png, .svg or .pdf: see ``l2o_graph.graph.picture``."""
+        """Save a picture as .png, .svg or .pdf: see ``l2o_graph.graph.picture``."""
         from l2o_graph.graph.picture import draw
 
         draw(self, path)
@@ -87,12 +87,11 @@ class NeuralGraph:
         """Export to torch-geometric.
 
         Returns:
-            ``x`` (N, F * B) bias features with B the most biases of any node, zero where a node
-            has fewer; ``edge_index`` (2, 2E)
-            forward edges kernel by kernel and then the same reversed; ``edge_attr``
-            (2E, F * K) with K the most positions of any kernel, smaller kernels padded at the
-            end; ``activation`` (N,) as ``node_activations`` numbers them; ``loose`` (F, L) what
-            lies outside the graph; ``spec``, to come back.
+            Data with ``x`` (N, F * B), bias features with B the largest number of biases of a
+            node, padded with zeros; ``edge_index`` (2, 2E), forward edges kernel by kernel, then
+            the same reversed; ``edge_attr`` (2E, F * K) with K the largest number of positions of
+            a kernel, padded with zeros; ``activation`` (N,), numbered as in ``node_activations``;
+            ``loose`` (F, L), parameters outside the graph; ``spec``, for ``from_data``.
         """
         from l2o_graph.graph.exchange import to_data
 
@@ -100,10 +99,10 @@ class NeuralGraph:
 
     @staticmethod
     def from_data(data: "torch_geometric.data.Data") -> "NeuralGraph":
-        """Import what ``to_data`` exported, bit for bit; reads the forward edges only.
+        """Import the result of ``to_data``, bit for bit; only forward edges are read.
 
         Raises:
-            ValueError: When the data carries no ``spec`` or does not fit it.
+            ValueError: If the data has no ``spec`` or does not fit it.
         """
         from l2o_graph.graph.exchange import from_data
 
@@ -114,20 +113,20 @@ def neural_graph(
     network: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
     inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> NeuralGraph:
-    """Read a network as a graph, its weights the only feature; print it to see what is known.
+    """Read a network as a graph with its weights as the only feature; print it to check it.
 
     Args:
         network: A module, or its ``parameters()`` or ``named_parameters()``.
-        inputs: A batch for the module: its computation is then followed, whatever it is. Without
-            one the structure is inferred from the order of the layers, which is right for a
-            sequence of them. A tensor, the arguments, or the named arguments.
+        inputs: Example batch for the module: a tensor, positional or named arguments. The module
+            is then called and its computation followed. Without a batch the structure is inferred
+            from the order of the layers, which is right for a sequence of layers.
 
     Returns:
-        The graph, one feature for each parameter, detached copies in the widest type found.
+        Graph with one feature: detached copies of the weights, in the widest type found.
 
     Raises:
-        ValueError: When there are no parameters, and for a lazy module that was not called yet.
-        TypeError: For what is neither a module nor parameters, and for one of TorchScript.
+        ValueError: If there are no parameters, and for a lazy module that was not called yet.
+        TypeError: For anything but a module or parameters, and for a TorchScript module.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))

@@ -1,7 +1,7 @@
 """A picture of a graph: neurons as dots, weights as lines between them.
 
-Sets of neurons stand from left to right in the order of the computation. Of a large set some
-neurons are shown, evenly spread, and some edges, each between the nearest neurons shown.
+Sets of neurons are drawn from left to right in the order of the computation. Of large sets, only
+some evenly spaced neurons and some edges are shown, each edge between the nearest neurons shown.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a slow import, and only pictures need it
     from matplotlib.figure import Figure
 
 MOST_SHOWN = 12  # neurons of a set
-WIDTH, HEIGHT, DOT = 2.2, 0.9, 0.18  # of a set, of what is written at it, of a neuron; in inches
+WIDTH, HEIGHT, DOT = 2.2, 0.9, 0.18  # width of a set, height of its label and a neuron, in inches
 PIXELS = 2**16 - 1  # Agg's limit on a side of a PNG
 
 ROLE_COLOURS = {"input": "#009E73", "hidden": "#444444", "output": "#CC79A7"}
@@ -27,11 +27,11 @@ POSITIVE, NEGATIVE, CONSTANT = "#D55E00", "#0072B2", "#AAAAAA"
 
 
 def draw(graph: NeuralGraph, path: str | Path) -> None:
-    """Write a picture, see :func:`picture`: .png, .svg or .pdf, as the path's ending says.
+    """Save a picture, see :func:`picture`, in the format of the path's suffix.
 
     Raises:
-        ValueError: For an ending that is unknown.
-        OSError: For a place that cannot be written to.
+        ValueError: For an unknown suffix.
+        OSError: If the path cannot be written to.
     """
     figure = picture(graph)
     figure.savefig(path, dpi=min(100.0, PIXELS / max(figure.get_size_inches())))
@@ -40,10 +40,10 @@ def draw(graph: NeuralGraph, path: str | Path) -> None:
 def picture(graph: NeuralGraph) -> "Figure":
     """Draw a graph.
 
-    A line's colour is the sign of its weight, of a kernel's mean over positions, and its strength
-    the size relative to the largest of the kernel; edges of constants are grey. Green dots are
-    inputs, purple ones outputs. At each set stand its name, how many neurons it has, and their
-    activation, where the network's computation was followed.
+    The colour of a line is the sign of the weight (the mean over positions), and its opacity the
+    size relative to the largest weight of the kernel; edges of constants are grey. Green dots are
+    inputs, purple ones outputs. Each set is labelled with its name, its number of neurons, and
+    their activation if it is known.
     """
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def picture(graph: NeuralGraph) -> "Figure":
 
 
 def _columns(spec: NetSpec) -> list[int]:
-    """Steps from the inputs to each set, the longest way."""
+    """Compute the longest path from the inputs to each set."""
     columns = [0] * len(spec.neurons)
     for k in spec.kernels:  # in the order of the computation
         if k.source != k.target:
@@ -90,13 +90,13 @@ def _columns(spec: NetSpec) -> list[int]:
 
 
 def _spread(size: int) -> Int64[Tensor, " n"]:
-    """So many numbers below a size as are shown, the first and the last among them."""
+    """Choose the indices below ``size`` that are shown, including the first and the last."""
     return torch.linspace(0, size - 1, min(size, MOST_SHOWN)).round().long()
 
 
 def _places(spec: NetSpec, columns: Sequence[int]) -> list[Float[Tensor, "n 2"]]:
-    """Where the neurons of each set are drawn: sets of one column below each other."""
-    below: dict[int, float] = {}  # how far down a column is taken
+    """Compute the coordinates of the shown neurons of each set."""
+    below: dict[int, float] = {}  # lower end of each column so far
     places = []
     for column, neurons in zip(columns, spec.neurons, strict=True):
         top = below.get(column, 0.0) + HEIGHT
@@ -109,7 +109,7 @@ def _places(spec: NetSpec, columns: Sequence[int]) -> list[Float[Tensor, "n 2"]]
 def _lines(
     graph: NeuralGraph, kernel: Kernel
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Float[Tensor, " n"]]:
-    """Some edges of a kernel, evenly spread: source and target within their sets, and weight."""
+    """Choose evenly spaced edges of a kernel: source and target within their sets, and weight."""
     groups, rows, columns = kernel.grid
     row = _spread(groups * rows)[:, None]
     column = _spread(columns)[None] + row.div(rows, rounding_mode="floor") * columns
@@ -123,7 +123,7 @@ def _lines(
 def _curves(
     start: Float[Tensor, "n 2"], stop: Float[Tensor, "n 2"], span: int
 ) -> Float[Tensor, "n T 2"]:
-    """Lines, straight from a column to the next; others go round the neurons on their way."""
+    """Compute lines: straight to the next column, bent around the neurons in between otherwise."""
     along = torch.tensor([0.0, 1.0]) if span == 1 else torch.linspace(0, 1, 17)
     bend = torch.tensor([0.0, -0.3 * (abs(span) - 1) ** 0.5] if span else [WIDTH / 4, 0.0])
     t = along[None, :, None]
@@ -131,5 +131,5 @@ def _curves(
 
 
 def _dot(neuron: Int64[Tensor, " n"], size: int, dots: int) -> Int64[Tensor, " n"]:
-    """The dot nearest to a neuron of a set."""
+    """Return the dot nearest to each neuron of a set."""
     return (neuron * (dots - 1) / max(size - 1, 1)).round().long()

@@ -1,1 +1,1 @@
-"""Where neurons and edges lie: sets of neurons, what joins them, and how to walk along it."""
+"""Layout of graphs: specifications of networks, and index structures of nodes and edges."""

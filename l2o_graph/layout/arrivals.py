@@ -1,6 +1,6 @@
-"""Segments, what one kernel brings to one node, put together for each node that gathers.
+"""Aggregation of segments over nodes. A segment is the edges from one kernel into one node.
 
-Axes: S segments, n nodes that gather.
+Axes: S segments, n receiving nodes.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Which segments lead to each node.
+    """Segments that lead to each node.
 
     Attributes:
-        to: Node that each segment leads to, as an index among those that gather.
-        place: For each node its segments, filled up with S.
-        degree: Directed edges that lead to each node.
+        to: Node that each segment leads to, as an index among the receiving nodes.
+        place: Segments of each node, padded with S.
+        degree: Number of directed edges that lead to each node.
     """
 
     to: Int64[Tensor, " S"]
@@ -26,16 +26,16 @@ class Arrivals:
     degree: Float[Tensor, " n"]
 
     def added(self, x: Float[Tensor, "*B S C"]) -> Float[Tensor, "*B n C"]:
-        """The sum of what segments hold, for each node."""
+        """Sum values of segments for each node."""
         nothing = x.new_zeros(*x.shape[:-2], len(self.place), x.shape[-1])
         return nothing.index_add(-2, self.to, x)
 
     def smallest(self, x: Float[Tensor, "*B S C"]) -> Float[Tensor, "*B n C"]:
-        """The smallest for each node; of none, the largest there is."""
+        """Compute the minimum over segments for each node; infinity if it has none."""
         return self._placed(x, math.inf).amin(-2)
 
     def largest(self, x: Float[Tensor, "*B S C"]) -> Float[Tensor, "*B n C"]:
-        """The largest for each node; of none, the smallest there is."""
+        """Compute the maximum over segments for each node; minus infinity if it has none."""
         return self._placed(x, -math.inf).amax(-2)
 
     def _placed(self, x: Float[Tensor, "*B S C"], nothing: float) -> Float[Tensor, "*B n most C"]:
@@ -45,7 +45,7 @@ class Arrivals:
 
 
 def arrivals_of(to: Int64[Tensor, " S"], lengths: Int64[Tensor, " S"], nodes: int) -> Arrivals:
-    """From the node that each segment leads to and its number of directed edges."""
+    """Build arrivals from the node that each segment leads to and its number of directed edges."""
     segments = torch.bincount(to, minlength=nodes)
     node, slot = counted(segments)
     most = int(segments.max()) if len(to) else 0
@@ -56,7 +56,7 @@ def arrivals_of(to: Int64[Tensor, " S"], lengths: Int64[Tensor, " S"], nodes: in
 
 
 def counted(counts: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
-    """For so many things of each of k owners: whose each thing is, and its number there."""
+    """List the items of k owners, ``counts`` of each: their owner and their index there."""
     owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     return owner, torch.arange(len(owner), device=counts.device) - first[owner]

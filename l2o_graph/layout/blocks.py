@@ -1,8 +1,8 @@
-"""Kernels as blocks: grids, which need no index of their edges.
+"""Kernels as blocks: grids of edges, which need no edge index.
 
-Nodes are neurons and edges are pairs of neurons joined by a kernel. Nothing is n x n: the edges
-of a kernel [out, in, *positions] are the cells of its own (out, in) grid, in the order in which
-torch stores it, so what flows into a neuron is a row of the grid and what flows back a column.
+Nodes are neurons and edges are pairs of neurons joined by a kernel. There is no n x n matrix: the
+edges of a kernel [out, in, *positions] are the cells of its (out, in) grid, in torch's memory
+layout. The edges into a neuron are a row of the grid, and those out of it a column.
 """
 
 import itertools
@@ -19,14 +19,14 @@ from l2o_graph.layout.spec import Bias, Kernel, NetSpec
 
 @dataclass(frozen=True, slots=True)
 class KernelBlock:
-    """Where the edges of a kernel lie: a grid in each of its groups.
+    """Edges of a kernel: a grid for each of its groups.
 
     Attributes:
         kernel: Index of the kernel.
-        grid: Groups, rows of each and columns of each.
-        rows: Half-open range [start, stop) of the nodes that the rows are.
-        columns: The same for the columns.
-        from_rows: Whether rows are what is read.
+        grid: Number of groups, of rows and of columns of each.
+        rows: Half-open range [start, stop) of the nodes of all rows.
+        columns: Half-open range [start, stop) of the nodes of all columns.
+        from_rows: Whether the rows are the nodes read.
     """
 
     kernel: int
@@ -37,17 +37,17 @@ class KernelBlock:
 
     @property
     def edges(self) -> int:
-        """Edges in all."""
+        """Number of edges."""
         return math.prod(self.grid)
 
     @property
     def ends(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Nodes that the edges lead to, and nodes that they leave: one is rows, one columns."""
+        """Ranges of the nodes that edges lead to, and of those that they leave."""
         return (self.columns, self.rows) if self.from_rows else (self.rows, self.columns)
 
     @property
     def nodes(self) -> tuple[Int64[Tensor, "g r 1"], Int64[Tensor, "g 1 c"]]:
-        """The row and the column of each edge."""
+        """Nodes of the rows and of the columns, in the shape of the grid."""
         groups, rows, columns = self.grid
         row, column = torch.arange(*self.rows), torch.arange(*self.columns)
         return row.view(groups, rows, 1), column.view(groups, 1, columns)
@@ -58,12 +58,12 @@ Chunk = tuple[KernelBlock, ...]  # kernels whose edges have their states in one 
 
 @dataclass(frozen=True, eq=False)  # a topology is itself: hashed by identity
 class Topology:
-    """What stays the same from step to step: where everything lies. Built once for a NetSpec.
+    """Indices of the scalars and nodes of a network, computed once for a NetSpec.
 
     Attributes:
-        spec: The network.
-        parameter_start: Where each parameter begins among all P scalars.
-        node_start: Where each set of neurons begins among all N nodes.
+        spec: Specification of the network.
+        parameter_start: Index of each parameter's first scalar among all P.
+        node_start: Index of each set's first neuron among all N nodes.
         networks: Half-open range [start, stop) of the nodes of each network of a batch.
     """
 
@@ -73,23 +73,23 @@ class Topology:
     networks: tuple[tuple[int, int], ...]
 
     def sides(self, kernel: Kernel) -> tuple[int, int]:
-        """The first node of a kernel's rows and of its columns."""
+        """Return the first node of a kernel's rows and of its columns."""
         source = self.node_start[kernel.source] + kernel.source_start
         target = self.node_start[kernel.target] + kernel.target_start
         return (source, target) if kernel.from_rows else (target, source)
 
     def first_scalar(self, of: Kernel | Bias) -> int:
-        """The first scalar of a kernel or bias, which is no constant, among all P."""
+        """Return the index of a kernel's or bias's first scalar among all P; not for constants."""
         return self.parameter_start[of.parameter] + of.start
 
     def bias(self, bias: Bias) -> tuple[int, int]:
-        """Half-open range [start, stop) of the nodes that a bias sits on."""
+        """Return the half-open range [start, stop) of the nodes of a bias."""
         start = self.node_start[bias.neurons] + bias.neurons_start
         return start, start + bias.size
 
     @cached_property
     def blocks(self) -> Chunk:
-        """All kernels."""
+        """Blocks of all kernels."""
         blocks = []
         for k, kernel in enumerate(self.spec.kernels):
             groups, rows, columns = kernel.grid
@@ -101,7 +101,7 @@ class Topology:
 
 @lru_cache(maxsize=64)
 def topology_of(spec: NetSpec) -> Topology:
-    """The topology of a network; the second call for an equal network costs nothing."""
+    """Compute the topology of a network, cached."""
     nodes = [0, *itertools.accumulate(neurons.size for neurons in spec.neurons)]
     scalars = [0, *itertools.accumulate(math.prod(shape) for shape in spec.shapes)]
     network = [neurons.network for neurons in spec.neurons]

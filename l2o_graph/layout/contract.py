@@ -1,4 +1,4 @@
-"""NetSpec -> NetSpec without neurons that only pass on what others say."""
+"""Removal of neurons that only pass on the values of others from a NetSpec."""
 
 from dataclasses import replace
 
@@ -6,17 +6,17 @@ from l2o_graph.layout.spec import Kernel, NetSpec
 
 
 def folded(spec: NetSpec) -> NetSpec:
-    """Without neurons that only pass on what others say.
+    """Remove neurons that only pass on the values of others.
 
-    A skip between unequal widths is a padding and a sum, and the padding has neurons of its own,
-    with an edge 1 to lead there and another to lead on. What remains is one edge.
+    A skip between unequal widths is a padding and a sum. The padding has neurons of its own, with
+    a constant edge in and another one out, which are merged into one edge.
     """
     passing = next((z for z in range(len(spec.neurons)) if _passes_on(spec, z)), None)
     return spec if passing is None else folded(_without(spec, passing))
 
 
 def _passes_on(spec: NetSpec, z: int) -> bool:
-    """Whether a set of neurons only adds up some neurons, one by one, for other sums."""
+    """Return whether a set only adds up other neurons, one to one, and feeds such sums."""
     neurons = spec.neurons[z]
     around = [k for k in spec.kernels if z in (k.source, k.target)]
     return (
@@ -29,12 +29,12 @@ def _passes_on(spec: NetSpec, z: int) -> bool:
 
 
 def _copies(spec: NetSpec, kernel: Kernel) -> bool:
-    """Whether edges are ones that join neurons one by one."""
+    """Return whether a kernel is a constant 1 that joins neurons one to one."""
     return kernel.parameter == len(spec.shapes) and kernel.grid[1:] == (1, 1)
 
 
 def _without(spec: NetSpec, z: int) -> NetSpec:
-    """Whatever leads to a set joined to wherever that leads."""
+    """Remove a set, and merge each kernel into it with each kernel out of it."""
     into = [k for k in spec.kernels if k.target == z]
     kernels: list[Kernel] = []
     for kernel in spec.kernels:
@@ -57,7 +57,7 @@ def _without(spec: NetSpec, z: int) -> NetSpec:
 
 
 def _joints(into: Kernel, out: Kernel) -> list[Kernel]:
-    """The edges past the neurons that two rows of ones have in common, if there are any."""
+    """Merge two one-to-one kernels over the neurons that they share, if there are any."""
     start = max(into.target_start, out.source_start)
     stop = min(into.target_start + into.grid[0], out.source_start + out.grid[0])
     if start >= stop:

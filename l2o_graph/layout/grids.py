@@ -1,8 +1,8 @@
-"""Edges of networks of one architecture in grids, a kernel each, which need no index of edges.
+"""Edges of networks of one architecture as grids, one for each kernel, without an edge index.
 
-States of edges lie in P planes: plane 0 is the forward edge source -> target, plane 1 its reverse,
-where edges are walked both ways. Batch axes in front, written *B, are networks side by side. What
-flows into a node is a row of a grid and what flows back a column: each is a segment.
+States of edges have P planes: plane 0 is the forward edge source -> target, plane 1 its reverse, if
+edges have both directions. Leading batch axes, written *B, are networks of one architecture. A row
+of a grid leads into one node, a column back into another: each is a segment.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from l2o_graph.layout.pairs import Pairs, unjoined_pairs
 
 @dataclass(frozen=True, eq=False)
 class Grids:
-    """Directed edges of some kernels, which lead to S segments, and all nodes, which gather.
+    """Directed edges of some kernels, in S segments; all nodes receive.
 
     Attributes:
-        chunks: Kernels; the states of a chunk's edges are one tensor.
-        planes: Two where edges are walked both ways, else one.
-        arrivals: Where segments lead: chunk by chunk, kernel by kernel, plane by plane.
+        chunks: Chunks of kernels; the states of a chunk's edges are one tensor.
+        planes: Number of directions of edges, 1 or 2.
+        arrivals: Nodes of the segments, ordered by chunk, kernel and plane.
     """
 
     chunks: tuple[Chunk, ...]
@@ -34,13 +34,13 @@ class Grids:
     arrivals: Arrivals
 
     def own(self, nodes: Float[Tensor, "*B N C"]) -> Float[Tensor, "*B N C"]:
-        """Of all nodes those that gather."""
+        """Select the receiving nodes, here all."""
         return nodes
 
     def spread(
         self, of_target: Float[Tensor, "*B N H"], of_source: Float[Tensor, "*B N H"]
     ) -> Iterator[Float[Tensor, "... H"]]:
-        """For each chunk a term of the node that a directed edge leads to plus one of the other."""
+        """Yield for each chunk the sum of terms of the target and the source of directed edges."""
         # A forward edge leads to its target, and its reverse to the source.
         forward, reverse = (of_target, of_source), (of_source, of_target)
         ends = zip(forward, reverse, strict=True)
@@ -52,7 +52,7 @@ class Grids:
     def grids(
         self, x: Iterable[Float[Tensor, "... C"]]
     ) -> Iterator[tuple[Float[Tensor, "... g r c C"], int]]:
-        """What directed edges hold, and the axis along which they lead to one node."""
+        """Yield values of directed edges as grids, and the axis along which they share a target."""
         for block, own in self.blocks(x):
             planes = own.unflatten(-2, block.grid).unbind(-5)
             dims = (-3, -2) if block.from_rows else (-2, -3)
@@ -61,18 +61,18 @@ class Grids:
     def blocks(
         self, x: Iterable[Float[Tensor, "... C"]]
     ) -> Iterator[tuple[KernelBlock, Float[Tensor, "... E C"]]]:
-        """All kernels, and what their edges hold."""
+        """Yield all kernels with the values of their edges."""
         for chunk, each in zip(self.chunks, x, strict=True):
             yield from zip(chunk, each.split([block.edges for block in chunk], dim=-2), strict=True)
 
     def tallied(
         self, messages: Iterable[Float[Tensor, "... H"]]
     ) -> tuple[Float[Tensor, "*B S two_H"], Float[Tensor, "*B S H"], Float[Tensor, "*B S H"]]:
-        """Of each segment sums, sums of squares beside them, minima and maxima."""
+        """Compute sums and sums of squares, minima and maxima of each segment."""
         found = []
         for grid, dim in self.grids(messages):
             sums = torch.cat([grid.sum(dim), grid.square().sum(dim)], dim=-1)
-            # Not torch.aminmax: ten times slower on a CPU than one after the other.
+            # torch.aminmax is ten times slower on a CPU than amin and amax.
             found.append([x.flatten(-3, -2) for x in (sums, grid.amin(dim), grid.amax(dim))])
         sums, low, high = (torch.cat(x, dim=-2) for x in zip(*found, strict=True))
         return sums, low, high
@@ -81,7 +81,7 @@ class Grids:
 def over_edges(
     chunk: Chunk, of_target: Float[Tensor, "*B N H"], of_source: Float[Tensor, "*B N H"]
 ) -> list[Float[Tensor, "... H"]]:
-    """For each kernel a term of the node an edge leads to plus a term of the node it leaves."""
+    """Compute for each kernel the sum of terms of the target and the source of its edges."""
     answer = []
     for block in chunk:
         groups, rows, columns = block.grid
@@ -94,9 +94,9 @@ def over_edges(
 
 @dataclass(frozen=True, eq=False)
 class GridRoute:
-    """All edges of a network, and those of the chunks that lead to nodes that are read.
+    """All edges of a network, and those of the chunks that lead to nodes read at the end.
 
-    It offers what ``DirectedEdges`` does of networks of any architectures.
+    It has the same interface as ``DirectedEdges``, which is for any architectures.
     """
 
     topology: Topology
@@ -105,19 +105,19 @@ class GridRoute:
     device: torch.device
 
     def kept(self, edges: Sequence[Tensor]) -> list[Tensor]:
-        """Of what is held for all chunks that of the last ones."""
+        """Select the values of the last chunks from those of all."""
         of_chunk = dict(zip(self.all.chunks, edges, strict=True))
         return [of_chunk[chunk] for chunk in self.last.chunks]
 
     def paired(
         self, edges: Sequence[Float[Tensor, "... C"]], last: bool
     ) -> list[Float[Tensor, "... two_C"]]:
-        """The state of each directed edge, or of each of the last, and that of its reverse."""
+        """Concatenate the states of each (or each last) directed edge and its reverse."""
         own = self.kept(edges) if last else edges
         return [torch.cat([each, each.flip(-3)], dim=-1) for each in own]
 
     def sums(self, edges: Sequence[Float[Tensor, "... C"]]) -> Float[Tensor, "*B 2 N C"]:
-        """For each node the sum of the edges that lead to it, and of those that leave it."""
+        """Sum for each node the edges that lead to it, and those that leave it."""
         found = []
         for block, own in self.all.blocks(edges):
             grid = own.unflatten(-2, block.grid)  # (*B, 2, g, r, c, C)
@@ -127,19 +127,19 @@ class GridRoute:
         return self.all.arrivals.added(torch.cat(found, dim=-2))
 
     def mean(self, x: Float[Tensor, "*B N H"]) -> Float[Tensor, "*B N 1"]:
-        """For each node the mean of all entries of its network's nodes."""
+        """Compute for each node the mean over all entries of its network's nodes."""
         sizes = [stop - start for start, stop in self.topology.networks]
         means = [part.mean((-2, -1), keepdim=True) for part in x.split(sizes, dim=-2)]
         runs = zip(means, sizes, strict=True)
         return torch.cat([mean.expand(*x.shape[:-2], size, 1) for mean, size in runs], dim=-2)
 
     def unjoined(self, most_pairs: int) -> Pairs:
-        """Pairs of nodes without an edge, of networks with few enough."""
+        """Return the pairs of nodes without an edge, of networks that are small enough."""
         return _unjoined(self.topology, most_pairs, self.device)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
+@torch.inference_mode(False)  # cached tensors may be needed in a backward pass
 def grid_route(
     topology: Topology,
     device: torch.device,
@@ -147,16 +147,16 @@ def grid_route(
     both: bool = True,
     outputs: bool = False,
 ) -> GridRoute:
-    """All of a network's edges; the second call costs nothing.
+    """Lay out all edges of a network, cached.
 
     Args:
-        topology: The network.
-        device: Where states are.
-        together: Whether all kernels are one chunk, rather than each of its own: what no one asks
-            for is then not worked out, and what one does not joined.
-        both: Whether edges are walked both ways, or along the flow alone.
-        outputs: Whether outputs alone are read in the end: the last round then needs no more than
-            the chunks that lead to them, and other nodes have states that mean nothing.
+        topology: Topology of the network.
+        device: Device of the states.
+        together: Whether all kernels are one chunk instead of one chunk each. Separate chunks
+            avoid unneeded computation in the last layer and concatenations.
+        both: Whether edges have both directions, or only that of the flow.
+        outputs: Whether only outputs are read at the end. The last layer then only needs the
+            chunks that lead to them, and the states of other nodes are meaningless.
     """
     chunks = (topology.blocks,) if together else tuple((block,) for block in topology.blocks)
     spec, last = topology.spec, chunks
@@ -179,7 +179,7 @@ def _grids(nodes: int, chunks: tuple[Chunk, ...], both: bool, device: torch.devi
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
+@torch.inference_mode(False)  # cached tensors may be needed in a backward pass
 def _unjoined(topology: Topology, most_pairs: int, device: torch.device) -> Pairs:
     joined = []
     for block, kernel in zip(topology.blocks, topology.spec.kernels, strict=True):

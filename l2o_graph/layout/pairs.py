@@ -12,13 +12,13 @@ from l2o_graph.layout.arrivals import counted
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The pairs of nodes of each network that have no edge, a node and itself among them.
+    """Pairs of nodes without an edge in each small network, also of each node and itself.
 
     Attributes:
-        place: For each network its nodes, filled up with 0.
-        left_out: For each network which pairs are not there or have an edge.
-        nodes: The nodes of networks with few enough pairs; of others none has any but itself.
-        inside: Where these lie in ``place``, flattened.
+        place: Nodes of each small network, padded with 0.
+        left_out: Mask of the pairs of each network that are padding or have an edge.
+        nodes: Nodes of all small networks; nodes of others have no pair but with themselves.
+        inside: Indices of these nodes in ``place``, flattened.
     """
 
     place: Int64[Tensor, "I most"]
@@ -30,13 +30,13 @@ class Pairs:
 def unjoined_pairs(
     sizes: Int64[Tensor, " I"], most_pairs: int, joined: Iterable[tuple[Tensor, Tensor]]
 ) -> Pairs:
-    """Find them; networks of more than ``most_pairs`` pairs have none.
+    """Find the pairs without an edge of networks with at most ``most_pairs`` pairs.
 
     Args:
-        sizes: Nodes of each network.
-        most_pairs: Most pairs of nodes of a network, N * N.
-        joined: Nodes that an edge joins either way, of networks that have few enough, by their
-            number among all; both tensors of a pair broadcast.
+        sizes: Number of nodes of each network.
+        most_pairs: Largest number of pairs of nodes of a network, N * N.
+        joined: Indices of nodes that an edge joins in either direction, in these networks; the
+            two tensors of a pair broadcast.
     """
     network, number = counted(sizes)
     small = sizes.square() <= most_pairs

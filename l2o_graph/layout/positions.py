@@ -1,4 +1,4 @@
-"""What each node is: the row of a table that it reads, and its activation."""
+"""Position embedding index and activation of each node."""
 
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ from l2o_graph.layout.spec import ACTIVATIONS, NetSpec
 
 
 def position_rows(topology: Topology) -> Int64[Tensor, " N"]:
-    """The row of a table that each node reads: one an input, a hidden layer, an output."""
+    """Return the position of each node: one for each input, hidden layer and output."""
     rows, at, network = [torch.zeros(0, dtype=torch.long)], 0, 0
     for neurons in topology.spec.neurons:
         if neurons.network != network:
@@ -27,7 +27,7 @@ def position_rows(topology: Topology) -> Int64[Tensor, " N"]:
 
 @lru_cache(maxsize=64)
 def node_activations(spec: NetSpec) -> Int64[Tensor, " N"]:
-    """Which of the ``ACTIVATIONS`` each node has, by number."""
+    """Return the index in ``ACTIVATIONS`` of each node's activation."""
     sizes = torch.tensor([neurons.size for neurons in spec.neurons], dtype=torch.long)
     kinds = [ACTIVATIONS.index(neurons.activation) for neurons in spec.neurons]
     return torch.tensor(kinds, dtype=torch.long).repeat_interleave(sizes)

@@ -1,9 +1,9 @@
-"""Edges of networks of any architectures in segments, so that all of them are one operation.
+"""Edges of networks of any architectures as segments, to process a batch in few operations.
 
-An edge that is walked both ways makes two directed edges, else one. What a kernel brings to one
-node is a segment: a run of directed edges, as many as the kernel has columns, or on the way back
-rows. Segments of one length lie together, whatever networks they are of, and are reduced as a
-plain tensor (segments, length, H). What several kernels bring to a node is then put together.
+An edge with both directions gives two directed edges, else one. The directed edges from one kernel
+into one node are a segment: as many as the kernel has columns, or rows in the reverse direction.
+Segments of one length, of all networks, are adjacent and reduced as one tensor (segments, length,
+H). Nodes then combine their segments.
 """
 
 import math
@@ -19,18 +19,18 @@ from torch import Tensor
 from l2o_graph.layout.arrivals import Arrivals, arrivals_of, counted
 from l2o_graph.layout.pairs import Pairs, unjoined_pairs
 
-# Kinds of segments, in the order in which they lie: walked against the edges or along, and whether
-# they lead to nodes that are read.
+# Kinds of segments, in the order in which they are stored: against the edges or along them, and
+# whether they lead to nodes that are read at the end.
 BACKWARD, BACKWARD_READ, FORWARD_READ, FORWARD = range(4)
-LONGEST = 1 << 32  # more than any length: a kind times this is what segments are sorted by first
+LONGEST = 1 << 32  # more than any length, so that kind * LONGEST + length sorts by kind first
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTable:
-    """Kernels of all networks of a batch, edges numbered in order.
+    """Kernels of all networks of a batch, with edges numbered in order.
 
-    Of each, the numbers of groups, of rows and columns of a group, the nodes of the first row and
-    column, and whether rows are what is read.
+    For each kernel: the numbers of groups, of rows and of columns of a group, the nodes of the
+    first row and column, and whether the rows are the nodes read.
     """
 
     groups: Int64[Tensor, " k"]
@@ -46,11 +46,11 @@ class Segments:
     """D directed edges in S segments that lead to n nodes.
 
     Attributes:
-        runs: How many segments there are of each length, and the length.
+        runs: Number of segments of each length, and the length.
         source: Node that each directed edge leaves.
         target: Node that each segment leads to.
-        nodes: The nodes that gather.
-        arrivals: Where segments lead, among ``nodes``.
+        nodes: Receiving nodes.
+        arrivals: Nodes of the segments, as indices of ``nodes``.
     """
 
     runs: tuple[tuple[int, int], ...]
@@ -61,61 +61,61 @@ class Segments:
 
     @property
     def lengths(self) -> Int64[Tensor, " S"]:
-        """Directed edges in each segment."""
+        """Number of directed edges in each segment."""
         counts, lengths = torch.tensor(self.runs, device=self.target.device).view(-1, 2).T
         return lengths.repeat_interleave(counts)
 
     def own(self, nodes: Float[Tensor, "N C"]) -> Float[Tensor, "n C"]:
-        """Of all nodes those that gather."""
+        """Select the receiving nodes."""
         return nodes if len(self.nodes) == len(nodes) else nodes[self.nodes]
 
     def grids(self, x: Float[Tensor, "D ..."]) -> list[Float[Tensor, "_ length ..."]]:
-        """What directed edges hold, in a tensor for each length: views."""
+        """View values of directed edges as a tensor for each length."""
         parts = x.split([count * length for count, length in self.runs])
         return [part.unflatten(0, run) for part, run in zip(parts, self.runs, strict=True)]
 
     def rows(self, x: Float[Tensor, "S ..."]) -> list[Float[Tensor, "_ 1 ..."]]:
-        """What segments hold, to go with ``grids``."""
+        """View values of segments in shapes that broadcast with ``grids``."""
         return [part.unsqueeze(1) for part in x.split([count for count, _ in self.runs])]
 
     def spread(
         self, of_target: Float[Tensor, "N H"], of_source: Float[Tensor, "N H"]
     ) -> Iterator[Float[Tensor, "... H"]]:
-        """A term of the node that a directed edge leads to plus a term of the one it leaves."""
+        """Yield the sum of terms of the target and the source of directed edges."""
         leaving = of_source.index_select(0, self.source)
         yield self.over(leaving, of_target.index_select(0, self.target))
 
     def over(
         self, x: Float[Tensor, "D ..."], of_segment: Float[Tensor, "S ..."]
     ) -> Float[Tensor, "D ..."]:
-        """What directed edges hold plus a term of their segment."""
+        """Add a term of their segment to values of directed edges."""
         pairs = zip(self.grids(x), self.rows(of_segment), strict=True)
         return torch.cat([(grid + row).flatten(0, 1) for grid, row in pairs])
 
     def tallied(
         self, messages: Iterable[Float[Tensor, "... H"]]
     ) -> tuple[Float[Tensor, "S two_H"], Float[Tensor, "S H"], Float[Tensor, "S H"]]:
-        """Of each segment sums, sums of squares beside them, minima and maxima."""
+        """Compute sums and sums of squares, minima and maxima of each segment."""
         (each,) = messages
-        # ``apply`` is declared to answer with one tensor, ``backward`` to take any number.
+        # ``apply`` is declared to return one tensor, ``backward`` to take any number.
         return _Tallied.apply(each, self)  # type: ignore[misc]
 
     def sums(self, x: Float[Tensor, "D ..."]) -> Float[Tensor, "S ..."]:
-        """The sum of each segment."""
+        """Sum each segment."""
         return torch.cat([grid.sum(1) for grid in self.grids(x)])
 
 
 @dataclass(frozen=True, slots=True)
 class DirectedEdges:
-    """Directed edges of a batch, those against the direction of their edge, if any, first.
+    """Directed edges of a batch; reverse directions, if any, come first.
 
     Attributes:
-        all: They and all nodes.
-        last: Those that lead to nodes that are read, and these nodes.
-        within: Where those lie among all.
-        edge: Which edge each is.
-        partner: Where the same edge is walked the other way; empty where none is.
-        sizes: Nodes of each of I networks.
+        all: Segments of all directed edges, and all nodes.
+        last: Segments that lead to nodes that are read at the end, and these nodes.
+        within: Range of the directed edges of ``last`` among all.
+        edge: Edge of each directed edge.
+        partner: Index of the other direction of each; empty if there is only one direction.
+        sizes: Number of nodes of each of I networks.
     """
 
     all: Segments
@@ -126,32 +126,32 @@ class DirectedEdges:
     sizes: Int64[Tensor, " I"]
 
     def kept(self, edges: Sequence[Tensor]) -> list[Tensor]:
-        """Of what is held for all directed edges that of the last ones."""
+        """Select the values of the last directed edges from those of all."""
         return [each[self.within] for each in edges]
 
     def paired(
         self, edges: Sequence[Float[Tensor, "... C"]], last: bool
     ) -> list[Float[Tensor, "... two_C"]]:
-        """The state of each directed edge, or of each of the last, and that of its reverse."""
+        """Concatenate the states of each (or each last) directed edge and its reverse."""
         own = self.within if last else slice(None)
         partner = self.partner[own]
         return [torch.cat([each[own], each.index_select(0, partner)], dim=1) for each in edges]
 
     def sums(self, edges: Sequence[Float[Tensor, "D C"]]) -> Float[Tensor, "2 N C"]:
-        """For each node the sum of the edges that lead to it, and of those that leave it."""
+        """Sum for each node the edges that lead to it, and those that leave it."""
         (each,) = edges
         into, out_of = self.all.sums(each), self.all.sums(each.index_select(0, self.partner))
         return self.all.arrivals.added(torch.stack([into, out_of]))
 
     def mean(self, x: Float[Tensor, "N H"]) -> Float[Tensor, "N 1"]:
-        """For each node the mean of all entries of its network's nodes."""
+        """Compute for each node the mean over all entries of its network's nodes."""
         network = torch.arange(len(self.sizes), device=x.device).repeat_interleave(self.sizes)
         sums = x.new_zeros(len(self.sizes)).index_add(0, network, x.mean(1))
         return (sums / self.sizes)[network, None]
 
     def unjoined(self, most_pairs: int) -> Pairs:
-        """Pairs of nodes without an edge, of networks with few enough."""
-        forward = slice(len(self.edge) // 2, None)  # of edges that are walked both ways
+        """Return the pairs of nodes without an edge, of networks that are small enough."""
+        forward = slice(len(self.edge) // 2, None)  # edges have both directions here
         target = self.all.target.repeat_interleave(self.all.lengths)[forward]
         source = self.all.source[forward]
         own = self.sizes.repeat_interleave(self.sizes)[target].square() <= most_pairs
@@ -161,10 +161,10 @@ class DirectedEdges:
 def directed_edges(
     grids: KernelTable, sizes: Int64[Tensor, " I"], read: Bool[Tensor, " N"], both: bool
 ) -> DirectedEdges:
-    """Put all edges in segments, walked both ways or along their direction alone.
+    """Arrange all edges in segments, in both directions or only forward.
 
-    ``sizes`` are the nodes of each network, ``read`` those whose last states are read; of a
-    kernel's rows all or none, and of its columns.
+    ``sizes`` are the numbers of nodes of each network. ``read`` marks nodes whose final states are
+    read: all or none of a kernel's rows, and of its columns.
     """
     sides, leads = _sides(grids, read)
     if not both:
@@ -202,15 +202,15 @@ def directed_edges(
 
 
 def _partner(edge: Int64[Tensor, " D"]) -> Int64[Tensor, " D"]:
-    """Where each edge is walked the other way."""
-    backward, forward = edge.chunk(2)  # all edges in two orders, which argsort turns round
+    """Find the index of the other direction of each directed edge."""
+    backward, forward = edge.chunk(2)  # all edges in two orders, which argsort inverts
     return torch.cat([forward.argsort()[backward] + len(backward), backward.argsort()[forward]])
 
 
 def _sides(
     grids: KernelTable, read: Tensor
 ) -> tuple[Int64[Tensor, "sides 9"], Int64[Tensor, " sides"]]:
-    """For the rows and for the columns of each kernel what they gather, sorted, and its kind."""
+    """Describe the segments of the rows and columns of each kernel, sorted by kind and length."""
     g, zero = grids, torch.zeros_like(grids.rows)
     count = g.groups * g.rows * g.columns
     first, one, reads = count.cumsum(0) - count, zero + 1, g.from_rows.long()
@@ -237,7 +237,7 @@ def _segments(
 class _Tallied(torch.autograd.Function):
     """Sums, sums of squares, minima and maxima of segments.
 
-    Equal messages share a minimum's gradient evenly, as with ``torch.amin``.
+    Equal messages share the gradient of a minimum evenly, as in ``torch.amin``.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""NetSpec: the neurons of a network and what joins them.
+"""NetSpec: the specification of a network's graph.
 
-A kernel joins two sets of neurons, a bias sits on one set, and a parameter that fits neither is
-loose: it lies outside the graph and is updated from its own features alone.
+A kernel joins two sets of neurons, and a bias is added to one set. A loose parameter has no place
+in the graph and is updated on its own.
 """
 
 import math
@@ -10,13 +10,13 @@ from typing import Literal
 
 Role = Literal["input", "hidden", "output"]
 
-# What edges carry that are no parameter: 1, or 2 on one side of an operation that takes its two
-# sides differently, as attention does queries and keys.
+# Weights of edges that are not parameters: 1, or 2 on one side of an operation whose sides are not
+# interchangeable, as queries and keys of attention.
 CONSTANTS = (1.0, 2.0)
 
-# What is applied to neurons one by one, by the names of torch's functions; at first what neurons
-# have without any, or with one that is not told (torch brings SELU and CELU to elu, ReLU6 to
-# hardtanh). New ones go to the end: models keep a row each.
+# Elementwise activations by the names of torch's functions; "" stands for none or an unknown one
+# (torch computes SELU and CELU by elu, ReLU6 by hardtanh). Append new ones at the end, because
+# models have an embedding for each.
 ACTIVATIONS = (
     "", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softplus", "hardswish",
     "hardsigmoid", "hardtanh", "sin", "mish", "logsigmoid",
@@ -28,12 +28,12 @@ class Neurons:
     """A set of neurons or channels: one layer of nodes.
 
     Attributes:
-        name: Where the set lies, for people.
-        size: Number of its neurons.
-        role: Neurons of a hidden set are interchangeable, each input and output is itself.
-        depth: Hidden sets counted from the input, starting at 0; 0 for inputs and outputs.
-        network: Which network of a batch it belongs to.
-        activation: What is applied to them, one of the ``ACTIVATIONS``.
+        name: Name for display.
+        size: Number of neurons.
+        role: Role in the network; only neurons of hidden sets are interchangeable.
+        depth: Index of the hidden set, counted from the input; 0 for inputs and outputs.
+        network: Index of the network within a batch.
+        activation: Activation of the neurons, one of the ``ACTIVATIONS``.
     """
 
     name: str
@@ -51,25 +51,25 @@ class Neurons:
 class Kernel:
     """Edges between two sets of neurons, laid out as a parameter stores them.
 
-    The parameter's scalars from ``start`` on are a grid [groups, rows, columns, *positions], one
-    edge for each (group, row, column). Rows are the neurons written and columns the neurons read,
-    as in a convolution, or the other way round, as in an embedding. On both sides the neurons of
-    a group follow those of the group before: a diagonal is a grid of groups of one row and column.
+    The parameter's scalars from ``start`` on are a grid [groups, rows, columns, *positions], with
+    an edge for each (group, row, column). Rows are the neurons written and columns the neurons
+    read, as in a convolution, or the reverse, as in an embedding. On both sides, the neurons of
+    consecutive groups are adjacent: a diagonal is a grid of groups with one row and column.
 
     Attributes:
-        parameter: Its index among the parameters; behind them come the ``CONSTANTS``.
+        parameter: Index of the parameter; the ``CONSTANTS`` follow after the last one.
         source: Index of the set of neurons that it reads.
         target: Index of the set of neurons that it writes.
-        grid: Groups, rows and columns.
-        positions: Spatial shape of the kernel; () for a linear layer. A linear layer behind a
+        grid: Number of groups, rows and columns.
+        positions: Spatial shape of the kernel; () for a linear layer. A linear layer after a
             flattened feature map is a kernel with one position for each pixel of the map.
-        start: First scalar of the flattened parameter that it holds.
-        source_start: First neuron that it reads, within its set.
-        target_start: First neuron that it writes, within its set.
-        from_rows: Whether rows are what is read and columns what is written.
+        start: Index of its first scalar in the flattened parameter.
+        source_start: Index of the first neuron read within its set.
+        target_start: Index of the first neuron written within its set.
+        from_rows: Whether rows are the neurons read and columns the neurons written.
         again: Whether an earlier kernel or bias owns these scalars (weight tying): they are read
             here and updated there.
-        kind: What it does, for people and for models that ask.
+        kind: Kind of operation.
     """
 
     parameter: int
@@ -86,26 +86,26 @@ class Kernel:
 
     @property
     def row(self) -> int:
-        """Scalars of a row."""
+        """Number of scalars of a row."""
         return self.grid[2] * math.prod(self.positions)
 
     @property
     def size(self) -> int:
-        """Scalars in all."""
+        """Number of scalars."""
         return self.grid[0] * self.grid[1] * self.row
 
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """Scalars that sit on the neurons they are added to.
+    """Scalars that are added to neurons.
 
     Attributes:
         parameter: Index of the parameter.
-        neurons: Index of the set.
+        neurons: Index of the set of neurons.
         size: Number of scalars.
-        start: First of them within the flattened parameter.
-        neurons_start: First neuron within the set.
-        again: As of a kernel.
+        start: Index of the first one in the flattened parameter.
+        neurons_start: Index of the first neuron within the set.
+        again: Whether an earlier kernel or bias owns these scalars, as in ``Kernel``.
     """
 
     parameter: int
@@ -118,14 +118,14 @@ class Bias:
 
 @dataclass(frozen=True, slots=True)
 class NetSpec:
-    """Which parameter of a network joins which neurons; hashable, and free of tensors.
+    """Specification of a network: which parameter joins which neurons; hashable, without tensors.
 
     Attributes:
-        names: A name for each parameter.
+        names: Name of each parameter.
         shapes: Shape of each parameter.
-        neurons: The sets of neurons, in the order in which the network computes them.
-        kernels: What joins two sets.
-        biases: What sits on one set.
+        neurons: Sets of neurons, in the order in which the network computes them.
+        kernels: Kernels, which join two sets each.
+        biases: Biases, which are added to one set each.
         loose: Indices of the parameters outside the graph.
     """
 
@@ -138,34 +138,34 @@ class NetSpec:
 
     @property
     def num_nodes(self) -> int:
-        """Neurons in all sets together."""
+        """Number of neurons in all sets."""
         return sum(neurons.size for neurons in self.neurons)
 
     def is_constant(self, parameter: int) -> bool:
-        """Whether an index stands for a constant."""
+        """Return whether an index stands for a constant."""
         return parameter >= len(self.shapes)
 
     @property
     def constant_size(self) -> int:
-        """Most scalars that a kernel reads of a constant."""
+        """Largest number of edges of a constant kernel."""
         return max((k.size for k in self.kernels if self.is_constant(k.parameter)), default=0)
 
     @property
     def num_edges(self) -> int:
-        """Pairs of neurons joined by a kernel, each counted once for each kernel."""
+        """Number of pairs of neurons joined by a kernel, counted for each kernel."""
         return sum(math.prod(k.grid) for k in self.kernels)
 
     @property
     def num_parameters(self) -> int:
-        """Scalars in all parameters together."""
+        """Number of scalars in all parameters."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     def beside(self, other: "NetSpec") -> "NetSpec":
-        """Both as one batch: networks that have nothing to do with each other."""
+        """Join both to a batch of unconnected networks."""
         sets, parameters = len(self.neurons), len(self.shapes)
         networks = self.neurons[-1].network + 1 if self.neurons else 0
 
-        def mine(index: int) -> int:  # the constants come behind the parameters of both
+        def mine(index: int) -> int:  # constants come after the parameters of both
             return index + len(other.shapes) if self.is_constant(index) else index
 
         return NetSpec(
@@ -198,7 +198,7 @@ class NetSpec:
         )
 
     def __str__(self) -> str:
-        """One line for each parameter: what was understood of it."""
+        """Describe the place of each parameter in the graph, one line each."""
         lines = [
             f"{self.num_nodes} neurons, {self.num_edges} edges, {self.num_parameters} parameters"
         ]
@@ -208,12 +208,12 @@ class NetSpec:
         for b in self.biases:
             place.setdefault(b.parameter, []).append(f"bias of {self.neurons[b.neurons].name}")
         for i in self.loose:
-            place.setdefault(i, []).append("loose: updated from its own features alone")
+            place.setdefault(i, []).append("loose: updated without the graph")
         for i, name in enumerate(self.names):
-            said = "; ".join(dict.fromkeys(place[i]))
-            lines.append(f"  {name} {list(self.shapes[i])}: {said}")
+            text = "; ".join(dict.fromkeys(place[i]))
+            lines.append(f"  {name} {list(self.shapes[i])}: {text}")
         for i, constant in enumerate(CONSTANTS, len(self.shapes)):
-            lines += [f"  {constant:g}: {said}" for said in dict.fromkeys(place.get(i, []))]
+            lines += [f"  {constant:g}: {text}" for text in dict.fromkeys(place.get(i, []))]
         return "\n".join(lines)
 
     def _place_of(self, kernel: Kernel) -> str:

@@ -1,7 +1,7 @@
-"""NetSpecs -> small tables of integers, from which a batch of any of them is put together at once.
+"""Integer tables of architectures, from which batches of networks are assembled.
 
-There is no Python for each network of a batch: every table of the batch is a few operations on
-the tables of the architectures.
+There is no Python loop over the networks of a batch: each table of a batch takes a few operations
+on the tables of the architectures.
 """
 
 import math
@@ -20,20 +20,20 @@ from l2o_graph.layout.spec import ACTIVATIONS, CONSTANTS, Kernel, NetSpec
 
 R = TypeVar("R")
 
-# Those that have a row in a table, as in Kofinas et al. 2024; any other counts as none.
+# Activations with an embedding, as in Kofinas et al. 2024; any other counts as none.
 KNOWN_ACTIVATIONS = ACTIVATIONS[:7]
-NO_ACTIVATION = len(KNOWN_ACTIVATIONS)  # of inputs and outputs: not even the row of ""
+NO_ACTIVATION = len(KNOWN_ACTIVATIONS)  # for inputs and outputs, which have no embedding
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a model has room for.
+    """Largest sizes of networks that a model can read.
 
     Attributes:
         kernel: Side of the largest kernel.
-        inputs: Input neurons, at most.
-        depth: Hidden layers that have a position each; deeper ones share that of the last.
-        classes: Output neurons, at most.
+        inputs: Largest number of input neurons.
+        depth: Number of hidden layers with a position each; deeper ones share the last.
+        classes: Largest number of output neurons.
     """
 
     kernel: int
@@ -43,23 +43,22 @@ class Capacity:
 
     @property
     def positions(self) -> int:
-        """Rows of the table of positions."""
+        """Number of position embeddings."""
         return self.inputs + self.depth + self.classes
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything lies in the graphs of one architecture.
+    """Tables of the graph of one architecture.
 
     Attributes:
-        parameters: Scalars of a network.
-        kernels: For each kernel its first scalar (for a constant, which), whether it is a
-            constant, groups, rows, columns, height, width, node of the first row, node of the
-            first column, whether it reads from rows, and whether it is a linear layer.
-        biases: For each bias its first scalar, its size and its first node.
-        nodes: For each node its row in the table of positions, its activation and whether it is
-            an output.
-        outputs: The output nodes, behind -1 for those that it has not.
+        parameters: Number of scalars of a network.
+        kernels: First scalar of each kernel (for a constant, its index), whether it is a constant,
+            groups, rows, columns, height, width, node of the first row, node of the first column,
+            whether rows are read, and whether it is a linear layer.
+        biases: First scalar of each bias, its size and its first node.
+        nodes: Position of each node, its activation and whether it is an output.
+        outputs: Output nodes, padded with -1 in front.
     """
 
     parameters: int
@@ -70,11 +69,10 @@ class Layout:
 
 
 def layout_of(spec: NetSpec, room: Capacity) -> Layout:
-    """Lay out a network.
+    """Compute the tables of an architecture.
 
     Raises:
-        ValueError: For what there is no room for: a kernel, by its parameter, or inputs or
-            outputs.
+        ValueError: For a kernel, or a number of inputs or outputs, that exceeds the capacity.
     """
     ends = ("input", "output")
     sizes = {role: sum(n.size for n in spec.neurons if n.role == role) for role in ends}
@@ -111,11 +109,11 @@ def layout_of(spec: NetSpec, room: Capacity) -> Layout:
 
 
 def _sides(spec: NetSpec, kernel: Kernel, room: Capacity) -> tuple[int, int]:
-    """Height and width of a kernel."""
+    """Return height and width of a kernel."""
     sides = (1,) * (2 - len(kernel.positions)) + kernel.positions
     if len(sides) > 2 or max(sides) > room.kernel:
         what = f"kernel {'x'.join(map(str, sides))}"
-        if kernel.kind == "dense":  # behind a flattening
+        if kernel.kind == "dense":  # after a flattening
             what = f"a linear layer on {math.prod(sides)} positions of each channel"
         raise ValueError(
             f"parameter '{spec.names[kernel.parameter]}': {what} exceeds max_kernel "
@@ -145,18 +143,18 @@ class Batch:
     """I networks as one graph, with N nodes and E edges, linear layers' edges last.
 
     Attributes:
-        scalars: For each scalar of each kernel, in order, its index among the parameters of all
-            networks and behind them the ``CONSTANTS``.
-        fan_in: How many of its kernel's scalars lead to the same neuron; 1 for constants.
-        filled: Which positions of the largest kernel an edge has.
-        dense: How many edges are those of linear layers.
-        biases: Index of each bias's scalars.
-        biased: The nodes that they sit on.
-        positions: Row of each node in the table of positions.
-        activations: Which of the ``KNOWN_ACTIVATIONS`` each node has, or ``NO_ACTIVATION``.
-        outputs: For each network its output nodes, as indices among those of all networks, behind
-            the number of these for those that it has not.
-        directed: Its edges.
+        scalars: Index of each scalar of each kernel, in order, in the concatenation of all
+            networks' parameters and the ``CONSTANTS``.
+        fan_in: Number of scalars of the same kernel that lead to the same neuron; 1 for constants.
+        filled: Mask of the positions of the largest kernel that an edge has.
+        dense: Number of edges of linear layers.
+        biases: Index of each bias scalar.
+        biased: Node of each bias scalar.
+        positions: Position of each node.
+        activations: Index in ``KNOWN_ACTIVATIONS`` of each node's activation, or ``NO_ACTIVATION``.
+        outputs: Output nodes of each network, as indices among the output nodes of all networks,
+            padded in front with the number of these.
+        directed: Directed edges.
     """
 
     scalars: Int64[Tensor, " n"]
@@ -171,15 +169,14 @@ class Batch:
     directed: DirectedEdges
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """Move all tensors to a device."""
         return _moved(self, device)
 
     def kernels(self, values: Float[Tensor, " P"], scaled: bool) -> Float[Tensor, "E K"]:
-        """Kernels of all edges, padded with zeros; ``values`` are all networks' parameters.
+        """Extract the kernels of all edges from all networks' parameters, padded with zeros.
 
-        ``scaled`` multiplies weights by the root of their fan-in. The first weights of linear
-        layers and convolutions are drawn as much smaller than 1; so they are about as large in
-        every layer. Biases are left as they are.
+        ``scaled`` multiplies weights by the root of their fan-in. This undoes the scaling of usual
+        initialisations, so that weights are about equally large in every layer.
         """
         known = torch.cat([values, values.new_tensor(CONSTANTS)])[self.scalars]
         if scaled:
@@ -188,14 +185,14 @@ class Batch:
         return padded.masked_scatter_(self.filled, known)
 
     def offsets(self, values: Float[Tensor, " P"]) -> Float[Tensor, " N"]:
-        """Biases of all nodes; several on one add up."""
+        """Extract the biases of all nodes; several of one node are added up."""
         nothing = values.new_zeros(len(self.positions))
         return nothing.index_add_(0, self.biased, values[self.biases])
 
 
 def _moved(record: R, device: torch.device) -> R:
-    """A record whose tensors, and those of the records in it, are on a device."""
-    # Records are dataclasses, which a TypeVar cannot say to the type checker.
+    """Move the tensors of a dataclass, and of those nested in it, to a device."""
+    # A TypeVar cannot tell the type checker that these are dataclasses.
     changes: dict[str, Any] = {}
     for field in fields(record):  # type: ignore[arg-type]  a dataclass
         value = getattr(record, field.name)
@@ -207,7 +204,7 @@ def _moved(record: R, device: torch.device) -> R:
 
 
 class ArchitectureTables:
-    """The layouts of some architectures, one behind the other, all made for the same room."""
+    """Concatenated tables of some architectures, for the same capacity."""
 
     def __init__(self, layouts: Sequence[Layout], room: Capacity):
         self.side = room.kernel
@@ -218,7 +215,7 @@ class ArchitectureTables:
         self.outputs = torch.stack([layout.outputs for layout in layouts])
 
     def batch(self, which: Int64[Tensor, " I"], both_ways: bool) -> Batch:
-        """Networks side by side, with edges walked both ways or along the flow alone."""
+        """Assemble a batch of networks, with edges in both directions or only along the flow."""
         sizes, parameters = self.nodes.count[which], self.parameters[which]
         first_node, first_scalar = sizes.cumsum(0) - sizes, parameters.cumsum(0) - parameters
         total = int(parameters.sum())
@@ -240,7 +237,7 @@ class ArchitectureTables:
             groups, rows, columns, row + first_node[network], column + first_node[network],
             from_rows,
         )  # fmt: skip
-        # What is read of the last states are output nodes alone, by their number among these.
+        # Only output nodes have final states, so they are indexed among themselves.
         outputs = self.outputs[which]
         absent = outputs < 0
         number_of_output = (~absent).flatten().cumsum(0).view(outputs.shape) - 1
@@ -259,7 +256,7 @@ class ArchitectureTables:
 
 
 class _Table:
-    """Rows of several architectures, some of each."""
+    """Concatenated rows of several architectures."""
 
     def __init__(self, tables: Sequence[Int64[Tensor, "_ columns"]]):
         self.rows = torch.cat(list(tables))
@@ -267,7 +264,7 @@ class _Table:
         self.first = self.count.cumsum(0) - self.count
 
     def of(self, which: Int64[Tensor, " I"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, "n c"]]:
-        """The rows of networks of these architectures, and whose each is."""
+        """Return the rows of networks of these architectures, and the network of each row."""
         owner, number = counted(self.count[which])
         return owner, self.rows[self.first[which][owner] + number]
 
@@ -275,7 +272,7 @@ class _Table:
 def _filled(
     height: Int64[Tensor, " k"], width: Int64[Tensor, " k"], side: int
 ) -> Bool[Tensor, "k K"]:
-    """The positions of a square that kernels in its centre have."""
+    """Mark the positions of a square that a centred kernel covers."""
     place = torch.arange(side)
     inside = []
     for size in (height[:, None], width[:, None]):

@@ -1,19 +1,19 @@
-"""What kind of tensor a parameter is: whether it is sharded, and what its state is kept in."""
+"""Properties of parameters: whether they are sharded, and the type of their state."""
 
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # importing it takes long, and most have no use for it
+if TYPE_CHECKING:  # importing it takes long, and few users need it
     from torch.distributed.tensor import DTensor
 
 
 def is_sharded(tensor: Tensor | type) -> "TypeGuard[DTensor]":
-    """Whether a tensor, or any of a type, is a DTensor; importing that class takes long."""
+    """Return whether a tensor or a type is a DTensor, without the slow import of that class."""
     return hasattr(tensor, "full_tensor")
 
 
 def state_type(weight: Tensor) -> torch.dtype:
-    """What the state of a weight is kept in: float64 for float64, else float32."""
+    """Return the type of a weight's state: float64 for float64, else float32."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -1,1 +1,1 @@
-"""Models that read the weights of networks: what do they draw, how accurate are they?"""
+"""Weight-space models: classifiers and editors of INRs, and predictors of accuracy of CNNs."""

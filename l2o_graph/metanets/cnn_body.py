@@ -1,4 +1,4 @@
-"""Graph models on CNNs of any architectures: embedding, messages, a head."""
+"""Graph models on CNNs of any architectures: embedding, backbone and head."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,14 +21,14 @@ from l2o_graph.models.ng_gnn import NGGNN, keep_nodes
 from l2o_graph.models.ng_t import NGT
 from l2o_graph.models.ordered import OrderedGraph
 
-READS = 256  # channels of what reads answers
+READS = 256  # channels of the network that reads outputs at probes
 
 
 class GraphBody(nn.Module):
-    """A number for each network, read from its output nodes.
+    """Graph model with a scalar output for each network, read from its output nodes.
 
-    With probes the head reads the networks' answers to generated images beside these nodes, and
-    hidden nodes may begin with what they respond to them.
+    With probes the head also reads the networks' outputs for generated images, and features of
+    hidden nodes may include their responses.
     """
 
     def __init__(self, config: CNNModelConfig):
@@ -51,21 +51,21 @@ class GraphBody(nn.Module):
         self.head = OutputNodes(config.classes, hidden, width, 2, 1, READS if config.probes else 0)
 
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
-        """Logits of the networks' accuracy."""
+        """Predict the logits of the networks' accuracy."""
         layouts = layouts_of(networks.architectures, self.room)
-        said = (None, None)
+        probed = (None, None)
         if self.answers is not None:
-            said = self.answers(networks, hidden=self.responses is not None)
-        return self.read(self.batch(layouts, networks.which), networks.values, *said)
+            probed = self.answers(networks, hidden=self.responses is not None)
+        return self.read(self.batch(layouts, networks.which), networks.values, *probed)
 
     def read_one(
         self, spec: NetSpec, values: Float[Tensor, " P"], module: nn.Module
     ) -> Float[Tensor, " 1"]:
-        """The same for a network that has no ``CNNArchitecture``.
+        """Predict the logit of the accuracy of a network without a ``CNNArchitecture``.
 
         Raises:
-            ValueError: For a model that reads responses of hidden neurons, and for a network that
-                does not answer to images where a model reads answers.
+            ValueError: For a model that reads responses of hidden neurons; and for a network that
+                does not map images to logits, if the model has probes.
         """
         if self.responses is not None:
             raise ValueError(
@@ -78,7 +78,7 @@ class GraphBody(nn.Module):
         return self.read(batch, [values], shares)
 
     def batch(self, layouts: ArchitectureTables, which: Int64[Tensor, " I"]) -> Batch:
-        """Networks side by side, as the model walks them."""
+        """Assemble networks to one graph."""
         return layouts.batch(which, self.edges.both_ways)
 
     def read(
@@ -88,10 +88,10 @@ class GraphBody(nn.Module):
         shares: Float[Tensor, "I answers"] | None = None,
         of_nodes: Float[Tensor, "N responses"] | None = None,
     ) -> Float[Tensor, " I"]:
-        """The same for a batch that is put together, from each network's parameters.
+        """Predict the logits for an assembled batch, from each network's parameters.
 
-        Where answers to generated images are read, also from ``shares`` of classes, and where
-        responses are, from those ``of_nodes``.
+        With probes, ``shares`` are the class probabilities for generated images; if responses are
+        read, ``of_nodes`` are those of all nodes.
         """
         like = self.nodes.table
         batch, row = batch.to(like.device), torch.cat(list(values)).to(like)
@@ -103,14 +103,14 @@ class GraphBody(nn.Module):
             states = self.backbone(batch.directed, nodes, edges)
         else:
             states, _ = self.backbone(batch.directed, nodes, [edges])
-        # Behind the states of all output nodes, zeros for those that a network has not.
+        # Outputs that a network does not have get zeros, the last row.
         absent = states.new_zeros(1, states.shape[1])
         read = None if self.reader is None else self.reader(shares)
         return self.head(torch.cat([states, absent])[batch.outputs], read).squeeze(1)
 
 
 def backbone_of(config: CNNModelConfig) -> NGGNN | NGT | OrderedGraph:
-    """The rounds of messages, or the one pass."""
+    """Build the backbone: layers of NG-GNN or NG-T, or the ordered pass."""
     hidden = config.hidden
     if config.model == "ordered":
         return OrderedGraph(hidden, config.dropout)
@@ -133,11 +133,11 @@ def backbone_of(config: CNNModelConfig) -> NGGNN | NGT | OrderedGraph:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
+@torch.inference_mode(False)  # cached tensors may be needed in a backward pass
 def layouts_of(architectures: tuple[CNNArchitecture, ...], room: Capacity) -> ArchitectureTables:
-    """Of networks that are read again and again.
+    """Compute the tables of architectures, cached.
 
     Raises:
-        ValueError: For an architecture that there is no room for.
+        ValueError: For an architecture that exceeds the capacity.
     """
     return ArchitectureTables([layout_of(structure_of(each), room) for each in architectures], room)

@@ -1,4 +1,4 @@
-"""CNNModelConfig: all that a predictor of accuracy is made of, with the published sizes."""
+"""CNNModelConfig: the configuration of a predictor of accuracy, with the published sizes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -26,37 +26,37 @@ Zoo = Literal["park", "small"]
 
 @dataclass(frozen=True, slots=True)
 class CNNModelConfig(ReaderConfig):
-    """What a predictor is made of; stored in the header of its checkpoint.
+    """Configuration of a predictor of accuracy, stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the networks: a name of the paper's models or baselines, or a registered
+        model: Model that reads the networks: one of the paper's models, a baseline or a registered
             one.
-        inputs: Number of input channels that have a position each.
-        depth: Number of hidden layers that have a position each; those behind share the last.
-        classes: Number of output neurons that have a position each, and that the head reads.
+        inputs: Number of input channels with a position embedding each.
+        depth: Number of hidden layers with a position embedding each; deeper ones share the last.
+        classes: Number of output neurons with a position embedding each, which the head reads.
         max_kernel: Side that kernels are padded to; larger ones are refused.
         hidden: Number of channels of nodes, or of a baseline. NG-GNN's edges and head have as many,
             NG-T's edges half and its head twice as many.
-        layers: Number of layers: rounds of messages, or layers of NFN or of ProbeGen's MLP; of
-            StatNN the layers of networks there is room for. The ordered pass is one round.
-        probes: Number of learned images that networks answer to: what ProbeGen reads, and a graph
-            model beside weights; 0 for none.
-        responses: Whether a graph model's hidden nodes are told what they respond to these.
-        side: Height and width of these in pixels.
-        dropout: Fraction of channels that training leaves out.
+        layers: Number of layers of NG-GNN, NG-T, NFN or ProbeGen's MLP; of StatNN the largest
+            number of layers of a network. The ordered pass ignores it.
+        probes: Number of learned images at which networks are evaluated. ProbeGen reads only the
+            outputs, a graph model reads them beside weights; 0 for none.
+        responses: Whether hidden nodes of a graph model get their responses to these images.
+        side: Height and width of these images in pixels.
+        dropout: Dropout rate of channels.
         fourier: Standard deviation of the frequencies of random Fourier features of kernels and
-            biases; 0 for kernels and biases as they are.
-        scaled: Whether weights, not biases, are read times the root of their fan-in, which makes
-            them about as large in every layer.
+            biases; 0 for no Fourier features.
+        scaled: Whether weights, not biases, are multiplied by the root of their fan-in, so that
+            they are about equally large in every layer.
         reverse: Whether edges against the flow read their kernels too. Without, NG-GNN has no such
-            edges and NG-T, which looks both ways, reads 0 there.
-        linear_as_conv: Whether a linear layer is read as kernels of one position, rather than
-            by maps of its own.
-        activations: Whether hidden neurons are told their activation.
+            edges and NG-T, which has edges both ways, reads 0 there.
+        linear_as_conv: Whether a linear layer is read as kernels of one position instead of by
+            maps of its own.
+        activations: Whether hidden neurons get an embedding of their activation.
         heads: Number of heads of NG-T's attention.
         attention: Number of channels of the attention, times ``hidden``.
         edge_hidden: Number of hidden channels of NG-T's networks on edges, times ``hidden``.
-        delta: Mean of log(degree + 1), over nodes of the networks it is made for.
+        delta: Mean of log(degree + 1) over nodes of the training networks.
         architecture: The only architecture that NFN reads; None for other models.
     """
 
@@ -108,22 +108,21 @@ class CNNModelConfig(ReaderConfig):
         )  # fmt: skip
         if (self.model == "probegen" or self.responses) and not self.probes:
             what = "responses" if self.responses else "'probegen'"
-            raise ValueError(f"probes: expected some for {what}, found 0")
+            raise ValueError(f"probes: expected at least 1 for {what}, found 0")
         if (self.model == "nfn") != (self.architecture is not None):
             raise ValueError(
-                "architecture: expected one for 'nfn' alone, which maps weights one by one and "
-                "reads no networks of mixed architecture, "
-                f"found {self.architecture} for '{self.model}'"
+                "architecture: expected one only for 'nfn', which reads networks of a single "
+                f"architecture, found {self.architecture} for '{self.model}'"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to what JSON holds."""
+        """Convert to a JSON object."""
         known = self.architecture
         return {**asdict(self), "architecture": known and known.to_json()}
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "CNNModelConfig":
-        """Convert from what ``to_json`` gave."""
+        """Convert from the result of ``to_json``."""
         known = content.get("architecture")
         return CNNModelConfig(
             **{**content, "architecture": known and CNNArchitecture.from_json(known)}
@@ -135,23 +134,23 @@ REGISTERED: dict[str, Callable[[CNNModelConfig], nn.Module]] = {}
 
 
 def register_cnn_model(name: str) -> Callable[[Build], Build]:
-    """Add a predictor of accuracy: decorates a module, or a function that makes one, of a config.
+    """Register a predictor of accuracy: a decorator of a module, or a function that builds one.
 
-    Then ``cnn_config(name)`` is a configuration of ``GeneralizationPredictor``, which checks the
-    networks, loads and saves. The module is called with ``CNNs`` and answers with a logit of the
-    accuracy of each of the I networks, (I,).
+    ``cnn_config(name)`` is then a configuration of ``GeneralizationPredictor``, which checks the
+    networks, loads and saves. What is decorated takes a configuration. The module is called with
+    ``CNNs`` and returns a logit of the accuracy of each of the I networks, (I,).
 
     Args:
-        name: What ``CNNModelConfig.model`` is to be.
+        name: Value of ``CNNModelConfig.model`` for this model.
 
     Raises:
-        ValueError: For a name that another model has.
+        ValueError: For a name that is taken.
     """
     return registering(REGISTERED, name, "model", taken=get_args(Model))
 
 
-# Kofinas et al. 2024, section 4.2, and where it is silent the scripts of mkofinas/neural-graphs;
-# StatNN is that of Unterthiner et al. 2020 there. NFN's sizes are ours.
+# Kofinas et al. 2024, section 4.2, and for what it does not state the scripts of
+# mkofinas/neural-graphs; StatNN is that of Unterthiner et al. 2020 there. NFN's sizes are ours.
 SIZES: dict[tuple[str, Zoo], dict[str, Any]] = {
     ("ng_gnn", "park"): {"fourier": 3.0},
     ("ng_gnn", "small"): {"fourier": 3.0, "hidden": 256, "linear_as_conv": False},
@@ -170,8 +169,8 @@ OF_ZOO: dict[Zoo, dict[str, Any]] = {
     "small": {"inputs": 1, "depth": 3, "max_kernel": 3},
 }
 
-# With edges along the flow, as in the released code, which leaves it at that with edges both ways;
-# and with these, over networks of the park that were drawn.
+# False: edges along the flow; values of the released code, which also has them for edges both ways.
+# True: edges both ways, over networks drawn from the park.
 DELTA: dict[tuple[Zoo, bool], float] = {
     ("park", False): 2.1321,
     ("small", False): 2.2048,
@@ -181,12 +180,12 @@ DELTA: dict[tuple[Zoo, bool], float] = {
 
 
 def cnn_config(model: str, zoo: Zoo = "park", **changes: Any) -> CNNModelConfig:
-    """Configure the published predictor for a zoo, or a baseline, with changes.
+    """Configure a published predictor or a baseline for a zoo, with changes.
 
     Args:
-        model: What reads the networks.
-        zoo: "park", networks of mixed architecture, or "small", of one.
-        changes: Fields of ``CNNModelConfig`` that are to be others.
+        model: Model that reads the networks.
+        zoo: "park", networks of mixed architectures, or "small", of one.
+        changes: Fields of ``CNNModelConfig`` to override.
 
     Raises:
         ValueError: For values out of range, naming the field.

@@ -1,7 +1,7 @@
-"""Kernels, biases and activations -> first states of edges and nodes.
+"""Initial states of edges and nodes from kernels, biases and activations.
 
 Kofinas et al. 2024, section 3: kernels zero-padded to one size, two linear maps of their Fourier
-features, a learned row for each position of a node and for each activation.
+features, a learned embedding of each position of a node and of each activation.
 """
 
 import torch
@@ -12,14 +12,14 @@ from l2o_graph.layout.tables import KNOWN_ACTIVATIONS, Batch
 from l2o_graph.metanets.cnn_config import CNNModelConfig
 from l2o_graph.models.fourier import Projection, read_both_ways
 
-# First weights on numbers that are not turned into cosines are so many times torch's. With those,
-# first states of 3x3 kernels as torch draws them have a deviation of 0.07 if weights are scaled, of
-# 0.01 if not: that does not show beside positions of deviation 1.
+# Without Fourier features, initial weights are this many times torch's. With torch's, initial
+# states of 3x3 kernels would have a standard deviation of 0.07 if weights are scaled, and of 0.01
+# if not: negligible beside position embeddings with a standard deviation of 1.
 GAIN = 5.0
 
 
 def projection(inputs: int, size: int, sigma: float) -> Projection:
-    """Make one of kernels or of biases."""
+    """Build the projection of kernels or of biases."""
     made = Projection(inputs, size, sigma)
     if not sigma:
         made.first.weight.data *= GAIN
@@ -27,13 +27,13 @@ def projection(inputs: int, size: int, sigma: float) -> Projection:
 
 
 class EdgeEmbedding(nn.Module):
-    """A projection of what an edge and its reverse read: a kernel w of K positions, or nothing.
+    """Projection of the kernel w, with K positions, of an edge and of its reverse.
 
     Args:
-        config: Of the model. With ``reverse`` a forward edge reads [w, 0, w] and its reverse
-            [0, w, w]; without, the forward edge reads w and its reverse, if there is one, 0.
+        config: Configuration of the model. With ``reverse`` a forward edge reads [w, 0, w] and its
+            reverse [0, w, w]; otherwise the forward edge reads w, and its reverse, if any, 0.
             Without ``linear_as_conv`` linear layers have a projection of their own, of one weight.
-        size: Channels C.
+        size: Number of channels C.
     """
 
     def __init__(self, config: CNNModelConfig, size: int):
@@ -46,7 +46,7 @@ class EdgeEmbedding(nn.Module):
         self.linear = own
 
     def forward(self, batch: Batch, kernels: Float[Tensor, "E K"]) -> Float[Tensor, "D C"]:
-        """First states in the order of ``batch.directed``."""
+        """Compute initial states in the order of ``batch.directed``."""
         convolutions = len(kernels) - (0 if self.linear is None else batch.dense)
         parts = [self._states(self.kernel, kernels[:convolutions])]
         if self.linear is not None:
@@ -64,7 +64,7 @@ class EdgeEmbedding(nn.Module):
     def _states(
         self, maps: Projection, x: Float[Tensor, "n K"]
     ) -> tuple[Float[Tensor, "_ C"], Float[Tensor, "n C"]]:
-        """Of reverse edges and of forward edges."""
+        """Compute the states of reverse edges and of forward edges."""
         if not self.reverse:
             return maps(x.new_zeros(1, x.shape[1])), maps(x)
         forward, backward = read_both_ways(x)
@@ -72,10 +72,10 @@ class EdgeEmbedding(nn.Module):
 
 
 class NodeEmbedding(nn.Module):
-    """A projection of biases, 0 where there are none, plus rows of two tables.
+    """Projection of biases, 0 for nodes without one, plus position and activation embeddings.
 
-    One of ``positions`` rows, for each input, each hidden layer and each output, the other one for
-    each activation, which the neurons of hidden layers have, be it none.
+    There are ``positions`` position embeddings: for each input, each hidden layer and each output.
+    Only hidden neurons have an activation embedding, also for no activation.
     """
 
     def __init__(self, config: CNNModelConfig, positions: int):
@@ -86,7 +86,7 @@ class NodeEmbedding(nn.Module):
         self.activation = known if config.activations else None
 
     def forward(self, batch: Batch, biases: Float[Tensor, " N"]) -> Float[Tensor, "N H"]:
-        """First states."""
+        """Compute initial states."""
         states = self.bias(biases[:, None]) + _rows(self.table, batch.positions)
         if self.activation is None:
             return states

@@ -1,8 +1,8 @@
-"""What CNNs answer to learned images: ProbeGen, and answers beside what weights say.
+"""Outputs and responses of CNNs for learned images: ProbeGen, and probes of graph models.
 
-Kahana et al., ICLR 2025, arXiv 2410.10811: networks run, those of one architecture side by side.
-ProbeGen reads their answers alone. A graph model may read them, too, and what hidden neurons
-respond: of each neuron the mean and the root mean square over an image, for each image.
+Kahana et al., ICLR 2025, arXiv 2410.10811. Networks of one architecture are evaluated as a batch.
+ProbeGen reads only their outputs. A graph model may read them beside the weights, and responses of
+hidden neurons: the mean and the root mean square over each image.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from l2o_graph.metanets.probes import CODE
 from l2o_graph.models.mlp import mlp
 
 WIDTH = 32  # channels of the generator
-SMALLEST = 4  # side at which it begins, or up to twice of it
+SMALLEST = 4  # its first maps have a side of at most this, or an odd one
 TINY = 1e-6  # under a root, whose slope at 0 is infinite
-BRIGHTEST = 2.0  # normalised images lie within about this
+BRIGHTEST = 2.0  # about the range of normalised images
 
 
 class GeneratedImages(nn.Module):
-    """M = ``count`` codes through transposed convolutions with nothing between, then tanh."""
+    """Generator: M = ``count`` codes, transposed convolutions without activations, then tanh."""
 
     def __init__(self, channels: int, side: int, count: int):
         super().__init__()
@@ -41,12 +41,12 @@ class GeneratedImages(nn.Module):
             self.maps.append(nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1))
 
     def forward(self) -> Float[Tensor, "M C side side"]:
-        """Make the images."""
+        """Generate the images."""
         return BRIGHTEST * self.maps(self.codes[..., None, None]).tanh()
 
 
 class Answers(nn.Module):
-    """What networks say of generated images, of a config with ``probes``."""
+    """Outputs of networks for generated images, for a config with ``probes``."""
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()
@@ -54,14 +54,14 @@ class Answers(nn.Module):
         self.images = GeneratedImages(config.inputs, config.side, config.probes)
 
     def forward(self, networks: CNNs, hidden: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Let networks answer.
+        """Evaluate networks on the generated images.
 
         Returns:
-            Shares of classes, (I, M * classes), and with ``hidden`` what the neurons of all
-            networks respond, one network after another, (N, 2 * M): 0 for inputs and outputs.
+            Class probabilities, (I, M * classes), and with ``hidden`` the responses of all
+            neurons, one network after another, (N, 2 * M), 0 for inputs and outputs.
 
         Raises:
-            ValueError: For networks of other channels or classes.
+            ValueError: For networks with other numbers of channels or classes.
         """
         images, found = self.images(), {}
         for which in networks.which.unique().tolist():
@@ -76,10 +76,10 @@ class Answers(nn.Module):
         return torch.stack(shares), torch.cat(of_nodes) if hidden else None
 
     def of_module(self, module: nn.Module) -> Float[Tensor, "1 answers"]:
-        """Shares of classes of any network that maps images to logits.
+        """Compute the class probabilities of any network that maps images to logits.
 
         Raises:
-            ValueError: For a network that does not take the images, or answers otherwise.
+            ValueError: For a network that fails on the images, or returns something else.
         """
         images = self.images()
         count, shape = len(images), " x ".join(map(str, images.shape[1:]))
@@ -88,10 +88,10 @@ class Answers(nn.Module):
         try:
             logits = module(images.to(like))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(f"{expected}, found one that refuses them: {error}") from error
+            raise ValueError(f"{expected}, found one that fails on them: {error}") from error
         if not isinstance(logits, Tensor) or logits.shape != (count, self.ends[1]):
             answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"{expected}, found one that answers {count} of them with {answer}")
+            raise ValueError(f"{expected}, found one that maps {count} of them to {answer}")
         return logits.to(images).softmax(-1).flatten()[None]
 
     def _check(self, architecture: CNNArchitecture) -> None:
@@ -103,7 +103,7 @@ class Answers(nn.Module):
 
 
 class CNNProbeBody(nn.Module):
-    """An MLP on the shares of classes that networks answer with to generated images."""
+    """ProbeGen: an MLP on the class probabilities of networks for generated images."""
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()
@@ -112,10 +112,10 @@ class CNNProbeBody(nn.Module):
         self.net = mlp([config.probes * config.classes, *hidden, 1], config.dropout)
 
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
-        """Logits of the networks' accuracy.
+        """Predict the logits of the networks' accuracy.
 
         Raises:
-            ValueError: For networks of other channels or classes.
+            ValueError: For networks with other numbers of channels or classes.
         """
         shares, _ = self.answers(networks)
         return self.net(shares).squeeze(1)
@@ -123,7 +123,7 @@ class CNNProbeBody(nn.Module):
     def read_one(
         self, spec: NetSpec, values: Float[Tensor, " P"], module: nn.Module
     ) -> Float[Tensor, " 1"]:
-        """The same for a network that has no ``CNNArchitecture``: its weights are not read."""
+        """Predict the logit of the accuracy of a network without a ``CNNArchitecture``."""
         return self.net(self.answers.of_module(module)).squeeze(1)
 
 
@@ -132,15 +132,15 @@ def responses_of(
     tensors: Sequence[Float[Tensor, "n ..."]],
     images: Float[Tensor, "M C height width"],
 ) -> tuple[list[Float[Tensor, "M n _ _ _"]], Float[Tensor, "n M classes"]]:
-    """What n networks of one architecture respond to images, as ``cnn_module`` would.
+    """Evaluate n networks of one architecture on images, as ``cnn_module`` would.
 
     Args:
-        architecture: Of the networks.
+        architecture: Architecture of the networks.
         tensors: Weight and bias of each layer, of all networks.
-        images: Normalised as those that the networks were trained on.
+        images: Images, normalised as those that the networks were trained on.
 
     Returns:
-        The maps behind each activation, (M, n, channels, height, width), and the logits.
+        Maps after each activation, (M, n, channels, height, width), and the logits.
     """
     count, a = len(tensors[0]), architecture
     layers = [images[:, None].expand(-1, count, -1, -1, -1)]
@@ -160,7 +160,7 @@ def responses_of(
 def summed_up(
     maps: Sequence[Float[Tensor, "M n _ _ _"]], inputs: int, classes: int
 ) -> Float[Tensor, "n N responses"]:
-    """Means and root mean squares over images, for each of N nodes; 0 for inputs and outputs."""
+    """Compute means and root mean squares over images for all nodes, 0 for inputs and outputs."""
     rows = []
     for each in maps:
         mean = each.mean((3, 4))

@@ -1,4 +1,4 @@
-"""What configurations of models of INRs and of CNNs have in common."""
+"""Common parts of the configurations of models of INRs and of CNNs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ ON_GRAPHS = (*GRAPH_MODELS, "ordered")
 
 
 class ReaderConfig:
-    """Configuration of a model that reads networks, as a graph or otherwise."""
+    """Base of configurations of weight-space models."""
 
     __slots__ = ()
     model: Any
@@ -20,13 +20,13 @@ class ReaderConfig:
         return self.reverse or self.model == "ng_t"
 
     def check_options(self, **options: tuple[Any, Sequence[str]]) -> None:
-        """Refuse options for models that do not have them.
+        """Raise for options that a model does not have.
 
         Args:
-            options: By name the value that asks for nothing, and the models that have the option.
+            options: Neutral value of each option, and the models that have the option.
 
         Raises:
-            ValueError: For the first option that is asked of another model, naming it.
+            ValueError: For the first option that is set for another model, naming it.
         """
         for name, (nothing, models) in options.items():
             if self.model not in models and getattr(self, name) != nothing:

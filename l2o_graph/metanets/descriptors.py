@@ -1,11 +1,11 @@
-"""What kind of network a network is, so that a predictor can say what it has never seen."""
+"""Traits of networks, by which a predictor warns of networks unlike its training set."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from l2o_graph.layout.spec import NetSpec
 
-# Of each what a network has, as numbers, of which a range is seen, or as names.
+# Traits that are numbers, with a range in the training set, and traits that are names.
 RANGES = ("depth", "width", "kernel", "inputs", "classes")
 NAMES = ("activation", "operation")
 
@@ -13,12 +13,12 @@ Descriptors = dict[str, list[Any]]
 
 
 def descriptors(spec: NetSpec) -> Descriptors:
-    """Of one network.
+    """Collect the traits of one network.
 
     Returns:
-        "depth", hidden layers; "width", their neurons; "kernel", sides; "inputs"; "classes";
-        "activation", names, "none" for none; "operation", what joins neurons: a "sum" is a skip,
-        a "norm" a norm, "something unknown" whatever could not be followed.
+        Values of "depth", the number of hidden layers; "width", numbers of their neurons;
+        "kernel", sides; "inputs"; "classes"; "activation", names, or "none"; "operation", kinds of
+        edges: "sum" for a skip, "norm", "something unknown" for what could not be followed.
     """
     hidden = [n for n in spec.neurons if n.role == "hidden"]
     kinds = {k.kind for k in spec.kernels}
@@ -36,7 +36,7 @@ def descriptors(spec: NetSpec) -> Descriptors:
 
 
 def ranges_of(specs: Iterable[NetSpec]) -> Descriptors:
-    """Of many: from the least to the greatest of numbers, and all names."""
+    """Collect the ranges of numbers, and all names, over many networks."""
     found: dict[str, set[Any]] = {key: set() for key in (*RANGES, *NAMES)}
     for spec in specs:
         for key, values in descriptors(spec).items():
@@ -46,7 +46,7 @@ def ranges_of(specs: Iterable[NetSpec]) -> Descriptors:
 
 
 def out_of_range(spec: NetSpec, seen: Mapping[str, Any]) -> list[str]:
-    """In what a network lies outside of a span, in words; in nothing, none."""
+    """Describe the traits of a network outside the ranges ``seen``; empty if there are none."""
     answer = []
     for key, values in descriptors(spec).items():
         if key not in seen:

@@ -1,4 +1,4 @@
-"""Answers about networks as a whole, and for each of their weights and biases."""
+"""Heads: outputs for whole networks, and for each of their weights and biases."""
 
 from collections.abc import Iterable
 
@@ -11,9 +11,9 @@ from l2o_graph.models.mlp import linear_maps
 
 
 class OutputNodes(nn.Module):
-    """The states of the output nodes beside each other, and a small network on them.
+    """MLP with ``depth`` hidden layers on the concatenated states of the output nodes.
 
-    It has ``depth`` hidden layers, and reads ``more`` numbers of each network beside the nodes.
+    It also reads ``more`` features of each network.
     """
 
     def __init__(
@@ -30,16 +30,16 @@ class OutputNodes(nn.Module):
     def forward(
         self, nodes: Float[Tensor, "*B N H"], more: Float[Tensor, "*B more"] | None = None
     ) -> Float[Tensor, "*B answers"]:
-        """Answer from the last nodes, which are the outputs, and from what there is besides."""
+        """Compute outputs from the last nodes, which are the network's outputs, and ``more``."""
         read = nodes[..., -self.outputs :, :].flatten(-2)
         return self.maps(read if more is None else torch.cat([read, more], dim=-1))
 
 
 class ParameterDeltas(nn.Module):
-    """A number for each weight, from its forward edge, and for each bias, from its own node.
+    """MLPs that give a number for each weight, from its edge, and each bias, from its node.
 
-    The released code read biases from node 0 on, as if inputs had biases, and so changed other
-    neurons' biases than it read. Edges and nodes have ``edge`` and ``node`` channels, and K =
+    The released code counted biases from node 0 on, as if inputs had biases, and so changed the
+    biases of the wrong neurons. Edges and nodes have ``edge`` and ``node`` channels; K =
     ``answers`` numbers are given for each.
     """
 
@@ -56,7 +56,7 @@ class ParameterDeltas(nn.Module):
         nodes: Float[Tensor, "*B N H"],
         edges: Iterable[Float[Tensor, "... C"]],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Numbers of each kernel, (*B, out, in), and of each bias, (*B, out); K > 1 comes first."""
+        """Compute numbers of kernels, (*B, out, in), and biases, (*B, out); K > 1 comes first."""
         forward = torch.cat([each[..., 0, :, :] for each in edges], dim=-2)
         kernels, biases = topology.spec.kernels, topology.spec.biases
         runs = answers_first(self.of_edge(forward)).split([k.size for k in kernels], dim=-1)
@@ -66,5 +66,5 @@ class ParameterDeltas(nn.Module):
 
 
 def answers_first(found: Float[Tensor, "*B K"]) -> Tensor:
-    """K numbers for each, K in front: (K, *B); of one number alone (*B)."""
+    """Move K to the front: (*B, K) -> (K, *B), or (*B) for K = 1."""
     return found.squeeze(-1) if found.shape[-1] == 1 else found.movedim(-1, 0)

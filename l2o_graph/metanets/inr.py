@@ -1,4 +1,4 @@
-"""INRClassifier and INREditor: networks in, logits or other networks out; and their files."""
+"""INRClassifier and INREditor: models that map INRs to logits or to changed INRs; their files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,15 +27,14 @@ M = TypeVar("M", bound="INRModel")
 FORMAT = "l2o_graph INR model, version 2"
 FOLDER = "inr"  # of the zoo
 
-# At first an editor changes each number by a hundredth of what its head says, as the released code
-# of NG and that of NFN (Zhou et al. 2023) do.
+# Initial scale of an editor's changes, as in the released code of NG and of NFN (Zhou et al. 2023).
 FIRST_SCALE = 0.01
 
-# What reads the networks, for each model of a config. Called with (weights, biases, responses),
-# of each layer (I, out, in) and (I, out) normalised, and (I, d, M) of the inputs and of each
-# layer, empty without probes. To "classify" it answers with logits (I, classes), to "edit" with a
-# number for each weight and each bias, in two lists of the shapes that came in; with several
-# answers, those come first.
+# Module that reads the networks, for each model of a config. It is called with (weights, biases,
+# responses): normalised (I, out, in) and (I, out) of each layer, and (I, d, M) of the inputs and of
+# each layer, empty without probes. For "classify" it returns logits (I, classes), for "edit" a
+# number for each weight and each bias, in two lists of the input shapes; several answers are a
+# first axis.
 BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
     **dict.fromkeys(GRAPH_MODELS, GraphBody),
     "ordered": OrderedBody,
@@ -45,7 +44,7 @@ BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
 
 
 class INRModel(nn.Module):
-    """What classifiers and editors share: checks, normalisation, probes and a body."""
+    """Base of classifiers and editors: checks, normalisation, probes and a body."""
 
     task: Task
     provenance: dict[str, Any]
@@ -76,14 +75,14 @@ class INRModel(nn.Module):
     def answer(
         self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
     ) -> Any:
-        """Ask the body about checked networks."""
+        """Evaluate probes, normalise, and apply the body to checked networks."""
         probes = self.probes if self.generator is None else self.generator()
-        said: list[Tensor] = []
+        found: list[Tensor] = []
         if probes is not None:
-            said = responses(weights, biases, probes, self.config.omega0)
+            found = responses(weights, biases, probes, self.config.omega0)
         if self.statistics is not None:
             weights, biases = self.statistics(weights, biases)
-        return self.body(weights, biases, said)
+        return self.body(weights, biases, found)
 
     @classmethod
     def from_checkpoint(cls: type[M], checkpoint: str | Path) -> M:
@@ -94,8 +93,8 @@ class INRModel(nn.Module):
 
         Raises:
             ValueError: For a model of another task, an unknown name, and a file that is damaged or
-                something else.
-            FileNotFoundError: For a path to nothing.
+                of another kind.
+            FileNotFoundError: For a path that does not exist.
         """
         model = load_inr_model(checkpoint)
         if not isinstance(model, cls):
@@ -108,7 +107,7 @@ class INRModel(nn.Module):
     def prepare(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Check networks, and bring them into canonical form where the config says so."""
+        """Check networks, and convert them to canonical form if the config says so."""
         self._check(weights, biases)
         if not self.config.canonical:
             return weights, biases
@@ -129,7 +128,7 @@ class INRModel(nn.Module):
                     f"INRs: expected {like.dtype} on {like.device}, as the model is, found "
                     f"{tensor.dtype} on {tensor.device}; convert one of them by to()"
                 )
-        # A sum is finite only where all are; which are not is worth working out once one is not.
+        # Cheap check first: a sum is finite only if all terms are.
         if bool(torch.stack([t.sum() for t in tensors]).sum().isfinite()):
             return
         sound = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors]).all(0)
@@ -142,18 +141,18 @@ class INRModel(nn.Module):
 
 
 class INRClassifier(INRModel):
-    """A model that classifies networks by their weights.
+    """Classifier of INRs by their weights.
 
-    A prediction is that of a network alone, whatever it shares a batch with.
+    The prediction for a network does not depend on the others in a batch.
 
     Args:
         config: Configuration of task "classify"; see ``inr_config``.
-        statistics: Statistics of the training split, by ``statistics_of``; None where the
-            configuration says not to normalise.
+        statistics: Statistics of the training split, from ``statistics_of``; None if the
+            configuration has ``normalise=False``.
 
     Attributes:
         config: The configuration.
-        provenance: How a model from a checkpoint was made, else empty.
+        provenance: Record of how a model from a checkpoint was trained, else empty.
 
     Raises:
         ValueError: For a configuration of another task, or statistics that do not fit it.
@@ -170,33 +169,33 @@ class INRClassifier(INRModel):
         """Classify networks.
 
         Args:
-            weights: Weights of each layer, (I, out, in), as they are in the networks.
+            weights: Weights of each layer, (I, out, in), not normalised.
             biases: Biases of each layer, (I, out).
 
         Returns:
             Logits of each network, (I, classes).
 
         Raises:
-            ValueError: For networks of another layout, and in another type or on another device
-                than the model; for weights that are not finite, with the numbers of the networks.
+            ValueError: For networks of another layout, type or device than the model; for weights
+                that are not finite, with the indices of the networks.
         """
         return self.answer(*self.prepare(weights, biases))
 
 
 class INREditor(INRModel):
-    """A model that changes the weights of networks, so that they draw another image.
+    """Editor of INRs: changes their weights so that they represent another image.
 
-    What the body says is multiplied by a learned scale of each layer's weights and of each
-    layer's biases and added to the networks as they are.
+    The output of the body is multiplied by a learned scale for each layer's weights and for each
+    layer's biases, and added to the networks.
 
     Args:
         config: Configuration of task "edit"; see ``inr_config``.
-        statistics: Statistics of the training split, by ``statistics_of``; None where the
-            configuration says not to normalise.
+        statistics: Statistics of the training split, from ``statistics_of``; None if the
+            configuration has ``normalise=False``.
 
     Attributes:
         config: The configuration.
-        provenance: How a model from a checkpoint was made, else empty.
+        provenance: Record of how a model from a checkpoint was trained, else empty.
 
     Raises:
         ValueError: For a configuration of another task, or statistics that do not fit it.
@@ -219,12 +218,12 @@ class INREditor(INRModel):
         """Edit networks.
 
         Args:
-            weights: Weights of each layer, (I, out, in), as they are in the networks.
+            weights: Weights of each layer, (I, out, in), not normalised.
             biases: Biases of each layer, (I, out).
 
         Returns:
-            Weights and biases of the same shapes, to be drawn by ``render``. With K answers, K
-            times I networks: all first answers, then all second ones. See ``draw``.
+            Weights and biases of the same shapes, for ``render``. With K answers, K times I
+            networks: all first answers, then all second ones. See ``draw``.
 
         Raises:
             ValueError: As for ``INRClassifier``.
@@ -244,10 +243,10 @@ class INREditor(INRModel):
         biases: Sequence[Float[Tensor, "I _"]],
         size: tuple[int, int] = (28, 28),
     ) -> Float[Tensor, "I *C height width"]:
-        """Draw what edited networks hold: of several answers the mean of their images.
+        """Edit networks and draw their images; of several answers, the mean image.
 
         Args:
-            weights: Weights of each layer, (I, out, in), as they are in the networks.
+            weights: Weights of each layer, (I, out, in), not normalised.
             biases: Biases of each layer, (I, out).
             size: Height and width in pixels.
 
@@ -283,11 +282,11 @@ def load_inr_model(checkpoint: str | Path) -> INRClassifier | INREditor:
         checkpoint: A name of ``list_inr_models()``, or a path to a .safetensors file.
 
     Returns:
-        An ``INRClassifier`` or an ``INREditor``, by what it was trained for.
+        An ``INRClassifier`` or an ``INREditor``, depending on its task.
 
     Raises:
-        ValueError: For an unknown name, and for a file that is damaged or something else.
-        FileNotFoundError: For a path to nothing.
+        ValueError: For an unknown name, and for a file that is damaged or of another kind.
+        FileNotFoundError: For a path that does not exist.
     """
     content, _, origin = find(checkpoint, packaged(FOLDER))
     tensors, metadata = parse(content, origin, FORMAT, "a model of INRs")
@@ -299,22 +298,22 @@ def load_inr_model(checkpoint: str | Path) -> INRClassifier | INREditor:
 def save_inr_model(
     path: Path, model: INRClassifier | INREditor, provenance: dict[str, Any]
 ) -> None:
-    """Store a model; the file appears whole or not at all.
+    """Store a model in one atomic write.
 
     Args:
-        path: Where to; what was there before stays if anything fails.
-        model: Its weights, and its statistics, are stored as float32.
-        provenance: How it was made; anything that JSON can hold.
+        path: Path of the file; an existing one is kept if anything fails.
+        model: Model, whose weights and statistics are stored as float32.
+        provenance: Record of how it was trained, as a JSON object.
 
     Raises:
         ValueError: For weights that are not finite.
-        OSError: For a place that cannot be written to.
+        OSError: If the path cannot be written to.
     """
     save_model(path, model, FORMAT, model.config.to_json(), provenance)
 
 
 def _untrained(record: dict[str, Any]) -> INRClassifier | INREditor:
-    """A model of a configuration as JSON holds it."""
+    """Build a model from a configuration in JSON."""
     config = INRModelConfig.from_json(record)
     statistics = Statistics.neutral(len(config.layout) - 1) if config.normalise else None
     return MODELS[config.task](config, statistics)

@@ -1,4 +1,4 @@
-"""NG-GNN and NG-T on INRs: the optimizer's layers, with a batch axis and a head."""
+"""NG-GNN and NG-T on INRs: layers as in the paper's optimizer, with a batch axis and a head."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,7 +19,7 @@ from l2o_graph.tracing.by_order import spec_of_module
 
 
 class GraphBody(nn.Module):
-    """Networks of one layout as graphs: first states, rounds of messages, and an answer."""
+    """Graph model for networks of one layout: embedding, backbone and head."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
@@ -45,7 +45,7 @@ class GraphBody(nn.Module):
         biases: Sequence[Float[Tensor, "I _"]],
         responses: Sequence[Float[Tensor, "I _ M"]],
     ) -> Float[Tensor, "I classes"] | tuple[list[Tensor], list[Tensor]]:
-        """Logits, or a number for each weight and each bias: see ``models.BODIES``."""
+        """Compute logits, or a number for each weight and each bias: see ``inr.BODIES``."""
         reads_outputs = isinstance(self.head, OutputNodes)
         nodes = self.nodes(self.topology, biases, responses)
         edges = [self.edges(each.flatten(1)) for each in weights]
@@ -55,10 +55,10 @@ class GraphBody(nn.Module):
 
 
 def backbone_of(config: INRModelConfig, topology: Topology) -> NGGNN | NGT:
-    """The rounds of messages, of the paper's sizes for a number of node channels."""
+    """Build the backbone, with the paper's sizes for a number of node channels."""
     hidden, layers, dropout = config.hidden, config.layers, config.dropout
     if config.model == "ng_gnn":
-        # The edges that messages come along count; the released code counts forward ones alone.
+        # Degrees count all edges that carry messages; the released code counts only forward ones.
         edges = grid_route(topology, torch.device("cpu"), both=config.reverse)
         delta = (edges.all.arrivals.degree + 1).log().mean().item()
         model = NGGNN(hidden, layers, delta, dropout, last_edges=False)
@@ -78,7 +78,7 @@ def backbone_of(config: INRModelConfig, topology: Topology) -> NGGNN | NGT:
 
 
 def spec_of_layout(layout: Sequence[int]) -> NetSpec:
-    """A chain of linear layers with biases."""
+    """Describe a chain of linear layers with biases."""
     with torch.device("meta"):
         layers = [nn.Linear(of, to) for of, to in pairwise(layout)]
     return spec_of_module(nn.Sequential(*layers))

@@ -1,4 +1,4 @@
-"""INRModelConfig: all that a model of INRs is made of, with the paper's sizes."""
+"""INRModelConfig: the configuration of a model of INRs, with the paper's sizes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,36 +29,35 @@ PROBED = (*ON_GRAPHS, "probegen")
 
 @dataclass(frozen=True, slots=True)
 class INRModelConfig(ReaderConfig):
-    """What a model of INRs is made of; stored in the header of its checkpoint.
+    """Configuration of a model of INRs, stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the networks: a name of the paper's models or baselines, or a registered
+        model: Model that reads the networks: one of the paper's models, a baseline or a registered
             one.
-        task: "classify" answers with logits, "edit" with other weights.
+        task: "classify" for logits, "edit" for changed weights.
         layout: Widths of the networks, from input to output.
         omega0: Factor in every sine of the networks, which only probes evaluate.
-        hidden: Number of channels of nodes. Everything else follows: NG-GNN's edges and head have
-            as many, NG-T's edges half, its attention and its head twice as many. Of a baseline,
-            its width.
-        layers: Number of layers: rounds of messages, or layers of ProbeGen's MLP or a baseline. The
-            ordered pass has as many as the networks.
+        hidden: Number of channels of nodes, or the width of a baseline. NG-GNN's edges and head
+            have as many, NG-T's edges half, its attention and its head twice as many.
+        layers: Number of layers of NG-GNN, NG-T, ProbeGen's MLP or a baseline. The ordered pass has
+            as many as the networks.
         classes: Number of classes, and of logits.
-        probes: Number of learned inputs that every network is evaluated at; 0 for none.
+        probes: Number of learned inputs at which every network is evaluated; 0 for none.
         generated: Whether probes come from a deep linear generator (ProbeGen) instead of being
             learned one by one.
-        canonical: Whether networks are first brought into canonical form: see ``canonical``.
-        answers: Number of networks that an editor answers with, of whose images the mean counts
+        canonical: Whether networks are first converted to canonical form, see ``canonical``.
+        answers: Number of networks that an editor returns for each, whose images are averaged
             (OCE); 1 for the usual editor.
-        dropout: Fraction of channels that training leaves out.
+        dropout: Dropout rate of channels.
         fourier: Standard deviation of the frequencies of random Fourier features of weights and
-            biases; 0 for weights and biases as they are.
+            biases; 0 for no Fourier features.
         reverse: Whether edges against the flow read their weights too. Without, NG-GNN has no such
-            edges and NG-T, which looks both ways, reads 0 there.
+            edges and NG-T, which has edges both ways, reads 0 there.
         heads: Number of heads of NG-T's attention.
-        axial: NG-T's layer with the size of the paper's model, not of the released code: see
-            ``NGTLayer``.
-        positions: Whether nodes are told which input, hidden layer or output they are.
-        normalise: Whether weights and biases are first brought to mean 0 and standard deviation 1.
+        axial: Whether NG-T's layer has the size of the paper's model instead of the released
+            code's, see ``NGTLayer``.
+        positions: Whether nodes have position embeddings of inputs, hidden layers and outputs.
+        normalise: Whether weights and biases are normalised to mean 0 and standard deviation 1.
     """
 
     model: str
@@ -96,14 +95,14 @@ class INRModelConfig(ReaderConfig):
             )  # fmt: skip
         if self.task == "edit" and self.model in ("stat_nn", "probegen"):
             raise ValueError(
-                f"model: '{self.model}' reads no single parameter, and cannot edit any"
+                f"model: '{self.model}' does not read single parameters and cannot edit them"
             )
         if self.task == "classify" and self.answers > 1:
             raise ValueError(f"answers: expected 1 to classify, found {self.answers}")
         if self.model == "probegen" and not self.probes:
-            raise ValueError("probes: expected some for model 'probegen', found 0")
+            raise ValueError("probes: expected at least 1 for model 'probegen', found 0")
         if self.generated and not self.probes:
-            raise ValueError("generated: expected probes to generate, found 0")
+            raise ValueError("generated: expected at least 1 probe to generate, found 0")
         if self.model == "ng_t" and (2 * self.hidden) % self.heads:
             raise ValueError(
                 f"heads: expected a divisor of {2 * self.hidden} channels of attention, found "
@@ -111,12 +110,12 @@ class INRModelConfig(ReaderConfig):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to what JSON holds."""
+        """Convert to a JSON object."""
         return {**asdict(self), "layout": list(self.layout)}
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "INRModelConfig":
-        """Convert from what ``to_json`` gave."""
+        """Convert from the result of ``to_json``."""
         return INRModelConfig(**{**content, "layout": tuple(content["layout"])})
 
 
@@ -125,30 +124,30 @@ REGISTERED: dict[str, Callable[[INRModelConfig], nn.Module]] = {}
 
 
 def register_inr_model(name: str) -> Callable[[Build], Build]:
-    """Add a model of INRs: decorates a module, or a function that makes one, of a configuration.
+    """Register a model of INRs: a decorator of a module, or a function that builds one.
 
-    Then ``inr_config(name)`` is a configuration of ``INRClassifier`` and ``INREditor``, which check
-    and normalise the networks, evaluate probes, and load and save. The module is called as
-    ``module(weights, biases, responses)``: of each layer (I, out, in) and (I, out), normalised,
-    and (I, width, probes) of the inputs and of each layer, an empty list without probes. For the
-    task "classify" it answers with logits (I, classes), for "edit" with two lists of the shapes
-    of weights and biases.
+    ``inr_config(name)`` is then a configuration of ``INRClassifier`` and ``INREditor``, which check
+    and normalise the networks, evaluate probes, and load and save. What is decorated takes a
+    configuration. The module is called as ``module(weights, biases, responses)``: normalised
+    (I, out, in) and (I, out) of each layer, and (I, width, probes) of the inputs and of each layer,
+    an empty list without probes. For "classify" it returns logits (I, classes), for "edit" two
+    lists of the shapes of weights and biases.
 
     Args:
-        name: What ``INRModelConfig.model`` is to be.
+        name: Value of ``INRModelConfig.model`` for this model.
 
     Raises:
-        ValueError: For a name that another model has.
+        ValueError: For a name that is taken.
     """
     return registering(REGISTERED, name, "model", taken=get_args(Model))
 
 
-# Kofinas et al. 2024, section 4.1, and where it is silent the scripts of mkofinas/neural-graphs.
-# NG-T's 8 heads for classification are those of the scripts. NG-GNN has edges against the flow for
-# editing alone, as the paper says; the scripts have them always. Editing normalises nothing there,
-# and here everything: weights of deviation 0.02 do not show beside positions of deviation 1, and in
-# the time that two cores have, networks as they are were edited worse than by DWSNet.
-# Where the baselines' sizes come from stands with each.
+# Kofinas et al. 2024, section 4.1, and for what it does not state the scripts of
+# mkofinas/neural-graphs. NG-T's 8 heads for classification are those of the scripts. NG-GNN has
+# edges against the flow only for editing, as the paper says; the scripts always have them. For
+# editing, nothing is normalised there, but everything here: weights with a standard deviation of
+# 0.02 are negligible beside position embeddings with 1, and with short training, editing without
+# normalisation was worse than DWSNet. Sources of the baselines' sizes are given with each baseline.
 SIZES: dict[tuple[str, Task], dict[str, Any]] = {
     ("ng_gnn", "classify"): {"dropout": 0.2, "fourier": 3.0},
     ("ng_gnn", "edit"): {"dropout": 0.2, "reverse": True},
@@ -170,12 +169,12 @@ SIZES: dict[tuple[str, Task], dict[str, Any]] = {
 
 
 def inr_config(model: str, task: Task = "classify", **changes: Any) -> INRModelConfig:
-    """Configure the paper's model for a task, or a baseline, with changes.
+    """Configure the paper's model or a baseline for a task, with changes.
 
     Args:
-        model: What reads the networks.
+        model: Model that reads the networks.
         task: "classify" or "edit".
-        changes: Fields of ``INRModelConfig`` that are to be others.
+        changes: Fields of ``INRModelConfig`` to override.
 
     Raises:
         ValueError: For values out of range, naming the field.

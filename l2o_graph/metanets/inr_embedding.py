@@ -1,7 +1,7 @@
-"""Weights, biases and what neurons say -> first states of edges and nodes.
+"""Initial states of edges and nodes from weights, biases and responses to probes.
 
 Kofinas et al. 2024, section 3: two linear maps of a number's Fourier features
-(Tancik et al. 2020), a learned row for each position, and probes.
+(Tancik et al. 2020), a learned embedding of each position, and probes.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from l2o_graph.models.fourier import FourierFeatures, Projection, read_both_ways
 
 
 class EdgeEmbedding(Projection):
-    """A projection of what an edge and its reverse read.
+    """Projection of the weight w of an edge and of its reverse.
 
     Args:
-        size: Channels C.
-        sigma: Of the features.
-        reverse: A forward edge reads [w, 0, w] and its reverse [0, w, w]; without, the forward
-            edge reads w and its reverse, if there is one, 0.
+        size: Number of channels C.
+        sigma: Standard deviation of the frequencies of Fourier features.
+        reverse: Whether a forward edge reads [w, 0, w] and its reverse [0, w, w]; otherwise the
+            forward edge reads w, and its reverse, if any, 0.
         both_ways: Whether there are reverse edges.
     """
 
@@ -31,7 +31,7 @@ class EdgeEmbedding(Projection):
         self.reverse, self.both_ways = reverse, both_ways
 
     def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B P E C"]:
-        """First states of edges of weights x and, in a second plane, of their reverses."""
+        """Compute initial states of edges with weights x and, in plane 1, of their reverses."""
         if self.reverse:
             return super().forward(torch.stack(read_both_ways(x[..., None]), dim=-3))
         forward = super().forward(x[..., None, :, None])
@@ -42,11 +42,10 @@ class EdgeEmbedding(Projection):
 
 
 class NodeEmbedding(nn.Module):
-    """W_second (W_first gamma(b) + p) + t, with b a bias, 0 at inputs.
+    """W_second (W_first gamma(b) + p) + t, with b the bias, 0 at inputs.
 
-    What is added: p = LayerNorm(W_l r), where r is what a neuron of layer l says at the probes, if
-    there are any, and t the row of a table, if there is one, of the input, the hidden layer or the
-    output that it is.
+    With probes, p = LayerNorm(W_l r), where r are the responses of a neuron of layer l. With
+    position embeddings, t is that of the input, the hidden layer or the output.
     """
 
     table: nn.Parameter | None
@@ -70,12 +69,12 @@ class NodeEmbedding(nn.Module):
         biases: Sequence[Float[Tensor, "*B _"]],
         responses: Sequence[Float[Tensor, "*B _ M"]],
     ) -> Float[Tensor, "*B N H"]:
-        """First states; responses are of the inputs and of each layer, none without probes."""
+        """Compute initial states; without probes, ``responses`` is empty."""
         inputs = biases[0].new_zeros(*biases[0].shape[:-1], topology.spec.neurons[0].size)
         states = self.first(self.features(torch.cat([inputs, *biases], dim=-1)[..., None]))
         if self.probes:
-            said = [read(r) for read, r in zip(self.probes, responses, strict=True)]
-            states = states + torch.cat(said, dim=-2)
+            mapped = [read(r) for read, r in zip(self.probes, responses, strict=True)]
+            states = states + torch.cat(mapped, dim=-2)
         states = self.second(states)
         if self.table is None:
             return states

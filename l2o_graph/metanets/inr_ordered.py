@@ -1,4 +1,4 @@
-"""INRs read in the order of their own computation, and back again to edit them."""
+"""The ordered pass on INRs, with a second, backward pass for editing."""
 
 import math
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from l2o_graph.metanets.heads import answers_first
 from l2o_graph.metanets.inr_config import INRModelConfig
-from l2o_graph.metanets.probes import said_of_images
+from l2o_graph.metanets.probes import probe_outputs
 from l2o_graph.models.fourier import FourierFeatures
 from l2o_graph.models.mlp import linear_maps, mlp
 from l2o_graph.models.ordered import OrderedStep
 
 FREQUENCIES = 16  # of a number's Fourier features
-RANK = 32  # of the part of a delta that is a product of two neurons' factors
-EDGE = 32  # hidden channels of the part that each edge works out
+RANK = 32  # rank of the part of a delta that is a product of factors of two neurons
+EDGE = 32  # hidden channels of the part that is computed for each edge
 
 
 class Numbers(nn.Module):
-    """A number x -> [x, cos(2 pi f x), sin(2 pi f x)], its features.
+    """Features [x, cos(2 pi f x), sin(2 pi f x)] of a number x.
 
     Args:
         sigma: Standard deviation of the frequencies f; with 0 there are none.
@@ -33,17 +33,17 @@ class Numbers(nn.Module):
         self.size = 1 + (self.waves.size if self.waves else 0)
 
     def forward(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n size"]:
-        """Features of each number."""
+        """Compute the features of each number."""
         x = x[..., None]
         return x if self.waves is None else torch.cat([x, self.waves(x)], -1)
 
 
 class OrderedBody(nn.Module):
-    """One pass from the inputs to the outputs, and an answer from the states of the outputs.
+    """Ordered pass from the inputs to the outputs, and a head on the states of the outputs.
 
-    Inputs begin with learned states. A neuron's own are the features of its bias and, with probes,
-    a map of its responses; then the head also reads what the outputs say at the probes. To edit,
-    a second pass goes back from the outputs to the inputs, over the same edges.
+    Inputs have learned states. Features of other neurons are those of the bias and, with probes, a
+    map of the responses; the head then also reads the outputs at the probes. For editing, a second
+    pass goes from the outputs to the inputs over the same edges.
     """
 
     def __init__(self, config: INRModelConfig):
@@ -76,7 +76,7 @@ class OrderedBody(nn.Module):
         biases: Sequence[Float[Tensor, "I _"]],
         responses: Sequence[Float[Tensor, "I _ M"]],
     ) -> Float[Tensor, "I classes"] | tuple[list[Tensor], list[Tensor]]:
-        """Logits, or a number for each weight and each bias: see ``inr.BODIES``."""
+        """Compute logits, or a number for each weight and each bias: see ``inr.BODIES``."""
         edges = [self.features(w) for w in weights]
         states = [self.inputs.expand(len(weights[0]), -1, -1)]
         for i, step in enumerate(self.steps):
@@ -86,7 +86,7 @@ class OrderedBody(nn.Module):
             states.append(self.drop(step(edges[i], states[-1], own)))
         if self.head is not None:
             last = states[-1].flatten(1)
-            return self.head(torch.cat([last, said_of_images(responses)], 1) if responses else last)
+            return self.head(torch.cat([last, probe_outputs(responses)], 1) if responses else last)
         assert self.back is not None and self.deltas is not None
         both = self.back(edges, states)
         found = [delta(edges[i], both[i], both[i + 1]) for i, delta in enumerate(self.deltas)]
@@ -94,7 +94,7 @@ class OrderedBody(nn.Module):
 
 
 class BackwardPass(nn.Module):
-    """From the outputs to the inputs: what a neuron's state has of those that come after it.
+    """Ordered pass from the outputs to the inputs.
 
     Edges have F = ``features``, neurons H = ``size`` channels.
     """
@@ -108,7 +108,7 @@ class BackwardPass(nn.Module):
     def forward(
         self, edges: Sequence[Float[Tensor, "I _ _ F"]], states: Sequence[Float[Tensor, "I _ H"]]
     ) -> list[Float[Tensor, "I _ 2*H"]]:
-        """Each layer's states of the forward pass, and of this one beside them."""
+        """Concatenate each layer's states of the forward and of the backward pass."""
         back = [self.own[-1](states[-1]) + self.outputs]
         for i in reversed(range(len(edges))):
             own = self.own[i](states[i])
@@ -117,11 +117,11 @@ class BackwardPass(nn.Module):
 
 
 class LayerDeltas(nn.Module):
-    """A number for each weight and bias of a layer, or several, from the states of its neurons.
+    """Head that gives K = ``answers`` numbers for each weight and bias of a layer.
 
-    A weight's is a product of factors of its two neurons, a matrix of low rank, and what a small
-    network says of the edge. Edges have F = ``features``, neurons S = ``size`` channels, and K =
-    ``answers`` numbers are given for each.
+    That of a weight is the sum of a product of factors of its two neurons, a matrix of low rank,
+    and the output of a small network for the edge. Edges have F = ``features``, neurons S =
+    ``size`` channels.
     """
 
     def __init__(self, features: int, size: int, answers: int):
@@ -139,7 +139,7 @@ class LayerDeltas(nn.Module):
         sources: Float[Tensor, "I i S"],
         targets: Float[Tensor, "I j S"],
     ) -> tuple[Tensor, Tensor]:
-        """Numbers of weights, (I, out, in), and biases, (I, out); with several, K first."""
+        """Compute numbers of weights, (I, out, in), and biases, (I, out); K > 1 comes first."""
         left = self.of_target(targets).unflatten(-1, (self.answers, RANK))
         right = self.of_source(sources).unflatten(-1, (self.answers, RANK))
         product = torch.einsum("nokr,nikr->noik", left, right) / math.sqrt(RANK)

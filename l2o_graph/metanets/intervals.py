@@ -1,12 +1,11 @@
-"""How far predictions of accuracy were off, and so how far the next one may be.
+"""Prediction intervals of accuracies, by split conformal prediction.
 
-Conformal prediction: residuals of networks that a model was not trained on, here of the logit of
-the accuracy, so that an interval stays within 0 and 1 and is narrow near them. Checkpoints of one
-training run resemble each other, so that it is runs that are exchangeable, not networks: each run
-weighs as much as any other, whatever the number of its checkpoints, and one more, the next,
-is taken to be infinitely far off (Lee, Barber and Willett 2023, "Distribution-free inference with
-hierarchical data", arXiv 2306.06342). For a network drawn from a new run of the same kind the
-interval then holds in at least the share of cases that is asked for.
+Intervals come from residuals on networks that a model was not trained on. Residuals are those of
+the logit of the accuracy, so that intervals stay within 0 and 1 and are narrow near them.
+Checkpoints of one training run are similar, so runs are exchangeable, but networks are not: each
+run has the same total weight, and the next run is assumed to be infinitely far off (Lee, Barber
+and Willett 2023, "Distribution-free inference with hierarchical data", arXiv 2306.06342). For a
+network from a new run of the same kind, the interval then has at least the requested coverage.
 """
 
 import math
@@ -20,16 +19,16 @@ from torch import Tensor
 from l2o_graph.ranges import Range
 from l2o_graph.storage.files import expecting
 
-CLOSEST = 1e-3  # to 0 and to 1 that an accuracy is taken to be: of either the logit is infinite
-STEPS = 200  # quantiles of residuals that are kept, from 1/200 on
+CLOSEST = 1e-3  # accuracies are clipped at this distance from 0 and 1, where logits are infinite
+STEPS = 200  # number of quantiles of residuals that are stored, from 1/200 on
 LEVEL = Range(0, 1, above=True, below=True)
 
 
 class AccuracyPrediction(NamedTuple):
-    """What a predictor says of a network: three fractions, from 0 to 1.
+    """Predicted accuracy with an interval: three fractions, from 0 to 1.
 
     Attributes:
-        accuracy: Prediction itself.
+        accuracy: Predicted accuracy.
         low: Lower end of the interval.
         high: Upper end of the interval.
     """
@@ -42,24 +41,23 @@ class AccuracyPrediction(NamedTuple):
 def residuals_of(
     predicted: Float[Tensor, " I"], accuracy: Float[Tensor, " I"], run: Int64[Tensor, " I"]
 ) -> dict[str, Any]:
-    """Sum up how far predictions were off, for ``interval_around``.
+    """Compute the quantiles of residuals for ``interval_around``.
 
     Args:
-        predicted: Accuracies that a model predicted, of networks that it was not trained on.
-        accuracy: Accuracies that these have.
-        run: Numbers of the training runs that they are checkpoints of.
+        predicted: Accuracies predicted for networks that the model was not trained on.
+        accuracy: Their true accuracies.
+        run: Index of the training run of each network.
 
     Returns:
-        "runs", how many these are, and "widths": distances of logits, those below which lie 1, 2
-        up to 200 of 200 parts of all networks, each run counted as much as any other; as JSON can
-        hold them.
+        "runs", the number of runs, and "widths": the quantiles 1/200, 2/200 up to 1 of distances
+        of logits, with the same total weight for each run; a JSON object.
     """
     off = (_logit(predicted) - _logit(accuracy)).abs()
     _, which, counts = run.unique(return_inverse=True, return_counts=True)
     order = off.argsort()
     share = (1 / counts.double())[which][order].cumsum(0) / len(counts)
     levels = torch.arange(1, STEPS + 1, dtype=torch.float64) / STEPS
-    # A sum of many shares may miss by a rounding what it should be.
+    # Tolerance for rounding errors in the cumulative sum.
     index = torch.searchsorted(share, levels - 1e-9).clamp(max=len(off) - 1)
     return {"runs": len(counts), "widths": [round(w, 6) for w in off[order][index].tolist()]}
 
@@ -67,32 +65,32 @@ def residuals_of(
 def interval_around(
     predicted: Float[Tensor, " I"], level: float, residuals: Mapping[str, Any], what: str = "model"
 ) -> tuple[Float[Tensor, " I"], Float[Tensor, " I"]]:
-    """Give the lower and upper ends of the intervals that accuracies of networks lie in.
+    """Compute the lower and upper ends of prediction intervals.
 
     Args:
         predicted: Accuracies that the model predicted, from 0 to 1.
-        level: Share of networks of new runs whose accuracy is to lie inside, in (0, 1).
-        residuals: What ``residuals_of`` gave; empty for a model without.
+        level: Coverage, the fraction of networks of new runs whose accuracy lies inside, in (0, 1).
+        residuals: Result of ``residuals_of``; empty for a model without.
         what: Name of the model, for errors.
 
     Raises:
-        ValueError: For a level out of range, for one that so few runs cannot speak for, and for a
-            model without residuals.
+        ValueError: For a level out of range or too high for the number of runs, and for a model
+            without residuals.
     """
     LEVEL.check("interval", level)
     if not residuals:
         raise ValueError(
-            f"interval: {what} does not say how far its predictions were off, so that no interval "
-            "can be given; one that is trained anew says it"
+            f"interval: {what} has no residuals of validation networks, so that no interval can be "
+            "computed; a model that is trained again has them"
         )
     with expecting(f"interval: expected of {what} residuals as a number of runs and widths"):
         runs, widths = int(residuals["runs"]), [float(w) for w in residuals["widths"]]
-    # Of runs + 1 the last is infinitely far off.
+    # The next run, number runs + 1, is assumed to be infinitely far off.
     part = math.ceil(level * (runs + 1) / runs * len(widths) - 1e-9)
     if part > len(widths):
         raise ValueError(
-            f"interval: expected at most {runs / (runs + 1):.3f}, as far as the {runs} runs reach "
-            f"that {what} was judged by, found {level}"
+            f"interval: expected at most {runs / (runs + 1):.3f}, the highest level that the "
+            f"{runs} validation runs of {what} allow, found {level}"
         )
     middle, width = _logit(predicted), widths[max(part, 1) - 1]
     return (middle - width).sigmoid(), (middle + width).sigmoid()
@@ -104,7 +102,7 @@ def covered(
     level: float,
     residuals: Mapping[str, Any],
 ) -> float:
-    """Share of networks whose accuracy lies in the interval around what was predicted of it."""
+    """Compute the fraction of networks whose accuracy lies in the prediction interval."""
     low, high = interval_around(predicted, level, residuals)
     inside = (low <= accuracy) & (accuracy <= high)
     return inside.double().mean().item()

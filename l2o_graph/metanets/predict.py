@@ -1,4 +1,4 @@
-"""predict_accuracy: any module that graphs cover, in one call."""
+"""predict_accuracy: the predicted accuracy of any module, in one call."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,34 +39,33 @@ def predict_accuracy(
 ) -> float | AccuracyPrediction:
     """Predict the test accuracy of a network, without any image of its dataset.
 
-    It is that on the dataset whose networks the checkpoint was trained on, and says nothing of
-    networks trained on another. The network is followed through the batch, not evaluated on it,
-    and not changed. A checkpoint that reads answers has the network answer to images of its own,
-    which are normalised, and of the size of those that its networks were trained on.
+    The prediction is for the dataset of the checkpoint's training networks, and means nothing for
+    networks trained on another. The batch only serves to read the structure of the network, which
+    is not changed. A checkpoint with probes also evaluates the network on images of its own, with
+    the size and normalisation of its training networks' images.
+
+    A warning names traits of the network outside the checkpoint's training set, such as its depth
+    or activation, and a prediction outside the range of accuracies there.
 
     Args:
-        module: The network: convolutions, linear layers and what ``neural_graph`` follows else.
-        batch: An example input, of any numbers: a tensor, the arguments, or the named arguments.
+        module: Network of convolutions, linear layers and whatever else ``neural_graph`` follows.
+        batch: Example input with arbitrary values: a tensor, positional or named arguments.
         checkpoint: A name of ``l2o_graph.cnn.list_cnn_models()``, or a path to a .safetensors
-            file. "cnn-park" has seen small CNNs that were trained on CIFAR-10 of 16 x 16 pixels.
-        interval: Share of cases in which the accuracy is to lie in the interval that is given
-            beside it, as 0.9; None for no interval. It holds on average over networks of training
-            runs like those that the checkpoint has seen, of no other ones.
+            file. "cnn-park" was trained on small CNNs for CIFAR-10 of 16 x 16 pixels.
+        interval: Coverage of the prediction interval, such as 0.9; None for no interval. It holds
+            on average over networks of training runs like those of the checkpoint.
 
     Returns:
-        The accuracy, from 0 to 1; with ``interval`` an ``AccuracyPrediction``, which is
-        (accuracy, low, high). For a network of another kind than the checkpoint has seen, of
-        another depth or with another activation, a warning says in what; and where the prediction
-        itself is higher or lower than all accuracies that it was trained on.
+        Accuracy, from 0 to 1; with ``interval`` an ``AccuracyPrediction`` (accuracy, low, high).
 
     Raises:
-        ValueError: For a kernel larger than the checkpoint has room for, by its parameter, for
-            more inputs or outputs; for a network that does not answer to images with logits,
-            where the checkpoint reads answers; for parameters that are complex, empty, without
-            data, or not finite; for an interval that the checkpoint cannot give; for an unknown
-            checkpoint, and one of a model that reads no networks of any kind.
-        TypeError: For what is no module, for one of TorchScript, and for no batch.
-        FileNotFoundError: For a path to nothing.
+        ValueError: For a kernel, or a number of inputs or outputs, that exceeds the checkpoint's
+            capacity; for a network that does not map images to logits, if the checkpoint has
+            probes; for parameters that are complex, empty, without data, or not finite; for an
+            interval that the checkpoint cannot give; for an unknown checkpoint, and one of a model
+            that does not read arbitrary networks.
+        TypeError: For anything but a module, for a TorchScript module, and without a batch.
+        FileNotFoundError: For a path that does not exist.
     """
     check_module(module, "module")
     if batch is None:
@@ -87,7 +86,7 @@ def predict_accuracy(
         raise ValueError(f"network: expected finite weights, found others in {bad}")
     training = {part: part.training for part in module.modules()}
     try:
-        module.eval()  # a BatchNorm refuses batches of one else
+        module.eval()  # in training mode, BatchNorm refuses batches of one
         spec = structure_of_module(module, batch)
         with torch.no_grad():
             values = torch.cat(list(weights.values()))
@@ -115,7 +114,7 @@ def predict_accuracy(
 
 
 def _check_weights(name: str, parameter: Tensor) -> None:
-    """Raise for what a predictor cannot read."""
+    """Raise for a parameter that a predictor cannot read."""
     check_parameter(parameter, f"parameter '{name}'")
     for wrong, expected, found in (
         (parameter.is_meta, "a tensor with data", "one on the meta device"),

@@ -1,4 +1,4 @@
-"""GeneralizationPredictor: networks in, the accuracy that they will have out; and its files."""
+"""GeneralizationPredictor: predicts the accuracy of networks from their weights; its files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +19,12 @@ from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
 from l2o_graph.storage.shards import named
 
-# In version 1 an NG-GNN without reverse edges had them all the same, in version 2 pairs without an
-# edge carried nothing in NG-T.
+# In version 1 an NG-GNN without reverse edges had them all the same; in version 2 the value of
+# pairs without an edge was 0 in NG-T.
 FORMAT = "l2o_graph predictor of accuracy, version 3"
 FOLDER = "cnn"  # of the zoo
 
-# What reads the networks, for each model of a config: CNNs -> a logit for each.
+# Module that reads the networks, for each model of a config: CNNs -> a logit for each.
 BODIES: dict[str, Callable[[CNNModelConfig], nn.Module]] = {
     **dict.fromkeys(ON_GRAPHS, GraphBody),
     "probegen": CNNProbeBody,
@@ -34,17 +34,17 @@ BODIES: dict[str, Callable[[CNNModelConfig], nn.Module]] = {
 
 
 class GeneralizationPredictor(nn.Module):
-    """A model that predicts the accuracy of CNNs on test images from their weights.
+    """Predictor of the test accuracy of CNNs from their weights.
 
-    A graph model reads networks of any architectures in one batch; its prediction is that of a
-    network alone, whatever it shares a batch with.
+    A graph model reads networks of any architectures in one batch; the prediction for a network
+    does not depend on the others.
 
     Args:
-        config: What the model is made of; see ``cnn_config``.
+        config: Configuration of the model; see ``cnn_config``.
 
     Attributes:
         config: The configuration.
-        provenance: How a model from a checkpoint was made, else empty.
+        provenance: Record of how a model from a checkpoint was trained, else empty.
 
     Source:
         Kofinas et al. 2024, section 4.2, and the baselines there.
@@ -61,15 +61,15 @@ class GeneralizationPredictor(nn.Module):
         """Predict the accuracy of networks.
 
         Args:
-            networks: Networks of any architectures that there is room for; their accuracy is not
-                read.
+            networks: Networks of any architectures within the model's capacity; their accuracy is
+                not read.
 
         Returns:
             Accuracy of each network, from 0 to 1, (I,).
 
         Raises:
-            ValueError: For an architecture that there is no room for, naming the parameter where
-                there is one; for weights that are not finite, with the numbers of the networks.
+            ValueError: For an architecture that exceeds the capacity, naming the parameter if
+                possible; for weights that are not finite, with the indices of the networks.
         """
         return self.logits(networks).sigmoid()
 
@@ -81,19 +81,19 @@ class GeneralizationPredictor(nn.Module):
     def interval(
         self, predicted: Float[Tensor, " I"], level: float
     ) -> tuple[Float[Tensor, " I"], Float[Tensor, " I"]]:
-        """Give the intervals that accuracies lie in, by what was left over on validation networks.
+        """Compute prediction intervals, from residuals of validation networks.
 
         Args:
-            predicted: What ``forward`` gave, (I,).
-            level: Share of networks of new training runs, of the kind that the model was trained
-                on, whose accuracy is to lie inside; in (0, 1).
+            predicted: Result of ``forward``, (I,).
+            level: Coverage, the fraction of networks of new training runs, of the kind that the
+                model was trained on, whose accuracy lies inside; in (0, 1).
 
         Returns:
             Lower and upper ends, float64, (I,) each.
 
         Raises:
-            ValueError: For a level out of range, for one that the runs of the validation split are
-                too few for, and for a model whose checkpoint has no residuals.
+            ValueError: For a level out of range or too high for the number of validation runs, and
+                for a model whose checkpoint has no residuals.
 
         Source:
             Lee, Barber and Willett 2023, arXiv 2306.06342: split conformal prediction by groups.
@@ -108,8 +108,8 @@ class GeneralizationPredictor(nn.Module):
             checkpoint: A name of ``list_cnn_models()``, or a path to a .safetensors file.
 
         Raises:
-            ValueError: For an unknown name, and for a file that is damaged or something else.
-            FileNotFoundError: For a path to nothing.
+            ValueError: For an unknown name, and for a file that is damaged or of another kind.
+            FileNotFoundError: For a path that does not exist.
         """
         content, _, origin = find(checkpoint, packaged(FOLDER))
         tensors, metadata = parse(content, origin, FORMAT, "a predictor of accuracy")
@@ -127,19 +127,18 @@ def list_cnn_models() -> list[str]:
 
 
 def save_cnn_model(path: Path, model: GeneralizationPredictor, provenance: dict[str, Any]) -> None:
-    """Store a model; the file appears whole or not at all.
+    """Store a model in one atomic write.
 
     Args:
-        path: Where to; what was there before stays if anything fails.
-        model: Its weights are stored as float32.
-        provenance: How it was made; anything that JSON can hold. Under "seen" the
-            ranges of traits of the networks it was trained on, and of their accuracies, which
-            ``predict_accuracy`` warns by;
-            under "residuals" how far off it was on others, which intervals are made of.
+        path: Path of the file; an existing one is kept if anything fails.
+        model: Model, whose weights are stored as float32.
+        provenance: Record of how it was trained, as a JSON object. "seen" has the ranges of traits
+            and accuracies of its training networks, for warnings of ``predict_accuracy``;
+            "residuals" the result of ``residuals_of``, for intervals.
 
     Raises:
         ValueError: For weights that are not finite.
-        OSError: For a place that cannot be written to.
+        OSError: If the path cannot be written to.
     """
     save_model(path, model, FORMAT, model.config.to_json(), provenance)
 
@@ -147,7 +146,7 @@ def save_cnn_model(path: Path, model: GeneralizationPredictor, provenance: dict[
 def _check_finite(networks: CNNs) -> None:
     if not len(networks):
         raise ValueError("CNNs: expected one network or more, found none")
-    # A sum is finite only where all are; which are not is worth working out once one is not.
+    # Cheap check first: a sum is finite only if all terms are.
     if bool(torch.stack([row.sum() for row in networks.values]).sum().isfinite()):
         return
     bad = [i for i, row in enumerate(networks.values) if not bool(row.isfinite().all())]

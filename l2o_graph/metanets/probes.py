@@ -1,8 +1,8 @@
-"""Learned inputs at which networks are evaluated, and a reader of nothing but the answers.
+"""Probes, learned inputs at which networks are evaluated, and a model that reads only the outputs.
 
-ProbeGen (Kahana et al., ICLR 2025, arXiv 2410.10811): what a network answers at inputs that are
-learned tells what it computes, whatever its weights look like. Inputs that are each learned by
-themselves overfit; those of a deep linear generator have structure in common.
+ProbeGen (Kahana et al., ICLR 2025, arXiv 2410.10811): outputs at learned inputs show what a network
+computes, whatever its weights are. Inputs that are learned independently overfit; those from a deep
+linear generator share structure.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from l2o_graph.datasets.inr.siren import OFFSET
 from l2o_graph.metanets.inr_config import INRModelConfig
 from l2o_graph.models.mlp import mlp
 
-CODE = 32  # entries of what a probe is made from
+CODE = 32  # size of the code of a probe
 
 
 class GeneratedProbes(nn.Module):
-    """M = ``count`` probes P = B (A C): codes C through two linear maps, nothing between them."""
+    """Generator of M = ``count`` probes P = B (A C): two linear maps of codes C."""
 
     def __init__(self, inputs: int, count: int):
         super().__init__()
@@ -27,12 +27,12 @@ class GeneratedProbes(nn.Module):
         self.maps = nn.Sequential(nn.Linear(CODE, CODE), nn.Linear(CODE, inputs))
 
     def forward(self) -> Float[Tensor, "inputs M"]:
-        """Make the probes."""
+        """Generate the probes."""
         return self.maps(self.codes).T
 
 
 class ProbeBody(nn.Module):
-    """An MLP on what the outputs say at the probes; weights are not read."""
+    """ProbeGen: an MLP on the networks' outputs at the probes; weights are not read."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
@@ -46,10 +46,10 @@ class ProbeBody(nn.Module):
         biases: Sequence[Tensor],
         responses: Sequence[Float[Tensor, "I _ M"]],
     ) -> Float[Tensor, "I classes"]:
-        """Logits: see ``l2o_graph.metanets.inr.BODIES``."""
-        return self.net(said_of_images(responses))
+        """Compute logits: see ``l2o_graph.metanets.inr.BODIES``."""
+        return self.net(probe_outputs(responses))
 
 
-def said_of_images(responses: Sequence[Float[Tensor, "I _ M"]]) -> Float[Tensor, "I answers"]:
-    """What the outputs say at the probes, from 0 to 1, brought to a size of about 1."""
+def probe_outputs(responses: Sequence[Float[Tensor, "I _ M"]]) -> Float[Tensor, "I answers"]:
+    """Extract the outputs at the probes, from 0 to 1, and centre and scale them."""
     return (3 * (responses[-1] - OFFSET)).flatten(1)

@@ -1,4 +1,4 @@
-"""Weights and biases brought to mean 0 and deviation 1, layer by layer, before they are read."""
+"""Normalisation of weights and biases to mean 0 and standard deviation 1, layer by layer."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Mean and standard deviation of weights and of biases, layer by layer.
+    """Mean and standard deviation of weights and of biases of each layer.
 
-    One number a layer, never one a neuron: hidden neurons have no order.
+    They are numbers for layers, not for neurons, because hidden neurons have no order.
 
     Attributes:
         weight_mean: Mean over all weights of a layer of all networks, for each of L layers.
-        weight_std: Standard deviation over the same.
+        weight_std: Standard deviation of these weights.
         bias_mean: Mean over all biases of a layer of all networks.
-        bias_std: Standard deviation over the same.
+        bias_std: Standard deviation of these biases.
     """
 
     weight_mean: Float[Tensor, " L"]
@@ -28,7 +28,7 @@ class Statistics:
 
     @staticmethod
     def neutral(layers: int) -> "Statistics":
-        """Make statistics that leave all numbers as they are: means 0, standard deviations 1."""
+        """Create statistics that change nothing: means 0, standard deviations 1."""
         zeros, ones = torch.zeros(layers), torch.ones(layers)
         return Statistics(zeros, ones, zeros.clone(), ones.clone())
 
@@ -36,15 +36,15 @@ class Statistics:
 def statistics_of(
     weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
 ) -> Statistics:
-    """Take the statistics of a set of networks: of the training split, before it is changed.
+    """Compute the statistics of a set of networks: the training split, without augmentation.
 
     Args:
         weights: Weights of each layer, (I, out, in).
         biases: Biases of each layer, (I, out).
 
     Returns:
-        Statistics in float32 on the CPU. Numbers that are all the same, as biases that were never
-        trained, get a standard deviation of 1.
+        Statistics in float32 on the CPU. The standard deviation is 1 if all numbers are equal, as
+        for biases that were never trained.
     """
     of_weights, of_biases = (
         torch.stack([torch.stack(_mean_and_std(layer)) for layer in layers]).float().cpu()
@@ -54,14 +54,14 @@ def statistics_of(
 
 
 def _mean_and_std(layer: Tensor) -> tuple[Tensor, Tensor]:
-    # In float64, where a mean next to 0 beside a deviation of 0.1 keeps its digits.
+    # In float64, for precise means near 0.
     exact = layer.detach().double()
     std = exact.std(correction=0)
     return exact.mean(), torch.where(std > 0, std, 1.0)
 
 
 class Normalisation(nn.Module):
-    """Statistics as a part of a model, stored with it."""
+    """Normalisation by statistics that are stored with the model."""
 
     weight_mean: Tensor
     weight_std: Tensor
@@ -77,7 +77,7 @@ class Normalisation(nn.Module):
     def forward(
         self, weights: Sequence[Float[Tensor, "I _ _"]], biases: Sequence[Float[Tensor, "I _"]]
     ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
-        """Normalise every layer by its own numbers."""
+        """Normalise each layer."""
         of_weights = zip(weights, self.weight_mean, self.weight_std, strict=True)
         of_biases = zip(biases, self.bias_mean, self.bias_std, strict=True)
         return [(w - m) / s for w, m, s in of_weights], [(b - m) / s for b, m, s in of_biases]

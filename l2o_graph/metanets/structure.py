@@ -1,4 +1,4 @@
-"""Architectures and modules -> NetSpec: the neurons of a CNN and what joins them."""
+"""Specifications (NetSpec) of CNN architectures and modules."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -12,14 +12,14 @@ from l2o_graph.graph.neural import neural_graph
 from l2o_graph.layout.contract import folded
 from l2o_graph.layout.spec import NetSpec
 
-# Of the images that an architecture's network is followed with; any would do.
+# Side of the images with which an architecture's network is traced, an arbitrary choice.
 SIDE = 8
 
 
 @lru_cache(maxsize=4096)
-@torch.inference_mode(False)  # what is cached may be needed for a backward pass later
+@torch.inference_mode(False)  # cached tensors may be needed in a backward pass
 def structure_of(architecture: CNNArchitecture) -> NetSpec:
-    """Neurons and kernels of an architecture, followed once."""
+    """Compute the specification of an architecture, cached."""
     with torch.random.fork_rng(devices=[]):
         module = cnn_module(architecture)
     return structure_of_module(module, torch.zeros(1, architecture.channels[0], SIDE, SIDE))
@@ -28,5 +28,5 @@ def structure_of(architecture: CNNArchitecture) -> NetSpec:
 def structure_of_module(
     module: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any]
 ) -> NetSpec:
-    """Neurons and kernels of any network: its computation, followed through a batch."""
+    """Compute the specification of any network, from a call with a batch."""
     return folded(neural_graph(module, inputs).spec)

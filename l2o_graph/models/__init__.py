@@ -1,1 +1,1 @@
-"""Networks that read neural graphs."""
+"""Layers and networks that read neural graphs and weight spaces."""

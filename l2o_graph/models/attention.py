@@ -1,13 +1,14 @@
-"""The attention of NG-T, along edges in grids or in segments and to nodes without an edge.
+"""Attention of NG-T, along edges in grids or segments and to nodes without an edge.
 
-For node i and the edge j -> i with state e, D = ``attention`` channels of all heads, and p = 1 with
-``plain``, otherwise 0::
+For node i and the edge j -> i with state e, with D channels of all heads, and p = 1 with ``plain``,
+otherwise 0::
 
     Q = q_i + W_q e,  K = k_j + W_k e,  V = (p + W_s e) * v_j + W_v e
     o_i = sum over j of softmax_j(<Q, K> / sqrt(D)) V
 
-A segment S of directed edges brings its highest score t, the sum of exp(score - t), its mass, and
-the sum of values weighted by these; what reaches a node is put together as in online softmax.
+A segment S of directed edges contributes its highest score t, its mass, which is the sum of
+exp(score - t), and the sum of values with these weights. Nodes combine segments as in online
+softmax.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ Partial = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What attention there is: the equations above, with of_edge = [W_q; W_k; W_s; W_v] (4D, C)."""
+    """Attention by the equations above, with of_edge = [W_q; W_k; W_s; W_v], (4D, C)."""
 
     of_edge: Float[Tensor, "four_D C"]
     heads: int
@@ -40,7 +41,7 @@ class Attention:
         return (len(self.of_edge) // 4) ** -0.5
 
     def by_head(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n heads d"]:
-        """Channels of each head."""
+        """Split channels by heads."""
         return x.unflatten(-1, (self.heads, -1))
 
     def __call__(
@@ -50,7 +51,7 @@ class Attention:
         of_nodes: Sequence[Float[Tensor, "*B N D"]],
         edges: Sequence[Float[Tensor, "... C"]],
     ) -> Float[Tensor, "*B n D"]:
-        """o_i of each node that gathers, from q, k and v of all nodes and the states of edges."""
+        """Compute o_i of each receiving node, from q, k and v of all nodes and states of edges."""
         if isinstance(walk, Grids):
             top, mass, total = self.over_grids(walk, of_nodes, edges)
         else:
@@ -74,10 +75,10 @@ class Attention:
         keys: Float[Tensor, "*B N D"],
         values: Float[Tensor, "*B N D"],
     ) -> tuple[Float[Tensor, "*B N heads"], Float[Tensor, "*B N D"]]:
-        """Log mass, and plain mean of values, of the pairs of each node that have no edge.
+        """Compute log mass and mean value of each node's pairs without an edge.
 
-        Their edges have state 0. Up to so many pairs of a network; in a larger one, of each node
-        and itself.
+        Their edge state is 0. In networks with too many pairs, only the pair of a node and itself
+        counts.
         """
         itself = self.scale * self.by_head(queries * keys).sum(-1)
         query, key, value = (
@@ -123,7 +124,7 @@ class Attention:
         edges: Sequence[Float[Tensor, "... C"]],
     ) -> Partial:
         """Attend along the rows and the columns of grids."""
-        # Channels first: heads are short, and the rows of a grid are what is long.
+        # Channels first, because heads are short and rows of a grid are long.
         first = [x.mT.contiguous().unflatten(-2, (self.heads, -1)) for x in of_nodes]
         found = []
         for block, states in grids.blocks(edges):
@@ -149,9 +150,9 @@ class Attention:
         grid: tuple[int, int, int],
         dim: int,
     ) -> Partial:
-        """Along the rows or the columns of a grid."""
-        # Four products rather than one in four parts, whose gradients would have to be put
-        # together: a copy that took a sixth of a step.
+        """Attend along the rows or the columns of one grid."""
+        # Four products instead of one split in four parts, whose gradients would have to be
+        # concatenated: that copy took a sixth of a step.
         batch, flat = edges.shape[:-2], edges.reshape(-1, *edges.shape[-2:])
         on_query, on_key, scale, shift = (
             torch.bmm(weight.expand(len(flat), -1, -1), flat.mT).view(*batch, self.heads, -1, *grid)

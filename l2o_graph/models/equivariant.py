@@ -1,24 +1,23 @@
 """All linear maps between weight spaces that commute with permutations of neurons.
 
-A weight space is a list of tensors, each axis of which runs over a set of neurons that may be
-permuted or over something that has an order. From that alone follows every equivariant linear
-map (Maron et al. 2019 for one tensor, Zhou et al. 2024, "Universal Neural Functionals", for
-many): an axis of the output is tied to an axis of the input on the same neurons or the output is
-constant along it, an input axis that is not tied is averaged over, and fixed axes are mixed
-freely. Each map is an einsum formula; a kernel's to itself are ``ij->ij``, ``ik->ij``,
-``kj->ij`` and ``kl->ij``. No tensor has the same neurons twice, as a recurrent kernel would.
+A weight space is a list of tensors. Each axis of a tensor runs over a set of neurons, which may be
+permuted, or over something that has an order. This determines all equivariant linear maps (Maron
+et al. 2019 for one tensor, Zhou et al. 2024, "Universal Neural Functionals", for many). An axis of
+the output is tied to an input axis over the same neurons, or the output is constant along it. An
+input axis that is not tied is averaged over, and fixed axes are mixed freely. Each map is an einsum
+formula; those of a kernel to itself are ``ij->ij``, ``ik->ij``, ``kj->ij`` and ``kl->ij``. No
+tensor may have the same neurons on two axes, as a recurrent kernel would.
 
-Three published layers are this one, on three specifications:
+Three published layers are special cases:
 
 - NFN-NP (Zhou et al. 2023, "Permutation Equivariant Neural Functionals", section 3): all neurons
   permutable, ``weight_space(spec, NP)``. Tensors that share neurons exchange rows and columns,
   all others full means: 4 L^2 + 10 L - 4 maps for an MLP of L layers.
 - NFN-HNP (same): hidden neurons permutable, inputs and outputs fixed, ``weight_space(spec, HNP)``.
-  Every input and output has weights of its own. The released layer also reads full means over
-  inputs and outputs, which are combinations of what it reads already.
-- DWSNet (Navon et al. 2023): the symmetry, therefore the specification and the space of maps, of
-  HNP. Its release differs in what is not linear: it may pool by maximum, and put a small network
-  for a matrix.
+  Every input and output has its own weights. The released layer also reads full means over inputs
+  and outputs, which are linear combinations of its other terms.
+- DWSNet (Navon et al. 2023): the symmetry, and therefore the space of maps, of HNP. Its release
+  has nonlinear options: pooling by maximum, and a small network in place of a matrix.
 
 Positions of a convolution are a fixed axis in all three.
 """
@@ -40,10 +39,7 @@ HNP: tuple[Role, ...] = ("hidden",)
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis of a tensor runs over; equal axes are permuted together.
-
-    The order of the entries of a permutable one means nothing.
-    """
+    """Index set of an axis of a tensor; equal axes are permuted together."""
 
     name: str
     size: int
@@ -52,7 +48,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor of a weight space: its name, for people, and what each of its axes runs over."""
+    """Name (only for messages) and axes of a tensor of a weight space."""
 
     name: str
     axes: tuple[Axis, ...]
@@ -64,12 +60,12 @@ class TensorSpec:
 
     @property
     def free(self) -> tuple[Axis, ...]:
-        """The permutable axes, in order."""
+        """Permutable axes, in order."""
         return tuple(axis for axis in self.axes if axis.permutable)
 
     @property
     def fixed_shape(self) -> tuple[int, ...]:
-        """Size of each axis that has an order."""
+        """Size of each fixed axis."""
         return tuple(axis.size for axis in self.axes if not axis.permutable)
 
     @property
@@ -79,21 +75,21 @@ class TensorSpec:
 
 
 def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpec, ...]:
-    """The parameters of a network as a weight space.
+    """Describe the parameters of a network as a weight space.
 
     Args:
-        spec: The network, all of it kernels and biases.
-        permutable: Roles of the neurons whose order means nothing: ``NP`` or ``HNP``.
+        spec: Specification of a network of kernels and biases.
+        permutable: Roles of the neurons that may be permuted: ``NP`` or ``HNP``.
 
     Returns:
         A tensor for each parameter, in order: (out, in, *positions) or (out,). A linear layer
-        behind a flattened map has one position for each pixel, so its parameter is to be viewed
+        after a flattened map has one position for each pixel, so its parameter has to be viewed
         in the shape given here.
 
     Raises:
-        ValueError: When a parameter is loose, so that nothing is known of what permutes it, or
-            more than one kernel or bias, or a kernel in groups: its axes are then not its neurons;
-            and when a kernel joins a set to itself.
+        ValueError: If a parameter is loose, or consists of several kernels or biases or of a
+            kernel in groups, so that its axes are not its neurons; and if a kernel joins a set to
+            itself.
     """
     if spec.loose:
         names = ", ".join(repr(spec.names[i]) for i in spec.loose)
@@ -119,10 +115,10 @@ def weight_space(spec: NetSpec, permutable: Collection[Role]) -> tuple[TensorSpe
 
 
 def ways_to_tie(source: TensorSpec, target: TensorSpec) -> list[tuple[Axis, ...]]:
-    """Of every map from the source to the target the axes that it ties: independent, and complete.
+    """List the axes that each map from source to target ties: a basis of all maps.
 
-    A map stands for as many as there are pairs of entries of the two tensors' fixed axes. An axis
-    of one neuron is always tied: to average over it, or to broadcast, would be the same.
+    Each stands for one map per pair of entries of the two tensors' fixed axes. An axis of one
+    neuron is always tied, because averaging or broadcasting over it would be the same.
     """
     shared = [axis for axis in target.free if axis in source.free]
     ways = [((axis,),) if axis.size == 1 else ((axis,), ()) for axis in shared]
@@ -132,10 +128,7 @@ def ways_to_tie(source: TensorSpec, target: TensorSpec) -> list[tuple[Axis, ...]
 def averaged(
     x: Float[Tensor, "B C ..."], spec: TensorSpec, kept: Sequence[Axis]
 ) -> Float[Tensor, "B C ..."]:
-    """A tensor whose fixed axes are channels, averaged over all but the axes kept, in their order.
-
-    The constant has no axes.
-    """
+    """Average a tensor, whose fixed axes are channels, over all axes but those in ``kept``."""
     free = spec.free
     answer = torch.einsum(
         x, [0, 1, *range(2, x.dim())], [0, 1, *(2 + free.index(axis) for axis in kept)]
@@ -146,9 +139,9 @@ def averaged(
 
 @dataclass(frozen=True, slots=True)
 class OutputMap:
-    """All maps to one tensor that tie the same axes: they are added before they are broadcast.
+    """All maps to one tensor that tie the same axes; they are added before broadcasting.
 
-    ``sources`` are the tensors that they read, by number, behind all of them the constant.
+    ``sources`` are the indices of the tensors that they read; the constant is the last.
     """
 
     target: int
@@ -156,22 +149,23 @@ class OutputMap:
     sources: tuple[int, ...]
 
 
-ONE = TensorSpec("one", ())  # a constant 1, which gives outputs their biases
+ONE = TensorSpec("one", ())  # a constant 1, for the biases of outputs
 
 
 class EquivariantLinear(nn.Module):
-    """Every equivariant affine map of a weight space, one matrix of channels for each.
+    """Equivariant affine layer of a weight space, with a matrix of channels for each map.
 
-    Maps that write alike share one matrix product. Fixed axes are folded into the channels, and
-    a constant 1 is one more tensor to read, which gives each output its biases: one for each
-    channel and fixed index, equal along the permutable axes. At first, each matrix has an equal
-    share in the mean square of the output: inputs of unit size give outputs of unit size when
-    all agree, and when they are independent no less than the share of the identity.
+    Maps to the same tensor that tie the same axes share one matrix product. Fixed axes are folded
+    into the channels. A constant 1 is an additional input tensor that provides biases: one for
+    each channel and fixed index, equal along the permutable axes. At initialisation, each matrix
+    has an equal share in the mean square of the output: if inputs have unit size, outputs have
+    unit size if all inputs are equal, and at least the share of the identity if they are
+    independent.
 
     Args:
-        space: The tensors; where axes are equal, they are permuted together.
-        in_channels: Features of each entry.
-        out_channels: Features of each entry of the answer.
+        space: Tensors of the weight space; equal axes are permuted together.
+        in_channels: Number of input features of each entry.
+        out_channels: Number of output features of each entry.
     """
 
     def __init__(self, space: Sequence[TensorSpec], in_channels: int, out_channels: int):
@@ -185,7 +179,7 @@ class EquivariantLinear(nn.Module):
             for s, source in enumerate((*self.space, ONE)):
                 for tied in ways_to_tie(source, target):
                     sources.setdefault(tied, []).append(s)
-            # The least first: a sum has the full size only once a term has.
+            # Smallest terms first: the sum has full size only once a term has.
             for tied in sorted(sources, key=len):
                 fan_in = sum(self._channels(s) for s in sources[tied])
                 outputs = out_channels * math.prod(target.fixed_shape)
@@ -194,7 +188,7 @@ class EquivariantLinear(nn.Module):
                 self.weights.append(nn.Parameter(weight))
 
     def _channels(self, source: int) -> int:
-        """Channels and fixed entries of a tensor, or of the constant."""
+        """Return the number of channels times fixed entries of a tensor, 1 for the constant."""
         if source == len(self.space):
             return 1
         return self.in_channels * math.prod(self.space[source].fixed_shape)
@@ -215,7 +209,7 @@ class EquivariantLinear(nn.Module):
             read = [pools[s, landing.tied] for s in landing.sources]
             read = torch.cat(read, dim=1) if len(read) > 1 else read[0]
             if landing.tied:
-                # A product for each network: for one of all, torch copies features there and back.
+                # A product for each network: for a joint one, torch would copy the features twice.
                 mixed = weight.expand(len(read), -1, -1) @ read.flatten(2)
             else:
                 mixed = (read @ weight.T)[..., None]
@@ -228,13 +222,13 @@ class EquivariantLinear(nn.Module):
 
 
 def _folded(spec: TensorSpec, x: Tensor) -> Float[Tensor, "B C ..."]:
-    """(B, C, *shape) -> (B, C * fixed, *free)."""
+    """Fold fixed axes into the channels: (B, C, *shape) -> (B, C * fixed, *free)."""
     x = x.permute(0, 1, *(2 + axis for axis in spec.order))
     return x.flatten(1, 1 + len(spec.fixed_shape))
 
 
 def _unfolded(spec: TensorSpec, x: Tensor) -> Float[Tensor, "B C ..."]:
-    """(B, C * fixed, *free) -> (B, C, *shape)."""
+    """Undo ``_folded``: (B, C * fixed, *free) -> (B, C, *shape)."""
     x = x.unflatten(1, (-1, *spec.fixed_shape))
     back = sorted(range(len(spec.order)), key=lambda axis: spec.order[axis])
     return x.permute(0, 1, *(2 + axis for axis in back))

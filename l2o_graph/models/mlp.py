@@ -1,4 +1,4 @@
-"""Linear layers with ReLU between them: a head, or the whole of a model."""
+"""MLPs: linear layers with ReLU between them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """A small network, by the widths of its input, hidden layers and output.
+    """Build an MLP from the widths of its input, hidden layers and output.
 
-    In training, a share ``dropout`` of each hidden layer is left out.
+    ``dropout`` is the rate for each hidden layer.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -18,7 +18,7 @@ def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
 
 
 def linear_maps(inputs: int, hidden: int, count: int) -> list[nn.Module]:
-    """So many linear maps with a ReLU between each two."""
+    """Build ``count`` linear maps with ReLU between them."""
     maps: list[nn.Module] = [nn.Linear(inputs, hidden)]
     for _ in range(count - 1):
         maps += [nn.ReLU(), nn.Linear(hidden, hidden)]

@@ -1,9 +1,8 @@
 """NFN: layers of all linear maps that commute with permutations (Zhou et al. 2023, section 3).
 
-The maps are those of ``equivariant.py`` under NP, but shared by relation instead of by layer: a
-kernel has the same weights for "the kernel after this one" wherever it stands, so that one model
-serves networks of any depth and size. That inputs and outputs are permutable too loses nothing
-where the first node states say which input or output a node is.
+The maps are those of ``equivariant.py`` under NP, but weights are shared by relation, for example
+"the next kernel", instead of separate for each layer. So one model applies to networks of any depth
+and size. Permutable inputs and outputs lose nothing if node features identify them.
 """
 
 from collections.abc import Sequence
@@ -15,17 +14,17 @@ from torch import Tensor, nn
 from l2o_graph.layout.blocks import Topology
 from l2o_graph.layout.grids import GridRoute, Grids, over_edges
 
-# Floor under the mean square of a state: what is smaller is not blown up to unit size.
+# Floor of the mean square of a state, so that tiny ones are not scaled to unit size.
 SMALLEST_SQUARE = 1e-5
 
 
 def kernel_means(
     grids: Grids, edges: Sequence[Float[Tensor, "... C"]], nothing: Float[Tensor, "N C"]
 ) -> Float[Tensor, "N two_C"]:
-    """Mean state of the edges into each node, and of the edges out of it, beside each other.
+    """Concatenate the mean states of the edges into and out of each node.
 
-    ``nothing``, zeros, where a node has no such edges. Several kernels into one set, as beside a
-    skip, count alike.
+    They are ``nothing``, zeros, for a node without such edges. Several kernels into one set, as
+    with a skip connection, have equal weight.
     """
     into, out_of, kernels_into, kernels_out_of = (nothing.clone() for _ in range(4))
     for block, own in grids.blocks(edges):
@@ -42,10 +41,10 @@ def kernel_means(
 
 
 class NFNLayer(nn.Module):
-    """Every linear map between nodes and kernels, shared by relation.
+    """All equivariant linear maps between nodes and kernels, shared by relation.
 
     With v_i the state of node i, e_ij that of the edge j -> i and m_i the mean of c over the set
-    of neurons that i belongs to::
+    of neurons of i::
 
         c_i    = [v_i; mean e_ij over j; mean e_ki over k]
         u_i    = [c_i; m_i; mean of all sets' m]
@@ -53,12 +52,12 @@ class NFNLayer(nn.Module):
         e_ij  <- W_own e_ij + W_target u_i + W_source [c_j; m_j]
 
     In a chain of kernels, e_ij thus reads itself, its row, its column and its kernel's mean, at
-    i the columns of the next kernel, at j the rows of the last, their means, the nodes i and j,
-    their sets' means and the mean of everything: the maps of the NP layer of Zhou et al. 2023.
-    That tensors further away are not told apart is the only deviation.
+    i the columns of the next kernel, at j the rows of the previous one, their means, the nodes i
+    and j, their sets' means and the mean of everything. These are the maps of the NP layer of Zhou
+    et al. 2023, except that tensors further away are not distinguished.
 
     Args:
-        hidden: Channels H of nodes; an edge has 2H, those of its two directions.
+        hidden: Number of channels H of nodes; an edge has 2H, for its two directions.
     """
 
     def __init__(self, hidden: int):
@@ -76,7 +75,7 @@ class NFNLayer(nn.Module):
         nodes: Float[Tensor, "N H"],
         edges: Sequence[Float[Tensor, "... C"]],
     ) -> Float[Tensor, "N fifteen_H"]:
-        """u_i of every node."""
+        """Compute u_i of every node."""
         nothing = nodes.new_zeros(len(nodes), 2 * nodes.shape[-1])
         means_of_edges = kernel_means(grids, edges, nothing)
         own = torch.cat([nodes, means_of_edges], dim=-1)
@@ -97,17 +96,17 @@ class NFNLayer(nn.Module):
         edges: Sequence[Float[Tensor, "... C"]],
     ) -> list[Float[Tensor, "... C"]]:
         """Update edges from u of their targets and of their sources."""
-        # The mean of everything reaches an edge once, by its target.
+        # An edge reads the mean of everything only once, through its target.
         terms = self.target(contexts), self.source(contexts[:, : self.source.in_features])
         pairs = zip(grids.chunks, edges, strict=True)
         return [self.own(each) + torch.cat(over_edges(chunk, *terms)) for chunk, each in pairs]
 
 
 class NFN(nn.Module):
-    """NFN in NP mode: node and edge states in, node and edge states out, as ``NGGNN`` does.
+    """NFN in NP mode: maps node and edge states to node and edge states, as ``NGGNN`` does.
 
-    Between layers every state is brought to a unit mean square over its channels and activated;
-    a node or an edge needs no other for that, so it is safe under permutation. Nodes, and each
+    Between layers every state is scaled to a mean square of 1 over its channels and activated. This
+    treats each node and edge separately, and so commutes with permutations. Nodes, and each
     direction of an edge, have ``hidden`` channels.
     """
 
@@ -123,7 +122,7 @@ class NFN(nn.Module):
         nodes: Float[Tensor, "N H"],
         edges: Sequence[Float[Tensor, "... H"]],
     ) -> tuple[Float[Tensor, "N H"], list[Float[Tensor, "... H"]]]:
-        """Map nodes and edges, layer by layer; arguments and answers are as those of ``NGGNN``."""
+        """Map nodes and edges layer by layer; arguments and results as for ``NGGNN``."""
         paired = [torch.cat(each.unbind(), dim=-1) for each in edges]
         silu, last = nn.functional.silu, len(self.layers) - 1
         for k, layer in enumerate(self.layers):

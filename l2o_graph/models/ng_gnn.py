@@ -1,11 +1,11 @@
 """NG-GNN: a message-passing network over neurons (Kofinas et al. 2024, section 3.2).
 
-PNA aggregation (Corso et al. 2020) of messages that the edges modulate as FiLM does (Perez et
-al. 2018), and edges that are updated from their two nodes. Where edges lie is another's matter: in
-grids, for networks of one architecture (``GridRoute``), or in segments, for a batch of any
-(``DirectedEdges``). Either way directed edges come in parts, each with its states in one tensor.
+PNA aggregation (Corso et al. 2020) of messages that edges modulate as in FiLM (Perez et al. 2018),
+and edges that are updated from their two nodes. Edges are laid out in grids, for networks of one
+architecture (``GridRoute``), or in segments, for a batch of any (``DirectedEdges``). In both,
+directed edges come in parts, each with its states in one tensor.
 
-Axes: E directed edges of a part, S segments, n nodes that gather, of N; *B as in ``layout.grids``.
+Axes: E directed edges of a part, S segments, n of N nodes that receive; *B as in ``layout.grids``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,15 +21,15 @@ from l2o_graph.layout.segments import DirectedEdges, Segments
 Route = GridRoute | DirectedEdges
 Walk = Grids | Segments
 
-# PyTorch Geometric's floor under a variance; at or below it the standard deviation is called 0.
+# PyTorch Geometric's floor for variances; at or below it the standard deviation is set to 0.
 SMALLEST_VARIANCE = 1e-5
 
 
 class GraphNorm(nn.Module):
-    """Layer normalisation over all entries of one graph's nodes, then a scale and shift a channel.
+    """Layer normalisation over all nodes and channels of a graph, with a scale and shift a channel.
 
-    PyTorch Geometric's LayerNorm in graph mode. The released code called it without saying
-    which node belongs to which graph, so one graph's answer depended on the others in its batch.
+    This is PyTorch Geometric's LayerNorm in graph mode. The released code called it without the
+    assignment of nodes to graphs, so a graph's result depended on the others in its batch.
     """
 
     def __init__(self, hidden: int):
@@ -38,7 +38,7 @@ class GraphNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden))
 
     def forward(self, x: Float[Tensor, "*B N H"], route: Route) -> Float[Tensor, "*B N H"]:
-        """Normalise the nodes of each graph by itself."""
+        """Normalise the nodes of each graph separately."""
         centred = x - route.mean(x)
         deviation = (route.mean(centred.square()) + 1e-10).sqrt()
         return centred / (deviation + 1e-5) * self.weight + self.bias
@@ -50,9 +50,10 @@ def pna(
     low: Float[Tensor, "*B S H"],
     high: Float[Tensor, "*B S H"],
 ) -> Float[Tensor, "*B n four_H"]:
-    """Mean, minimum, maximum and deviation of each node's messages; of none, zeros.
+    """Compute mean, minimum, maximum and standard deviation of each node's messages.
 
-    From what segments have of them: sums and sums of squares, minima and maxima.
+    They are combined from the sums, sums of squares, minima and maxima of segments. Nodes without
+    messages get zeros.
     """
     count = arrivals.degree.to(sums).clamp(min=1)[:, None]
     mean, square = (arrivals.added(sums) / count).chunk(2, dim=-1)
@@ -73,13 +74,13 @@ class NGGNNLayer(nn.Module):
         u_i    = W_mix W_node [v_i; a_i]
         e_ji  <- W_out SiLU(W_edge e_ji + W_source v_j + W_target v_i)
 
-    What reads edges next is a linear map, too, which becomes one with W_out: e is handed on as
+    Edges are next read by another linear map, which is fused with W_out: e is passed on as
     SiLU(..), and W_out as ``before``.
 
     Args:
-        hidden: F.
-        delta: Mean of log(degree + 1) that the amplification is relative to.
-        edges: Whether edges are updated; without, the layer has no weights for it.
+        hidden: Number of channels, F.
+        delta: Mean of log(degree + 1), by which the amplification is divided.
+        edges: Whether edges are updated; otherwise the layer has no weights for them.
     """
 
     def __init__(self, hidden: int, delta: float, edges: bool = True):
@@ -102,12 +103,12 @@ class NGGNNLayer(nn.Module):
         edges: Sequence[Float[Tensor, "... H"]],
         before: nn.Linear | None = None,
     ) -> Iterator[Float[Tensor, "... H"]]:
-        """What each edge carries, part by part."""
+        """Yield the messages m_ji of each part."""
         of_target, of_source = self.message.weight.chunk(2, dim=1)
         target_term = nodes @ of_target.T + self.message.bias
-        # Two maps rather than one in two halves, whose gradients would have to be put together.
+        # Two maps instead of one split in halves, whose gradients would have to be concatenated.
         halves = zip(self.film.weight.chunk(2), self.film.bias.chunk(2), strict=True)
-        maps = [_behind(before, *half) for half in halves]
+        maps = [_fused(before, *half) for half in halves]
         spread = walk.spread(target_term, nodes @ of_source.T)
         for states, terms in zip(edges, spread, strict=True):
             scale, shift = (nn.functional.linear(states, *each) for each in maps)
@@ -120,7 +121,7 @@ class NGGNNLayer(nn.Module):
         edges: Sequence[Float[Tensor, "... H"]],
         before: nn.Linear | None = None,
     ) -> Float[Tensor, "*B n H"]:
-        """Gather the messages of all parts and update the nodes."""
+        """Aggregate the messages of all parts and update the nodes."""
         arrivals = walk.arrivals
         gathered = pna(arrivals, *walk.tallied(self.messages(walk, nodes, edges, before)))
         amplification = torch.log(arrivals.degree.to(nodes) + 1)[:, None] / self.delta
@@ -134,8 +135,8 @@ class NGGNNLayer(nn.Module):
         edges: Sequence[Float[Tensor, "... H"]],
         before: nn.Linear | None = None,
     ) -> list[Float[Tensor, "... H"]]:
-        """Update edges from the nodes that this layer made, but for W_out."""
-        own = _behind(before, self.edge.weight, self.edge.bias)
+        """Update edges from this layer's nodes, except for W_out."""
+        own = _fused(before, self.edge.weight, self.edge.bias)
         spread = walk.spread(self.target(nodes), self.source(nodes))
         return [
             nn.functional.silu(nn.functional.linear(states, *own) + terms)
@@ -143,8 +144,8 @@ class NGGNNLayer(nn.Module):
         ]
 
 
-def _behind(before: nn.Linear | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear map behind another one."""
+def _fused(before: nn.Linear | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Fuse a linear map with the one before it; return weight and bias."""
     if before is None:
         return weight, bias
     return weight @ before.weight, torch.addmv(bias, weight, before.bias)
@@ -152,12 +153,12 @@ def _behind(before: nn.Linear | None, weight: Tensor, bias: Tensor) -> tuple[Ten
 
 @torch.no_grad()
 def keep_nodes(model: "NGGNN") -> None:
-    """Give a model first weights with which a node's own state outweighs what it gathers.
+    """Initialise a model so that a node's own state outweighs its messages.
 
     W_mix and the part of W_node that reads the node itself become orthogonal. NG-GNN has no
-    residuals, and of torch's own first weights 1 in 9 reads the node: after four rounds nothing
-    is left of what a node was told first, its activation or what it says at probes.
-    The optimizer's networks keep torch's, with which its checkpoints were trained.
+    residuals, and with torch's own initialisation only 1 weight in 9 reads the node: after four
+    rounds nothing is left of its features, such as its activation or its responses to probes.
+    The paper's optimizer keeps torch's initialisation, with which its checkpoints were trained.
     """
     for layer in model.layers:
         assert isinstance(layer, NGGNNLayer)
@@ -167,14 +168,14 @@ def keep_nodes(model: "NGGNN") -> None:
 
 
 class NGGNN(nn.Module):
-    """NG-GNN: node and edge states in, node and edge states out (equations above).
+    """NG-GNN: maps node and edge states to node and edge states (equations above).
 
     Args:
-        hidden: Channels of nodes and edges.
-        layers: Rounds of messages. Nodes are normalised and activated after all but the last.
-        delta: Mean of log(degree + 1) that the amplification is relative to.
-        dropout: Share of a node's activated channels that training leaves out.
-        last_edges: Whether edges are updated after the last round too, as after all others.
+        hidden: Number of channels of nodes and edges.
+        layers: Number of layers. Nodes are normalised and activated after all but the last.
+        delta: Mean of log(degree + 1), by which the amplification is divided.
+        dropout: Dropout rate of the nodes' activated channels.
+        last_edges: Whether the last layer updates edges, too.
     """
 
     def __init__(
@@ -199,16 +200,16 @@ class NGGNN(nn.Module):
         nodes: Float[Tensor, "*B N H"],
         edges: Sequence[Float[Tensor, "... H"]],
     ) -> tuple[Float[Tensor, "*B n H"], Iterable[Float[Tensor, "... H"]]]:
-        """Pass messages along all edges, and in the last round along those that are needed there.
+        """Pass messages along all edges, in the last layer only along those that are needed.
 
         Args:
-            route: Where everything lies.
-            nodes: Initial states.
-            edges: Initial states of all parts: of grids (*B, P, E, H), of segments (D, H).
+            route: Layout of nodes and edges.
+            nodes: Initial states of nodes.
+            edges: Initial states of all parts: (*B, P, E, H) for grids, (D, H) for segments.
 
         Returns:
-            States of the nodes that gather last, and of the edges of the last round, updated if
-            ``last_edges``; these are worked out when they are asked for, once.
+            States of the nodes that receive messages in the last layer, and an iterable of the
+            states of its edges, updated if ``last_edges``. They are computed lazily, once.
         """
         walk, layer, before = route.all, None, None
         for k, following in enumerate(self.layers):

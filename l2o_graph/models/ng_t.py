@@ -1,16 +1,16 @@
 """NG-T: a relational transformer over neurons (Kofinas et al. 2024, section 3.2).
 
-Attention whose queries, keys and values the edges modulate, and edges that are updated from
-their two nodes (Diao & Loynd 2023). Every edge is walked both ways and has a state for each; where
-edges lie is another's matter, as for ``ng_gnn``.
+Attention whose queries, keys and values are modulated by edges, and edges that are updated from
+their two nodes (Diao & Loynd 2023). Every edge has a state for each of its two directions. Edges
+are laid out as for ``ng_gnn``.
 
-A pair without an edge, a node and itself among them, has edge state 0. The edges' projections
-have no bias, so its value is 0 as well: such a pair takes weight away from the others and carries
-nothing. That leaves a sum of scores to work out for it, and no state to store.
+A pair without an edge, also that of a node and itself, has edge state 0. Projections of edges have
+no bias, so the value of such a pair is 0, too: it only takes attention weight from the others. So
+only its score has to be computed, and it has no state to store.
 
-With ``plain`` such a pair carries the other node's value, and an edge modulates that: then a few
-rounds are enough to see all of a deep network from each of its nodes. Predictors of accuracy are
-of this kind, the optimizer and models that read INRs are not.
+With ``plain`` the value of such a pair is that of the other node, and edges modulate values. A node
+of a deep network then sees all others within a few layers. Predictors of accuracy are of this kind;
+the optimizer and models that read INRs are not.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,13 +22,13 @@ from l2o_graph.layout.pairs import Pairs
 from l2o_graph.models.attention import Attention
 from l2o_graph.models.ng_gnn import Route, Walk
 
-# Up to so many pairs of nodes, those without an edge are attended to as well: 1024 nodes, whose
-# scores take 4 MB a head.
+# Up to this many pairs of nodes, pairs without an edge are attended to as well: 1024 nodes, whose
+# scores take 4 MB per head.
 MOST_PAIRS = 2**20
 
 
 class PostNorm(nn.Module):
-    """x <- LN(x + update), then x <- LN(x + FFN(x)), with dropout of both that are added."""
+    """Post-norm residuals: x <- LN(x + update), then x <- LN(x + FFN(x)), with dropout."""
 
     def __init__(self, size: int, hidden: int, dropout: float):
         super().__init__()
@@ -40,13 +40,13 @@ class PostNorm(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*n C"], update: Float[Tensor, "*n C"]) -> Tensor:
-        """Take an update."""
+        """Apply an update."""
         x = self.norm(x + self.dropout(update))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))
 
 
 class NodeUpdate(nn.Module):
-    """The node update, from what attention gathers: see ``Attention``.
+    """Update of nodes from the output o_i of ``Attention``.
 
     x_i <- PostNorm(x_i, W_0 W_out o_i),  with ``axial`` PostNorm(x_i, W_0 o_i)
     """
@@ -77,14 +77,14 @@ class NodeUpdate(nn.Module):
         nodes: Float[Tensor, "*B N H"],
         edges: Sequence[Float[Tensor, "... C"]],
     ) -> Float[Tensor, "*B n H"]:
-        """Let nodes attend, along edges and to ``pairs`` without one, and update them."""
+        """Let nodes attend along edges and to ``pairs`` without an edge, and update them."""
         attention = Attention(self.of_edge.weight, self.heads, self.plain)
         of_nodes = self.of_node(nodes).chunk(3, dim=-1)
         return self.post(walk.own(nodes), self.out(attention(walk, pairs, of_nodes, edges)))
 
 
 class EdgeUpdate(nn.Module):
-    """The edge update, from the nodes that the layer made.
+    """Update of edges from the nodes of the same layer.
 
     For the edge j -> i with state e and the state e' of its reverse::
 
@@ -112,10 +112,10 @@ class EdgeUpdate(nn.Module):
         edges: Sequence[Float[Tensor, "... C"]],
         last: bool,
     ) -> list[Float[Tensor, "... C"]]:
-        """Update all edges, or those of the last round."""
+        """Update all edges, or those of the last layer."""
         target, source = self.target(nodes), self.source(nodes)
         if self.row is not None and self.column is not None:
-            # A node without edges has no one to tell, but 0 / 0 would spoil the gradient.
+            # For a node without edges the mean is not used, but 0 / 0 would spoil the gradient.
             degree = route.all.arrivals.degree.to(nodes).clamp(min=1)[:, None]
             into, out_of = (route.sums(edges) / degree).unbind(-3)
             target, source = target + self.row(into), source + self.column(out_of)
@@ -129,25 +129,25 @@ class EdgeUpdate(nn.Module):
 
 
 class NGTLayer(nn.Module):
-    """One round of attention: a node update and an edge update, Xavier weights and zero biases.
+    """A layer of NG-T: an update of nodes and one of edges, Xavier weights and zero biases.
 
     Args:
-        node: Channels of nodes.
-        edge: Channels of edges.
-        attention: Channels of queries, keys and values, all heads together.
-        heads: Heads that share them.
-        node_hidden: Hidden channels of the nodes' feed-forward network.
-        edge_hidden: Hidden channels of the edges' networks.
-        axial: The layer whose size is that of the paper's models, where the released code's is
-            not: the attention has no output map of its own, and an edge also reads the means of
-            the edges that share one of its ends.
-        dropout: Share of what is added to a state's channels that training leaves out.
-        edges: Whether edges are updated; without, the layer has no weights for it.
-        plain: Whether p = 1 in ``Attention``: values are those of a plain transformer where there
-            is no edge, and modulated by it where there is one.
+        node: Number of channels of nodes.
+        edge: Number of channels of edges.
+        attention: Number of channels of queries, keys and values, all heads together.
+        heads: Number of heads, which divide these channels.
+        node_hidden: Number of hidden channels of the nodes' feed-forward network.
+        edge_hidden: Number of hidden channels of the edges' networks.
+        axial: Whether the layer is the variant whose size matches the paper's models, other than
+            the released code: the attention has no output map of its own, and an edge also reads
+            the means of the edges that share one of its ends.
+        dropout: Dropout rate of the updates.
+        edges: Whether edges are updated; otherwise the layer has no weights for them.
+        plain: Whether p = 1 in ``Attention``: values are those of a plain transformer for pairs
+            without an edge, and modulated by the edge for others.
 
     Raises:
-        ValueError: When the heads do not share the attention's channels evenly.
+        ValueError: If the number of heads does not divide the attention's channels.
     """
 
     def __init__(
@@ -176,23 +176,22 @@ class NGTLayer(nn.Module):
 
 
 class NGT(nn.Module):
-    """NG-T: node and edge states in, node and edge states out.
+    """NG-T: maps node and edge states to node and edge states.
 
-    A node attends to its neighbours along the edges that lead to it, of both planes, and to
-    itself; up to ``most_pairs`` pairs, also to all nodes that it has no edge with. The released
-    code has a state for every pair of nodes, which without an edge starts at a constant and is
-    updated like any other, and a node attends along the edges that leave it; here states live on
-    edges alone, a pair without one carries nothing, or with ``plain`` the other node's value, and
-    means over edges (``axial``) are over those there are.
+    A node attends to its neighbours along the edges of both directions that lead to it, and to
+    itself; up to ``most_pairs`` pairs, also to all nodes that it has no edge with.
 
-    Left out on purpose: the class token and the attention to padding of the released code, which
-    made a network's answer depend on more than the network.
+    Differences from the released code: That has a state for every pair of nodes, also without an
+    edge, and a node attends along the edges that leave it. Here only edges have states, the value
+    of a pair without an edge is 0 (or with ``plain`` that of the other node), and means over edges
+    (``axial``) are over existing ones. There is no class token and no attention to padding, which
+    made a network's result depend on more than the network.
 
-    Args, beside those of ``NGTLayer``, whose sizes are ``hidden`` unless said otherwise:
-        hidden: Channels of nodes; half of the nodes' feed-forward network's.
-        layers: Rounds of attention.
-        most_pairs: Most pairs of nodes, N * N, for which all are attended to.
-        last_edges: Whether the last layer updates edges, as all others do.
+    Args, beside those of ``NGTLayer``, whose sizes are ``hidden`` by default:
+        hidden: Number of channels of nodes; half as many as in their feed-forward network.
+        layers: Number of layers.
+        most_pairs: Largest number of pairs of nodes, N * N, up to which all are attended to.
+        last_edges: Whether the last layer updates edges, too.
 
     The paper's optimizer has ``NGT(32, 2, 4, edge_hidden=64, axial=True)`` by its size.
     """
@@ -225,7 +224,7 @@ class NGT(nn.Module):
         nodes: Float[Tensor, "*B N H"],
         edges: Sequence[Float[Tensor, "... C"]],
     ) -> tuple[Float[Tensor, "*B n H"], Iterable[Float[Tensor, "... C"]]]:
-        """Attend; arguments and answers are those of ``NGGNN``, with edges walked both ways."""
+        """Apply all layers; arguments and results as for ``NGGNN``, with edges both ways."""
         pairs, update = route.unjoined(self.most_pairs), None
         for k, layer in enumerate(self.layers, 1):
             assert isinstance(layer, NGTLayer)

@@ -1,11 +1,11 @@
-"""A pass in the order of a network's own computation: each edge is visited once.
+"""The ordered pass: each edge is visited once, in the order in which the network computes.
 
     m_j = sum_i (W_e phi(w_ji) + b_e) * (A s_i + a) / sqrt(fan-in)      message to neuron j
-    s_j = LayerNorm(GRU(m_j, u_j))                                      u_j: what j has of its own
+    s_j = LayerNorm(GRU(m_j, u_j))                                      u_j: features of neuron j
 
-from the inputs to the outputs. What a neuron of the network does, a sum of weights times what it
-reads and then something of its own, is what the states of this pass do, channel by channel.
-Source: DNG-Encoder (arXiv 2607.02166); there the GRU's state is the bias, too.
+from the inputs to the outputs. Channel by channel, states of this pass are computed as the neuron
+itself computes: a sum of weights times inputs, combined with a term of its own.
+Source: DNG-Encoder (arXiv 2607.02166), where the GRU's state is the bias, too.
 """
 
 import math
@@ -18,7 +18,10 @@ from l2o_graph.layout.segments import DirectedEdges
 
 
 class OrderedStep(nn.Module):
-    """States of some neurons, of ``size`` channels H -> states of those that read them."""
+    """One step of the pass: states of some neurons -> states of those that read them.
+
+    States have ``size`` channels, H.
+    """
 
     def __init__(self, features: int, size: int):
         super().__init__()
@@ -33,9 +36,9 @@ class OrderedStep(nn.Module):
         sources: Float[Tensor, "I i H"],
         own: Float[Tensor, "I j H"],
     ) -> Float[Tensor, "I j H"]:
-        """Take one step, from the edges' features phi and the states of the neurons that are read.
+        """Compute the states of the reading neurons from edge features phi and source states.
 
-        ``own`` is what each neuron that reads has of its own: of its bias, of its responses.
+        ``own`` are the features u_j of the reading neurons, such as biases and responses.
         """
         factors = self.read(edges)
         messages = torch.einsum("noih,nih->noh", factors, self.say(sources))
@@ -45,9 +48,9 @@ class OrderedStep(nn.Module):
 
 
 class OrderedGraph(nn.Module):
-    """The same over networks of any architectures, as one graph, with one set of maps.
+    """Ordered pass over a batch of networks of any architectures, with one set of weights.
 
-    Nodes and edges have H = ``size`` channels; states of the nodes that are read come out.
+    Nodes and edges have H = ``size`` channels.
     """
 
     def __init__(self, size: int, dropout: float = 0.0):
@@ -60,12 +63,12 @@ class OrderedGraph(nn.Module):
     def forward(
         self, directed: DirectedEdges, nodes: Float[Tensor, "N H"], edges: Float[Tensor, "D H"]
     ) -> Float[Tensor, "n H"]:
-        """Pass over all edges, which go along the flow alone, from the inputs on.
+        """Pass over all edges from the inputs on; return the states of ``directed.last.nodes``.
 
         Args:
-            directed: The edges.
-            nodes: What each node has of its own; where no edge leads to, it stays that.
-            edges: What each edge multiplies by, W_e phi + b_e.
+            directed: Edges, only in the direction of the computation.
+            nodes: Features u_j of nodes; they are the states of nodes without incoming edges.
+            edges: Factor of each edge, W_e phi + b_e.
 
         Raises:
             ValueError: For a graph with a cycle.
@@ -79,9 +82,10 @@ class OrderedGraph(nn.Module):
         for number in range(1, int(level.max()) + 1):
             own = (level == number).nonzero().flatten()
             arriving = (level[target] == number).nonzero().flatten()
-            said = edges[arriving] * self.say(states[source[arriving]])
-            heard = torch.zeros_like(nodes).index_add(0, target[arriving], said)[own] * scale[own]
-            coming = self.dropout(self.norm(self.cell(heard, nodes[own])))
+            messages = edges[arriving] * self.say(states[source[arriving]])
+            sums = torch.zeros_like(nodes).index_add(0, target[arriving], messages)
+            received = sums[own] * scale[own]
+            coming = self.dropout(self.norm(self.cell(received, nodes[own])))
             states = states.index_copy(0, own, coming)
         return states[directed.last.nodes]
 
@@ -89,7 +93,7 @@ class OrderedGraph(nn.Module):
 def levels(
     nodes: int, source: Int64[Tensor, " D"], target: Int64[Tensor, " D"]
 ) -> Int64[Tensor, " N"]:
-    """How many edges there are, at most, on the way from an input to each node.
+    """Compute the largest number of edges on a path from an input to each node.
 
     Raises:
         ValueError: For a graph with a cycle.

@@ -1,7 +1,8 @@
-"""StatNN: a network on statistics of each layer (Unterthiner et al. 2020).
+"""StatNN: an MLP on statistics of each layer (Unterthiner et al. 2020).
 
-Of the weights of a layer, and of its biases: mean, variance, and the quantiles 0, 1/4, 1/2, 3/4
-and 1. No order of neurons changes them, nor what neurons belong together.
+Statistics of the weights of a layer, and of its biases, are mean, variance, and the quantiles 0,
+1/4, 1/2, 3/4 and 1. They do not depend on the order of neurons, nor on which weights belong to
+the same neuron.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,11 @@ STATISTICS = 2 + len(QUANTILES)
 
 
 def statistics(x: Float[Tensor, "I ..."]) -> Float[Tensor, "I 7"]:
-    """Mean, variance and five quantiles of each network's scalars.
+    """Compute mean, variance and five quantiles of each network's scalars.
 
-    The variance is the unbiased one, and 0 of a single scalar, which leaves that undefined.
-    Quantiles between two scalars are interpolated.
+    The variance is unbiased, and 0 for a single scalar. Quantiles are interpolated.
     """
-    # Not torch.quantile, which refuses more than 2^24 scalars: those of 16,000 INRs.
+    # torch.quantile refuses more than 2^24 scalars, those of 16,000 INRs.
     ordered = x.flatten(1).sort(1).values
     last = ordered.shape[1] - 1
     place = last * torch.tensor(QUANTILES, dtype=ordered.dtype, device=ordered.device)
@@ -35,12 +35,12 @@ def statistics(x: Float[Tensor, "I ..."]) -> Float[Tensor, "I 7"]:
 def layer_statistics(
     weights: Sequence[Float[Tensor, "I ..."]], biases: Sequence[Float[Tensor, "I _"]], layers: int
 ) -> Float[Tensor, "I F"]:
-    """Statistics of all layers, dense or convolutional, beside each other, F = 14 a layer.
+    """Concatenate the statistics of all layers, dense or convolutional, 14 for each layer.
 
-    There is room for ``layers`` of them: those that the networks do not have are zeros.
+    They are padded with zeros to those of ``layers`` layers.
 
     Raises:
-        ValueError: For networks of more layers.
+        ValueError: For networks with more layers.
     """
     if len(weights) > layers:
         raise ValueError(f"StatNN: expected at most {layers} layers, found {len(weights)}")
@@ -50,15 +50,15 @@ def layer_statistics(
 
 
 class StatNN(nn.Module):
-    """Two hidden layers on the statistics of at most ``layers`` layers.
+    """MLP with two hidden layers on the statistics of at most ``layers`` layers.
 
-    Networks of different depth make one batch as rows of ``layer_statistics``, for ``head``.
+    For a batch of networks of different depth, apply ``head`` to rows of ``layer_statistics``.
 
     Args:
-        layers: Layers of the deepest network; 6 in Kofinas et al. 2024, section 4.2.
-        outputs: Numbers to answer with: 1 for an accuracy, as many as classes for logits.
-        hidden: Width.
-        dropout: Share of each hidden layer that is dropped in training.
+        layers: Number of layers of the deepest network; 6 in Kofinas et al. 2024, section 4.2.
+        outputs: Number of outputs: 1 for an accuracy, the number of classes for logits.
+        hidden: Width of hidden layers.
+        dropout: Dropout rate of each hidden layer.
     """
 
     def __init__(self, layers: int, outputs: int = 1, hidden: int = 1000, dropout: float = 0.0):
@@ -69,5 +69,5 @@ class StatNN(nn.Module):
     def forward(
         self, weights: Sequence[Float[Tensor, "I ..."]], biases: Sequence[Float[Tensor, "I _"]]
     ) -> Float[Tensor, "I outputs"]:
-        """Answer for networks of one architecture; see ``layer_statistics``."""
+        """Compute outputs for networks of one architecture; see ``layer_statistics``."""
         return self.head(layer_statistics(weights, biases, self.layers))

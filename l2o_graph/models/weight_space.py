@@ -1,6 +1,6 @@
-"""Networks of equivariant linear layers on weight spaces, and what of their features is invariant.
+"""Networks of equivariant linear layers on weight spaces, and pooling to invariant features.
 
-Features of a network are (I, C, *shape) for each of its parameters: C numbers for each scalar.
+Features of I networks are (I, C, *shape) for each parameter: C numbers for each scalar.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,12 @@ Features = Sequence[Float[Tensor, "I C ..."]]
 
 
 class Activation(nn.Module):
-    """Norm, ReLU and dropout of features, C channels of each tensor of a network.
+    """Norm, ReLU and dropout of features with C channels.
 
-    The norm is ``BatchNorm1d`` on each tensor's channels, over networks and all entries: as
-    indifferent to permutations, also to another for each network. In training it takes at least
-    two networks, and there alone a network's answer depends on its batch. Dropout is of whole
-    channels of each tensor of each network: single entries would not be missed, as the layers read
-    means.
+    The norm is ``BatchNorm1d`` on each tensor's channels, over networks and all entries. It
+    commutes with permutations, also with a different one for each network. It needs at least two
+    networks in training, and only in training does a network's result depend on its batch. Dropout
+    drops whole channels of a tensor: single entries would hardly matter, as layers read means.
     """
 
     def __init__(self, tensors: int, channels: int, norm: bool, dropout: float):
@@ -33,7 +32,7 @@ class Activation(nn.Module):
         self.drop = nn.Dropout1d(dropout)
 
     def forward(self, features: Features) -> list[Float[Tensor, "I C ..."]]:
-        """The same shapes."""
+        """Apply norm, ReLU and dropout to each tensor."""
         pairs = zip(self.norms, features, strict=True)
         return [self.drop(norm(x.flatten(2)).relu()).view(x.shape) for norm, x in pairs]
 
@@ -41,9 +40,9 @@ class Activation(nn.Module):
 def equivariant_net(
     space: Sequence[TensorSpec], channels: Sequence[int], norm: bool, dropout: float
 ) -> nn.Sequential:
-    """Equivariant linear layers with an ``Activation`` between each two: features to features.
+    """Build equivariant linear layers with an ``Activation`` between each two.
 
-    ``channels`` are those of the first features, behind each hidden layer, and of the answer.
+    ``channels`` are those of the inputs, of each hidden layer, and of the outputs.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
@@ -56,9 +55,9 @@ Reduce = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 def pooled(space: Sequence[TensorSpec], features: Features, reduce: Reduce) -> Float[Tensor, "I F"]:
-    """Features reduced over permutable axes, by ``torch.mean`` or ``torch.amax``.
+    """Reduce features over permutable axes, by ``torch.mean`` or ``torch.amax``.
 
-    Fixed axes are kept, as more features: F = C times ``pooled_size(space)``.
+    Fixed axes become additional features: F = C times ``pooled_size(space)``.
     """
     answer = []
     for spec, x in zip(space, features, strict=True):
@@ -68,5 +67,5 @@ def pooled(space: Sequence[TensorSpec], features: Features, reduce: Reduce) -> F
 
 
 def pooled_size(space: Sequence[TensorSpec]) -> int:
-    """How many numbers of a channel ``pooled`` keeps."""
+    """Return how many numbers ``pooled`` keeps of each channel."""
     return sum(torch.Size(spec.fixed_shape).numel() for spec in space)

@@ -1,1 +1,1 @@
-"""The rule: directions that are whitened, lengths that are learned."""
+"""The rule of NGOptimizer: whitened directions and learned step lengths."""

@@ -1,4 +1,4 @@
-"""What an optimizer does with each parameter, as a table for people."""
+"""The table of ``explain()``: kind, direction and step length of each parameter."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ TITLES = ("parameter", "shape", "kind", "direction", "step length", "of weights"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One parameter."""
+    """A row of the table: one parameter."""
 
     name: str
     shape: tuple[int, ...]
-    kind: str  # what it is to the network
-    direction: str  # how the direction of its steps comes about
+    kind: str  # role in the network
+    direction: str  # how the direction of its updates is computed
     step_length: float | None  # RMS of its last update; None before the first
-    of_weights: float | None  # that over the RMS of its weights, likewise
+    of_weights: float | None  # RMS of its last update relative to that of its weights
 
     def cells(self) -> tuple[str, ...]:
-        """The entry as text."""
+        """Format the entry as text."""
         shape = " x ".join(map(str, self.shape)) or "scalar"
         length = "" if self.step_length is None else f"{self.step_length:.2e}"
         share = "" if self.of_weights is None else f"{100 * self.of_weights:.3g} %"
@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An entry for each parameter, in their order; prints as a table, and a note below it."""
+    """Entries of all parameters, in order; prints as a table with a note below it."""
 
     entries: tuple[Entry, ...]
     note: str
@@ -60,7 +60,7 @@ def account_of(
     updates_of: Callable[[Tensor], Sequence[Tensor]],
     note: str,
 ) -> Account:
-    """Account for all parameters of a network, in its order, of whose last updates there are."""
+    """Tabulate all parameters of a network; ``updates_of`` gives the last update of each."""
     blocks: dict[int, list[Block]] = {}
     for block in blocks_of(spec):
         blocks.setdefault(block.parameter, []).append(block)
@@ -106,5 +106,5 @@ def _direction(blocks: Sequence[Block]) -> str:
         if side is not None
     ]
     if not found:
-        return "entry by entry"
+        return "elementwise"
     return f"whitened{' on one side' if len(found) == 1 else ''}, {' by '.join(found)}"

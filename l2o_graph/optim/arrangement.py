@@ -1,7 +1,7 @@
-"""Parameters of one type on one device: laid out in stacks, and stepped."""
+"""Parameters of one type on one device: their layout in stacks, and their step."""
 
 # pyright: reportPrivateImportUsage=false
-# torch has no public names for its functions of many tensors at once.
+# torch's multi-tensor functions have no public names.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ class Arrangement:
 
     Attributes:
         memory: Their stacks, N = 1.
-        index: Place of each parameter in the network.
+        index: Index of each parameter in the network.
         parameters: The parameters.
-        views: What each one owns of the memory, as ``optimizer.state`` has it.
-        states: All that ``optimizer.state`` has of each.
-        ages: Steps of each one so far.
-        shapes: Their shapes when they were laid out.
-        anew: Number of them that have a state that did not fit.
-        sharing: Which of them are worked on here, where they are sharded.
+        views: Views of each parameter's part of the memory, by their names in ``optimizer.state``.
+        states: Whole entry of each parameter in ``optimizer.state``.
+        ages: Number of steps of each so far.
+        shapes: Shape of each when it was laid out.
+        anew: Number of parameters whose state did not fit and was reset.
+        sharing: Ranks and ownership, if parameters are sharded.
     """
 
     memory: Memory
@@ -49,12 +49,12 @@ class Arrangement:
 
     @property
     def device(self) -> torch.device:
-        """Where they lie."""
+        """Device of the parameters."""
         return self.memory.history.ages.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed in."""
+        """Type of the state and of all computation."""
         return self.memory.history.ages.dtype
 
     @staticmethod
@@ -65,14 +65,14 @@ class Arrangement:
         states: list[dict[str, Tensor]],
         sharing: Sharing | None = None,
     ) -> "Arrangement":
-        """Lay parameters out, and take over what is remembered of them where it fits."""
+        """Lay parameters out, and keep their state where it fits."""
         place = {i: j for j, i in enumerate(index)}
         blocks = [b for b in blocks_of(spec) if b.parameter in place]
         one = parameters[0]
         like = torch.zeros((), device=one.device, dtype=state_type(one))
         for p, state in zip(parameters, states, strict=True):
             offset = state.get("offset")
-            if offset is None or offset.shape != p.shape:  # new, or of another shape meanwhile
+            if offset is None or offset.shape != p.shape:  # new, or its shape has changed
                 state.clear()
                 state["step"] = torch.zeros((), dtype=like.dtype)
                 start = like.new_zeros(p.shape)
@@ -99,14 +99,14 @@ class Arrangement:
         return Arrangement(memory, index, parameters, views, states, ages, shapes, anew, sharing)
 
     def holds(self, states: Mapping[Tensor, dict[str, Tensor]]) -> bool:
-        """Whether the state of all parameters is what was laid out here."""
+        """Return whether ``optimizer.state`` still holds the views of this layout."""
         for p, mine, state in zip(self.parameters, self.views, self.states, strict=True):
             if states.get(p) is not state or any(state.get(n) is not t for n, t in mine.items()):
                 return False
         return torch.stack([state["step"] for state in self.states]).tolist() == self.ages
 
     def is_current(self) -> bool:
-        """Whether the parameters are of the shape, type and place that they were."""
+        """Return whether shape, type and device of all parameters are unchanged."""
         return all(
             p.shape == shape and p.device == self.device and state_type(p) == self.dtype
             for p, shape in zip(self.parameters, self.shapes, strict=True)
@@ -114,7 +114,7 @@ class Arrangement:
 
     @cached_property
     def _moves(self) -> dict[int, Tensor] | None:
-        """Update of each parameter here, where all are views of the stacks' and stay the same."""
+        """Updates as views of the stacks, which stay valid; None if any has to be a copy."""
         lasts = [stack.last for stack in self.memory.stacks]
         found = self._of_parameters(lasts)
         own = {last.untyped_storage().data_ptr() for last in lasts}
@@ -122,7 +122,7 @@ class Arrangement:
         return found if are_views else None
 
     def _of_parameters(self, updates: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Updates of stacks -> of parameters here, by their number."""
+        """Turn updates of stacks into updates of the parameters here, by their index."""
         found = scattered(self.memory, updates)
         return {j: found[i].view(self.shapes[j]) for j, i in enumerate(self.index) if i in found}
 
@@ -134,14 +134,14 @@ class Arrangement:
         horizon: int,
         few: Tensor | None = None,
     ) -> None:
-        """Update all parameters and what is remembered of them.
+        """Update all parameters and their state.
 
         Args:
-            learned: What was learned, N = 1.
+            learned: Learned constants and weights, N = 1.
             group_of: Group of each parameter.
             gradient_of: Gradient of each.
-            horizon: Number of steps of the whole run, 0 if it is not told.
-            few: How far training is on few examples, see ``Examples.few``.
+            horizon: Number of steps of the whole run, 0 if it is not known.
+            few: Degree ε to which examples are few, see ``Examples.few``.
         """
         given = {p: gradient_of[p] for p in self.parameters}
         weights: dict[Tensor, Tensor] = {p: p for p in self.parameters}
@@ -186,7 +186,7 @@ def _laid_out(
     here: Sequence[bool] | None = None,
     summed: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Memory, list[dict[str, Tensor]]]:
-    """A memory of parameters of some ages, and what each of them owns of it."""
+    """Arrange blocks by the ages of their parameters; return views for each parameter, too."""
     ages = [int(states[place[b.parameter]]["step"]) for b in blocks]
     memory = arrange(spec, blocks, 1, ages, like, here, summed)
     views: list[dict[str, Tensor]] = [{} for _ in states]
@@ -199,9 +199,9 @@ def _laid_out(
 
 
 def owners(memory: Memory) -> Iterator[tuple[Block, dict[str, Tensor]]]:
-    """Each block with views of what it owns of a memory of one network.
+    """Yield each block of one network's memory with views of its part of the tensors.
 
-    What other ranks hold is on the meta device; what is known of rows and matrices is everywhere.
+    Tensors held by other ranks are on the meta device; those of rows and matrices are on all ranks.
     """
     history = memory.history
     for stack in memory.all_stacks:
@@ -216,7 +216,7 @@ def owners(memory: Memory) -> Iterator[tuple[Block, dict[str, Tensor]]]:
                 name: (t[:, 0, at : at + n] if name == "momenta" else t[0, at : at + n])
                 for name, t in owned.items()
             }
-            for name in ("momenta", "square"):  # short blocks have zeros behind them
+            for name in ("momenta", "square"):  # short blocks are padded with zeros
                 if name in mine:
                     mine[name] = mine[name][..., : block.matrix[2]]
             mine["rows"] = rows[:, first : first + n * r]
@@ -226,12 +226,12 @@ def owners(memory: Memory) -> Iterator[tuple[Block, dict[str, Tensor]]]:
 
 
 def _fits(state: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> bool:
-    """Whether what is remembered is of the same geometry as its new place."""
+    """Return whether a state has the shapes of its new place."""
     return all(name in state and state[name].shape == tensor.shape for name, tensor in mine.items())
 
 
 def _take_over(state: dict[str, Tensor], mine: dict[str, Tensor]) -> None:
-    """Copy what is remembered into its new place, which ``state`` then holds; else start anew."""
+    """Copy a state into its new place if it fits; ``state`` then holds the new tensors."""
     if int(state["step"]) and _fits(state, mine):
         for name, tensor in mine.items():
             tensor.copy_(state[name])
@@ -248,17 +248,17 @@ def _move(
     lr: float | Tensor,
     weight_decay: float | Tensor,
 ) -> None:
-    """Make the step of parameters of a group, with what weight decay takes away.
+    """Apply updates and weight decay to parameters of a group.
 
-    AdamW changes a weight by about lr a step and takes lr * weight_decay of it away. The RMS of
-    an update stands for the former here. What is of low precision is rounded once.
+    AdamW changes a weight by about lr per step, and decays it by lr * weight_decay. Here the RMS
+    of the update takes the place of lr. Parameters of low precision are rounded once.
 
     Args:
-        parameters: To change in place.
-        offsets: See ``averaging.follow``.
-        updates: What the rule answers, in the type that it computes in.
+        parameters: Parameters, changed in place.
+        offsets: Offsets, see ``averaging.follow``.
+        updates: Updates of the rule, in the type of its computation.
         age: Number of steps before this one.
-        lr: Factor of all; with the number 0, parameters stay.
+        lr: Factor of all updates; the number 0 leaves parameters unchanged.
         weight_decay: Weight decay of the group.
     """
     if isinstance(lr, Tensor):

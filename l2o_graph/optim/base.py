@@ -1,7 +1,7 @@
-"""What every learned optimizer owes its users: groups, closures, refusals, states."""
+"""The base class of learned optimizers: groups, closures, checks and states."""
 
 # pyright: reportPrivateImportUsage=false
-# torch has no public names for its functions of many tensors at once, nor for this decorator.
+# torch's multi-tensor functions and this decorator have no public names.
 
 import math
 import sys
@@ -23,31 +23,30 @@ from l2o_graph.optim.structure import Structure, asked_of
 from l2o_graph.optim.warn import warn
 from l2o_graph.tracing.checks import check_module
 
-# Gradients above this are taken for an overflow; float32 has to hold their squares.
+# Norms above this count as an overflow; float32 has to hold their squares.
 LONGEST_GRADIENT = 1e17
-# Where ZeroRedundancyOptimizer makes the optimizers of each process.
+# The module in which ZeroRedundancyOptimizer creates the optimizer of each process.
 ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 PARTED = (
-    "its neurons lie on several processes, and the graph needs them together, as "
-    "DistributedDataParallel has them"
+    "the graph needs all neurons of a parameter in one process, as with DistributedDataParallel"
 )
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    """The part of a learned optimizer that is the same for every rule.
+    """Base class of learned optimizers: everything that does not depend on the rule.
 
     Args:
         params: Parameters, named parameters or groups, as for any optimizer.
         defaults: Defaults of the groups' options, among them "lr", "weight_decay", "maximize" and
             "checkpoint".
-        model: The network that the parameters belong to, whose structure is read from its first
-            batch; None for the module whose ``parameters()`` are given. Of any other parameters
-            it is inferred from order, shape and, where given, name.
-        examples: Counter of what the model is trained on, where the rule depends on it.
+        model: Network that the parameters belong to; its structure is read from its first batch.
+            With None, it is the module whose ``parameters()`` are passed as ``params``; for other
+            parameters the structure is inferred from order, shapes and names, if there are any.
+        examples: Counter of training examples, if the rule depends on them.
 
     Raises:
-        ValueError, TypeError: As ``NGOptimizer``; a TypeError for any shard where the rule takes
-            none.
+        ValueError, TypeError: As ``NGOptimizer``; a TypeError for any shard if the rule does not
+            support shards.
     """
 
     # Whether parameters may be sharded over processes, as DTensors.
@@ -63,11 +62,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         _refuse_shares(type(self).__name__)
         if model is not None:
             check_module(model, "model")
-        # Before the base class, which adds the groups, and uses the parameters up.
+        # Before the base class adds the groups, which exhausts a generator of parameters.
         found = asked_of(params) if model is None else model
         self._structure = Structure(type(self).__name__, found, examples, model is not None)
         super().__init__(params, defaults)
-        # Whoever has not imported it does not need it, and it is not a dependency.
+        # Only if the user has imported ``higher``: it is not a dependency.
         if "higher.optim" in sys.modules:
             from l2o_graph.higher_support import register
 
@@ -75,25 +74,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._structure.watch()
 
     def read_structure(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
-        """Follow the model through a batch of its own, of which nothing remains.
+        """Read the structure of the model from a call with an example batch.
 
-        Calls of the model are followed by themselves; this is for whoever makes none before the
-        first step.
+        Not needed if the model is called before the first step: such calls are followed
+        automatically. The call leaves the model unchanged.
 
         Args:
-            args: A batch, as the model's call takes it.
-            kwargs: Named arguments of that call.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
 
         Raises:
-            RuntimeError: Where nothing tells which model it is.
+            RuntimeError: If the optimizer does not know its model.
         """
         self._structure.read(args, kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; the graph is built anew at the next step.
+        """Add a group; the graph is rebuilt at the next step.
 
         Raises:
-            ValueError, TypeError: As at construction; the optimizer is then as it was.
+            ValueError, TypeError: As at construction; the optimizer is then left unchanged.
         """
         super().add_param_group(param_group)
         try:
@@ -121,19 +120,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._check_parameters(group["params"])
 
     def _check_parameters(self, parameters: Iterable[Tensor]) -> None:
-        """Raise for what cannot be trained; some of it happens to parameters only later."""
+        """Raise for parameters that cannot be trained; they may change after construction."""
         model = self._structure.model
         known = None if model is None else set(model.parameters())
         if known is not None and not (self._structure.is_given or known.issuperset(parameters)):
             self._structure.drop()
             known = None
         for i, p in enumerate(parameters):
-            # FSDP1 puts this mark on its flat ones and on views of them, which look like vectors.
+            # FSDP1 marks its flat parameters and views of them, which look like vectors.
             if hasattr(p, "_fsdp_flattened") or (is_sharded(p) and not self.takes_shards):
                 fit = " or a DTensor of fully_shard" if self.takes_shards else ""
                 raise TypeError(
-                    f"parameter {i}: expected a whole tensor{fit}, found a shard, as "
-                    f"FullyShardedDataParallel makes it; {PARTED}"
+                    f"parameter {i}: expected a whole tensor{fit}, found a shard of "
+                    f"FullyShardedDataParallel; {PARTED}"
                 )
             if p.dtype.is_complex:
                 raise ValueError(f"parameter {i}: expected a real tensor, found {p.dtype}")
@@ -145,27 +144,29 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"another tensor, of shape {list(p.shape)}"
                 )
 
-    # Compiled, it would be other code at almost every step, as ages and shapes of stacks are
-    # numbers of Python; this is the decorator that torch's own optimizers have, whose public form
-    # makes an import of this package take a second more.
+    # Ages and shapes of stacks are Python numbers, so a compiled step would be recompiled almost
+    # every time. torch's own optimizers have this decorator; importing its public form takes a
+    # second longer.
     @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
 
-        Under ``torch.compile`` it runs as it is, to the same bits; what surrounds it is compiled.
+        Under ``torch.compile`` the step itself is not compiled and gives the same bits; the code
+        around it is compiled.
 
         Args:
-            closure: Evaluates the model and returns the loss; called once, with gradients on.
+            closure: Function that evaluates the model and returns the loss. It is called once,
+                with gradients enabled.
 
         Returns:
-            What the closure returned.
+            Value of the closure.
 
         Raises:
-            RuntimeError: For a sparse gradient; for a parameter that is still on the meta device;
-                at a first step where modules have put shards in the place of parameters; and
-                where some ranks alone have a gradient of a sharded network's parameter.
-            TypeError, ValueError: For a parameter that has become one that construction refuses.
+            RuntimeError: For a sparse gradient; for a parameter on the meta device; at a first
+                step if modules have replaced parameters by shards; and if only some ranks have a
+                gradient of a sharded network's parameter.
+            TypeError, ValueError: For a parameter that construction would refuse by now.
         """
         loss = None
         if closure is not None:
@@ -173,10 +174,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         group_of = {p: group for group in self.param_groups for p in group["params"]}
         for i, p in enumerate(group_of):
-            if p.is_meta:  # it never has a gradient, and would be passed over without a word
+            if p.is_meta:  # it never has a gradient, and would be skipped silently
                 raise RuntimeError(
                     f"parameter {i}: expected a tensor with data, found one on the meta device; "
-                    f"make the optimizer after to_empty(), which makes new parameters"
+                    f"create the optimizer after to_empty(), which replaces the parameters"
                 )
         self._check_parameters(group_of)
         gradient_of = {
@@ -189,7 +190,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not self._accepts(gradient_of):
             return loss
         self._structure.settle(gradient_of)
-        # Autocast is meant for the user's model; the rule needs all its digits.
+        # Autocast is meant for the user's model; the rule needs full precision.
         with torch.autocast(next(iter(gradient_of)).device.type, enabled=False):
             self._apply(group_of, gradient_of)
         return loss
@@ -198,27 +199,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _apply(
         self, group_of: dict[Tensor, dict[str, Any]], gradient_of: dict[Tensor, Tensor]
     ) -> None:
-        """Update all parameters that have a gradient, and what is remembered of them."""
+        """Update all parameters that have a gradient, and their state."""
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
     @cached_property
     def _sharing(self) -> Sharing | None:
-        """Which rank works on which parameter; None where none is sharded."""
+        """The ranks and which parameters each owns; None if no parameter is sharded."""
         return sharing_of(self._parameters())
 
     def _refuse_left_behind(
         self, parameters: Iterable[Tensor], gradient_of: Mapping[Tensor, Tensor]
     ) -> None:
-        """Raise where shards have taken the place of parameters, which never have gradients."""
+        """Raise if shards have replaced parameters, which then never have gradients."""
         if dist.is_available() and dist.is_initialized():
             alone = [(i, p) for i, p in enumerate(parameters) if p not in gradient_of]
             for i in replaced(p for _, p in alone)[:1]:
                 raise RuntimeError(_too_early(alone[i][0]))
 
     def _accepts(self, gradient_of: dict[Tensor, Tensor]) -> bool:
-        """Whether there are gradients to make a step of; warns if some are unfit for it."""
+        """Return whether a step can be made; warn about unusable gradients."""
         for p, gradient in gradient_of.items():
             if gradient.layout != torch.strided:
                 raise RuntimeError(
@@ -240,8 +241,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return False
 
     def _network(self, trained: Sequence[Tensor]) -> tuple[Sequence[Tensor], NetSpec]:
-        """The parameters of the graph and how they join."""
-        # As a dictionary, like the parameters themselves: a list may name one of them twice.
+        """Return the parameters of the graph and its specification."""
+        # A dictionary, because a list may name a parameter twice.
         name_of: dict[Tensor, str] = {}
         for group in self.param_groups:
             name_of.update(zip(group["params"], group.get("param_names", ()), strict=False))
@@ -253,12 +254,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: For the state of another checkpoint or of another model. The optimizer
-                is then as it was.
+                is then left unchanged.
         """
         copies: dict[Tensor, dict[str, Tensor]] = {}
 
-        # The base class would cast the state to the parameters' type, so it gets none. As the
-        # last hook before and the first after, this works with what the user's own hooks made.
+        # The base class would cast the state to the parameters' type, so it gets none. The last
+        # pre-hook and the first post-hook see what the user's own hooks have made of the state.
         def take_out(_: Any, found: dict[str, Any]) -> dict[str, Any]:
             copies.update(self._copies(found))
             return {**found, "state": {}}
@@ -275,7 +276,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             after.remove()
 
     def _copies(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
-        """A copy of each parameter's state, where the parameter lies."""
+        """Copy each parameter's state to the parameter's device."""
         groups, state = state_dict["param_groups"], state_dict["state"]
         expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, groups))
         if expected != found:
@@ -289,8 +290,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return copies
 
     def _check_saved_group(self, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-        """Raise for a group of a saved state that is not one of this optimizer."""
-        # The part of an identity that a copy of the checkpoint under another name shares.
+        """Raise for a saved group that does not belong to this optimizer."""
+        # The digest, which is the same for a copy of the checkpoint under another name.
         found, expected = (str(g.get("checkpoint")).rpartition("@")[2] for g in (theirs, mine))
         if found != expected:
             raise ValueError(
@@ -300,10 +301,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def _copy_of(self, saved: dict[str, Any], key: Any, parameter: Tensor) -> dict[str, Tensor]:
-        """A copy of what a saved state has of a parameter; raises for what is none."""
+        """Copy the saved state of a parameter; raise if it is not one."""
 
     def _forget(self) -> None:
-        """Drop what was inferred; the next step infers it anew."""
+        """Drop everything inferred; the next step infers it again."""
         self._structure.forget()
         self.__dict__.pop("_sharing", None)
 
@@ -313,40 +314,40 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
-        if dist.is_available() and dist.is_initialized():  # else no call is made with shards
+        if dist.is_available() and dist.is_initialized():  # otherwise nothing can be sharded
             self._structure.shards = self._sharing and self._sharing.group
         self._structure.watch()
 
 
 def _refuse_shares(name: str) -> None:
-    """Raise where an optimizer is made for those parameters alone that fall to one process.
+    """Raise inside ZeroRedundancyOptimizer, which passes only one process's parameters.
 
-    They come as whole tensors, and nothing but who is calling tells that they are not all.
+    They are whole tensors, so that only the caller shows that some are missing.
     """
     frame = sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("l2o_graph", "torch")):
         if frame.f_globals["__name__"] == ZERO:
             raise TypeError(
-                f"{name}: expected all parameters of a network, found the share of one process, as "
-                f"ZeroRedundancyOptimizer gives them out; {PARTED}"
+                f"{name}: expected all parameters of a network, found those of one process inside "
+                f"ZeroRedundancyOptimizer; {PARTED}"
             )
         frame = frame.f_back
 
 
 def _too_early(i: int) -> str:
     return (
-        f"parameter {i}: expected one of the network, found a tensor that a sharded one has taken "
-        "the place of; make the optimizer after fully_shard or parallelize_module, which make new "
+        f"parameter {i}: expected one of the network, found a tensor that was replaced by a shard"
+        "; create the optimizer after fully_shard or parallelize_module, which replace the "
         "parameters"
     )
 
 
 def all_bounded(gradients: Iterable[Tensor]) -> bool:
-    """Whether all are finite and short enough; one wait for the device."""
+    """Return whether all gradients are finite and short enough; waits for the device once."""
     wide = [g if g.dtype in (torch.float32, torch.float64) else g.float() for g in gradients]
     norms = torch._foreach_norm(wide)
     one = norms[0]
     norms = [n if n.device == one.device else n.to(one.device) for n in norms]
     norms = [n if n.dtype == one.dtype else n.to(one.dtype) for n in norms]
-    # Written so that NaN answers no.
+    # False for NaN.
     return bool((torch.stack(norms) <= LONGEST_GRADIENT).all())

@@ -1,8 +1,8 @@
-"""NetSpec -> blocks: what of each parameter is one matrix, and which neurons its rows are.
+"""Blocks: the matrices that a parameter consists of, and the neurons of their rows.
 
-A linear or convolutional kernel is a matrix of written neurons by what each of them reads. A fused
-projection or a recurrent weight holds several; a table of embeddings, a vector and a scalar hold
-none and are taken entry by entry.
+A linear or convolutional kernel is one matrix: a row for each neuron written, a column for each
+value that it reads. A fused projection or a recurrent weight consists of several matrices. Tables
+of embeddings, vectors and scalars are updated elementwise.
 """
 
 import itertools
@@ -15,26 +15,26 @@ from torch import Tensor
 
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec
 
-# Kinds of blocks, in the order of their indicator among the inputs of the controller. A kernel is
-# first where it reads inputs of the network and last where it writes outputs.
+# Kinds of blocks, in the order of their indicators among the signals. A kernel is "first" if it
+# reads inputs of the network, and "last" if it writes outputs.
 Kind = Literal["first", "hidden", "last", "diagonal", "table", "vector"]
 KINDS: tuple[Kind, ...] = ("first", "hidden", "last", "diagonal", "table", "vector")
 MATRICES: tuple[Kind, ...] = ("first", "hidden", "last")
 
-# A fused kernel is divided into at most so many parts of at least so many rows.
+# A fused kernel is divided into at most MOST_PARTS parts of at least LEAST_PART rows.
 MOST_PARTS, LEAST_PART = 8, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Scalars of one parameter that are treated alike."""
+    """A part of one parameter that is treated uniformly."""
 
-    parameter: int  # index of it
-    kind: Kind  # what they are to the network
-    start: int  # position of the first of them in the flattened parameter
+    parameter: int  # index of the parameter
+    kind: Kind  # role in the network
+    start: int  # index of its first scalar in the flattened parameter
     stored: tuple[int, int, int, int]  # axes as stored: groups, rows, columns and positions
-    transposed: bool = False  # whether columns rather than rows are the neurons written
-    # Set of neurons read, or written, and the first of them in it; None outside the graph.
+    transposed: bool = False  # whether the neurons written are columns instead of rows
+    # Set of neurons that is read or written, and index of the first in it; None outside the graph.
     source: tuple[int, int] | None = None
     target: tuple[int, int] | None = None
 
@@ -45,18 +45,18 @@ class Block:
 
     @property
     def matrix(self) -> tuple[int, int, int]:
-        """Groups, rows and columns of the block as matrices, rows being neurons written."""
+        """Groups, rows and columns of the block as matrices, with neurons written as rows."""
         groups, rows, columns, positions = self.stored
         if self.transposed:
             rows, columns = columns, rows
-        if self.kind == "diagonal":  # each neuron has its own few scalars: the neurons are rows
+        if self.kind == "diagonal":  # a row for the few scalars of each neuron
             return 1, groups * rows, columns * positions
-        if self.kind in ("table", "vector"):  # no neuron of theirs has a state of its own
+        if self.kind in ("table", "vector"):  # all in one row
             return 1, 1, self.size
         return groups, rows, columns * positions
 
     def take(self, tensor: Tensor) -> Tensor:
-        """View or copy the block of a flattened parameter: (*B, size) -> (*B, *matrix)."""
+        """Extract the block from a flattened parameter: (*B, size) -> (*B, *matrix)."""
         whole = tensor.shape[-1] == self.size
         x = tensor if whole else tensor[..., self.start : self.start + self.size]
         if self.transposed:
@@ -64,7 +64,7 @@ class Block:
         return x.reshape(*tensor.shape[:-1], *self.matrix)
 
     def put(self, matrices: Tensor) -> Tensor:
-        """Lay matrices out as the parameter stores them: the inverse of ``take``, flattened."""
+        """Flatten matrices to the order of the parameter: the inverse of ``take``."""
         lead = matrices.shape[:-3]
         groups, rows, columns, positions = self.stored
         if self.transposed:
@@ -88,7 +88,7 @@ def blocks_of(spec: NetSpec) -> tuple[Block, ...]:
         if math.prod(shape) == 0:
             continue
         on = biases.get(i, [])
-        if len(on) > 1 and sum(b.size for b in on) == math.prod(shape):  # of members side by side
+        if len(on) > 1 and sum(b.size for b in on) == math.prod(shape):  # of an ensemble
             answer += [Block(i, "vector", b.start, (1, 1, 1, b.size)) for b in on]
             continue
         found = sorted(kernels.get(i, []), key=lambda k: k.start)
@@ -106,7 +106,7 @@ def _of_parameter(
         return [Block(i, "table", 0, (1, 1, 1, size))]
     ends = [k.start + k.size for k in kernels]
     tiled = bool(kernels) and [0, *ends] == [*(k.start for k in kernels), size]
-    if not tiled:  # its place is not known: rows are what torch's layers write
+    if not tiled:  # no known place in the graph: torch's layers have outputs as first axis
         rows = shape[0]
         kind: Kind = "diagonal" if rows == size or 1 in (rows, size // rows) else "hidden"
         return [Block(i, kind, 0, (1, rows, size // rows, 1))]
@@ -114,9 +114,10 @@ def _of_parameter(
 
 
 def _parts(spec: NetSpec, kernel: Kernel) -> list[Kernel]:
-    """Divide a kernel between neurons that the network tells apart: fused projections.
+    """Divide a fused projection where other kernels divide the neurons that it writes.
 
-    Queries, keys and values of one weight are a set of neurons that others read in three runs.
+    One weight may write queries, keys and values as one set of neurons, which others then read in
+    three parts.
     """
     groups, rows, columns = kernel.grid
     if groups > 1 or kernel.from_rows:

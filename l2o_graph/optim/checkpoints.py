@@ -1,4 +1,4 @@
-"""Controllers as files: safetensors with their configuration and provenance, no pickle."""
+"""Controllers as files: safetensors with configuration and provenance, without pickle."""
 
 import copy
 import hashlib
@@ -14,19 +14,19 @@ from l2o_graph.storage.files import find, header, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
 
 FORMAT, OLD_FORMAT = "l2o_graph controller", "l2o_graph learned optimizer"
-# Raised whenever what a controller sees or what its answers mean changes.
+# Incremented whenever signals, or the meaning of a controller's outputs, change.
 RULE_VERSION = 7
 
 
-# An alias is whatever is best of its kind.
+# Further names of packaged controllers.
 ALIASES = {"fmnist": "general"}
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A controller as it was stored."""
+    """A stored controller."""
 
-    identity: str  # its name and the start of a SHA-256 of its configuration and weights
+    identity: str  # name and beginning of a SHA-256 of configuration and weights
     controller: Controller  # frozen, in float32 on the CPU
     provenance: dict[str, Any]  # history: command, commit, outer steps, time, curve
 
@@ -43,9 +43,9 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         checkpoint: A name of ``list_checkpoints()``, or a path to a .safetensors file.
 
     Raises:
-        ValueError: For an unknown name, and for a file that is damaged, no controller, or of
-            another version of the rule.
-        FileNotFoundError: For a path to nothing.
+        ValueError: For an unknown name, and for a file that is damaged, is not a controller, or
+            has another version of the rule.
+        FileNotFoundError: For a path that does not exist.
     """
     content, name, origin = find(checkpoint, _known())
     metadata = header(content, origin)
@@ -54,7 +54,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         raise ValueError(
             f"checkpoint '{origin}': expected version {RULE_VERSION} of the rule, found "
             f"{found or 'an older one, or a file of --preset paper, which is for PaperOptimizer'}; "
-            f"train it anew with python -m meta_train, or use one of {list_checkpoints()}"
+            f"train it again with python -m meta_train, or use one of {list_checkpoints()}"
         )
     tensors, metadata = parse(content, origin, FORMAT, "a controller")
 
@@ -66,30 +66,30 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
 
 
 def checkpoint_of(controller: Controller) -> Checkpoint:
-    """A controller in memory as a checkpoint: a copy, whose identity is that of its file."""
+    """Copy a controller in memory into a checkpoint; its identity is that of its file."""
     own = copy.deepcopy(controller).requires_grad_(False)
     return Checkpoint(f"controller@{_digest(own)}", own, {})
 
 
 def save_controller(path: Path, controller: Controller, provenance: dict[str, Any]) -> None:
-    """Store a controller, as float32, with its history; the file appears whole or not at all.
+    """Store a controller with its provenance, as float32, in one atomic write.
 
     Raises:
         ValueError: For weights that are not finite.
-        OSError: For a place that cannot be written to.
+        OSError: If the path cannot be written to.
     """
     config, version = asdict(controller.config), str(RULE_VERSION)
     save_model(path, controller, FORMAT, config, provenance, rule_version=version)
 
 
 def _known() -> dict[str, Callable[[], bytes]]:
-    """Readers of the packaged files by name, an alias being another name."""
+    """Readers of the packaged files by name, aliases included."""
     files = packaged("controllers")
     return files | {alias: files[name] for alias, name in ALIASES.items() if name in files}
 
 
 def _digest(controller: Controller) -> str:
-    """Of what the controller computes: safetensors writes the same tensors in any order."""
+    """Hash the configuration and weights, sorted by name: safetensors fixes no order."""
     digest = hashlib.sha256(f"({RULE_VERSION}, {controller.config})".encode())
     for name, tensor in sorted(controller.state_dict().items()):
         digest.update(name.encode() + tensor.to("cpu", torch.float32).numpy().tobytes())

@@ -1,10 +1,11 @@
-"""Signals of each neuron -> how its step length changes: what is learned.
+"""The controller, the learned part of the rule: signals of each neuron -> change of its length.
 
-It is linear, with a memory: changes are sums of signals, and lengths the sums of changes. What
-directions are made of, and how weights decay, is learned too, as the same numbers for all.
+It is a linear model with a leaky integrator: changes are weighted sums of signals, and they add up
+in the logarithm of the length. The mixture of momenta, the power of whitening and the weight decay
+are learned, too, as constants for all matrices.
 
-Weights are plain tensors by name with a leading axis N: one network in use has N = 1, meta-training
-has a set of weights for each of the N networks it trains at once.
+Weights are plain tensors by name with a leading axis N. In use N is 1; in meta-training each of the
+N networks that are trained at once has its own set of weights.
 
 Axes here: N sets of weights, R rows (neurons, and blocks that have none), T matrices (tensors),
 F signals, C channels of messages.
@@ -27,42 +28,42 @@ Grain = Literal["neuron", "tensor"]
 
 Weights = Mapping[str, Tensor]
 
-# The most that the logarithm of a length changes in a step, and where it stays within.
+# The largest change of the logarithm of a length in a step.
 MOST_CHANGE = 0.2
-# What a sum of signals counts in it. Lengths add their changes up, so that a weight that is off by
-# a little makes them e times too long; perturbed weights would all but forbid lengths to be long.
+# Factor of the sum of signals. Changes add up, so a small error of a weight would make lengths
+# e times too long, and perturbed weights would all but rule out long steps.
 CHANGE_UNIT = 0.2
-# At most twice the unit: units follow weights, so that steps that are too long feed on themselves.
+# Limits of the logarithm of a length over its unit. Long steps are at most twice the unit: units
+# follow the weights, so steps that are too long amplify themselves.
 SHORTEST, LONGEST = -9.0, 0.7
-# Lengths start at their unit and tend to it, when nothing speaks against it, over so many steps.
+# Time constant, in steps, with which lengths return to their units.
 FORGOTTEN_AFTER = 100
 
-# What a direction is a mixture of: the gradient, and its averages of about 10 and 100 steps.
+# Number of sources of a direction: the gradient and its averages over about 10 and 100 steps.
 NUM_SOURCES = 3
-# Shares of the three before anything is learned.
+# Their shares before training.
 FIRST_SHARES = (0.1, 0.8, 0.1)
-# The power that matrices are whitened with before anything is learned, and the largest.
+# Power of whitening before training, and its upper limit.
 FIRST_POWER, MOST_POWER = 0.45, 0.6
 
-# What weights shrink by in a step, over the part of their RMS that the step is long, before
-# anything is learned; and the logarithm of the most that this is changed by.
+# Weight decay of a step relative to the step's length over the RMS of the weights: its value
+# before training, and the largest change of its logarithm.
 FIRST_DECAY, MOST_DECAY_CHANGE = 0.1, 2.5
 
-# What the other weights count: see ``signals.COSINE_UNITS``.
+# Units of the other weights, chosen as ``signals.COSINE_UNITS`` are.
 FIRST_LENGTH_UNIT, SHARES_UNIT, POWER_UNIT, DECAY_UNIT = 6.0, 6.0, 6.0, 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerConfig:
-    """What a controller is made of; stored in the header of its checkpoint.
+    """Configuration of a controller, stored in the header of its checkpoint.
 
     Attributes:
-        reader: What neurons know of each other. "none": each row by itself. "messages": what the
-            neurons say that they read and are read by, by the weights between them, as in NG-GNN.
-            "attention": the same, by what they have to say to each other, as in NG-T. "mean": all
-            neurons of the layers before and after alike, as in NFN. "sequence": matrices one
-            after the other, as the LSTM baseline.
-        grain: What has a step length of its own, each "neuron" or each "tensor".
+        reader: How neurons exchange information. "none": not at all. "messages": with neurons
+            they are joined to, weighted by squared weights, as in NG-GNN. "attention": the same
+            with attention, as in NG-T. "mean": an unweighted mean over the layers before and
+            after, as in NFN. "sequence": an LSTM over the matrices, as in the LSTM baseline.
+        grain: Unit with its own step length, "neuron" or "tensor".
         channels: Number of channels of a message.
     """
 
@@ -115,9 +116,9 @@ class ControllerConfig:
 
 
 class Controller(nn.Module):
-    """The weights of one controller; the arithmetic is in the functions below.
+    """Weights of one controller; the functions below compute with them.
 
-    Changes are 0 at the start: lengths stay as they begin.
+    Before training all changes are 0, so that lengths stay at their units.
     """
 
     def __init__(self, config: ControllerConfig):
@@ -130,21 +131,21 @@ class Controller(nn.Module):
             self.register_parameter(name.replace(".", "_"), nn.Parameter(weight))
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights by name, with an axis N of 1."""
+        """Return all weights by name, with an axis N of 1."""
         return {name: getattr(self, name.replace(".", "_"))[None] for name in self.config.shapes}
 
     def vector(self) -> Tensor:
-        """All weights in one vector, in the order of ``config.shapes``."""
+        """Concatenate all weights to one vector, in the order of ``config.shapes``."""
         return torch.cat([w.detach().flatten() for w in self.weights().values()])
 
     def set_vector(self, vector: Tensor) -> None:
-        """Take all weights from one vector."""
+        """Set all weights from one vector."""
         for name, weight in weights_from(self.config, vector[None]).items():
             getattr(self, name.replace(".", "_")).data.copy_(weight[0])
 
 
 def weights_from(config: ControllerConfig, vectors: Tensor) -> dict[str, Tensor]:
-    """Weights by name from N vectors (N, size)."""
+    """Split N vectors (N, size) into weights by name."""
     parts = vectors.split([math.prod(shape) for shape in config.shapes.values()], dim=1)
     return {
         name: part.unflatten(1, shape)
@@ -154,14 +155,14 @@ def weights_from(config: ControllerConfig, vectors: Tensor) -> dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What N controllers answer whatever they see, found once for many steps, and their weights.
+    """Weights of N controllers, and the learned constants computed from them once.
 
     Attributes:
-        config: Their configuration.
-        weights: Their weights by name.
+        config: Configuration of all of them.
+        weights: Weights by name.
         shares: (N, 3) shares of gradient, fast and slow average in a direction.
-        power: (N, 1) power that matrices are whitened with.
-        decay: (N, 1) what weights shrink by, relative to a length over the RMS of a matrix.
+        power: (N, 1) power of whitening.
+        decay: (N, 1) weight decay relative to a step's length over the RMS of the matrix.
     """
 
     config: ControllerConfig
@@ -172,22 +173,22 @@ class Learned:
 
     @staticmethod
     def of(config: ControllerConfig, weights: Weights) -> "Learned":
-        """Find them from the weights of N controllers."""
+        """Compute the constants from the weights of N controllers."""
         return Learned(config, weights, shares(weights), power(weights), decay(weights))
 
 
 def said(weights: Weights, signals: Tensor) -> Tensor:
-    """What each row tells its neighbours: (N, R, F) -> (N, R, C), within (-1, 1)."""
+    """Compute the message that each row sends: (N, R, F) -> (N, R, C), within (-1, 1)."""
     return torch.baddbmm(weights["say.bias"][:, None], signals, weights["say.weight"].mT).tanh()
 
 
 def change(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Tensor:
-    """What is seen and heard of each row -> the change of its logarithm of a length, (N, R).
+    """Compute the change of the logarithm of each row's length, (N, R).
 
     Args:
         weights: Weights of N controllers.
-        signals: (N, R, F).
-        heard: Messages that reached each row, along and against the computation: (N, R, 2C).
+        signals: Signals of each row, (N, R, F).
+        heard: Messages received by each row, along and against the computation, (N, R, 2C).
     """
     found = torch.bmm(signals, weights["change"][..., None])
     if heard is not None:
@@ -196,28 +197,28 @@ def change(weights: Weights, signals: Tensor, heard: Tensor | None = None) -> Te
 
 
 def next_log_length(log_length: Tensor, change: Tensor) -> Tensor:
-    """Remembered logarithm of each row's length after a change: (N, R)."""
+    """Apply a change to the stored logarithm of each row's length: (N, R)."""
     return (log_length * (1 - 1 / FORGOTTEN_AFTER) + change).clamp(SHORTEST, LONGEST)
 
 
 def first_log_length(weights: Weights, kinds: Tensor) -> Tensor:
-    """Logarithm of the length that each row begins with, over its unit: (R, 6) -> (N, R)."""
+    """Compute the logarithm of each row's initial length over its unit: (R, 6) -> (N, R)."""
     return FIRST_LENGTH_UNIT * weights["first_length"] @ kinds.T
 
 
 def shares(weights: Weights) -> Tensor:
-    """Shares of gradient, fast and slow average in a direction: (N, 3)."""
+    """Compute the shares of gradient, fast and slow average in a direction: (N, 3)."""
     logits = nn.functional.pad(SHARES_UNIT * weights["shares"], (1, 0))
     first = torch.tensor(FIRST_SHARES, dtype=logits.dtype, device=logits.device).log()
     return (logits + first).softmax(-1)
 
 
 def power(weights: Weights) -> Tensor:
-    """Power that matrices are whitened with: (N, 1)."""
+    """Compute the learned power of whitening: (N, 1)."""
     first = math.log(FIRST_POWER / (MOST_POWER - FIRST_POWER))
     return MOST_POWER * (POWER_UNIT * weights["power"] + first).sigmoid()
 
 
 def decay(weights: Weights) -> Tensor:
-    """What weights shrink by, relative to a length over the RMS of a matrix: (N, 1)."""
+    """Compute the decay relative to a step's length over the RMS of the matrix: (N, 1)."""
     return FIRST_DECAY * (MOST_DECAY_CHANGE * (DECAY_UNIT * weights["decay"]).tanh()).exp()

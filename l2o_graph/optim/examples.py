@@ -1,7 +1,7 @@
-"""How many different examples a network is trained on, by the rows of what it is called with.
+"""Counting the distinct examples that a network is trained on, from the rows of its inputs.
 
-Gradients do not tell noise of few examples, which training soon fits, from noise of ever new ones.
-What they are computed of does.
+Gradient noise of a few examples, which training soon fits, looks like noise of always new ones;
+the inputs show the difference.
 """
 
 import functools
@@ -14,40 +14,45 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# So many different examples are neither few nor many: for each number in an example, up to 32.
-MANY_PER_NUMBER, MOST_NUMBERS = 96, 32
-# Fewer than about these are there to be learned by heart, as the one batch of a trial is.
+# Number of distinct examples between few and many: 300 for each number in an example, up to 32
+# numbers. With fewer than 10 numbers it falls with their square: these are mostly coordinates of a
+# field, all of whose points are to be fitted.
+MANY_PER_NUMBER, MOST_NUMBERS, OF_COORDINATES = 300, 32, 10
+# Counting stops at this many times that number.
+CLEARLY_MANY = 8
+# An integer, the index of a token or a category, counts as this many numbers.
+NUMBERS_OF_INDEX = 8
+# Fewer than about this many are meant to be memorised, like the single batch of a trial run.
 BY_HEART = 64
-# Size of the table that different ones are counted with.
+# Size of the hash table that counts distinct rows.
 MARKS = 2**14
-# Of longer rows, about so many numbers are looked at, evenly spaced.
+# Only about this many numbers of longer rows are hashed, evenly spaced.
 MOST_LOOKED_AT = 4096
-# Integers that hold the bits of a number of so many bytes.
+# Integer types by size in bytes, for the bits of a number.
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Examples:
-    """A count of the rows that a network was trained on, and of the different ones among them.
+    """Counter of the rows that a network is trained on, and of the distinct rows among them.
 
-    Each row marks one place of a table, by a hash of all its bits. Where K places have E without a
-    mark, there were about K log(K / E) different rows (linear counting, Whang et al. 1990). Once
-    it is clear that they are many, nothing is counted any more, and so it is where several
-    processes train together, as none of them sees all.
+    Each row marks one place of a table, by a hash of all its bits. If E of K places are free,
+    there were about K log(K / E) distinct rows (linear counting, Whang et al. 1990). Counting
+    stops once they are clearly many, and if several processes train together, as none sees all.
     """
 
     def __init__(self):
         self.rows = self.numbers = 0  # rows so far, and numbers in each of them
         self.marks: Tensor | None = None  # (K,) 1 where a row has left its mark
-        self.is_over = False  # whether nothing is counted any more
-        self._looked = 0  # rows when the table was looked at last
+        self.is_over = False  # whether counting has stopped
+        self._looked = 0  # rows when the table was last evaluated
         self._last: weakref.ref[Tensor] | None = None
 
     @torch.no_grad()
     def see(self, inputs: Any) -> None:
-        """Count the rows of what a network is called with, once for each step.
+        """Count the rows of the inputs of a call, once for each step.
 
-        The first tensor among the inputs tells how many there are; those that have as many rows
-        belong to it.
+        The first tensor of the inputs determines the number of rows; other tensors with as many
+        rows belong to it.
         """
         tensors = [t for t in _tensors(inputs) if t.dim() and t.numel()]
         if self.is_over or not tensors:
@@ -57,7 +62,7 @@ class Examples:
             return
         first = tensors[0]
         if self._last is not None and self._last() is first:
-            return  # the same call from within another, or another look at the batch
+            return  # a nested call, or a second call with the same batch
         self._last = weakref.ref(first)
         rows = [t for t in tensors if len(t) == len(first) and t.device == first.device]
         if self.marks is None or self.marks.device != first.device:
@@ -65,20 +70,20 @@ class Examples:
             self.marks = new if self.marks is None else self.marks.to(first.device)
         self.marks[_places([_numbers(t) for t in rows])] = 1
         self.rows += len(first)
-        self.numbers = sum(t[0].numel() for t in rows)
-        clearly_many = 4 * many(self.numbers)
+        self.numbers = sum(map(numbers_of, rows))
+        clearly_many = CLEARLY_MANY * many(self.numbers)
         if self.rows - self._looked >= clearly_many:
             self._looked = self.rows
             self.is_over = bool(self._different() > clearly_many)
 
     def few(self) -> Tensor | None:
-        """How far training is on few examples, see ``fewness``; None where it is not known."""
+        """Return the degree to which examples are few, see ``fewness``; None if not known."""
         if self.is_over or self.marks is None:
             return None
         return fewness(self._different(), self.rows, self.numbers)
 
     def end_step(self) -> None:
-        """Count the next call, whatever it is called with."""
+        """End a step, so that the next call is counted even if its inputs are the same."""
         self._last = None
 
     def __str__(self) -> str:
@@ -86,27 +91,27 @@ class Examples:
         if few is None or few < 0.01:
             return ""
         return (
-            f"about {round(float(self._different()))} different examples, {self.rows} seen: few "
-            f"({float(few):.2f} of 1), so that weights decay more"
+            f"about {round(float(self._different()))} distinct examples, {self.rows} seen: few "
+            f"({float(few):.2f} of 1), so weight decay is stronger"
         )
 
     def _different(self) -> Tensor:
-        """About how many different rows there were; at least 1."""
+        """Estimate the number of distinct rows, at least 1."""
         assert self.marks is not None
         free = (MARKS - self.marks.sum()).clamp(min=1)
         return (MARKS * (math.log(MARKS) - free.float().log())).clamp(min=1)
 
     def state(self) -> dict[str, Any]:
-        """What goes on in another process: numbers and a tensor."""
+        """Return the count as numbers and a tensor, to save it."""
         kept = {"rows": self.rows, "numbers": self.numbers, "is_over": self.is_over}
         return kept | {"looked": self._looked, "marks": self.marks}
 
     @staticmethod
     def of(state: Any) -> "Examples":
-        """A count that goes on from what ``state`` answered; a new one where there is nothing.
+        """Restore a count from the result of ``state``; a new one for None.
 
         Raises:
-            ValueError: For what is no such state.
+            ValueError: For an invalid state.
         """
         new = Examples()
         if state is None:
@@ -126,23 +131,34 @@ class Examples:
         return {**self.__dict__, "_last": None}
 
 
-def many(numbers: int) -> int:
-    """How many different examples are neither few nor many, of so many numbers each."""
-    return MANY_PER_NUMBER * min(numbers, MOST_NUMBERS)
+def numbers_of(rows: Tensor) -> int:
+    """Count the numbers of each row of a tensor, (B, *)."""
+    each = 1 if rows.is_floating_point() or rows.is_complex() else NUMBERS_OF_INDEX
+    return each * rows[0].numel()
+
+
+def many(numbers: int) -> float:
+    """Number of distinct examples, of ``numbers`` numbers each, between few and many."""
+    return MANY_PER_NUMBER * min(numbers, MOST_NUMBERS) * min(numbers / OF_COORDINATES, 1.0)
 
 
 def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
-    """How far training is on few examples, from 0 to 1.
+    """Compute the degree ε to which examples are few, from 0 to 1.
 
-    The part of rows that were seen before, for a number of different ones, at least 1, that is
-    between what is learned by heart and what is many.
+    It is the fraction of repeated rows, reduced if the distinct ones are many, or so few that they
+    are meant to be memorised.
+
+    Args:
+        different: Number of distinct rows, at least 1.
+        rows: Number of rows.
+        numbers: Numbers in a row.
     """
     again = (1 - different / rows).clamp(min=0)
-    return again / (1 + (different / many(numbers)) ** 2) / (1 + (BY_HEART / different) ** 2)
+    return again / (1 + different / many(numbers)) / (1 + (BY_HEART / different) ** 2)
 
 
 def _tensors(inputs: Any) -> Iterator[Tensor]:
-    """Plain tensors among what a network is called with, in order."""
+    """Yield the plain tensors among the inputs of a call, in order."""
     if type(inputs) in (Tensor, torch.nn.Parameter):
         plain = inputs.layout == torch.strided and not inputs.is_nested and not inputs.is_meta
         if plain and not inputs.is_quantized:
@@ -155,13 +171,13 @@ def _tensors(inputs: Any) -> Iterator[Tensor]:
 
 
 def _numbers(x: Tensor) -> Tensor:
-    """The bits of the numbers of each row, as integers: (B, *) -> (B, n)."""
+    """View the bits of each row's numbers as integers: (B, *) -> (B, n)."""
     x = x.detach()
     count = x[0].numel()
     each = -(-count // MOST_LOOKED_AT)
     if each == 1 or x.is_contiguous():
         x = x.reshape(len(x), -1)[:, ::each]
-    else:  # channels_last, say, of which a copy in another order would take long
+    else:  # for example channels_last, where a copy in another order would take long
         places = torch.arange(0, count, each, device=x.device)
         x = x[(slice(None), *torch.unravel_index(places, x.shape[1:]))]
     if x.is_complex():
@@ -172,10 +188,10 @@ def _numbers(x: Tensor) -> Tensor:
 
 
 def _places(rows: list[Tensor]) -> Tensor:
-    """Place in the table of each row, by all of its integers: (B, n) each -> (B,).
+    """Hash the integers of each row to a place in the table: (B, n) each -> (B,).
 
-    A sum with random odd weights modulo 2^64, of which the highest bits are taken: it does not
-    depend on the order of additions, as one of floats would.
+    The hash is the highest bits of a sum with random odd weights modulo 2^64. Unlike a sum of
+    floats it does not depend on the order of additions.
     """
     lengths = [x.shape[1] for x in rows]
     odd = _odd_weights(sum(lengths), rows[0].device).split(lengths)

@@ -1,7 +1,7 @@
-"""Blocks of equal geometry and age in stacks, and all that is remembered of them.
+"""The state of the rule: blocks of equal geometry and age, stacked to be processed together.
 
 Tensors of a stack have axes N (sets of weights), M (matrices: blocks, times their groups), r rows
-and c columns; B is N and M in one. What a block owns of them is a view, which is what an optimizer
+and c columns; B is N and M in one. The part of a block is a view of them, which an optimizer
 keeps and saves.
 """
 
@@ -30,45 +30,47 @@ from l2o_graph.optim.signals import (
 )
 from l2o_graph.optim.whitening import Side, sides
 
-# Units of lengths for layers that are as torch begins them: of kernels relative to
-# 1 / sqrt(fan-in), of all else absolute.
+# Units of lengths for layers with torch's own initialisation: of kernels relative to
+# 1 / sqrt(fan-in), of everything else absolute.
 KERNEL_STEP, VECTOR_STEP = 0.025, 0.005
-# The same in units of the weights. Those of vectors, 0 or 1 as often as not, say nothing.
+# Units relative to the RMS of the weights. Weights of vectors are no measure: most start as 0 or 1.
 RELATIVE_UNITS: dict[Kind, float] = {
     **dict.fromkeys(MATRICES, 3**0.5 * KERNEL_STEP),
     "diagonal": 0.05,
     "table": 0.025,
     "vector": 0.0,
 }
-# Blocks whose weights decay: neither tables, of which a step uses some rows, nor vectors.
+# Blocks whose weights decay. Tables, of which a step uses only some rows, decay only if examples
+# are few; vectors never do.
 DECAYING: tuple[Kind, ...] = (*MATRICES, "diagonal")
+DECAYING_ON_FEW: tuple[Kind, ...] = (*DECAYING, "table")
 
-# A stack's momenta are the fast and the slow average of the gradient, and the last update.
+# The momenta of a stack: fast and slow average of the gradient, and the last update.
 NUM_MOMENTA, LAST_UPDATE = 3, 2
 
 
 @dataclass(eq=False)
 class Stack:
-    """Blocks that are worked on together.
+    """Blocks that are processed together.
 
-    Matrices of all sets are one batch where they are multiplied: B = N M.
+    Matrices of all sets form one batch in products: B = N M.
 
     Attributes:
         blocks: The blocks, in order.
         age: Number of steps before this one.
-        sets: N.
-        shape: Matrices of a set, rows and columns of each.
-        sides: What is whitened on the left and on the right, None for nothing.
-        rows: Half-open range [start, stop) of its rows among all of the memory.
-        tensors: The same of its matrices.
-        first: First matrix of all that are of this geometry and age, by which work takes turns:
-            some of these blocks may be another rank's.
-        before: Number of those that lie in front of this stack.
+        sets: Number of sets of weights, N.
+        shape: Number of matrices of a set, of rows and of columns, (M, r, c).
+        sides: Whitening of the left and the right side; None for no whitening.
+        rows: Half-open range [start, stop) of its rows among those of the memory.
+        tensors: Half-open range of its matrices.
+        first: Index of the first matrix of this geometry and age, possibly on another rank; it
+            determines in which steps powers are recomputed.
+        before: Number of matrices of this geometry and age in front of this stack.
         momenta: (3, B, r, c): fast and slow average of the gradient, last update.
-        square: (B, r, c) average of the gradient's squares; only where no side is whitened.
+        square: (B, r, c) average of the gradient's squares; only if no side is whitened.
         mean: (B, 1, 1) 1 / sqrt(number of scalars) of each matrix.
         grams: (B, k, s, s) averages of G G' and G' G; None for a side that is not whitened.
-        roots: Their powers, likewise.
+        roots: Powers of the averages, in the same form.
     """
 
     blocks: tuple[Block, ...]
@@ -87,23 +89,23 @@ class Stack:
     roots: tuple[Tensor | None, Tensor | None]
 
     def __post_init__(self):
-        # Taken once: on small networks a view costs as much as a product.
+        # Created once: on small networks a view costs as much as a product.
         self.averages = self.momenta[:LAST_UPDATE]
         self.fast, self.slow, self.last = self.momenta.unbind()
         self.runs = joined(self.blocks)
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is made of kernels that mix neurons."""
+        """Whether its blocks are kernels, which join neurons."""
         return self.blocks[0].kind in MATRICES
 
-    @property
-    def decays(self) -> bool:
-        """Whether weights of any of its blocks decay: short ones of all kinds share a stack."""
-        return any(block.kind in DECAYING for block in self.blocks)
+    def decays(self, on_few: bool) -> bool:
+        """Whether any of its blocks has weight decay: short ones of all kinds share a stack."""
+        kinds = DECAYING_ON_FEW if on_few else DECAYING
+        return any(block.kind in kinds for block in self.blocks)
 
     def owned(self) -> dict[str, Tensor]:
-        """Tensors of which each matrix owns a part: (3, N, M, r, c) and (N, M, ...)."""
+        """Return the tensors that are divided among matrices: (3, N, M, r, c), (N, M, ...)."""
         found = {"square": self.square}
         for name, gram, power in zip(("left", "right"), self.grams, self.roots, strict=True):
             found |= {f"{name}_gram": gram, f"{name}_root": power}
@@ -114,16 +116,16 @@ class Stack:
 
 @dataclass(eq=False)
 class Memory:
-    """All that is remembered of a network in training.
+    """Whole state of the rule for a network in training.
 
     Attributes:
-        stacks: All blocks that are worked on here; rows and matrices are numbered through these
-            and those elsewhere.
-        history: What the signals need, of all blocks.
-        constants: What stays the same, of all blocks.
-        nodes: Where messages run; None without a graph.
-        elsewhere: Stacks that other ranks work on, on the meta device.
-        summed: Adds a tensor up over all ranks, in place; None where all is worked on here.
+        stacks: Stacks of the blocks that this rank owns. Rows and matrices are numbered
+            consecutively through these and those of other ranks.
+        history: State of the signals, for all blocks.
+        constants: Constants of all blocks.
+        nodes: Nodes that messages travel between; None without a graph.
+        elsewhere: Stacks owned by other ranks, on the meta device.
+        summed: Function that adds a tensor up over all ranks, in place; None for a single process.
     """
 
     stacks: tuple[Stack, ...]
@@ -135,16 +137,16 @@ class Memory:
 
     @property
     def all_stacks(self) -> tuple[Stack, ...]:
-        """Those here and those elsewhere."""
+        """Stacks of this rank and of all others."""
         return self.stacks + self.elsewhere
 
     def laid(self, parts: Sequence[Tensor], axis: str, shape: tuple[int, ...]) -> Tensor:
-        """Lay what is known of each stack next to each other; 0 stands for those elsewhere.
+        """Concatenate tensors of all stacks, with 0 for those of other ranks.
 
         Args:
-            parts: Tensors of each stack here.
-            axis: "rows" or "tensors", along which they lie.
-            shape: Shape of the result, -1 for that axis.
+            parts: Tensor of each stack here.
+            axis: Axis to concatenate, "rows" or "tensors".
+            shape: Shape of the result, with -1 for that axis.
         """
         dim = shape.index(-1)
         if self.summed is None:
@@ -158,16 +160,16 @@ class Memory:
         return whole
 
     def of_all_ranks(self, tensor: Tensor) -> Tensor:
-        """Add up what each rank has found of its own stacks."""
+        """Add up the contributions of all ranks."""
         return tensor if self.summed is None else self.summed(tensor)
 
 
 @dataclass(eq=False)
 class Nodes:
-    """Which node each row and each column of a stack is.
+    """Nodes of the graph that rows write and columns read.
 
     Attributes:
-        count: Number of nodes; one more stands for all that is not in the graph.
+        count: Number of nodes; an additional one stands for everything outside the graph.
         of_row: (R,) node that a row writes.
         rows_of: (count + 1,) number of rows that write each node, at least 1.
         of_source: Nodes that the columns of each stack of kernels here read, (M, columns /
@@ -182,16 +184,16 @@ class Nodes:
     readers: Tensor
 
 
-# Vectors up to this length share a stack, the shorter ones with zeros behind them: on small
-# networks the number of calls is what a step costs.
+# Vectors up to this length share a stack, padded with zeros: on small networks the number of calls
+# determines the cost of a step.
 SHORT = 4096
-# On a CPU, blocks from this size on have a stack for each parameter, whose gradient and weights
-# are then views: copies of large ones side by side would cost more than calls.
+# On a CPU, blocks of at least this size are stacked only with those of the same parameter. Their
+# gradients and weights are then views; copies would cost more than separate calls.
 LARGE = 1 << 16
 
 
 def geometry(block: Block) -> tuple:
-    """What blocks of one stack have in common."""
+    """Return the key that blocks of one stack share."""
     if block.matrix[:2] == (1, 1) and block.kind not in MATRICES and block.size <= SHORT:
         return ("short",)
     positions = block.stored[3] if block.kind in MATRICES else 1
@@ -207,16 +209,16 @@ def arrange(
     here: Sequence[bool] | None = None,
     summed: Callable[[Tensor], Tensor] | None = None,
 ) -> Memory:
-    """Put blocks into stacks, nothing being remembered of them yet.
+    """Arrange blocks in stacks, with an empty state.
 
     Args:
-        spec: The network.
+        spec: Specification of the network.
         blocks: Some or all of its blocks.
-        sets: N.
-        ages: Steps of each block before; 0 if not given.
-        like: A tensor of the type and on the device to compute with.
-        here: Whether each block is worked on here; all are if not given.
-        summed: Adds a tensor up over all ranks, where some blocks are worked on elsewhere.
+        sets: Number of sets of weights, N.
+        ages: Number of steps of each block so far, 0 by default.
+        like: Tensor of the type and on the device of the state.
+        here: Whether this rank owns each block, true for all by default.
+        summed: Function that adds a tensor up over all ranks, if other ranks own some blocks.
     """
     like = torch.zeros(()) if like is None else like
     ages = ages or [0] * len(blocks)
@@ -269,9 +271,13 @@ def arrange(
         ),
         log_relative_unit=like.new_tensor([RELATIVE_UNITS[b.kind] for b in of_tensor]).log(),
         log_absolute_unit=like.new_tensor([_absolute_unit(b) for b in of_tensor]).log(),
-        decay_unit=like.new_tensor(
-            [RELATIVE_UNITS[b.kind] if b.kind in DECAYING else 0.0 for b in of_tensor]
+        decay_units=like.new_tensor(
+            [
+                [RELATIVE_UNITS[b.kind] if b.kind in kinds else 0.0 for b in of_tensor]
+                for kinds in (DECAYING, DECAYING_ON_FEW)
+            ]
         ),
+        is_decaying=like.new_tensor([b.kind in DECAYING for b in of_tensor]),
         cosine_weights=1 - like.new_tensor(COSINE_DECAYS).view(-1, 1, 1),
         cosine_units=like.new_tensor(COSINE_UNITS).view(-1, 1, 1),
         average_decays=like.new_tensor([FAST, SLOW]).view(2, 1),
@@ -335,7 +341,7 @@ def _stack(
 
 
 def _nodes(spec: NetSpec, stacks: Sequence[Stack], own: Sequence[Stack], like: Tensor) -> Nodes:
-    """Number the neurons of all sets through, and find those of each row and column."""
+    """Number the neurons of all sets consecutively, and look up those of each row and column."""
     starts = [0]
     for neurons in spec.neurons:
         starts.append(starts[-1] + neurons.size)
@@ -377,9 +383,9 @@ def _nodes(spec: NetSpec, stacks: Sequence[Stack], own: Sequence[Stack], like: T
 
 
 def joined(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """Make kernels of one grid that lie next to each other in a parameter one of several groups.
+    """Merge adjacent kernels of equal grid in a parameter into one with groups.
 
-    They are then taken and put as one view.
+    It can then be taken and put as one view.
     """
     answer: list[Block] = []
     for block in blocks:
@@ -397,14 +403,14 @@ def joined(blocks: Sequence[Block]) -> tuple[Block, ...]:
 
 
 def gathered(memory: Memory, tensors: Sequence[Tensor] | Mapping[int, Tensor]) -> list[Tensor]:
-    """Tensors of parameters -> of stacks.
+    """Arrange tensors of parameters as stacks.
 
     Args:
         memory: Memory of the network.
-        tensors: Tensors of each parameter, by its index in the network, flattened: (N, size).
+        tensors: Flattened tensor of each parameter by its index in the network, (N, size).
 
     Returns:
-        (B, r, c) of each stack here; where a stack is one block, a view if that is possible.
+        Tensor of each stack here, (B, r, c): a view, if possible, for a stack of one block.
     """
     answer = []
     for stack in memory.stacks:
@@ -421,7 +427,7 @@ def gathered(memory: Memory, tensors: Sequence[Tensor] | Mapping[int, Tensor]) -
 
 
 def scattered(memory: Memory, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Tensors of stacks -> of parameters, the inverse of ``gathered``: (N, size) by index."""
+    """Arrange tensors of stacks as parameters, (N, size) by index: the inverse of ``gathered``."""
     parts: dict[int, list[tuple[int, Tensor]]] = {}
     for stack, tensor in zip(memory.stacks, tensors, strict=True):
         at, sets = 0, tensor.unflatten(0, (stack.sets, -1))

@@ -1,9 +1,9 @@
-"""What neurons tell each other along the weights, without a state for any edge.
+"""Messages between neurons along the kernels, without a state for edges.
 
-A kernel's squared weights, over positions, say how much of a neuron comes from which. Divided by
-their sum over a row they are what messages along the computation are weighted by, divided by that
-over a column what messages against it are: two products with a matrix that is there anyway. With
-attention the neurons' own words change these weights, as queries and keys do in NG-T.
+A kernel's squared weights, summed over positions, measure how much one neuron contributes to
+another. Normalised over rows they weight messages along the computation, normalised over columns
+messages against it: two products with a matrix that exists anyway. With attention, queries and
+keys change these weights, as in NG-T.
 """
 
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ def heard(
     squares: Mapping[int, Tensor],
     signals: Tensor,
 ) -> Tensor:
-    """Messages that reach each row, (N, R, 2C).
+    """Compute the messages that each row receives, (N, R, 2C).
 
     Args:
-        reader: How they come about; see ``ControllerConfig``.
+        reader: Way of exchanging information, see ``ControllerConfig``.
         weights: Weights of N controllers.
         memory: Memory of the network.
         squares: Squared weights of each stack of kernels here, (N, M, r, c).
-        signals: (N, R, F).
+        signals: Signals of each row, (N, R, F).
     """
     words = said(weights, signals)
     if reader == "sequence":
@@ -39,7 +39,7 @@ def heard(
 
 
 def _of_tensors_before(weights: Weights, memory: Memory, words: Tensor) -> Tensor:
-    """State of an LSTM that has read the mean words of all matrices up to a row's own."""
+    """Run an LSTM over the mean messages of all matrices; return its state at each row's own."""
     constants = memory.constants
     count = len(constants.rows_of_tensor)
     means = pooled(words.mT, constants.tensor_of_row, count) / constants.rows_of_tensor
@@ -63,13 +63,13 @@ def _of_neighbours(
     signals: Tensor,
     words: Tensor,
 ) -> Tensor:
-    """Words of the neurons that a row reads and of those that read it."""
+    """Average the messages of the neurons that a row reads, and of those that read it."""
     nodes = memory.nodes
     assert nodes is not None
     sets, _, channels = words.shape
     at_node = words.new_zeros(sets, nodes.count + 1, channels)
     at_node = at_node.index_add(1, nodes.of_row, words) / nodes.rows_of[:, None]
-    at_node[:, nodes.count] = 0  # rows outside of the graph say nothing
+    at_node[:, nodes.count] = 0  # rows outside the graph send nothing
     back = torch.zeros_like(at_node)
     with_ones = nn.functional.pad(at_node, (0, 1), value=1.0)
     with_ones_of_rows = nn.functional.pad(words, (0, 1), value=1.0)
@@ -88,7 +88,7 @@ def _of_neighbours(
             forward = reverse = torch.ones_like(edge)
         if reader == "attention":
             forward, reverse = _attended(weights, memory, stack, s, edge, signals)
-        # A column of ones beside the words sums up the weights, which are divided by afterwards.
+        # An additional column of ones gives the sum of the weights, to divide by.
         along.append(_shared(forward @ with_ones[:, sources]).flatten(1, 2))
         told = _shared(reverse.mT @ with_ones_of_rows[:, rows].unflatten(1, (m, r)))
         back = back.index_add(1, sources.flatten(), told.flatten(1, 2))
@@ -99,14 +99,14 @@ def _of_neighbours(
 
 
 def _shared(sums: Tensor) -> Tensor:
-    """Weighted sums of words, and last of the weights -> weighted means."""
+    """Divide weighted sums by the sum of the weights, in the last column."""
     return sums[..., :-1] / (sums[..., -1:] + TINY)
 
 
 def _attended(
     weights: Weights, memory: Memory, stack: Stack, s: int, edge: Tensor, signals: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weights of edges as attention has them: e^(q k) times a power of the squared weight."""
+    """Compute attention weights of edges: e^(q k) times a power of the squared weight."""
     nodes = memory.nodes
     assert nodes is not None
     m, r, _ = stack.shape

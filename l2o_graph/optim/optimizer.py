@@ -1,4 +1,4 @@
-"""NGOptimizer, the rule as a torch.optim.Optimizer: groups, state, averaged weights, a report."""
+"""NGOptimizer, the rule as a torch.optim.Optimizer: groups, state, averaged weights, explain()."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -129,7 +129,7 @@ class NGOptimizer(LearnedOptimizer):
     def _arranged(
         self, group_of: dict[Tensor, dict[str, Any]], active: Sequence[Tensor]
     ) -> list[Arrangement]:
-        """The parameters that have a gradient, laid out; anew where anything has changed."""
+        """Lay out the parameters that have a gradient; reuse the layout if nothing has changed."""
         known = {id(p) for one in self._arrangements for p in one.parameters}
         if (
             known == {id(p) for p in active}
@@ -157,14 +157,13 @@ class NGOptimizer(LearnedOptimizer):
         anew = sum(one.anew for one in self._arrangements)
         if anew:
             warn(
-                f"{type(self).__name__}: {anew} of {len(active)} parameters play another part in "
-                "the network than when their state was made; what is remembered of them begins "
-                "anew",
+                f"{type(self).__name__}: the state of {anew} of {len(active)} parameters does not "
+                "fit the structure of the network any more; it is reset",
             )
         return self._arrangements
 
     def _leave(self, active: Sequence[Tensor]) -> None:
-        """Take parameters that skip a step out of the stacks, which would live on for them."""
+        """Copy the state of parameters that skip a step, so that it does not keep stacks alive."""
         staying = {id(p) for p in active}
         for one in self._arrangements:
             for p, mine in zip(one.parameters, one.views, strict=True):
@@ -183,7 +182,7 @@ class NGOptimizer(LearnedOptimizer):
         return self._placed[place]
 
     def _horizon(self, arrangements: Sequence[Arrangement]) -> int:
-        """Number of steps of the whole run, 0 if it is not told; says so once it is over."""
+        """Return ``total_steps``, 0 if it is not known; warn once when the run exceeds it."""
         told = self.param_groups[0]["total_steps"]
         if told is None:
             return 0
@@ -192,7 +191,7 @@ class NGOptimizer(LearnedOptimizer):
             self._said_ended = True
             warn(
                 f"{type(self).__name__}: this is step {age + 1} of total_steps={told}; training "
-                "goes on with the shortest steps",
+                "continues with the shortest steps",
             )
         return told
 
@@ -230,8 +229,8 @@ class NGOptimizer(LearnedOptimizer):
     def _refuse_inside_of_averaged(self, what: str) -> None:
         if self._stash is not None:
             raise RuntimeError(
-                f"{type(self).__name__}: expected {what} outside of averaged(), which keeps the "
-                "weights in training aside"
+                f"{type(self).__name__}: expected {what} outside of averaged(), inside of which "
+                "the parameters hold averaged weights"
             )
 
     def explain(self) -> Account:
@@ -284,14 +283,14 @@ class NGOptimizer(LearnedOptimizer):
         told = self.param_groups[0]["total_steps"]
         examples = Examples.of(state_dict.get("examples"))
         super().load_state_dict(state_dict)
-        if self._structure.model is not None:  # else nothing goes on with the count
+        if self._structure.model is not None:  # without a model nothing is counted
             self._examples.__dict__.update(examples.__dict__)
         self._structure.watch()
         self._forget()
         self._agree_on(told)
 
     def _agree_on(self, told: int | None) -> None:
-        """Settle the number of steps after a state was loaded: what was said last holds."""
+        """Set ``total_steps`` after loading: ``told``, if not None, overrides the saved one."""
         self._said_ended = False
         saved = self.param_groups[0].get("total_steps")
         holds = saved if told is None else told
@@ -299,8 +298,8 @@ class NGOptimizer(LearnedOptimizer):
             options["total_steps"] = holds
         if told is not None and saved != told:
             warn(
-                f"{type(self).__name__}: the state was saved with total_steps={saved}; "
-                f"total_steps={told}, which this optimizer was made with, holds",
+                f"{type(self).__name__}: the state was saved with total_steps={saved}; this "
+                f"optimizer keeps the total_steps={told} that it was created with",
             )
 
     def _check_saved_group(self, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -333,6 +332,6 @@ class NGOptimizer(LearnedOptimizer):
 
 
 def _check_total(name: str, total_steps: Any) -> None:
-    """Raise for what is no number of steps."""
+    """Raise for an invalid number of steps."""
     if total_steps is not None:
         COUNT.check(name, total_steps)

@@ -1,4 +1,4 @@
-"""States as they are saved, and what a state has to be to be loaded."""
+"""Saved states, and the checks before a state is loaded."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from l2o_graph.optim.sharded import Sharing
 
-MOST_STEPS = 1e9  # whatever is above is no number of steps
+MOST_STEPS = 1e9  # a larger number of steps is invalid
 
 
 def with_step(saved: Any, key: Any) -> dict[str, Any]:
-    """The state under a key, its "step" as a tensor without axes; other programs store a number.
+    """Convert the "step" of a parameter's state to a tensor; other programs store a number.
 
     Raises:
-        ValueError: For what is no state, and where the step is no number of steps.
+        ValueError: For an invalid state, and for an invalid number of steps.
     """
     if not isinstance(saved, Mapping):
         raise ValueError(f"state_dict: expected the state of parameter {key}, found {saved!r}")
@@ -25,7 +25,7 @@ def with_step(saved: Any, key: Any) -> dict[str, Any]:
     step = saved["step"]
     number = step.tolist() if isinstance(step, Tensor) else step
     right = isinstance(number, Real) and not isinstance(number, bool)
-    count: Any = number  # checkers know of no order of Real
+    count: Any = number  # type checkers do not know that Real is ordered
     if not right or not 0 <= count < MOST_STEPS or count % 1:
         raise ValueError(
             f"state_dict: expected a number of steps for parameter {key}, found {number!r}"
@@ -34,22 +34,22 @@ def with_step(saved: Any, key: Any) -> dict[str, Any]:
 
 
 def check_numbers(saved: Mapping[str, Tensor], key: Any) -> None:
-    """Raise a ValueError for what one step would carry into all weights: NaN and infinity."""
+    """Raise a ValueError for NaN and infinity, which one step would spread to all weights."""
     for name, tensor in saved.items():
         bad = ~tensor.isfinite()
         if bool(bad.any()):
             raise ValueError(
-                f"state_dict: for parameter {key}, expected finite numbers, found {int(bad.sum())} "
-                f"others of {bad.numel()} in '{name}'"
+                f"state_dict: for parameter {key}, expected finite numbers, found NaN or infinity "
+                f"in {int(bad.sum())} of {bad.numel()} entries of '{name}'"
             )
 
 
 def check_state(saved: Mapping[str, Any], key: Any, parameter: Tensor) -> None:
-    """Raise for what is not the state of a parameter of ``NGOptimizer``."""
+    """Raise for anything but the state of a parameter of ``NGOptimizer``."""
     if not {"step", "offset"} <= saved.keys():
         raise ValueError(
             f"state_dict: expected a step and an offset of parameter {key}, found {sorted(saved)}; "
-            "states of earlier versions of the rule do not load"
+            "states of earlier versions of the rule cannot be loaded"
         )
     for name, value in saved.items():
         if not isinstance(value, Tensor):
@@ -66,9 +66,9 @@ def check_state(saved: Mapping[str, Any], key: Any, parameter: Tensor) -> None:
 
 
 def is_owned(name: str) -> bool:
-    """Whether what a state calls by a name lies on one rank alone, that which owns a parameter.
+    """Return whether only the owner of a parameter holds the tensor of this name.
 
-    So does all but the count of its steps and what is remembered of its rows and matrices.
+    All ranks hold the number of steps and the state of rows and matrices.
     """
     return name.partition(".")[0] not in ("step", "rows", "tensors")
 
@@ -76,10 +76,10 @@ def is_owned(name: str) -> bool:
 def sharded_state(
     found: dict[str, Any], sharing: Sharing, parameters: Sequence[Tensor]
 ) -> dict[str, Any]:
-    """A ``state_dict`` with DTensors of whatever one rank owns; parameters in order of groups."""
+    """Replace tensors that one rank owns by DTensors; ``parameters`` are in order of groups."""
     ids = [key for group in found["param_groups"] for key in group["params"]]
     parameter_of = dict(zip(ids, parameters, strict=True))
-    # In one piece, as what broadcasts a state needs it.
+    # Contiguous, because broadcasting a state requires it.
     state = {
         key: {
             name: sharing.saved(parameter_of[key], t) if is_owned(name) else t.contiguous()

@@ -1,9 +1,9 @@
-"""Parameters that are sharded over ranks (FSDP2, tensor parallelism): who works on which of them.
+"""Parameters that are sharded over ranks (FSDP2, tensor parallelism), and their owners.
 
-Each parameter has one owner among the ranks. The owner keeps its whole gradient and weight for a
-step, remembers what there is to remember of it, works out its update and gives everyone their shard
-of the new weight. Ranks tell each other sums over rows and messages between neurons. A saved state
-is made of DTensors, whoever owned what.
+Each parameter has one owner among the ranks. In a step the owner receives its whole gradient and
+weight, holds its state, computes its update and sends each rank the shard of the new weight. Ranks
+add up sums over rows and messages between neurons. A saved state consists of DTensors and does not
+depend on owners.
 """
 
 import gc
@@ -20,30 +20,30 @@ from torch import Tensor, nn
 
 from l2o_graph.layout.tensors import is_sharded
 
-if TYPE_CHECKING:  # importing it takes long, and most have no use for it
+if TYPE_CHECKING:  # importing it takes long, and few users need it
     from torch.distributed.tensor import DTensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor. Of a DTensor, every rank has to ask for it at the same time."""
+    """Return the whole tensor; for a DTensor a collective call."""
     return (tensor.full_tensor() if is_sharded(tensor) else tensor).detach()
 
 
 def here(tensor: Tensor) -> Tensor:
-    """What of a tensor lies on this rank."""
+    """Return the local part of a tensor."""
     return (tensor.to_local() if is_sharded(tensor) else tensor).detach()
 
 
 @dataclass(frozen=True, eq=False)
 class Sharing:
-    """The ranks that train one network together, and what each of them works on.
+    """Ranks that train one network together, and the owner of each parameter.
 
-    Every method but ``is_mine`` has to be called by all of them at the same time.
+    Every method but ``is_mine`` and ``mine_of`` is a collective call.
     """
 
-    group: Any  # their process group
-    members: list[int]  # number of each of them among all processes, in the group's order
-    rank: int  # of this process in the group
+    group: Any  # process group of the ranks
+    members: list[int]  # global rank of each, in the group's order
+    rank: int  # rank of this process in the group
     owner_of: Mapping[Tensor, int]  # rank that owns each parameter
 
     @property
@@ -52,7 +52,7 @@ class Sharing:
         return len(self.members)
 
     def is_mine(self, parameter: Tensor) -> bool:
-        """Whether this rank owns a parameter."""
+        """Return whether this rank owns a parameter."""
         return self.owner_of[parameter] == self.rank
 
     def summed(self, tensor: Tensor) -> Tensor:
@@ -61,10 +61,10 @@ class Sharing:
         return tensor
 
     def agreed(self, is_fit: bool, given: Iterable[Tensor]) -> bool:
-        """Whether gradients are fit for a step on every rank, if ``given`` have one on this.
+        """Return whether gradients are usable on all ranks; ``given`` have one on this rank.
 
         Raises:
-            RuntimeError: Where ranks have gradients of different parameters.
+            RuntimeError: If ranks have gradients of different parameters.
         """
         having = set(given)
         has = [int(p in having) for p in self.owner_of]
@@ -83,7 +83,7 @@ class Sharing:
         return bool(fit)
 
     def to_owners(self, tensors: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """Put tensors of parameters together, each on the rank that owns its parameter.
+        """Assemble sharded tensors, each on the rank that owns its parameter.
 
         Returns:
             Whole tensors of the parameters that this rank owns.
@@ -104,9 +104,9 @@ class Sharing:
         return answer
 
     def from_owners(self, parameters: Sequence[Tensor], tensors: Mapping[Tensor, Tensor]) -> None:
-        """Write into parameters what their owners have, each rank its shard.
+        """Write the owners' whole tensors into the parameters, on each rank its shard.
 
-        ``tensors`` are whole, of the parameters that this rank owns.
+        ``tensors`` are those of the parameters that this rank owns.
         """
         cut, others = self._parted({p: p for p in parameters})
         for p in others:
@@ -122,10 +122,10 @@ class Sharing:
     def _parted(
         self, tensors: Mapping[Tensor, Tensor]
     ) -> "tuple[list[list[list[DTensor]]], list[Tensor]]":
-        """Parameters of which each rank has a piece, by types and owners, and all others.
+        """Separate parameters that one exchange can move, by types and owners, from all others.
 
-        Pieces are cut along one axis and lie in the order of the ranks, those of the parameters
-        and of their tensors alike. What is not is put together by its own method, on all ranks.
+        In an exchange, parameters and tensors are sharded along one axis in the order of the
+        ranks. Others are gathered one by one, on all ranks.
         """
         cut: dict[torch.dtype, list[list[DTensor]]] = {}
         others: list[Tensor] = []
@@ -150,9 +150,9 @@ class Sharing:
         shapes: Sequence[Sequence[tuple[int, ...]]],
         like: Tensor,
     ) -> list[list[Tensor]]:
-        """Send tensors to each rank, all at once: what comes from each, of these shapes.
+        """Send tensors to each rank in one exchange; return those received, of these shapes.
 
-        ``like`` is a tensor of the type and on the device of all.
+        ``like`` is a tensor of their type and device.
         """
         sizes = [[math.prod(shape) for shape in of_one] for of_one in shapes]
         given = [sum(t.numel() for t in tensors) for tensors in sent]
@@ -166,14 +166,14 @@ class Sharing:
         ]
 
     def _pieces(self, parameter: "DTensor", tensor: Tensor) -> Sequence[Tensor]:
-        """Of a whole tensor, what goes to each rank."""
+        """Split a whole tensor into the shards of all ranks."""
         dim = _axis(parameter)
         return tensor.split([_shard(parameter, r, self.size)[dim] for r in range(self.size)], dim)
 
     def spread(self, parameter: Tensor, tensor: Tensor) -> Tensor:
-        """What the owner of a parameter has, on every rank.
+        """Broadcast a tensor from the owner of a parameter to every rank.
 
-        On others ``tensor`` is one of the same shape and type, which may be on the meta device.
+        On other ranks ``tensor`` has the same shape and type, and may be on the meta device.
         """
         if self.is_mine(parameter):
             found = tensor.contiguous()
@@ -183,17 +183,17 @@ class Sharing:
         return found
 
     def give(self, parameter: Tensor, tensor: Tensor) -> None:
-        """Write what the owner has of a parameter's shape into it, each rank its shard."""
+        """Write the owner's tensor into the parameter, on each rank its shard."""
         found = self.spread(parameter, tensor)
         if is_sharded(parameter):
             found = _cut(found, parameter, parameter.placements)
         parameter.copy_(found)
 
     def saved(self, parameter: Tensor, tensor: Tensor) -> Tensor:
-        """What a saved state has of a tensor that the owner of a parameter holds: a DTensor.
+        """Convert a tensor of the owner's state to the DTensor that a saved state contains.
 
-        What has the parameter's shape is sharded as that is, all else along its longest axis.
-        Parameters that are on every rank have a state that is.
+        It is sharded like the parameter if it has its shape, and along its longest axis otherwise.
+        The state of a replicated parameter is replicated.
         """
         found = self.spread(parameter, tensor)
         if not is_sharded(parameter):
@@ -208,12 +208,12 @@ class Sharing:
         return _cut(found, parameter, placements).clone()  # a view would keep all of it
 
     def mine_of(self, parameter: Tensor, tensor: Tensor) -> Tensor:
-        """A tensor where this rank owns the parameter, else its shape on the meta device."""
+        """Return the tensor on the owner of the parameter, its shape on meta elsewhere."""
         return tensor if self.is_mine(parameter) else tensor.to("meta")
 
 
 def _cut(tensor: Tensor, parameter: "DTensor", placements: Sequence[Any]) -> "DTensor":
-    """A tensor that every rank has, as a DTensor on the mesh of a parameter."""
+    """Shard a tensor that every rank has over the mesh of a parameter."""
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = parameter.device_mesh
@@ -222,7 +222,7 @@ def _cut(tensor: Tensor, parameter: "DTensor", placements: Sequence[Any]) -> "DT
 
 
 def _axis(parameter: "DTensor") -> int:
-    """The axis that a parameter is cut along."""
+    """Return the axis along which a parameter is sharded."""
     from torch.distributed.tensor import Shard
 
     (placement,) = parameter.placements
@@ -231,7 +231,7 @@ def _axis(parameter: "DTensor") -> int:
 
 
 def _shard(parameter: "DTensor", rank: int, ranks: int) -> tuple[int, ...]:
-    """Shape of a rank's shard of a parameter that is cut along one axis; the last may be empty."""
+    """Return the shape of a rank's shard; the last ones may be empty."""
     dim, shape = _axis(parameter), list(parameter.shape)
     each = -(-shape[dim] // ranks)
     shape[dim] = max(min(each, shape[dim] - rank * each), 0)
@@ -239,13 +239,13 @@ def _shard(parameter: "DTensor", rank: int, ranks: int) -> tuple[int, ...]:
 
 
 def sharing_of(parameters: Sequence[Tensor]) -> Sharing | None:
-    """Who works on what; None where no parameter is sharded.
+    """Assign an owner to each parameter; None if no parameter is sharded.
 
-    Each parameter in turn falls to the rank that has the fewest scalars so far, so that what is
-    added later moves nothing.
+    Each parameter in turn goes to the rank with the fewest scalars so far, so that parameters
+    added later do not change earlier assignments.
 
     Raises:
-        ValueError: Where the parameters' meshes are not part of one that is a process group.
+        ValueError: If the parameters' meshes are not parts of one that is a process group.
     """
     sharded = [p for p in parameters if is_sharded(p)]
     if not sharded:
@@ -255,8 +255,8 @@ def sharing_of(parameters: Sequence[Tensor]) -> Sharing | None:
     members = set(largest.mesh.flatten().tolist())
     if any(not members.issuperset(mesh.mesh.flatten().tolist()) for mesh in meshes):
         raise ValueError(
-            "expected parameters on one mesh or on parts of it, found some on others; make an "
-            "optimizer for those of each mesh"
+            "expected parameters on one mesh or on parts of it, found several meshes; create one "
+            "optimizer for each mesh"
         )
     if largest.ndim == 1:
         group = largest.get_group()
@@ -264,8 +264,8 @@ def sharing_of(parameters: Sequence[Tensor]) -> Sharing | None:
         group = dist.group.WORLD
     else:
         raise ValueError(
-            f"expected a mesh of one axis or of all {dist.get_world_size()} processes, found one "
-            f"of shape {tuple(largest.shape)}"
+            f"expected a mesh with one axis or with all {dist.get_world_size()} processes, found "
+            f"one of shape {tuple(largest.shape)}"
         )
     loads = [(0, rank) for rank in range(largest.size())]
     owner_of: dict[Tensor, int] = {}
@@ -277,10 +277,10 @@ def sharing_of(parameters: Sequence[Tensor]) -> Sharing | None:
 
 
 def replaced(parameters: Iterable[Tensor]) -> list[int]:
-    """Indices of parameters that modules have since put sharded ones in the place of.
+    """Find the indices of parameters that modules have replaced by sharded ones.
 
-    That is those that no module holds, while one holds a DTensor of the same shape that is not
-    among them. It looks at every module there is.
+    No module holds such a parameter, while some module holds another DTensor of the same shape.
+    All modules in memory are searched.
     """
     mine = list(parameters)
     ids = {id(p) for p in mine}

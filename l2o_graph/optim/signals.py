@@ -1,7 +1,7 @@
-"""Sums over gradients, averages and weights -> what the controller sees of each row.
+"""Signals that the controller reads for each row, from sums over gradients, momenta and weights.
 
-All signals are free of scale: they stay as they are when weights are reparametrised, when the loss
-is multiplied, and when a network is wider. Axes as in ``controller``.
+All signals are scale-free: they do not change if weights or loss are given in other units, or if a
+network is wider. Axes as in ``controller``.
 """
 
 import math
@@ -12,51 +12,51 @@ from torch import Tensor
 
 from l2o_graph.optim.blocks import KINDS
 
-# Decays of the averages of a gradient that a direction is mixed from.
+# Decays of the fast and the slow momentum.
 FAST, SLOW = 0.9, 0.99
-# Decays of the averages of a cosine; the first is all but the present one.
+# Decays of the averages of a cosine; the first hardly averages.
 COSINE_DECAYS = (0.5, 0.9, 0.99)
 
 # In the order of ``observe``: cosines, ratios, of the network, length and weights, age, kind.
 NUM_SIGNALS = 6 + 5 + 3 + 3 + 1 + len(KINDS)
 
-# Part of the typical update in its matrix from which on that of a row says something.
+# Updates of a row below this fraction of its matrix's typical one count as rounding errors.
 LEAST_UPDATE = 1e-6
-# Far below any square that matters; only keeps 0 / 0 from being NaN.
+# Far below any square that matters: only prevents NaN from 0 / 0.
 TINY = 1e-37
-# Ratios end here.
+# Logarithms are clipped at this.
 MOST = 3.0
-# Signals count so much that the same weight of any of them does about as much for how a run ends:
-# evolution strategies perturb all weights alike, and do not see what does next to nothing. Cosines
-# are small, the more so the longer they are averaged.
+# Units of the signals, chosen so that equal weights on any two signals have about the same effect
+# on how a run ends. Evolution strategies perturb all weights equally, and do not notice a weight
+# that has almost no effect. Cosines are small, and smaller the longer they are averaged.
 COSINE_UNITS = (6.0, 10.0, 14.0)
 OF_WEIGHT_UNIT, LOG_LENGTH_UNIT, GROWTH_UNIT = 1 / 8, 1 / 4, 1 / 2
 AGE_UNIT, KIND_UNIT = 1 / 2, 1 / 2
-# The age beyond which steps look alike: runs of meta-training are not much longer.
+# The signal of the step number stops here: runs of meta-training are not much longer.
 OLDEST = 4000.0
-# Steps fade where the gradients of about ten steps are small beside those of this part of the run.
+# Steps fade if the last ten gradients are small compared to those of this last part of the run.
 LONG_PART = 0.25
-# Units of lengths grow with weights up to so many times the first ones.
+# Units of lengths grow with weights up to this many times the first unit.
 MOST_GROWTH = 20.0
 
 
 # Sums over the scalars of each row, (6, N, R), or of each matrix, (6, N, T): squares of the fast
-# average, the slow average, the last update, the weights and the gradient; gradient times last
+# momentum, the slow momentum, the last update, the weights and the gradient; gradient times last
 # update.
 FAST_SUM, SLOW_SUM, UPDATE_SUM, WEIGHT_SUM, GRADIENT_SUM, AGAINST_SUM = range(6)
 OF_GRADIENT = slice(GRADIENT_SUM, AGAINST_SUM + 1)
 
 
 def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
-    """Cosine between the gradient and the direction that the last step went down.
+    """Compute the cosine between the gradient and the direction that the last step went down.
 
-    Positive: the step could have been longer; negative: it went too far; 0 before the first, and
-    where squares are too small for their type, as those of neurons that are all but dead.
-    The hypergradient of Baydin et al. 2017, with its scale taken out.
+    Positive: the step could have been longer. Negative: it was too long. 0 before the first step,
+    and where squares underflow, as for neurons that are almost dead. This is the hypergradient of
+    Baydin et al. 2017 without its scale.
 
     Args:
-        against: Sums of their products.
-        gradient: Sums of squares.
+        against: Sums of products of gradient and last update.
+        gradient: Sums of squares of the gradient.
         last: Sums of squares of the last update.
     """
     found = -against / (gradient.sqrt() * last.sqrt() + TINY)
@@ -64,20 +64,20 @@ def cosine(against: Tensor, gradient: Tensor, last: Tensor) -> Tensor:
 
 
 def corrections(ages: Tensor, constants: "Constants") -> Tensor:
-    """1 - decay^(age + 1), (2, T): by it the fast and slow averages, begun at 0, are too small."""
+    """Compute the bias corrections of the momenta, 1 - decay^(age + 1), (2, T)."""
     return 1 - constants.average_decays ** (ages + 1)
 
 
 @dataclass(slots=True)
 class History:
-    """What the signals of a step need of the steps before it.
+    """State of the signals from earlier steps.
 
     Attributes:
         rows: (6, N, R): logarithm of the step length; averages of each row's cosine at three
-            decays; squares of the gradient at the last step, and at the first that had any.
-        tensors: (4, N, T): averages of each matrix's cosine; logarithm of the first unit of
-            its lengths.
-        ages: (T,) steps before this one.
+            decays; squares of the gradient at the last step, and at the first with a gradient.
+        tensors: (6, N, T): averages of each matrix's cosine; logarithm of the first unit of
+            its lengths; recent and long-term mean of squares of the gradient.
+        ages: (T,) number of steps before this one.
     """
 
     rows: Tensor
@@ -87,29 +87,31 @@ class History:
 
 @dataclass(slots=True)
 class Constants:
-    """What stays the same from step to step.
+    """Constants of all rows and matrices.
 
     Attributes:
-        tensor_of_row: (R,) index of the matrix that a row is of.
+        tensor_of_row: (R,) index of the matrix that a row belongs to.
         scalars_of_row: (R,) number of scalars of each row.
         rows_of_tensor: (T,) number of rows of each matrix.
         scalars_of_tensor: (T,) number of scalars of each matrix.
-        log_torch_rms: (T,) logarithm of the RMS that torch begins weights with, 1 / sqrt(3 fan-in).
-        is_matrix: (T,) whether a matrix is one.
-        kinds: (R, 6) indicators of what a row's block is.
-        kind_signals: (6, 1, R) the same as signals.
-        is_relative: (T,) whether a matrix's weights say what is long for it.
-        log_relative_unit: (T,) logarithm of the unit of its lengths in units of its weights; -inf
-            where these say nothing.
-        log_absolute_unit: (T,) logarithm of the unit of its lengths otherwise.
-        decay_unit: (T,) relative unit of matrices whose weights decay, 0 of others.
+        log_torch_rms: (T,) logarithm of the RMS of torch's own initialisation, 1 / sqrt(3 fan-in).
+        is_matrix: (T,) whether the block is a kernel.
+        kinds: (R, 6) indicators of the kind of each row's block.
+        kind_signals: (6, 1, R) indicators as signals.
+        is_relative: (T,) whether the unit of lengths is relative to the weights of the matrix.
+        log_relative_unit: (T,) logarithm of the unit of lengths over the RMS of the weights; -inf
+            if it is not relative.
+        log_absolute_unit: (T,) logarithm of the unit of lengths otherwise.
+        decay_units: (2, T) relative unit of matrices with weight decay, 0 for others: with many
+            examples and with few.
+        is_decaying: (T,) indicator of matrices with weight decay with many examples.
         cosine_weights: (3, 1, 1) weight of a new cosine in its averages.
         cosine_units: (3, 1, 1) factor of each average of cosines.
-        average_decays: (2, 1) decays of the fast and slow average.
-        average_weights: (2, 1, 1, 1) weight of a new gradient in them.
-        fading: (2, 2, 1) rates and least weights of the means of squares that steps fade by.
-        above: (5,) row of the square above in each of the ``RATIOS``.
-        below: (5,) row of the square below.
+        average_decays: (2, 1) decays of the fast and slow momentum.
+        average_weights: (2, 1, 1, 1) weight of a new gradient in the momenta.
+        fading: (2, 2, 1) rates and minimal weights of the two means of squares for fading.
+        above: (5,) index of the numerator of each of the ``RATIOS``.
+        below: (5,) index of the denominator.
         ratio_units: (5, 1, 1) factors of the logarithms of ratios of squares.
     """
 
@@ -124,7 +126,8 @@ class Constants:
     is_relative: Tensor
     log_relative_unit: Tensor
     log_absolute_unit: Tensor
-    decay_unit: Tensor
+    decay_units: Tensor
+    is_decaying: Tensor
     cosine_weights: Tensor
     cosine_units: Tensor
     average_decays: Tensor
@@ -141,20 +144,20 @@ NUM_OF_ROW, NUM_OF_TENSOR = 6, 6
 
 
 def pooled(rows: Tensor, tensor_of_row: Tensor, tensors: int) -> Tensor:
-    """Sums over the rows of each matrix: (*, N, R) -> (*, N, T)."""
+    """Sum over the rows of each matrix: (*, N, R) -> (*, N, T)."""
     answer = rows.new_zeros(*rows.shape[:-1], tensors)
     return answer.index_add_(-1, tensor_of_row, rows)
 
 
 def log_unit(weight: Tensor, constants: "Constants") -> Tensor:
-    """Logarithm of the unit of a matrix's lengths, by its weights: (N, T).
+    """Compute the logarithm of the unit of each matrix's lengths, (N, T).
 
-    A part of their RMS; for vectors, and where all weights are 0, what it would be on layers as
-    torch begins them, whose weights have an RMS of 1 / sqrt(3 fan-in), in units of how much larger
-    or smaller the kernels of this network begin.
+    The unit is a fraction of the RMS of the weights. For vectors, and if all weights are 0, it is
+    an absolute unit for torch's own initialisation, with an RMS of 1 / sqrt(3 fan-in), times the
+    factor by which the kernels of this network are larger.
 
     Args:
-        weight: (N, T) sums of squares.
+        weight: (N, T) sums of squares of the weights.
         constants: Constants of the network.
     """
     rms = (weight / constants.scalars_of_tensor).sqrt()
@@ -169,22 +172,22 @@ def log_unit(weight: Tensor, constants: "Constants") -> Tensor:
 
 
 def log_growth(weight: Tensor, history: History, constants: Constants) -> Tensor:
-    """Logarithm of how much larger than its first one the unit of a matrix has become, (N, T).
+    """Compute the logarithm of the growth of each matrix's unit since its first step, (N, T).
 
-    Networks that begin small spend their first steps on growing, and what is a long step for the
-    first weights is a short one for the later ones. Units do not shrink with weights.
+    A network with small initial weights has to grow first, and a long step for its first weights
+    is a short one for the later ones. Units do not shrink with weights.
 
     Args:
-        weight: (N, T) sums of squares.
-        history: Knows the first units.
+        weight: (N, T) sums of squares of the weights.
+        history: History with the first units.
         constants: Constants of the network.
     """
     grown = log_unit(weight, constants) - history.tensors[FIRST_LOG_UNIT]
     return grown.clamp(0, math.log(MOST_GROWTH))
 
 
-# Pairs of sums of squares whose ratios are signals, and then of what the history has of the
-# gradient; and the units of their logarithms.
+# Ratios of sums of squares that are signals: numerator, denominator, and unit of the logarithm.
+# The squares of the last and the first gradient, from the history, follow the sums.
 LAST_GRADIENT, FIRST_GRADIENT = GRADIENT_SUM + 1, GRADIENT_SUM + 2
 RATIOS = (
     (FAST_SUM, GRADIENT_SUM, 2.0),
@@ -204,23 +207,20 @@ def observe(
     constants: Constants,
     growth: Tensor,
 ) -> Tensor:
-    """Signals of each row; the history takes in this step's gradient, in place.
+    """Compute the signals of each row, (N, R, F), and update the history in place.
 
     Args:
-        sums: (6, N, R) over each row, the gradient being this step's.
-        of_matrices: (6, N, T) over each matrix.
-        correction: (2, T) see ``corrections``.
+        sums: (6, N, R) sums over each row, with this step's gradient.
+        of_matrices: (6, N, T) sums over each matrix.
+        correction: (2, T) bias corrections, see ``corrections``.
         history: History of the steps before.
         constants: Constants of the network.
-        growth: (N, T) see ``log_growth``.
-
-    Returns:
-        (N, R, F).
+        growth: (N, T) growth of units, see ``log_growth``.
     """
     of_row, count = constants.tensor_of_row, len(constants.rows_of_tensor)
     _, _, update, _, gradient, against = sums
     _, _, update_of_matrix, _, gradient_of_matrix, against_of_matrix = of_matrices
-    # What a row went by mixing with others alone is rounding, and so would be its cosine.
+    # A tiny update of a row, which comes only from whitening with other rows, is rounding error.
     typical = update_of_matrix / constants.rows_of_tensor
     last = update + LEAST_UPDATE**2 * typical[:, of_row]
     new_rows = cosine(against, gradient, last)
@@ -228,7 +228,7 @@ def observe(
     row_averages.lerp_(new_rows.expand_as(row_averages), constants.cosine_weights)
     new_tensors = cosine(against_of_matrix, gradient_of_matrix, update_of_matrix)
     tensor_averages.lerp_(new_tensors.expand_as(tensor_averages), constants.cosine_weights)
-    # The first cosine is 0 by definition, so that n steps have made n - 1 of them.
+    # The first cosine is 0 by definition, so n steps give n - 1 of them.
     made = 1 - (1 - constants.cosine_weights) ** history.ages.clamp(min=1)  # (3, 1, T)
     unit = constants.cosine_units / made
     tensor_cosines = tensor_averages * unit
@@ -266,6 +266,6 @@ def observe(
 
 
 def remaining(horizon: Tensor, ages: Tensor) -> Tensor:
-    """Fraction of the run that is still ahead, this step included: (N, 1), above 0."""
+    """Compute the remaining fraction of the run, this step included: (N, 1), above 0."""
     length = horizon[:, None].clamp(min=1)
     return torch.maximum(1 - ages.amax() / length, 1 / length)

@@ -1,7 +1,7 @@
-"""One step of the rule: gradients -> signals -> lengths and mixtures -> directions -> updates.
+"""One step of the rule: gradients -> signals -> lengths -> directions -> updates.
 
-The same arithmetic serves a network in use and N networks in meta-training, each under its own
-weights; nothing in it waits for a device.
+The same code serves one network in use and N networks in meta-training, each with its own
+controller weights. Nothing in it waits for the device.
 """
 
 import functools
@@ -33,22 +33,22 @@ from l2o_graph.optim.signals import (
     remaining,
 )
 
-# Without a word about the end, lengths fall as 1 / t on their own, halved after so many steps:
-# whenever a run stops, the steps before were short.
+# Without total_steps, lengths fall as 1 / t and are halved after this many steps, so that a run can
+# be stopped at any time.
 HALVED_AFTER = 300
-# They begin at a tenth and are half of what they will be after so many steps: what was too long at
-# first is not always recovered from.
+# Warm-up: lengths start at a tenth and reach half after this many steps. Training does not always
+# recover from a first step that is too long.
 GROWN_AFTER = 10
-# A gradient of this fraction of its first one has vanished: below it steps are shorter with it.
+# Below this fraction of their first size, gradients shorten steps in proportion.
 VANISHED = 1e-5
-# The most that weights shrink by in a step.
+# The largest fraction by which weights decay in a step.
 MOST_DECAY = 0.1
-# On few examples weights decay by this part of the length of a step.
+# Decay relative to the step length if examples are few.
 DECAY_ON_FEW = 0.6
-# Where the cosine between gradient and weights is below this, their size does not matter.
+# Below this cosine between gradient and weights, the size of the weights does not matter.
 LEAST_ALONG = 1e-4
 
-# Powers of all matrices, (N, T): worked out in steps that renew some, once.
+# Returns the powers of all matrices, (N, T); only called in steps that recompute roots.
 Powers = Callable[[], Tensor]
 
 
@@ -60,20 +60,19 @@ def advance(
     horizon: Tensor | None = None,
     few: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Make one step of all blocks; the memory is of the step after, in place.
+    """Compute the updates of all blocks for one step; the memory changes in place.
 
     Args:
-        learned: What N controllers have learned.
+        learned: Weights of N controllers.
         memory: Memory of the N networks.
         gradients: Gradients of each stack here, (B, r, c).
-        parameters: Parameters of each stack here, likewise.
-        horizon: (N,) number of steps of the whole run, 0 for none; None for none of them.
-        few: () how far training is on few examples, from 0 to 1; None if it is not known to be.
-            Then weights decay more, and units of lengths do not grow with them.
+        parameters: Parameters of each stack here, (B, r, c).
+        horizon: (N,) number of steps of the whole run, 0 if not known; None if not known for any.
+        few: () degree ε to which examples are few, from 0 to 1; None if not known. Weight decay
+            grows with it, and units of lengths grow less with the weights.
 
     Returns:
-        What is to be added to each stack here, (B, r, c), and the RMS of each matrix's update,
-        (N, T).
+        Update of each stack here, (B, r, c), and the RMS of each matrix's update, (N, T).
     """
     stacks = memory.stacks
     sums, squares = _row_sums(learned.config, memory, gradients, parameters)
@@ -84,16 +83,16 @@ def advance(
     alive = _alive(memory, square)
     growth = log_growth(of_matrices[WEIGHT_SUM], memory.history, memory.constants)
     if few is not None:
-        growth = growth * (1 - few)
         few = few * _sized(memory, gradients, parameters, of_matrices)
+        growth = growth * (1 - few)
     units = (memory.history.tensors[FIRST_LOG_UNIT] + growth).exp()
-    # What is rounding counts as no gradient, for all that is seen of it and for powers.
+    # Gradients that are only rounding error count as 0 in signals and powers.
     of_matrices[OF_GRADIENT] *= alive
     sums[OF_GRADIENT] *= alive[:, memory.constants.tensor_of_row]
     correction = corrections(memory.history.ages, memory.constants)
     change = _changes(learned, memory, sums, of_matrices, correction, squares, growth)
     lengths = _lengths(memory, change, units, horizon)
-    # From here on the last update is the coming one: of large networks, one direction at a time.
+    # From here on stack.last holds this step's update; one direction at a time saves memory.
     directions = _directions(learned, memory, gradients, of_matrices, correction)
     for stack, direction in zip(stacks, directions, strict=True):
         if direction is not stack.last:
@@ -104,14 +103,14 @@ def advance(
         (len(memory.history.tensors[0]), -1),
     )
     going = alive * _fading(memory, square)
-    # Of RMS 1 over each matrix, times the length of each row, downwards.
+    # Directions are scaled to an RMS of 1 over each matrix; lengths are those of rows; descent.
     unit = -going * memory.constants.scalars_of_tensor.sqrt() / (norms + whitening.VANISHING)
     factors = lengths * unit[:, memory.constants.tensor_of_row]
     decays = _decays(learned, memory, lengths, units, going, few)
     for stack, p in zip(stacks, parameters, strict=True):
         rows = slice(*stack.rows)
         stack.last.mul_(factors[:, rows].reshape(-1, stack.shape[1], 1))
-        if stack.decays:
+        if stack.decays(few is not None):
             stack.last.addcmul_(p, decays[:, rows].reshape(-1, stack.shape[1], 1), value=-1)
     for stack in memory.all_stacks:
         stack.age += 1
@@ -128,7 +127,7 @@ def _changes(
     squares: dict[int, Tensor],
     growth: Tensor,
 ) -> Tensor:
-    """Change of the logarithm of each row's length, (N, R)."""
+    """Compute the change of the logarithm of each row's length, (N, R)."""
     config, constants, of_row = learned.config, memory.constants, memory.constants.tensor_of_row
     if config.grain == "tensor":  # every row as the mean over the rows of its matrix
         sums = (of_matrices / constants.rows_of_tensor)[..., of_row]
@@ -141,7 +140,7 @@ def _changes(
 
 
 def _lengths(memory: Memory, change: Tensor, units: Tensor, horizon: Tensor | None) -> Tensor:
-    """Length of each row's step, (N, R); what is remembered of it changes."""
+    """Update the stored logarithms of lengths, and compute each row's step length, (N, R)."""
     history = memory.history
     history.rows[LOG_LENGTH] = controller.next_log_length(history.rows[LOG_LENGTH], change)
     of_tensor = units * _schedule(history.ages, horizon)
@@ -156,21 +155,22 @@ def _decays(
     going: Tensor,
     few: Tensor | None,
 ) -> Tensor:
-    """What part of its weights each row shrinks by, (N, R).
+    """Compute the fraction by which the weights of each row decay, (N, R).
 
-    A decay c times the part of the weights that the step is long, whatever its length is.
+    It is the decay c times the step's length relative to the RMS of the weights.
     """
     constants = memory.constants
     decay = learned.decay
     if few is not None:
+        decay = decay * constants.is_decaying
         decay = (decay + few * (DECAY_ON_FEW - decay))[:, constants.tensor_of_row]
-    per_length = going * constants.decay_unit / units
+    per_length = going * constants.decay_units[int(few is not None)] / units
     part = decay * lengths * per_length[:, constants.tensor_of_row]
     return part.clamp(max=MOST_DECAY)
 
 
 def _steadiness(of_matrices: Tensor, correction: Tensor) -> Tensor:
-    """How much of each matrix' gradient is that of the steps before, (N, T), from 0 to 1."""
+    """Compute how steady each matrix's gradient is, (N, T), from 0 to 1."""
     fast, gradient = of_matrices[FAST_SUM], of_matrices[GRADIENT_SUM]
     return (fast / correction[0].square() / (gradient + TINY)).clamp(max=1)
 
@@ -182,21 +182,21 @@ def _directions(
     of_matrices: Tensor,
     correction: Tensor,
 ) -> Iterator[Tensor]:
-    """What each stack goes along, (B, r, c), of any scale, one after the other.
+    """Yield the direction of each stack, (B, r, c), of any scale.
 
     Args:
-        learned: What N controllers have learned.
-        memory: Memory of the networks; its averages of gradients are of this step already.
+        learned: Weights of N controllers.
+        memory: Memory of the networks, with momenta that include this step.
         gradients: Gradients of each stack.
         of_matrices: (6, N, T) sums over each matrix.
-        correction: (2, T) see ``signals.corrections``.
+        correction: (2, T) bias corrections, see ``signals.corrections``.
     """
     of_sources = nn.functional.pad(correction, (0, 0, 1, 0), value=1.0)  # 1 for the gradient
     shares = learned.shares[:, None] / of_sources.T  # (N, T, 3)
 
     @functools.cache
     def powers() -> Tensor:
-        # A gradient's own Gram matrices whiten it at half the power that those of noise take.
+        # For a constant gradient, half the power already makes its singular values equal.
         return learned.power * (1 - _steadiness(of_matrices, correction) / 2)
 
     for stack, g in zip(memory.stacks, gradients, strict=True):
@@ -204,9 +204,9 @@ def _directions(
 
 
 def _schedule(ages: Tensor, horizon: Tensor | None) -> Tensor:
-    """What lengths are multiplied by at an age, before anything is known of the network: (N, T).
+    """Compute the schedule's factor of lengths, (N, T).
 
-    After a warm-up they fall linearly to the end where it is told, and as 1 / t where it is not.
+    After a warm-up it falls linearly to the end of the run if that is known, else as 1 / t.
     """
     falling = 1 / (1 + ages / HALVED_AFTER)
     if horizon is not None:
@@ -215,9 +215,9 @@ def _schedule(ages: Tensor, horizon: Tensor | None) -> Tensor:
 
 
 def _alive(memory: Memory, square: Tensor) -> Tensor:
-    """Whether a matrix has a gradient that is more than rounding, (N, T), as numbers 1 and 0.
+    """Return 1 for a matrix whose gradient is more than rounding error, else 0, (N, T).
 
-    The bias before a batch norm or of attention's keys has none, but computing it leaves a little.
+    The gradient of a bias in front of a batch norm, or of attention's keys, is 0 but for rounding.
 
     Args:
         memory: Memory of the networks.
@@ -235,10 +235,10 @@ def _sized(
     parameters: Sequence[Tensor],
     of_matrices: Tensor,
 ) -> Tensor:
-    """Whether the size of a matrix matters to the loss, (N, T), as numbers 1 and 0.
+    """Return 1 for a matrix whose size matters to the loss, else 0, (N, T).
 
-    Not where a norm follows: the gradient is then at right angles to the weights, and decay would
-    do nothing but make steps longer beside them. Last updates are written over.
+    It does not matter if a norm follows: the gradient is then orthogonal to the weights, and decay
+    would only make steps longer relative to them. Last updates are overwritten.
     """
     sets = len(memory.history.tensors[0])
     found = [
@@ -252,15 +252,15 @@ def _sized(
 
 
 def _fading(memory: Memory, square: Tensor) -> Tensor:
-    """Factor of the steps of matrices whose gradient vanishes, (N, T), up to 1.
+    """Compute the factor φ of the steps of matrices whose gradient vanishes, (N, T), up to 1.
 
-    Directions have no scale: on few examples that are all told apart, steps would go on at full
-    length. It is the RMS of about 10 gradients over that of the last quarter of the run, and 0
-    in the end.
+    Directions have no scale, so that steps would continue at full length after all examples are
+    fitted. φ is the RMS of the last 10 gradients or so over that of the last quarter of the run;
+    far below the first gradient it falls to 0.
 
     Args:
-        memory: Memory of the networks, whose means of squares take this gradient in; first
-            squares are known.
+        memory: Memory of the networks; its means of squares are updated, and its squares of first
+            gradients have to be set.
         square: (N, T) sums of squares of the gradient.
     """
     history = memory.history
@@ -281,9 +281,9 @@ def _row_sums(
     gradients: Sequence[Tensor],
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Sums over each row, (6, N, R), and squared weights of kernels where messages need them.
+    """Compute sums over each row, (6, N, R), and squared weights of kernels if messages use them.
 
-    Averages take in the gradient first; last updates are written over.
+    Momenta are updated first; last updates are overwritten.
     """
     against: list[Tensor] = []
     norms: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
@@ -293,8 +293,8 @@ def _row_sums(
     for i, (stack, g, p) in enumerate(zip(memory.stacks, gradients, parameters, strict=True)):
         stack.averages.lerp_(g, memory.constants.average_weights)
         norms[0].append(norm(stack.momenta, dim=-1).view(-1, sets, stack.rows[1] - stack.rows[0]))
-        # The last update was asked for the last time: on large networks new memory for a product
-        # costs as much as working it out.
+        # The last update is not needed any more: on large networks, new memory for a product costs
+        # as much as computing it.
         against.append(stack.last.mul_(g).sum(-1).view(1, sets, -1))
         norms[1].append(norm(p, dim=-1).view(1, sets, -1))
         norms[2].append(norm(g, dim=-1).view(1, sets, -1))
@@ -318,10 +318,10 @@ def _mean_of_rows(memory: Memory, x: Tensor) -> Tensor:
 
 
 def _begin(learned: Learned, memory: Memory, weight: Tensor) -> None:
-    """Give blocks that make their first step a length and a unit of lengths.
+    """Initialise lengths and their units for blocks that make their first step.
 
     Args:
-        learned: What N controllers have learned.
+        learned: Weights of N controllers.
         memory: Memory of the networks.
         weight: (N, T) sums of squares of each matrix's weights.
     """
@@ -336,16 +336,16 @@ def _begin(learned: Learned, memory: Memory, weight: Tensor) -> None:
 
 
 def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Powers) -> Tensor:
-    """What a stack goes along, of any scale; its averages of squares take in the gradient.
+    """Compute the direction of a stack, of any scale, and update its averages of squares.
 
     Args:
-        stack: Its averages of gradients are of this step already.
-        gradient: (B, r, c).
-        shares: (N, M, 3) of the gradient, its fast and its slow average.
-        powers: What sides are whitened with.
+        stack: Stack, with momenta that include this step.
+        gradient: Gradient, (B, r, c).
+        shares: (N, M, 3) shares of the gradient, its fast and its slow average.
+        powers: Powers of whitening.
     """
     of_gradient, of_fast, of_slow = shares.reshape(-1, 3, 1, 1).unbind(1)
-    # Where the coming update will lie: on large networks new memory costs as much as a product.
+    # Written to the memory of the update: on large networks new memory costs as much as a product.
     mixture = torch.mul(gradient, of_gradient, out=stack.last)
     mixture.addcmul_(stack.fast, of_fast).addcmul_(stack.slow, of_slow)
     if stack.square is not None:
@@ -357,7 +357,7 @@ def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Powers) -
         mixture = whitening.whitened_left(mixture, left_root, left)
     if right is not None and right_root is not None:
         _renew(stack, gradient, powers, right, True)
-        # A product cannot be written over what it is made of.
+        # A product cannot be written to its own operand.
         free = stack.last if left is not None else None
         mixture = whitening.whitened_right(mixture, right_root, right, free)
     return mixture
@@ -366,7 +366,7 @@ def _direction(stack: Stack, gradient: Tensor, shares: Tensor, powers: Powers) -
 def _renew(
     stack: Stack, gradient: Tensor, powers: Powers, side: whitening.Side, right: bool
 ) -> None:
-    """Let the Gram matrices of a side take in the gradient, and renew the powers that are due."""
+    """Update the Gram matrices of a side, and recompute the powers that are due."""
     average, roots = stack.grams[right], stack.roots[right]
     assert average is not None and roots is not None
     age, first = stack.age, stack.first

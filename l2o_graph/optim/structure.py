@@ -1,4 +1,4 @@
-"""The structure of the network that is trained: from calls of its model, or inferred."""
+"""The structure of the trained network: read from calls of its model, or inferred."""
 
 import gc
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,22 +14,22 @@ from l2o_graph.optim.warn import warn
 from l2o_graph.optim.watching import Watching, of_all_ranks
 from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
 
-if TYPE_CHECKING:  # whoever gives no model does not need it
+if TYPE_CHECKING:  # imported later, only with a model
     from l2o_graph.tracing.network import Reading
 
 
 class Structure:
-    """What an optimizer knows of how its parameters join.
+    """Structure of the network that an optimizer trains, as far as it is known.
 
-    With a model, calls of it are watched until all of its parameters were seen at work. Without
-    one, the structure is inferred from order, shapes and names of the parameters.
+    With a model, its calls are watched until each of its parameters was used. Without one, the
+    structure is inferred from order, shapes and names of the parameters.
 
     Args:
         owner: Name of the optimizer's type, for warnings.
-        model: The network that is trained.
-        examples: Counter of what it is trained on.
-        is_given: Whether a user gave the model, who then hears what is not known of it. One that
-            was found is dropped without a word where it proves not to be what is trained.
+        model: Network that is trained.
+        examples: Counter of training examples.
+        is_given: Whether the user passed the model. Only then are there warnings about it; a model
+            that was found automatically is dropped silently if it is not what is trained.
     """
 
     def __init__(
@@ -40,25 +40,25 @@ class Structure:
         is_given: bool = True,
     ):
         self.owner, self.model, self.examples, self.is_given = owner, model, examples, is_given
-        self.shards: Any = None  # ranks that parameters are sharded over, where they are
+        self.shards: Any = None  # process group that parameters are sharded over, if they are
         self.watching: Watching | None = None  # hooks on the model, while its calls are watched
-        self._counting: Watching | None = None  # hooks that count examples, and nothing else
+        self._counting: Watching | None = None  # hooks that only count examples
         self._known: Reading | None = None
         self._news: list[Reading] = []
-        self._warned: set[str] = set()  # names of parameters that a warning was about
-        self._asked: set[int] = set()  # parameters that calls were watched for once more
-        self._group: Any = None  # ranks that train the model together, once a call showed them
+        self._warned: set[str] = set()  # names of parameters with a warning
+        self._asked: set[int] = set()  # parameters for which watching was resumed
+        self._group: Any = None  # process group that trains the model, once a call showed it
         self.forget()
 
     def forget(self) -> None:
-        """Drop the structure; the next step finds it anew."""
-        self.spec: NetSpec | None = None  # what was asked for last
-        self._agreed = False  # with the other ranks
+        """Drop the structure; the next step determines it again."""
+        self.spec: NetSpec | None = None  # result of the last call of network()
+        self._agreed = False  # whether all ranks know the same
 
     def copy(self) -> "Structure":
-        """Copy what calls have told, for a copy or a pickle of the optimizer; nothing watches.
+        """Copy what is known, without hooks, for a copy or a pickle of the optimizer.
 
-        A model that nobody gave stays behind: who copies an optimizer does not expect one.
+        A model that was found automatically is not copied: users do not expect one in there.
         """
         model = self.model if self.is_given else None
         new = Structure(self.owner, model, self.examples, self.is_given)
@@ -67,21 +67,21 @@ class Structure:
 
     @property
     def traced(self) -> NetSpec | None:
-        """The structure as far as calls of the model told it."""
+        """Structure as read from calls of the model; None before the first."""
         return None if self._known is None else self._known.spec
 
     @property
     def is_complete(self) -> bool:
-        """Whether calls have shown what all parameters of the model do."""
+        """Whether calls have shown the use of all parameters of the model."""
         return self._known is not None and self._known.is_complete
 
     def watch(self) -> None:
-        """Watch calls of the model, until all of its parameters were seen at work."""
+        """Watch calls of the model until each of its parameters was used."""
         if self.model is not None and self.watching is None:
             self._put_hooks(structure=not self.is_complete)
 
     def drop(self) -> None:
-        """Go on without the model, as it is not what is trained or nobody calls it."""
+        """Continue without the model, as it is not what is trained or is never called."""
         for watching in (self.watching, self._counting):
             if watching is not None:
                 watching.give_up()
@@ -89,7 +89,7 @@ class Structure:
         self.forget()
 
     def _put_hooks(self, structure: bool) -> None:
-        """Put other hooks on the model: for its structure and examples, or for these alone."""
+        """Replace the hooks on the model: for structure and examples, or for examples only."""
         assert self.model is not None
         for old in (self.watching, self._counting):
             if old is not None:
@@ -100,29 +100,29 @@ class Structure:
         self._counting = Watching(self.model, None, self.examples) if alone else None
 
     def read(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> None:
-        """Follow the model through a batch, of which nothing remains."""
+        """Read the structure from a call with an example batch."""
         from l2o_graph.tracing.network import read
 
         if self.model is None:
             raise RuntimeError(
-                f"{self.owner}: expected a model to read, found parameters alone; give model="
+                f"{self.owner}: expected a model to read, found only parameters; pass model="
             )
         try:
             self._news.append(read(self.model, args, kwargs))
-        except Exception as error:  # training can go on without, and the model may say more
+        except Exception as error:  # training can continue, and later calls may succeed
             self._warn_inferred(f"could not follow the model ({error!r})")
             return
         self._learn(self._news)
 
     def hear(self, reading: "Reading") -> None:
-        """Take what a call of the model told."""
+        """Receive what a call of the model showed."""
         self._news.append(reading)
         replicas = self._group or (self.watching and self.watching.group)
-        if not replicas:  # else all of them learn it together
+        if not replicas:  # otherwise all replicas learn it together
             self._learn(self._news)
 
     def _learn(self, readings: Sequence["Reading"]) -> None:
-        """Learn what calls of the model told, here or in other processes."""
+        """Merge what calls of the model showed, in this or in other processes."""
         self._news = []
         if not readings:
             return
@@ -135,11 +135,11 @@ class Structure:
         self._known = after
 
     def settle(self, gradient_of: Mapping[Tensor, Tensor]) -> None:
-        """Before a step: learn what was seen since the last one, and see to what was not.
+        """Before a step, merge what calls showed, and decide whether to keep watching.
 
-        Replicas of DistributedDataParallel learn what any of them saw, at their first step and
-        whenever a gradient comes of a parameter that none has seen at work. They have the same
-        gradients, and so ask each other at the same steps.
+        Replicas of DistributedDataParallel exchange what they saw, at their first step and whenever
+        a parameter that none of them has seen in use has a gradient. Their gradients are the same,
+        and so they exchange at the same steps.
         """
         watching = self.watching
         if self.model is None or (watching is None and self.is_complete):
@@ -153,7 +153,7 @@ class Structure:
             self._learn(self._news)
         unseen = self._unseen(gradient_of)
         if self._group is not None and (not self._agreed or unseen):
-            if not self._agreed and self._known is not None:  # seen by this rank alone
+            if not self._agreed and self._known is not None:  # seen only by this rank
                 self._news.insert(0, self._known)
                 self._known = None
             self._learn(of_all_ranks(self._news, self._group))
@@ -164,11 +164,11 @@ class Structure:
             return
         done = self.is_complete
         tired = watching is not None and watching.is_tired() and not unseen
-        # Of other inputs or another mode than what was watched.
+        # They were used with other inputs or in another mode than the calls watched.
         again = set() if done else unseen - self._asked
         self._asked |= again
-        # Hooks that were compiled with the model, and saw nothing, stay: with others it would be
-        # compiled anew.
+        # Hooks that were compiled with the model, and saw nothing, stay: changing them would cause
+        # a recompilation.
         stay = watching is not None and watching.was_compiled and self._known is None
         if (done or tired or again) and (again or watching is not None) and not stay:
             self._put_hooks(structure=bool(again))
@@ -178,7 +178,7 @@ class Structure:
         self._warn_of_unknown()
 
     def _unseen(self, gradient_of: Mapping[Tensor, Tensor]) -> set[int]:
-        """Parameters of the model that have a gradient, though no call has shown them at work."""
+        """Return the parameters of the model that have a gradient, but were not seen in use."""
         assert self.model is not None
         used = frozenset() if self._known is None else self._known.used
         return {
@@ -186,7 +186,7 @@ class Structure:
         }
 
     def _warn_of_unknown(self) -> None:
-        """Warn of parameters whose work is not understood, once each."""
+        """Warn once of each parameter that is used in a way that is not understood."""
         names = [] if self._known is None else self._known.unknown
         new = [name for name in names if name not in self._warned]
         if new and self.is_given:
@@ -198,22 +198,22 @@ class Structure:
     def network(
         self, trained: Sequence[Tensor], names: list[str] | None
     ) -> tuple[Sequence[Tensor], NetSpec]:
-        """Find the parameters of the graph and how they join, inferred where nothing tells it.
+        """Return the parameters of the graph and its specification, inferred if no call showed it.
 
-        ``trained`` are those of the optimizer, ``names`` theirs, where all have one.
+        ``trained`` are the optimizer's parameters, ``names`` their names, if all have one.
         """
         if self._group is None:
             self._learn(self._news)
         parameters = trained if self.model is None else [*self.model.parameters()]
-        # What has no shape yet is refused by what reads it, in words of its own.
+        # Parameters without a shape yet are refused by the functions that read them.
         if self.spec is None or self.spec.shapes != shapes_of(parameters):
             if self.model is None:
-                self.spec = self.traced  # of the model of the optimizer that this is a copy of
+                self.spec = self.traced  # known if this is a copy of an optimizer with a model
                 if self.spec is None or self.spec.shapes != shapes_of(parameters):
                     self.spec = spec_of_parameters(parameters, names)
             else:
                 if self.traced is not None and self.traced.shapes != shapes_of(parameters):
-                    self._known = None  # the model has changed: its next batch tells how
+                    self._known = None  # the model has changed: its next call shows how
                     self._agreed = False
                     self._asked.clear()
                     self.watch()
@@ -221,23 +221,23 @@ class Structure:
         return parameters, self.spec
 
     def _spec_by_order(self, model: nn.Module) -> NetSpec:
-        """The structure of a model that was not seen computing anything."""
+        """Infer the structure of a model of which no call was seen."""
         spec = spec_of_module(model)
         if self.watching is not None and self.watching.was_compiled:
             self._warn_inferred(
-                "the model was called compiled, and what is compiled cannot be followed (give the "
+                "the model was called inside compiled code, which cannot be followed (pass the "
                 "compiled module itself as model=)"
             )
         elif self.watching is not None and self.watching.was_sharded:
             self._warn_inferred(
-                "the model computes with sharded tensors, as tensor parallelism does, and these "
-                "cannot be followed"
+                "the model computes with sharded tensors (tensor parallelism), which cannot be "
+                "followed"
             )
         elif spec.loose:
             self._warn_inferred(
                 "the model was not called before this step",
-                f", which leaves {len(spec.loose)} of {len(spec.shapes)} parameters to their own "
-                "features",
+                f", which gives {len(spec.loose)} of {len(spec.shapes)} parameters no place in the "
+                "graph",
             )
         return spec
 
@@ -249,10 +249,10 @@ class Structure:
 
 
 def asked_of(params: object) -> nn.Module | None:
-    """The module of which ``parameters()`` or ``named_parameters()`` are given, if they are.
+    """Find the module whose ``parameters()`` or ``named_parameters()`` were passed, if any.
 
-    Or some of them, by ``filter`` or an expression. These are generators, which know what they go
-    through and what they were called with until they end.
+    They may be filtered by ``filter`` or a generator expression. Until it ends, a generator holds
+    its iterable and the arguments of its call.
     """
     if isinstance(params, filter):
         inside = [x for x in gc.get_referents(params) if isinstance(x, GeneratorType)]
@@ -270,5 +270,5 @@ def asked_of(params: object) -> nn.Module | None:
 
 
 def shapes_of(parameters: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
-    """Shapes as a network's specification has them."""
+    """Return shapes in the form of a network's specification."""
     return tuple(tuple(p.shape) for p in parameters)

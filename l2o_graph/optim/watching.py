@@ -1,4 +1,4 @@
-"""Watching the calls that a user makes of a model: what it computes, and of which examples."""
+"""Hooks that watch the user's calls of a model: its structure, and the examples it sees."""
 
 import weakref
 from collections.abc import Callable
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from l2o_graph.optim.structure import Structure
     from l2o_graph.tracing.network import Reading
 
-# So many calls are watched in training, and as many in evaluation, for parameters not yet seen.
-# Layers that are left out at random, and heads that take turns, come up within a few.
+# Number of calls that are watched in training, and again in evaluation, for unused parameters.
+# Layers that are dropped at random, or heads that alternate, appear within a few calls.
 MOST_CALLS = 8
 
 
 class Watching:
-    """Hooks on a model that show an optimizer what it computes and of what, until all was seen.
+    """Hooks on a model that report its structure and its inputs to an optimizer.
 
-    They see the user's own calls: nothing is run besides, and nothing of the calls is changed. A
-    copy or a pickle of the model holds hooks that do nothing.
+    They only watch the user's own calls, and do not change them. In a copy or a pickle of the
+    model the hooks do nothing.
 
     Args:
-        model: The model, as it was given to the optimizer.
-        structure: Listener to what calls tell of the structure; the hooks go when it goes. Without
-            one, examples alone are counted.
-        examples: Counter of the rows of what the model is trained on.
+        model: Model, as passed to the optimizer.
+        structure: Receiver of the structure, held weakly: hooks are removed when it is deleted.
+            Without one, only examples are counted.
+        examples: Counter of training examples.
     """
 
     def __init__(
@@ -44,19 +44,19 @@ class Watching:
         self._examples = None if examples is None else weakref.ref(examples, self._alone)
         self._stack, self._watch, self._depth = ExitStack(), None, 0
         self._calls = {True: 0, False: 0}
-        # Processes that train it together: of the DistributedDataParallel by way of which the
-        # model was called, or those that its parameters are sharded over.
+        # Process group that trains the model: of the DistributedDataParallel that called it, or
+        # the one that its parameters are sharded over.
         self.group: Any = None
-        # Whether it was called inside of something compiled, or computed with sharded tensors.
+        # Whether it was called inside of compiled code, or computed with sharded tensors.
         self.was_compiled = self.was_sharded = False
-        self.was_called = False  # otherwise
+        self.was_called = False  # outside of compiled code
         self._module: nn.Module | None = None
         if model is None:
             return
         from l2o_graph.tracing.network import unwrapped
 
         self._module = unwrapped(model)
-        # Inside of what is compiled hooks see nothing, so that is watched from outside.
+        # Hooks see nothing inside of compiled code, so the compiled module itself is watched, too.
         around = [m for m in model.modules() if "_orig_mod" in m._modules]
         self._watched = [m for m in around if unwrapped(m) is self._module] + [self._module]
         for module in self._watched:
@@ -66,10 +66,9 @@ class Watching:
         self.leave()
 
     def _attach(self, module: nn.Module) -> None:
-        # The protocol by which torch.jit.script asks for what it can compile; hooks it cannot.
+        # torch.jit.script cannot compile hooks; by this protocol it asks for a module without them.
         module.__dict__["__prepare_scriptable__"] = Scriptable(module)
-        # ``module.compile()`` leaves a compiled call in the module, inside of which hooks see
-        # nothing.
+        # ``module.compile()`` leaves a compiled call in the module, in which hooks see nothing.
         compiled = module._compiled_call_impl
         if compiled is not None and not isinstance(compiled, Compiled):
             module._compiled_call_impl = Compiled(module, compiled)
@@ -81,15 +80,15 @@ class Watching:
             self._stack.callback(handle.remove)
 
     def leave(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self.stop()
         self._stack.close()
 
     def give_up(self) -> None:
-        """Look at no further call.
+        """Stop watching.
 
-        The hooks go, but for those that were compiled with the model: without them, it would be
-        compiled anew.
+        Hooks are removed unless they were compiled with the model, as that would cause a
+        recompilation.
         """
         if not self.was_compiled:
             self.leave()
@@ -97,15 +96,15 @@ class Watching:
 
     @property
     def follows(self) -> bool:
-        """Whether it looks at what calls compute, not at their examples alone."""
+        """Whether it watches the structure, not only the examples."""
         return self._structure is not None
 
     def is_tired(self) -> bool:
-        """Whether enough calls were watched."""
+        """Return whether enough calls were watched."""
         return max(self._calls.values()) >= MOST_CALLS
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Before the model computes."""
+        """Handle the beginning of a call."""
         if torch.compiler.is_compiling():
             self.was_compiled = True
             return
@@ -127,20 +126,20 @@ class Watching:
         self._watch = Watch(self._module).__enter__()
 
     def count(self, module: nn.Module, inputs: Any) -> None:
-        """Count the examples of a call that is one of training."""
+        """Count the examples of a call in training mode."""
         examples = self._examples and self._examples()
         if examples is None or not _is_plain():
             return
         if self._watch is None and module.training and torch.is_grad_enabled():
             try:
                 examples.see(inputs)
-            except Exception:  # whatever the model is given, training goes on
+            except Exception:  # training continues whatever the inputs are
                 examples.is_over = True
         if examples.is_over and self._structure is None:
             self.leave()
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """After the model has computed, or failed to."""
+        """Handle the end of a call, also if it failed."""
         if torch.compiler.is_compiling() or self._watch is None or module not in self._watched:
             return
         if self._depth:
@@ -156,7 +155,7 @@ class Watching:
                 structure.hear(reading)
 
     def stop(self) -> None:
-        """End a watch that a call left open, as one that was interrupted does."""
+        """End a watch that an interrupted call left open."""
         watch, self._watch, self._depth = self._watch, None, 0
         if watch is not None:
             watch.__exit__()
@@ -166,21 +165,21 @@ class Watching:
 
 
 class Scriptable:
-    """What torch.jit.script calls to get a module that it can compile: one without the hooks.
+    """Callable by which torch.jit.script gets the module without hooks, which it cannot compile.
 
-    A copy belongs to the copy of the module.
+    A copy of it refers to the copy of the module.
     """
 
     def __init__(self, module: nn.Module | None = None):
         self.__setstate__(module)
 
     def __call__(self) -> nn.Module | None:
-        """The module, no longer watched."""
+        """Return the module with its hooks removed."""
         module = self._module and self._module()
         if module is not None:
             for key, watching in _watching(module).items():
                 watching.leave()
-                # A copy of what watches knows of no hooks.
+                # A copy of a Watching does not know its hooks.
                 for hooks in (module._forward_pre_hooks, module._forward_hooks):
                     hooks.pop(key, None)
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -196,17 +195,17 @@ class Scriptable:
 
 
 class Compiled:
-    """What is called in the place of a module's compiled call, while anything watches."""
+    """Substitute for a module's compiled call while the module is watched."""
 
     def __init__(self, module: nn.Module, compiled: Callable[..., Any]):
         self._module, self.compiled = weakref.ref(module), compiled
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it as it is while calls are followed, else what was compiled."""
+        """Call the module uncompiled while its structure is watched, else the compiled code."""
         module = self._module()
         if module is not None and not torch.compiler.is_compiling():
             watching = _watching(module).values()
-            if any(one.follows for one in watching):  # calls that are followed are not compiled
+            if any(one.follows for one in watching):  # hooks see nothing in compiled code
                 return module._call_impl(*args, **kwargs)
             for one in watching:
                 one.count(module, (args, kwargs))
@@ -214,14 +213,14 @@ class Compiled:
 
 
 def of_all_ranks(readings: "list[Reading]", group: Any) -> "list[Reading]":
-    """What any rank of a group has read, in the order of the ranks: the same on all of them."""
+    """Gather the readings of all ranks of a group, in the order of the ranks."""
     found: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(found, readings, group=group)
     return [reading for of_rank in found for reading in of_rank]
 
 
 def _replicas_of(module: nn.Module) -> Any:
-    """The processes of the DistributedDataParallel that is calling a module; None without one."""
+    """Return the process group of the DistributedDataParallel that calls a module, if any."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
     replicas = nn.parallel.DistributedDataParallel._active_ddp_module
@@ -231,36 +230,36 @@ def _replicas_of(module: nn.Module) -> Any:
 
 
 def _watching(module: nn.Module) -> dict[int, Watching]:
-    """Whatever watches a module, by the keys of its hooks."""
+    """Return all objects that watch a module, by the keys of their hooks."""
     hooks = {**module._forward_pre_hooks, **module._forward_hooks}
     owners = {key: getattr(hook, "__self__", None) for key, hook in hooks.items()}
     return {key: one for key, one in owners.items() if isinstance(one, Watching)}
 
 
 def _put_back(module: "weakref.ref[nn.Module]") -> None:
-    """Leave a module as it was before anything watched it, if nothing does any more."""
+    """Restore a module to its state before it was watched, unless something still watches it."""
     found = module()
     if found is None or _watching(found):
         return
     found.__dict__.pop("__prepare_scriptable__", None)
-    if isinstance(instead := found._compiled_call_impl, Compiled):  # else it was compiled anew
+    if isinstance(instead := found._compiled_call_impl, Compiled):  # else it was compiled again
         found._compiled_call_impl = instead.compiled
 
 
 def _is_traced() -> bool:
-    """Whether something else already looks at what is computed now."""
+    """Return whether a tracer or a dispatch mode is active."""
     # Public, though not among the names that the module exports.
     is_tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     return is_tracing or is_in_torch_dispatch_mode()
 
 
 def _is_plain() -> bool:
-    """Whether what is computed now is computed of numbers, and by nothing else than as usual."""
+    """Return whether this is plain eager execution, without tracing, transforms or capture."""
     return not (
         torch.compiler.is_compiling()
         or _is_traced()
-        # Rows would be those of vmap, and what is kept would belong to the transform.
+        # Rows would be those of vmap, and stored tensors would belong to the transform.
         or torch._C._are_functorch_transforms_active()
-        # A graph of CUDA would take up what is kept, and waiting for the device ends its capture.
+        # A CUDA graph would capture the stored tensors, and waiting for the device ends a capture.
         or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
     )

@@ -1,12 +1,12 @@
-"""Averaged gradients -> directions: matrices whitened on both sides, all else entry by entry.
+"""Directions from momenta: matrices whitened on both sides, everything else elementwise.
 
 A matrix M becomes (L + d)^-p M (R + d)^-p, where L and R average G G' and G' G over gradients G,
-d is a thousandth of their mean eigenvalue and p is chosen by the controller for each matrix. With
+d is a thousandth of their mean eigenvalue, and p is learned, with a factor for each matrix. With
 p = 1/4 this is Shampoo (Gupta et al. 2018), with 1/2 its square (Morwani et al. 2024), which is
 Adafactor in the eigenbasis of SOAP (Vyas et al. 2024). It is a smooth function of the gradients:
-unlike Adam in that basis it does not depend on which eigenvectors of equal eigenvalues were found.
+unlike Adam in that basis it does not depend on the choice of eigenvectors of equal eigenvalues.
 
-A long side is whitened in blocks of neurons next to each other, each by itself (Anil et al. 2020).
+A long side is whitened in separate blocks of adjacent neurons (Anil et al. 2020).
 
 Axes here: B matrices of r rows and c columns, k blocks of s neurons on a side.
 """
@@ -18,33 +18,33 @@ from torch import Tensor
 
 # Decay of the averages of G G' and G' G.
 GRAM_DECAY = 0.95
-# What is added to their eigenvalues, relative to the mean.
+# Added to their eigenvalues, relative to the mean.
 DAMPING = 1e-3
-# Blocks are as long as they can be up to this, all of one length; a side that does not divide into
-# a few blocks of at least the shortest is left as it is. Kernels with more columns than fit into a
-# block have their neurons as right side, and positions are rows.
+# Blocks of a side are of equal length and as long as possible. A side that does not divide into few
+# and long enough blocks is not whitened. For a kernel with more columns than a block may have, the
+# right side is its neurons alone, and positions are part of the batch.
 LONGEST_BLOCK, SHORTEST_BLOCK, MOST_BLOCKS = 640, 64, 16
-# Powers of a side are computed anew after so many steps, of a longer one after one step in 12 of
-# its length, so that their share of a step's time stays what it is.
+# Powers of a side of length s are recomputed every max(20, s / 12) steps, so that their share of a
+# step's time stays about constant.
 ROOT_PERIOD, LENGTH_PER_STEP = 20, 12
-# Averages change quickly at first: ages at which powers are computed anew as well.
+# Averages change quickly at first: further ages at which powers are recomputed.
 FIRST_ROOTS = (0, 1, 3, 6, 10, 15)
-# Sides of this length or more are long: their Gram matrices take in one gradient of four, and their
-# first powers, which are the identity until then, are computed later, spread over many steps.
+# Gram matrices of sides of at least this length take in only one gradient of four. Their first
+# powers are computed later, spread over SPREAD steps each; before, they are the identity.
 LONG_SIDE, LONG_GRAM_PERIOD = 256, 4
 LONG_FIRST_ROOTS, SPREAD = (4, 16, 48), 12
-# Gradients below this count as none: their squares are no numbers.
+# Gradients below this count as 0: their squares underflow.
 VANISHING = 1e-19
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What is whitened on a side of a matrix.
+    """Division of one side of a matrix into blocks that are whitened.
 
     Attributes:
         length: Number of neurons of a block, s.
         blocks: Number of blocks, k.
-        positions: Number of positions of a neuron, next to each other in the matrix.
+        positions: Number of positions of a neuron, adjacent in the matrix.
     """
 
     length: int
@@ -53,13 +53,13 @@ class Side:
 
 
 def sides(rows: int, columns: int, positions: int) -> tuple[Side | None, Side | None]:
-    """What is whitened on the left and on the right of a matrix; None for nothing."""
+    """Determine the whitening of the left and the right side of a matrix; None for no whitening."""
     apart = positions if columns > LONGEST_BLOCK else 1
     return _side(rows), _side(columns // apart, apart)
 
 
 def _side(neurons: int, positions: int = 1) -> Side | None:
-    """As few blocks as possible, all of one length."""
+    """Divide a side into as few blocks of equal length as possible."""
     if neurons <= LONGEST_BLOCK:
         return Side(neurons, 1, positions) if neurons > 1 else None
     for blocks in range(2, min(neurons // SHORTEST_BLOCK, MOST_BLOCKS) + 1):
@@ -69,13 +69,13 @@ def _side(neurons: int, positions: int = 1) -> Side | None:
 
 
 def due(length: int, age: int, count: int, first: int) -> range:
-    """Of the blocks of a stack, those whose powers are computed anew at an age.
+    """Return the blocks of a stack whose powers are recomputed at an age.
 
     Args:
         length: Length of a block.
         age: Number of steps before this one.
-        count: Number of them.
-        first: Number of the first of them in the network, by which work is spread over steps.
+        count: Number of blocks.
+        first: Index of the first of them in the network, which spreads the work over steps.
     """
     period = max(ROOT_PERIOD, length // LENGTH_PER_STEP)
     if length < LONG_SIDE:
@@ -91,17 +91,17 @@ def due(length: int, age: int, count: int, first: int) -> range:
 
 
 def take_in(average: Tensor, gradient: Tensor, side: Side, right: bool, weight: float) -> None:
-    """Let averages of G G' (left) or G' G (right) take in a gradient, in place.
+    """Update averages of G G' (left) or G' G (right) with a gradient, in place.
 
     Args:
-        average: (B, k, s, s).
-        gradient: (B, r, c).
-        side: The side.
-        right: Whether it is the right one.
+        average: Averages, (B, k, s, s).
+        gradient: Gradient, (B, r, c).
+        side: Side that is whitened.
+        right: Whether it is the right side.
         weight: Weight of the gradient in the average.
     """
     x = gradient.mT if right else gradient
-    # Views are spared where there is nothing to divide: on small networks each costs as a product.
+    # No needless views: on small networks each costs as much as a product.
     if side.positions > 1:
         x = x.unflatten(1, (-1, side.positions)).flatten(2)  # (B, neurons, positions r)
     if side.blocks > 1:
@@ -110,23 +110,23 @@ def take_in(average: Tensor, gradient: Tensor, side: Side, right: bool, weight: 
 
 
 def weight_of(age: int, steps: int = 1) -> float:
-    """Weight of a value in an average: before long that of a plain mean.
+    """Compute the weight of a new value in an average, which is a plain mean at first.
 
     Args:
-        age: Number of steps that the average stands for already.
+        age: Number of steps that the average covers already.
         steps: Number of steps that the value stands for.
     """
     return max(1 - GRAM_DECAY**steps, steps / (age + steps))
 
 
 def root(average: Tensor, power: Tensor) -> Tensor:
-    """(A + d)^-p of Gram matrices, each to its own power, as constants.
+    """Compute (A + d)^-p of Gram matrices, without gradients.
 
-    In float64: eigenvalues are squares of what matters, and float32 would lose the small ones.
+    In float64: eigenvalues are squared singular values, and float32 would lose the small ones.
 
     Args:
-        average: A, (B, s, s).
-        power: p, (B,).
+        average: Gram matrices A, (B, s, s).
+        power: Powers p, (B,).
     """
     double = average.detach().double()
     mean = double.diagonal(dim1=-2, dim2=-1).mean(-1)
@@ -137,7 +137,7 @@ def root(average: Tensor, power: Tensor) -> Tensor:
 
 
 def whitened_left(x: Tensor, root: Tensor, side: Side) -> Tensor:
-    """P X with the roots of each block of rows (B, k, s, s): (B, r, c)."""
+    """Multiply X from the left by the roots of each block of rows, (B, k, s, s): (B, r, c)."""
     if side.blocks == 1:
         return torch.bmm(root[:, 0], x)
     blocks = x.unflatten(1, (side.blocks, side.length)).flatten(0, 1)
@@ -145,7 +145,7 @@ def whitened_left(x: Tensor, root: Tensor, side: Side) -> Tensor:
 
 
 def whitened_right(x: Tensor, root: Tensor, side: Side, out: Tensor | None = None) -> Tensor:
-    """X Q with the roots of each block of columns (B, k, s, s): (B, r, c), in ``out`` if given."""
+    """Multiply X from the right by the roots of each block of columns, into ``out`` if given."""
     if side.blocks == side.positions == 1:
         return torch.bmm(x, root[:, 0], out=out)
     out = torch.empty_like(x) if out is None else out
@@ -162,10 +162,12 @@ def whitened_right(x: Tensor, root: Tensor, side: Side, out: Tensor | None = Non
 
 
 def relative(mixture: Tensor, square: Tensor, mean: Tensor) -> Tensor:
-    """Entry by entry: x / (rms + the mean rms), so that rare and small ones stay small, in place.
+    """Compute the elementwise direction x / (rms + mean rms), in place.
+
+    Entries with rare or small gradients take small steps.
 
     Args:
-        mixture: (B, r, c).
+        mixture: Mixture of momenta, (B, r, c).
         square: Average of the gradient's squares.
         mean: (B, 1, 1) 1 / sqrt(number of scalars).
     """

@@ -1,1 +1,1 @@
-"""The learned optimizer of Kofinas et al. 2024 itself: features, readers, rule and step."""
+"""The learned optimizer of Kofinas et al. 2024: features, readers, rule and step."""

@@ -1,4 +1,4 @@
-"""The paper's rules as files: safetensors with configuration and provenance, no pickle."""
+"""Rules of the paper's optimizer as files: safetensors with configuration and provenance."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -15,12 +15,12 @@ FORMAT = "l2o_graph learned optimizer"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A rule as it was stored.
+    """A stored rule.
 
     Attributes:
-        identity: Its name and the start of a SHA-256 of its configuration and weights.
+        identity: Name and beginning of a SHA-256 of configuration and weights.
         rule: The network, frozen, in float32 on the CPU.
-        provenance: History: command, commit, data, outer steps, time, curve.
+        provenance: Record of the training: command, commit, data, outer steps, time, curve.
     """
 
     identity: str
@@ -29,15 +29,15 @@ class Checkpoint:
 
 
 def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
-    """Load a file by path; none is packaged.
+    """Load a rule from a file; none is packaged.
 
     Args:
         checkpoint: Path to a .safetensors file of ``python -m meta_train --preset paper``.
 
     Raises:
-        ValueError: For a file that is damaged, not the rule of a learned optimizer or made for
-            other features.
-        FileNotFoundError: For a path to nothing.
+        ValueError: For a file that is damaged, is not the rule of a learned optimizer or has other
+            features.
+        FileNotFoundError: For a path that does not exist.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -46,8 +46,8 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     tensors, metadata = parse(content, origin, FORMAT, "a learned optimizer of the paper's")
     if metadata.get("feature_version") != str(FEATURE_VERSION):
         raise ValueError(
-            f"checkpoint '{origin}': expected feature version {FEATURE_VERSION}, which this "
-            f"package makes, found {metadata.get('feature_version')}"
+            f"checkpoint '{origin}': expected feature version {FEATURE_VERSION}, that of this "
+            f"package, found {metadata.get('feature_version')}"
         )
     rule, provenance = model_of(
         tensors, metadata, origin, "a RuleConfig", lambda record: UpdateRule(RuleConfig(**record))
@@ -56,18 +56,18 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
 
 
 def save_checkpoint(path: Path, rule: UpdateRule, provenance: dict[str, Any]) -> None:
-    """Store a rule, as float32, with its history; the file appears whole or not at all.
+    """Store a rule with its provenance, as float32, in one atomic write.
 
     Raises:
         ValueError: For weights that are not finite.
-        OSError: For a place that cannot be written to.
+        OSError: If the path cannot be written to.
     """
     version = str(FEATURE_VERSION)
     save_model(path, rule, FORMAT, asdict(rule.config), provenance, feature_version=version)
 
 
 def _digest(rule: UpdateRule) -> str:
-    """Of what the rule computes: safetensors writes the same tensors in any order."""
+    """Hash the configuration and weights, sorted by name: safetensors fixes no order."""
     digest = hashlib.sha256(f"({FEATURE_VERSION}, {rule.config})".encode())
     for name, tensor in sorted(rule.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Features -> first node and edge states, kernels padded to one size as the paper pads them."""
+"""Initial node and edge states from features, with kernels padded to one size as in the paper."""
 
 import torch
 from jaxtyping import Float
@@ -11,14 +11,14 @@ from l2o_graph.paper.features import NUM_FEATURES, Scalars
 
 
 class PaddedEmbedding(nn.Module):
-    """The paper's first states: kernels zero-padded to a fixed size, positions from a table.
+    """The paper's initial states: kernels zero-padded to a fixed size, and position embeddings.
 
-    Kofinas et al. 2024, sections 3.1 and 3.2, with the sizes of their optimizer experiments: a
-    kernel is centred in ``max_kernel`` x ``max_kernel`` positions and all their features are
-    one edge feature; forward edges read [x, 0, x], reverse edges [0, x, x]; a bias takes the
-    centre of as many positions. Without ``reverse`` a forward edge reads x alone and a reverse
-    edge is 0, as where there is no edge. The table of ``table`` rows is sinusoidal at first and
-    trained: a row for each input, one for each hidden layer, one for each output.
+    Kofinas et al. 2024, sections 3.1 and 3.2, with the sizes of their optimizer experiments. A
+    kernel is centred in ``max_kernel`` x ``max_kernel`` positions, whose features are concatenated.
+    Forward edges read [x, 0, x], reverse edges [0, x, x]. A bias is padded like a kernel with one
+    position. Without ``reverse`` a forward edge reads x, and the state of a reverse edge is 0. The
+    ``table`` position embeddings are initially sinusoidal and trained: one for each input, each
+    hidden layer and each output.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class PaddedEmbedding(nn.Module):
         self.position = nn.Parameter(_wave(table, hidden))
 
     def check(self, topology: Topology) -> None:
-        """Refuse what the padding and the table have no room for.
+        """Check that kernels and positions do not exceed the sizes of this embedding.
 
         Raises:
-            ValueError: For a kernel larger than ``max_kernel``, or more positions than rows.
+            ValueError: For a kernel larger than ``max_kernel``, or too many positions.
         """
         spec, most = topology.spec, self.max_kernel
         for kernel in spec.kernels:
@@ -54,7 +54,7 @@ class PaddedEmbedding(nn.Module):
             )
 
     def edges(self, scalars: Scalars) -> Float[Tensor, "2 E H"]:
-        """States of the edges of kernel parts, forward and reverse."""
+        """Compute the states of the edges of kernel parts, forward and reverse."""
         runs = scalars.x.split([part.size for part in scalars.parts], dim=1)
         parts = zip(scalars.parts, runs, strict=True)
         x = torch.cat([self._padded(run, part.positions) for part, run in parts])
@@ -64,18 +64,18 @@ class PaddedEmbedding(nn.Module):
         return self.edge(torch.stack(read_both_ways(x)))
 
     def nodes(self, topology: Topology, biases: Scalars) -> Float[Tensor, "N H"]:
-        """States of all nodes; ``biases`` has the parts of ``topology.spec.biases``, in order."""
+        """Compute the states of all nodes; ``biases`` are those of ``topology.spec``, in order."""
         self.check(topology)
         width = NUM_FEATURES * self.max_kernel**2
         features = self.position.new_zeros(topology.spec.num_nodes, width)
-        if biases.parts:  # several on one node add up
+        if biases.parts:  # several biases of one node are added up
             at = [torch.arange(*topology.bias(bias)) for bias in topology.spec.biases]
             where = torch.cat(at).to(features.device)
             features = features.index_add(0, where, self._padded(biases.x, ()))
         return self.node(features) + self.position[position_rows(topology).to(features.device)]
 
     def _padded(self, x: Tensor, positions: tuple[int, ...]) -> Float[Tensor, "cells width"]:
-        """(F, n) -> (cells, max_kernel^2 F), each kernel in the centre."""
+        """Pad kernels on all sides: (F, n) -> (cells, max_kernel^2 F)."""
         height, width = (1,) * (2 - len(positions)) + positions
         grid = x.unflatten(1, (-1, height, width))
         top, left = (self.max_kernel - height) // 2, (self.max_kernel - width) // 2
@@ -85,7 +85,7 @@ class PaddedEmbedding(nn.Module):
 
 
 def _wave(rows: int, hidden: int) -> Tensor:
-    """Sinusoidal positions of Vaswani et al. 2017."""
+    """Compute the sinusoidal positions of Vaswani et al. 2017."""
     frequency = 10_000.0 ** (-torch.arange(0, hidden, 2) / hidden)
     angles = torch.arange(rows)[:, None] * frequency
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -1,23 +1,24 @@
-"""Messages can compute what a network computes: NG-GNN with weights set by hand runs any MLP.
+"""NG-GNN can compute what an MLP computes: its weights are set by hand so that it runs any MLP.
 
-Kofinas et al. 2024, appendix B, with the model of ``models/ng_gnn.py`` as it is. Nodes begin with
-biases, and with values at the inputs; edges with weights. Round k makes the nodes of layer k be::
+Kofinas et al. 2024, appendix B, with the unchanged model of ``models/ng_gnn.py``. Initial states of
+nodes are biases, those of input nodes the input values, and those of edges weights. Layer k of
+NG-GNN computes the nodes of layer k of the MLP::
 
     z_i = b_i + sum_j W_ij f(z_j)        W (d_k, d_k-1), b_i and z_i (d_k), z_j (d_k-1)
 
-What does which part of it:
+How each part is computed:
 
 - The product: an edge scales its message, s * m + t, here with s = W_ij, m = f(z_j) and t = 0.
-- The sum: PNA takes means, and W_node multiplies one by the fan-in d_k-1. So a model is of one
-  layout and one activation, and of any weights, biases and inputs.
-- The activation: nodes have SiLU, and a sum of SiLUs is many another (``SiLUs``).
-- Biases of layers to come, and weights, pass SiLU in two channels: SiLU(x) - SiLU(-x) = x.
+- The sum: PNA computes means, and W_node multiplies one by the fan-in d_k-1. So a model is for one
+  layout and one activation, but for any weights, biases and inputs.
+- The activation: nodes have SiLU, and sums of SiLUs give many others (``SiLUs``).
+- Biases of later layers, and weights, pass SiLU in two channels: SiLU(x) - SiLU(-x) = x.
 - The norm: it divides all nodes of a graph by one number that depends on them all. Channels of C
-  and -C drown them: that number is C sqrt(2 / H), but for a share of S / 4 C^2, where S is the sum
-  of squares of a node's other channels, on the mean. The norm's own factors undo it. Every channel
-  has its negative, so that the mean is 0.
+  and -C dominate it: the number is C sqrt(2 / H), up to a relative S / 4 C^2, where S is the mean
+  over nodes of the sum of squares of the other channels. The norm's own factors undo the division.
+  Every channel has its negative, so that the mean is 0.
 
-Axes, beside those of ``l2o_graph``: I networks of one layout, Q inputs of each.
+Axes, in addition to those of ``l2o_graph``: I networks of one layout, Q inputs of each.
 """
 
 import math
@@ -33,9 +34,9 @@ from l2o_graph.layout.grids import grid_route
 from l2o_graph.metanets.inr_body import spec_of_layout
 from l2o_graph.models.ng_gnn import NGGNN, GraphNorm, NGGNNLayer
 
-# C. More of it, and its own rounding shows; less, and what it drowns does.
+# C. If larger, its own rounding matters; if smaller, the other channels influence the norm.
 LOUD = 2.0**22
-# SiLU(c z) / c is ReLU(z) up to 0.28 / c = 2e-19.
+# c: SiLU(c z) / c is ReLU(z) up to 0.28 / c = 2e-19.
 SHARP = 2.0**60
 # Channels of nodes: the bias b, -b, then z for each SiLU, -z for each, C and -C.
 BIAS, MINUS_BIAS, Z = 0, 1, 2
@@ -43,7 +44,7 @@ BIAS, MINUS_BIAS, Z = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class SiLUs:
-    """An activation that is a sum: f(z) = sum_k outer_k SiLU(inner_k z + shift_k) + constant."""
+    """An activation f(z) = sum_k outer_k SiLU(inner_k z + shift_k) + constant."""
 
     outer: tuple[float, ...]
     inner: tuple[float, ...]
@@ -57,15 +58,15 @@ RELU = SiLUs((1 / SHARP,), (SHARP,), (0.0,))
 
 
 def leaky_relu(slope: float = 0.01) -> SiLUs:
-    """Make LeakyReLU, which is ReLU(z) - slope ReLU(-z)."""
+    """Build LeakyReLU, which is ReLU(z) - slope ReLU(-z)."""
     return SiLUs((1 / SHARP, -slope / SHARP), (SHARP, -SHARP), (0.0, 0.0))
 
 
 def interpolated(function: Callable[[Tensor], Tensor], knots: Float[Tensor, " K"]) -> SiLUs:
-    """Make any activation roughly: straight lines between K points, a ReLU for each bend.
+    """Approximate any activation: piecewise linear between K knots, a ReLU for each bend.
 
-    Between knots that are h apart it is off by h^2 max|f''| / 8 at most. Beyond the first and the
-    last it is constant.
+    Between knots at a distance of h the error is at most h^2 max|f''| / 8. Beyond the first and the
+    last knot it is constant.
     """
     values = function(knots)
     level = values.new_zeros(1)
@@ -76,13 +77,13 @@ def interpolated(function: Callable[[Tensor], Tensor], knots: Float[Tensor, " K"
 
 
 class ForwardPass(nn.Module):
-    """NG-GNN that computes what MLPs of one layout compute, in as many rounds as they have layers.
+    """NG-GNN that computes the outputs of MLPs of one layout, with as many layers as they have.
 
-    In float64: to float32, ``LOUD`` leaves nothing of what it drowns.
+    In float64, because in float32 ``LOUD`` would leave no digits of the other channels.
 
     Args:
         layout: Widths d_0 to d_L of the MLPs, from input to output.
-        activation: What the MLPs apply behind each layer but the last.
+        activation: Activation of the MLPs after each layer but the last.
     """
 
     def __init__(self, layout: Sequence[int], activation: SiLUs = RELU):
@@ -95,7 +96,7 @@ class ForwardPass(nn.Module):
         self.requires_grad_(False)
         for p in self.parameters():
             p.zero_()
-        # What inputs say is what they are: no SiLU was applied to them.
+        # Input nodes send their values: no SiLU is applied to them.
         said, constant = {BIAS: 1.0, MINUS_BIAS: -1.0}, 0.0
         for k, layer in enumerate(self.backbone.layers):
             assert isinstance(layer, NGGNNLayer)
@@ -115,11 +116,11 @@ class ForwardPass(nn.Module):
         biases: Sequence[Float[Tensor, "I _"]],
         x: Float[Tensor, "I Q d_in"],
     ) -> Float[Tensor, "I Q d_out"]:
-        """Outputs of MLPs at inputs.
+        """Compute the outputs of MLPs for inputs.
 
         Args:
-            weights: Of each layer, (I, out, in).
-            biases: Of each layer, (I, out).
+            weights: Weights of each layer, (I, out, in).
+            biases: Biases of each layer, (I, out).
             x: Inputs of each MLP.
         """
         networks, queries, _ = x.shape
@@ -136,15 +137,15 @@ class ForwardPass(nn.Module):
 
 
 def _in_first_channel(x: Float[Tensor, "*n"], hidden: int) -> Float[Tensor, "*n H"]:
-    """First states: a number, and zeros."""
+    """Build initial states: a number, and zeros."""
     return nn.functional.pad(x[..., None], (0, hidden - 1))
 
 
 def _set_message(layer: NGGNNLayer, said: Mapping[int, float], constant: float) -> None:
-    """m_ji = W_ij (sum of the source's channels times factors + constant), in the first channel.
+    """Set m_ji = W_ij (sum of the source's channels times factors + constant) in channel 0.
 
-    The layer is of zeros, and changed in place, as by all functions here. ``said`` has the factors
-    by channel.
+    All weights of the layer have to be 0; like the other functions, this changes it in place.
+    ``said`` are the factors by channel.
     """
     layer.film.weight[0, 0] = 1.0  # an edge's first channel is the scale
     of_source = layer.message.weight[:, layer.mix.out_features :]
@@ -154,10 +155,10 @@ def _set_message(layer: NGGNNLayer, said: Mapping[int, float], constant: float) 
 
 
 def _set_node(layer: NGGNNLayer, fan_in: int) -> None:
-    """b_i stays what it is, and z_i = b_i + fan_in mean_j(m_ji); beside each its negative."""
+    """Set b_i = b_i and z_i = b_i + fan_in mean_j(m_ji), and the negatives of both."""
     hidden = layer.mix.out_features
     terms = (hidden - Z - 2) // 2
-    mean = hidden  # the column behind those of the node itself, of the first channel's mean
+    mean = hidden  # the column of channel 0's mean, after those of the node itself
     node = layer.node.weight
     node[BIAS, [BIAS, MINUS_BIAS]] = node.new_tensor([1.0, -1.0])
     z = node[Z : Z + terms]
@@ -169,13 +170,13 @@ def _set_node(layer: NGGNNLayer, fan_in: int) -> None:
 
 
 def _set_edge(layer: NGGNNLayer) -> None:
-    """W_ij stays what it is: SiLU(w) - SiLU(-w)."""
+    """Keep W_ij = SiLU(W_ij) - SiLU(-W_ij)."""
     layer.edge.weight[:2, 0] = layer.edge.weight.new_tensor([1.0, -1.0])
     layer.out.weight[0, :2] = layer.out.weight.new_tensor([1.0, -1.0])
 
 
 def _set_norm(norm: GraphNorm, activation: SiLUs) -> None:
-    """What the norm divides by, it multiplies by again; then z is what the SiLUs are of."""
+    """Undo the division by the norm, and apply inner factors and shifts of the SiLUs to z."""
     deviation = LOUD * math.sqrt(2 / len(norm.weight)) + 1e-5
     factors = norm.weight.new_tensor([1.0, 1.0, *activation.inner])
     norm.weight[: len(factors)] = deviation * factors

@@ -19,46 +19,45 @@ from l2o_graph.paper.step import State, moved, update
 
 
 class PaperOptimizer(LearnedOptimizer):
-    """The learned optimizer of the paper, for comparison and for research; see ``NGOptimizer``.
+    """The learned optimizer of Kofinas et al. 2024, for comparison and research.
 
-    Each step it makes features of every weight, its gradient and five momenta, lets a network
-    read them (NG-GNN, NG-T, NFN, LSTM or FF), and asks a head for every parameter's direction d
-    and magnitude m; the update is 0.01 d exp(0.01 m). Nothing bounds it, and no checkpoint is
-    packaged: train one with ``python -m meta_train --preset paper``. Kernels of more than 5 by 5
-    positions are refused. It remembers five momenta a parameter in float32 and a step count.
+    In each step, a network (NG-GNN, NG-T, NFN, LSTM or FF) reads features of every weight, its
+    gradient and five momenta. A head then gives a direction d and a magnitude m for every weight,
+    and the update is 0.01 d exp(0.01 m), which is unbounded. No checkpoint is packaged: train one
+    with ``python -m meta_train --preset paper``. Kernels of more than 5 by 5 positions are refused.
+    The state of a parameter is five momenta in float32, and a step count.
 
-    Parameters without a gradient, and frozen ones, are read as context and left as they are. A
-    step in which any gradient is not finite, or longer than 1e17, changes nothing, neither
-    parameters nor state, and warns. All parameters with a gradient form one graph across groups
-    and devices; the network runs where the first of them lies, in float64 if any is float64, else
-    in float32.
+    Parameters without a gradient, and frozen ones, are read but not changed. If any gradient is
+    not finite or has a norm above 1e17, the step changes nothing and warns. All parameters with a
+    gradient form one graph across groups and devices. The network runs on the device of the first
+    of them, in float64 if any is float64, else in float32.
 
     Args:
-        params: Parameters, named parameters or groups, as for any optimizer. Which neurons they
-            join is inferred from order, shape and, where given, name.
-        lr: Factor of every update. 1 is what a checkpoint was trained for. A tensor has one
-            element.
-        weight_decay: Decoupled: each step first takes lr * weight_decay of a parameter away.
-        checkpoint: A path to a file. Or the rule itself, as one that is being meta-trained: it is
-            used as it is, never copied, and so has to be of the type and on the device to compute
-            in.
-        model: The network that the parameters belong to: its structure is then read from the
-            first batch that it is called with, whatever it computes, rather than inferred. Those
-            of its parameters that are not in ``params`` are context. A pickle or a deep copy of
-            the optimizer holds it too. Where ``params`` is ``model.parameters()`` itself it need
-            not be given.
-        maximize: Ascend rather than descend.
+        params: Parameters, named parameters or groups, as for any optimizer.
+        lr: Factor of every update, a number or a tensor with one element; a checkpoint was trained
+            for 1.
+        weight_decay: Decoupled weight decay: each step first removes lr * weight_decay of a
+            parameter.
+        checkpoint: A path to a file, or a rule, for example during meta-training. A rule is used
+            without a copy, and has to have the type and device of the computation.
+        model: Module that the parameters belong to. Its structure is then read from its first
+            forward pass instead of being inferred from order, shapes and names of the parameters.
+            Its parameters that are not in ``params`` are read, too. It is found by itself if
+            ``params`` is ``model.parameters()``. Pickles and deep copies of the optimizer include a
+            model that was passed here.
+        maximize: Maximize the objective instead of minimizing it.
 
-    In ``higher.innerloop_ctx`` and its like the optimizer works if ``higher`` was imported before
-    it was made; see ``l2o_graph.higher_support``.
+    In ``higher.innerloop_ctx`` and similar, the optimizer works if ``higher`` was imported before
+    the optimizer was created; see ``l2o_graph.higher_support``.
 
     Raises:
         ValueError: For an unreadable checkpoint or one of another kind, an empty list of
-            parameters, a negative ``lr`` or ``weight_decay``, a complex parameter, or one that
-            ``model`` lacks.
-        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside of
-            ZeroRedundancyOptimizer, and for a ``model`` that is no module or one of TorchScript.
-        FileNotFoundError: For a checkpoint path to nothing.
+            parameters, a negative ``lr`` or ``weight_decay``, a complex parameter, or a parameter
+            that is not one of ``model``.
+        TypeError: For a parameter that is sharded over processes (FSDP, DTensor), inside
+            ZeroRedundancyOptimizer, and for a ``model`` that is not a module or is a TorchScript
+            module.
+        FileNotFoundError: For a checkpoint path that does not exist.
 
     Source:
         Kofinas et al., "Graph Neural Networks for Learning Equivariant Representations of
@@ -77,7 +76,7 @@ class PaperOptimizer(LearnedOptimizer):
     ):
         self._given = isinstance(checkpoint, UpdateRule)
         if isinstance(checkpoint, UpdateRule):
-            # Named for its kind alone: its weights may change while the optimizer is in use.
+            # Named only by its kind: its weights may change while the optimizer is in use.
             loaded = Checkpoint(f"{checkpoint.config.model} in memory", checkpoint, {})
         else:
             loaded = load_checkpoint(checkpoint)
@@ -93,7 +92,7 @@ class PaperOptimizer(LearnedOptimizer):
     def _apply(
         self, group_of: dict[Tensor, dict[str, Any]], gradient_of: dict[Tensor, Tensor]
     ) -> None:
-        """Take the step."""
+        """Make the step."""
         rule = self._rule_for(list(gradient_of))
         parameters, spec = self._network(list(group_of))
         gradients = [gradient_of.get(p) for p in parameters]
@@ -106,9 +105,9 @@ class PaperOptimizer(LearnedOptimizer):
                 self.state[p].update(momenta=state.momenta, step=state.step)
 
     def _state_of(self, p: Tensor, is_trained: bool) -> State:
-        """What is remembered of a parameter; of one that is read alone zeros without memory."""
+        """Return the state of a parameter; expanded zeros for one that is only read."""
         state, kind = self.state.get(p, {}), state_type(p)
-        if fits(state, p):  # but the model may have been converted meanwhile
+        if fits(state, p):  # the model may have been converted since
             return State(state["momenta"].to(kind), state["step"].to(kind))
         if is_trained:
             return State.fresh(p)
@@ -116,7 +115,7 @@ class PaperOptimizer(LearnedOptimizer):
         return State(nothing.expand(len(MOMENTUM_DECAYS), *p.shape), nothing)
 
     def _rule_for(self, trained: Sequence[Tensor]) -> UpdateRule:
-        """The rule, where the first parameter lies and in the type to compute in."""
+        """Return the rule on the device of the first parameter, in the type of the computation."""
         double = any(p.dtype == torch.float64 for p in trained)
         place = trained[0].device, torch.float64 if double else torch.float32
         if self._given:
@@ -153,5 +152,5 @@ class PaperOptimizer(LearnedOptimizer):
 
 
 def fits(state: dict[str, Any], p: Tensor) -> bool:
-    """Whether there is a state for a parameter of this shape; reshaped ones start anew."""
+    """Return whether there is a state for a parameter of this shape; otherwise it is reset."""
     return bool(state) and state["momenta"].shape[1:] == p.shape

@@ -1,7 +1,7 @@
-"""Features of a network in training -> a state for every cell of every parameter.
+"""Readers: networks that give a state for every cell of every parameter, as input of the head.
 
-A reader is what the paper's rule knows beyond a parameter's own features. "ng_gnn", "ng_t" and
-"nfn" read the neurons that a parameter joins, "lstm" the tensors before its own, "ff" nothing.
+A reader provides the context of a scalar beyond its own features. "ng_gnn", "ng_t" and "nfn" read
+the graph of neurons, "lstm" the tensors in order, and "ff" nothing.
 """
 
 import math
@@ -26,13 +26,13 @@ from l2o_graph.registry import registering
 
 @dataclass(frozen=True, slots=True, eq=False)  # a group is itself: hashed by identity
 class WorkItem:
-    """Parts that are worked on together: all edges, all nodes with a bias, or what is loose."""
+    """Parts that are processed together: all edges, all biases, or a loose parameter."""
 
     parts: tuple[Span, ...]
     of: Literal["edges", "nodes", "nothing"]
 
     def cells(self) -> list[int]:
-        """Cells of each part."""
+        """Return the number of cells of each part."""
         return [part.cells for part in self.parts]
 
 
@@ -41,11 +41,11 @@ States = Callable[[WorkItem], Float[Tensor, "cells C"]]
 
 
 class GraphReader(nn.Module):
-    """The state of the edge or the node that a cell is; none, zeros, outside the graph.
+    """Reader of the graph: the state of a cell is that of its edge or node, and 0 if it is loose.
 
-    The backbone passes first states along the graph, see ``NGGNN``. ``of_node`` maps the last state
-    of a node to C = ``size`` channels, and ``of_edge`` both of an edge; None maps the forward one
-    as a node's.
+    The backbone processes initial states along the graph, see ``NGGNN``. ``of_node`` maps the final
+    state of a node to C = ``size`` channels, and ``of_edge`` the two states of an edge. If it is
+    None, ``of_node`` maps the forward state of an edge.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class GraphReader(nn.Module):
         """Read the network.
 
         Args:
-            topology: Places of all neurons and kernels.
+            topology: Topology of the network.
             groups: All cells of all parameters: those of edges, those of nodes, and those of each
                 loose parameter.
-            features: Gives the features of a group.
+            features: Function that returns the features of a group.
 
         Returns:
-            What gives the states of a group's cells.
+            Function that returns the states of a group's cells.
         """
         known = {group.of: features(group) for group in groups if group.of != "nothing"}
         no_bias = Scalars((), next(self.parameters()).new_zeros(NUM_FEATURES, 0))
@@ -87,17 +87,17 @@ class GraphReader(nn.Module):
             if group.of == "nodes":
                 at = [topology.bias(bias) for bias in topology.spec.biases]
                 return self.of_node(torch.cat([nodes[slice(*where)] for where in at]))
-            # No neuron, no state: the features have to do.
+            # Loose parameters have no neurons, and so no states.
             return nodes.new_zeros(sum(group.cells()), self.size)
 
         return states
 
 
 class TensorReader(nn.Module):
-    """One state a tensor: an LSTM that runs across the tensors, in the order of the parameters.
+    """Reader with one state for each tensor: an LSTM over the tensors, in order.
 
-    What it reads of a tensor is the mean over its parameters of a small network of their
-    features. It starts anew at every step: its memory is of tensors, not of time.
+    Its input for a tensor is the mean over scalars of a small network of their features. It is
+    reset at every step: it has memory of tensors, not of time.
 
     Source:
         The LSTM baseline of Kofinas et al. 2024, section 4.3.
@@ -134,7 +134,7 @@ class TensorReader(nn.Module):
 
 
 class NoReader(nn.Module):
-    """No state: every parameter by itself (the FF baseline of Kofinas et al. 2024)."""
+    """Reader without states: scalars are independent (the FF baseline of Kofinas et al. 2024)."""
 
     size = 0
 
@@ -144,7 +144,7 @@ class NoReader(nn.Module):
 
 
 class ForwardEdges(nn.Sequential):
-    """The paper's readout of edges: a small network on the forward state, the reverse unread."""
+    """The paper's readout of edges: a small network on the forward state only."""
 
     def forward(self, input: Float[Tensor, "2 E H"]) -> Float[Tensor, "E H"]:
         """Map the forward states."""
@@ -153,7 +153,7 @@ class ForwardEdges(nn.Sequential):
 
 @runtime_checkable
 class Reader(Protocol):
-    """What a rule asks of a reader, which is a module.
+    """Interface of a reader, which is a module.
 
     Attributes:
         size: Number of channels C of a state.
@@ -173,16 +173,16 @@ REGISTERED: dict[str, Callable[[int, int], Reader]] = {}
 
 
 def register_reader(name: str) -> Callable[[Build], Build]:
-    """Add what a rule of ``PaperOptimizer`` may know beyond a parameter's own features.
+    """Register a reader for rules of ``PaperOptimizer``.
 
-    Decorates a module, or a function that makes one, called as ``build(hidden, layers)``; then
-    ``RuleConfig(name)`` is a rule with it. See ``GraphReader.forward`` for what it is called with.
+    A decorator of a module, or a function that builds one, called as ``build(hidden, layers)``.
+    ``RuleConfig(name)`` is then a rule with it. The module is called as ``GraphReader.forward``.
 
     Args:
-        name: Value of ``RuleConfig.model``.
+        name: Value of ``RuleConfig.model`` for this reader.
 
     Raises:
-        ValueError: For a name that another reader has.
+        ValueError: For a name that is taken.
     """
     return registering(REGISTERED, name, "reader", taken=BUILT_IN)
 
@@ -191,7 +191,7 @@ BUILT_IN = ("ng_gnn", "ng_t", "nfn", "lstm", "ff")
 
 
 def reader_of(model: str, hidden: int, layers: int) -> Reader:
-    """What reads the network for a model of Kofinas et al. 2024, by their supplement."""
+    """Build the reader for a model of Kofinas et al. 2024, by their supplement."""
     if model in REGISTERED:
         return REGISTERED[model](hidden, layers)
     if model == "ff":

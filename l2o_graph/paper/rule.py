@@ -1,4 +1,4 @@
-"""The learned optimizer of Kofinas et al. 2024: a reader, a head, and its numbers as a step."""
+"""The update rule of Kofinas et al. 2024: a reader, a head, and updates from its outputs."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from l2o_graph.paper.features import NUM_FEATURES, Scalars, Span, scalars_of
 from l2o_graph.paper.readers import REGISTERED, WorkItem, reader_of
 from l2o_graph.ranges import COUNT, check_choices, check_ranges
 
-# Factor of a step, and of the logarithm of its magnitude.
+# Factor of an update, and of the logarithm of its magnitude.
 STEP, LOG_MAGNITUDE = 0.01, 0.01
 
 Model = Literal["ng_gnn", "ng_t", "nfn", "lstm", "ff"]
@@ -25,13 +25,12 @@ Model = Literal["ng_gnn", "ng_t", "nfn", "lstm", "ff"]
 
 @dataclass(frozen=True, slots=True)
 class RuleConfig:
-    """What a rule is made of; stored in the header of its checkpoint.
+    """Configuration of a rule, stored in the header of its checkpoint.
 
     Attributes:
-        model: What reads the network, "ng_gnn", "ng_t", "nfn", "lstm", "ff" or the name of a
-            registered reader.
-        hidden: Number of channels of what reads the network.
-        layers: Number of layers of messages, and of hidden layers of the head.
+        model: Reader: "ng_gnn", "ng_t", "nfn", "lstm", "ff" or the name of a registered one.
+        hidden: Number of channels of the reader.
+        layers: Number of layers of the reader, and of hidden layers of the head.
         inner: Number of channels of the head.
     """
 
@@ -56,7 +55,7 @@ PAPER: dict[Model, RuleConfig] = {
 
 
 class PaperHead(nn.Module):
-    """The paper's head: ``layers`` hidden layers on 14 features and a copy of the cell's state."""
+    """The paper's head: ``layers`` hidden layers on 14 features and the cell's state."""
 
     def __init__(self, context: int = 64, hidden: int = 64, layers: int = 8):
         super().__init__()
@@ -66,7 +65,7 @@ class PaperHead(nn.Module):
     def forward(
         self, scalars: Scalars, context: Float[Tensor, "cells H"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Direction and magnitude of each scalar."""
+        """Compute direction and magnitude of each scalar."""
         of_parts = context.split([part.cells for part in scalars.parts])
         copies = [
             own.repeat_interleave(math.prod(part.positions), dim=0)
@@ -78,9 +77,9 @@ class PaperHead(nn.Module):
 
 
 class UpdateRule(nn.Module):
-    """Features of a network in training -> its updates.
+    """Update rule: maps features of a network in training to its updates.
 
-    With direction d and magnitude m of a parameter its update is 0.01 d exp(0.01 m).
+    The update of a scalar with direction d and magnitude m is 0.01 d exp(0.01 m).
 
     Source:
         Kofinas et al., "Graph Neural Networks for Learning Equivariant Representations of Neural
@@ -96,13 +95,13 @@ class UpdateRule(nn.Module):
     def forward(
         self, topology: Topology, raw: Sequence[Float[Tensor, "R _"]]
     ) -> dict[int, list[Float[Tensor, " _"]]]:
-        """What is to be added to each parameter, in runs of its scalars one after the other.
+        """Compute the update of each parameter, as a list of consecutive parts.
 
-        ``raw`` is of all parameters, see ``raw_numbers``; those that are not updated have no run.
+        ``raw`` is that of all parameters, see ``raw_numbers``; read-only parts have no update.
         """
         groups = _groups(topology.spec, [row.shape[1] for row in raw])
 
-        @cache  # needed twice, before the graph is read and after
+        @cache  # used by the reader and by the head
         def features(group: WorkItem) -> Scalars:
             return scalars_of(raw, group.parts)
 
@@ -119,14 +118,14 @@ class UpdateRule(nn.Module):
 
 
 def untrained(config: RuleConfig, seed: int) -> UpdateRule:
-    """A rule whose weights follow from the seed alone."""
+    """Create a rule with random weights, determined by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UpdateRule(config)
 
 
 def _groups(spec: NetSpec, sizes: Sequence[int]) -> list[WorkItem]:
-    """All scalars of all parameters: kernels, biases, then each loose parameter."""
+    """Group all scalars of all parameters: kernels, biases, then each loose parameter."""
     kernels = [
         Span(k.parameter, k.start, k.start + k.size, k.positions,
              k.again or spec.is_constant(k.parameter))

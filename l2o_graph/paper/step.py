@@ -1,6 +1,6 @@
-"""The pure core: (parameters, gradients, state) -> (updates, new state), nothing in place.
+"""A step as a pure function: (parameters, gradients, state) -> (updates, new state).
 
-``PaperOptimizer.step`` writes what comes out, the meta-trainer differentiates it.
+``PaperOptimizer.step`` applies its result, and the meta-trainer differentiates it.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from l2o_graph.paper.rule import UpdateRule
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the rule remembers of one parameter.
+    """State of one parameter.
 
     Attributes:
         momenta: (5, *shape), float32, or float64 for a parameter in float64.
-        step: Updates so far, 0-dimensional.
+        step: Number of updates so far, 0-dimensional.
     """
 
     momenta: Tensor
@@ -35,7 +35,7 @@ class State:
 
     @staticmethod
     def fresh(parameter: Tensor) -> "State":
-        """Before the first gradient."""
+        """Create the state before the first gradient."""
         momenta = zero_momenta(parameter)
         return State(momenta, momenta.new_zeros(()))
 
@@ -48,19 +48,19 @@ def update(
     state: Sequence[State],
     through_time: bool = False,
 ) -> tuple[list[Tensor], list[State]]:
-    """One whole step, differentiable in the rule's weights.
+    """Compute one step, differentiable in the rule's weights.
 
     Args:
-        rule: In the type to compute in and where.
-        spec: Structure: which parameter joins which neurons.
-        parameters: The network's parameters.
-        gradients: Their gradients; None for a parameter that is read and left as it is.
-        state: Momenta and number of updates before this gradient.
-        through_time: Whether the step is differentiable in parameters, gradients and momenta
-            too, so that steps can be differentiated through steps.
+        rule: Rule, in the type and on the device of the computation.
+        spec: Specification of the network.
+        parameters: Parameters of the network.
+        gradients: Gradient of each; None for a parameter that is only read.
+        state: State of each before this gradient.
+        through_time: Whether the step is also differentiable in parameters, gradients and momenta,
+            to differentiate through several steps.
 
     Returns:
-        The update of each parameter in its shape, and the state after it.
+        Update of each parameter, in its shape, and the new states.
     """
     where = next(rule.parameters())
     with nullcontext() if through_time else torch.no_grad():
@@ -72,7 +72,7 @@ def update(
             p.new_zeros(()).expand(p.shape) if g is None else g
             for p, g in zip(parameters, gradients, strict=True)
         ]
-        # A network may be spread over devices; its graph is in one place.
+        # A network may be spread over devices; its graph is on one.
         seen, slopes, momenta = (
             [t.to(where.device) for t in tensors]
             for tensors in (parameters, filled, [s.momenta for s in taken])
@@ -95,17 +95,17 @@ def update(
 def moved(
     weights: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float | Tensor
 ) -> Tensor:
-    """Weights after an update, in the type of the update.
+    """Apply an update to weights; the result has the type of the update.
 
     Args:
         weights: A parameter, or a range of its weights.
-        update: Update that the rule would add, in the same shape, on any device.
-        lr: Factor of it; a tensor has one element.
-        weight_decay: Decoupled: lr * weight_decay of the weights goes first.
+        update: Update, in the same shape, on any device.
+        lr: Factor of the update; a tensor has one element.
+        weight_decay: Decoupled weight decay: lr * weight_decay of the weights is removed first.
     """
     # A tensor of one element must change neither shape nor type of a product.
     lr, decay = (x.reshape(()) if isinstance(x, Tensor) else x for x in (lr, weight_decay))
     kept, update = weights.to(update.dtype), update.to(weights.device) * lr
-    if isinstance(decay, Tensor) or decay:  # a tensor may be there to be differentiated, even at 0
+    if isinstance(decay, Tensor) or decay:  # a tensor may be differentiated, even at 0
         kept = kept - kept * lr * decay
     return kept + update

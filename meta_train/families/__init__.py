@@ -1,4 +1,4 @@
-"""Families of small training problems, to meta-train on and to compare designs on."""
+"""Families of small training problems, for meta-training and for comparing designs."""
 
 from meta_train.families import (  # noqa: F401  families are registered on import
     attention,
@@ -14,9 +14,9 @@ from meta_train.families.base import Problems
 from meta_train.families.registry import FAMILIES, draw, register_family
 
 TRAINING = tuple(name for name, family in FAMILIES.items() if not family.held_out)
-"""Names of the packaged families that are trained on."""
+"""Names of the packaged families for meta-training."""
 
 HELD_OUT = tuple(name for name, family in FAMILIES.items() if family.held_out)
-"""Names of the packaged families that are never trained on."""
+"""Names of the packaged families that are never used in meta-training."""
 
 __all__ = ["FAMILIES", "HELD_OUT", "TRAINING", "Problems", "draw", "register_family"]

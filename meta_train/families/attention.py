@@ -1,4 +1,4 @@
-"""Transformers that classify images by their rows or patches, or continue sequences."""
+"""Transformers that classify images from rows or patches, or predict sequences."""
 
 from math import sqrt
 
@@ -18,7 +18,7 @@ HEADS = 2
 
 
 class Attention(nn.Module):
-    """Self-attention of two heads; if causal, tokens see only those before."""
+    """Self-attention with two heads, optionally causal."""
 
     def __init__(self, width: int, causal: bool):
         super().__init__()
@@ -26,11 +26,11 @@ class Attention(nn.Module):
         self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, width] -> [B, T, width]."""
+        """Map [B, T, width] -> [B, T, width]."""
         # [B, T, 3 width] -> three of [B, heads, T, width of a head]
         parts = self.inward(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind(0)
-        # [B, heads, keys, queries]: a softmax over an axis that is not the last takes a third.
+        # [B, heads, keys, queries]: a softmax over another axis than the last takes a third.
         score = key @ (query / sqrt(query.shape[-1])).transpose(-1, -2)
         if self.causal:
             later = torch.ones(score.shape[-2:], dtype=torch.bool).tril(-1)
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and an MLP, each behind a LayerNorm and added to the stream."""
+    """Pre-norm transformer layer: attention and an MLP."""
 
     def __init__(self, width: int, activation: Activation, causal: bool):
         super().__init__()
@@ -49,16 +49,16 @@ class Layer(nn.Module):
         self.mlp = MLP([width, 2 * width, width], activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, width] -> [B, T, width]."""
+        """Map [B, T, width] -> [B, T, width]."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class Transformer(nn.Module):
-    """Layers on embedded patches or tokens with learned positions, ``length`` at most.
+    """Transformer on embedded patches or tokens, with ``length`` learned positions.
 
-    If causal, tokens see only those before, and each of them answers; if tied, answers are products
-    with the embedding.
+    If causal, there is an output for each token, else one for the mean; if tied, the head shares
+    its weight with the embedding.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class Transformer(nn.Module):
 
 @register_family("attention")
 def attention(dice: Dice, pictures: Pictures) -> Plan:
-    """Pre-norm, width 8 to 16; batches of 4 to 12."""
+    """Transformers of width 8 to 16 on rows of images or on sequences; batches of 4 to 12."""
     width, layers = 4 * dice.integer(2, 4), dice.integer(1, 2)
     activation, batch = dice.pick(*ACTIVATIONS), dice.pick(*((8, 12) if layers == 1 else (4, 8)))
-    spread = dice.pick(0.02, 0.1, 1.0)  # of embeddings and positions, all three in use
+    spread = dice.pick(0.02, 0.1, 1.0)  # standard deviation of embeddings; all three are common
 
     if dice.chance(0.5):
         size = dice.pick(7, 14) if layers == 1 else 7
@@ -118,7 +118,7 @@ def attention(dice: Dice, pictures: Pictures) -> Plan:
 
 @register_family("patches", share=LARGE)
 def patches(dice: Dice, pictures: Pictures) -> Plan:
-    """Transformers of width 24 to 48 that classify whole images, cut into 16 patches."""
+    """Transformers of width 24 to 48 that classify whole images from 16 patches."""
     width, layers = 8 * dice.integer(3, 6), dice.integer(1, 3)
     activation, batch = dice.pick(*ACTIVATIONS), dice.pick(32, 64)
     side, edge = FULL // 4, 4

@@ -1,4 +1,4 @@
-"""Problems: many instances of one small training problem, worked on side by side."""
+"""Problems: many instances of one small training problem, trained in parallel."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,41 +15,41 @@ from meta_train.families.examples import Batch, Examples
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
-# How often a problem is stored in other units, and by how much.
+# Probability that a problem has other units, and the largest factors of units.
 AUGMENTED = 1 / 3
 UNITS = 1e3
 UNITS_OF_TENSOR = 10.0
 
-START_BATCHES = 4  # that the typical loss at the start is the mean of
+START_BATCHES = 4  # number of batches for the loss at the start
 
 
 @dataclass
 class Plan:
-    """A family's draw: what its instances have in common, and what each of them starts from."""
+    """Problem drawn from a family: the common parts of its instances, and their initial weights."""
 
-    module: nn.Module  # one instance, without random numbers inside
-    start: dict[str, Tensor]  # parameters, by name, [P, *shape] each
-    examples: Examples  # what they are trained on
-    criterion: Criterion  # (answer of one instance, what it is to be) -> loss, a mean
-    # With the same parameters, where the computation of ``module`` does not show the structure.
+    module: nn.Module  # network of one instance, deterministic
+    start: dict[str, Tensor]  # initial parameters by name, [P, *shape] each
+    examples: Examples  # training data
+    criterion: Criterion  # (outputs of one instance, targets) -> mean loss
+    # Module with the same parameters that shows the structure, if ``module`` itself does not.
     twin: nn.Module | None = None
 
 
 def squared(answer: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error."""
+    """Compute the mean squared error."""
     return (answer - y).square().mean()
 
 
 def next_tokens(answer: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of tokens, at as many of the last positions as there are targets."""
+    """Compute the cross-entropy of tokens at the last positions, as many as there are targets."""
     asked = answer[:, answer.shape[1] - y.shape[1] :]
     return F.cross_entropy(asked.flatten(0, 1), y.flatten())
 
 
 def losses(plan: Plan, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
-    """Loss of each instance, (k P,), differentiable.
+    """Compute the loss of each network, (k P,), differentiable.
 
-    ``parameters`` are [k P, *shape] each, k networks for each instance one after the other, and the
+    ``parameters`` are [k P, *shape] each, with k consecutive networks for each instance, and the
     batch is [P, ...] each.
     """
     names = [name for name, _ in plan.module.named_parameters()]
@@ -63,14 +63,15 @@ def losses(plan: Plan, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
 
 
 class Problems:
-    """Instances of one family, all of the same shapes, each with its own start and data.
+    """Instances of one family, all of the same shapes, each with its own initial weights and data.
 
-    Some instances are stored in other units: parameters divided by a constant, which the loss
-    multiplies them by, and the loss multiplied by another one. An optimizer is to do as well.
+    Some instances have other units: parameters are divided by a constant, by which the loss
+    multiplies them, and the loss is multiplied by another constant. An optimizer should do equally
+    well on them.
 
     Args:
-        plan: What its instances have in common, and where each starts.
-        dice: Random numbers that the units are drawn with.
+        plan: Problem to make instances of.
+        dice: Random numbers for the units.
         augment: Whether to change units at all.
     """
 
@@ -89,23 +90,23 @@ class Problems:
         self.scale: Tensor = torch.stack(at_start).mean(0).clamp(min=1e-12)
 
     def start(self) -> list[Tensor]:
-        """Give parameters at the start, [P, *shape] each, as copies."""
+        """Return copies of the initial parameters, [P, *shape] each."""
         return [p.clone() for p in self._start]
 
     def batch(self, step: int) -> Batch:
-        """Give the data of a step, [P, ...] each, determined by the seed and the step."""
+        """Return the batch of a step, [P, ...] each, determined by the seed and the step."""
         return self.plan.examples.batch(step)
 
     def loss(self, parameters: Sequence[Tensor], batch: Batch) -> Tensor:
         """Compute the loss of each network.
 
         Args:
-            parameters: [k P, *shape] each. Rows k p to k p + k - 1 are networks of instance p, as
-                the two members of an antithetic pair, and see the same data.
-            batch: A batch of ``batch(step)``.
+            parameters: Parameters, [k P, *shape] each. Rows k p to k p + k - 1 are networks of
+                instance p, such as the two of an antithetic pair, with the same data.
+            batch: Result of ``batch(step)``.
 
         Returns:
-            (k P,) losses, differentiable.
+            Losses, (k P,), differentiable.
         """
         copies = len(parameters[0]) // self.pairs
         weights = [
@@ -116,7 +117,7 @@ class Problems:
 
     @torch.no_grad()
     def held_out(self, parameters: Sequence[Tensor]) -> Tensor | None:
-        """Compute (k P,) losses on examples that are not trained on, or None where there are none.
+        """Compute (k P,) losses on held-out examples; None if there are none.
 
         ``parameters`` are as for ``loss``.
         """
@@ -125,12 +126,12 @@ class Problems:
 
 
 def _beside(unit: Tensor, parameter: Tensor) -> Tensor:
-    """(n,) numbers as factors of [n, ...]."""
+    """View (n,) numbers as factors of [n, ...]."""
     return unit.view(-1, *[1] * (parameter.dim() - 1))
 
 
 def _units(dice: Dice, tensors: int, augment: bool) -> tuple[Tensor, Tensor]:
-    """What each tensor is stored in units of, [P, tensors], and what losses are multiplied by."""
+    """Draw the unit of each tensor, [P, tensors], and the factor of losses, [P]."""
     if not augment:
         return torch.ones(dice.pairs, tensors), torch.ones(dice.pairs)
     dice = dice.other("units")
@@ -143,7 +144,7 @@ def _units(dice: Dice, tensors: int, augment: bool) -> tuple[Tensor, Tensor]:
 
 
 def _spec(plan: Plan) -> NetSpec:
-    """Which parameter joins which neurons, from following one instance through a batch."""
+    """Compute the specification, from a call of one instance."""
     x, _ = plan.examples.batch(0)
     spec = spec_of_computation(plan.twin or plan.module, (x[0],))
     own = [(name, tuple(p.shape)) for name, p in plan.module.named_parameters()]

@@ -17,7 +17,7 @@ NORMS = ("", "group", "layer", "batch")
 
 
 def norm_of(kind: str, channels: int) -> nn.Module:
-    """A norm of feature maps, one of ``NORMS``; BatchNorm always with the batch's statistics."""
+    """Build a norm of feature maps, one of ``NORMS``; BatchNorm always uses batch statistics."""
     if kind == "batch":
         return nn.BatchNorm2d(channels, track_running_stats=False)
     if not kind:
@@ -26,9 +26,9 @@ def norm_of(kind: str, channels: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Convolution, norm and activation; with a shortcut where shapes allow it.
+    """Convolution, norm and activation; with a shortcut if shapes allow it.
 
-    If depthwise, each channel has a kernel of its own, and a 1 x 1 one mixes them.
+    If depthwise, the convolution is depthwise separable.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Block(nn.Module):
         self.shortcut = shortcut and source == target and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, source, h, w] -> [B, target, h', w']."""
+        """Map [B, source, h, w] -> [B, target, h', w']."""
         y = self.activation(self.norm(self.mix(self.conv(x))))
         return x + y if self.shortcut else y
 
 
 class ConvNet(nn.Module):
-    """Blocks of these channels, global pooling or, if flat, flattening, and a linear layer.
+    """CNN of blocks, global pooling or, if flat, flattening, and a linear layer.
 
-    If depthwise, all blocks but the first are; ``kind`` is what else blocks are built with.
+    If depthwise, all blocks but the first are; ``kind`` are further options of blocks.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(channels[-1] * (size * size if flat else 1), 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, size, size] -> [B, 10]."""
+        """Map [B, 1, size, size] -> [B, 10]."""
         return self.head(self.pool(self.blocks(x)).flatten(1))
 
 
 @register_family("cnn")
 def cnn(dice: Dice, pictures: Pictures) -> Plan:
-    """Two or three blocks on 7 x 7 or 14 x 14 pixels."""
+    """CNNs with two or three blocks on 7 x 7 or 14 x 14 pixels."""
     size, blocks = dice.pick(7, 14), dice.integer(2, 3)
     shortcut, depthwise = dice.chance(0.3), dice.chance(0.25)
     # Norms of two groups need even numbers of channels.
@@ -115,7 +115,7 @@ def cnn(dice: Dice, pictures: Pictures) -> Plan:
 
 @register_family("image_cnn", share=LARGE)
 def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
-    """Three convolutions of 8 to 20 channels on 14 x 14 pixels, pooled at the end."""
+    """CNNs with three convolutions of 8 to 20 channels on 14 x 14 pixels, and global pooling."""
     width = 2 * dice.integer(4, 5)
     channels, strides = [width, 2 * width, 2 * width], ([2, 1, 1], [2, 2, 1])
     return convolutional(dice, pictures, HALF, channels, 0.4, strides)
@@ -123,7 +123,7 @@ def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
 
 @register_family("full_cnn", share=LARGE / 2)
 def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
-    """Two to four convolutions of 8 to 32 channels on whole images."""
+    """CNNs with two to four convolutions of 8 to 32 channels on whole images."""
     width = 2 * dice.integer(4, 8)
     channels = [width, *[2 * width] * dice.integer(1, 3)]
     strides = [2, 2, 1, 1][: len(channels)]
@@ -134,7 +134,7 @@ def convolutional(
     dice: Dice, pictures: Pictures, size: int, channels: Sequence[int], normed: float,
     strides: Sequence[Sequence[int]],
 ) -> Plan:  # fmt: skip
-    """A CNN that classifies, in batches of 64 or 128, with a norm as often as ``normed`` says."""
+    """Draw a CNN classifier, with batches of 64 or 128, and a norm with probability ``normed``."""
     norm = dice.pick(*NORMS) if dice.chance(normed) else ""
     activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
     batch = dice.pick(64, 128)
@@ -146,7 +146,7 @@ def convolutional(
 
 
 class Restorer(nn.Module):
-    """Convolutions that keep the size of an image, the last one added to what was read."""
+    """Residual denoiser: convolutions that keep the size of an image, added to the input."""
 
     def __init__(self, channels: list[int], activation: Activation):
         super().__init__()
@@ -156,7 +156,7 @@ class Restorer(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, size, size] -> the same."""
+        """Map [B, 1, size, size] -> [B, 1, size, size]."""
         h = x
         for conv in self.convs[:-1]:
             h = self.activation(conv(h))
@@ -165,7 +165,7 @@ class Restorer(nn.Module):
 
 @register_family("restore", share=LARGE)
 def restore(dice: Dice, pictures: Pictures) -> Plan:
-    """Three to four convolutions that take noise out of images or fill holes in them."""
+    """Three to four convolutions that denoise images or fill holes in them."""
     channels = [2 * dice.integer(3, 6)] * dice.integer(2, 3)
     batch, holes, noise = dice.pick(16, 32), dice.chance(0.5), dice.number(0.3, 1.0)
     activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)

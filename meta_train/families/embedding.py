@@ -1,4 +1,4 @@
-"""Tables that are looked up: bags of words to classify, ratings of users for things."""
+"""Embeddings: classification of bags of words, and ratings of items by users."""
 
 from math import sqrt
 
@@ -17,7 +17,7 @@ CLASSES = 6
 
 
 class Bag(nn.Module):
-    """Mean of the words' vectors, and an MLP on it, with a hidden layer unless that is 0."""
+    """MLP on the mean of word vectors, with a hidden layer unless ``hidden`` is 0."""
 
     def __init__(self, words: int, width: int, hidden: int):
         super().__init__()
@@ -25,12 +25,12 @@ class Bag(nn.Module):
         self.mlp = MLP([width, *([hidden] if hidden else []), CLASSES], F.relu)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, words of a bag] -> [B, classes]."""
+        """Map [B, words of a bag] -> [B, classes]."""
         return self.mlp(self.table(x).mean(1))
 
 
 class Ratings(nn.Module):
-    """Products of a user's vector and a thing's; if biased, plus what either has on average."""
+    """Matrix factorisation: products of vectors of users and items, optionally with biases."""
 
     def __init__(self, users: int, things: int, width: int, biased: bool):
         super().__init__()
@@ -48,12 +48,12 @@ class Ratings(nn.Module):
         return rating
 
 
-JUDGES = 512  # ratings to be judged by where others are seen again and again
+NUM_HELD_OUT = 512  # number of held-out ratings, if the training set is fixed
 
 
 @register_family("embedding")
 def embedding(dice: Dice, pictures: Pictures) -> Plan:
-    """Words and things come by Zipf's law: most rows of a table are seldom read."""
+    """Embeddings of words or items, by Zipf's law: most rows of a table are rarely used."""
     width, batch, spread = dice.integer(4, 12), dice.pick(16, 32, 64, 128), dice.pick(0.1, 0.3, 1.0)
     if dice.chance(0.5):
         words, hidden, length = dice.integer(50, 200), dice.pick(0, 16), dice.integer(6, 12)
@@ -81,8 +81,8 @@ def embedding(dice: Dice, pictures: Pictures) -> Plan:
         module = Ratings(users, things, width, dice.chance(0.5))
         criterion = squared
         if dice.chance(0.5):
-            judges = rate(dice.other("judges"), JUDGES)
-            examples = FixedSet(dice, rate(dice.other("ratings"), 1024), batch, judges)
+            held_out = rate(dice.other("judges"), NUM_HELD_OUT)
+            examples = FixedSet(dice, rate(dice.other("ratings"), 1024), batch, held_out)
         else:
             examples = Stream(dice, lambda dice: rate(dice, batch))
     start = spread_tables(initial(module, dice), module, spread)

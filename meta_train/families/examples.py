@@ -1,22 +1,22 @@
-"""Where batches come from: drawn anew at every step, or of a fixed set of examples."""
+"""Sources of batches: new examples at every step, or a fixed set of examples."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from l2o_graph.optim.examples import fewness
+from l2o_graph.optim.examples import fewness, numbers_of
 from meta_train.families.dice import Dice
 
-Batch = tuple[Tensor, Tensor]  # what networks read and what they are to answer, [P, ...] each
+Batch = tuple[Tensor, Tensor]  # inputs and targets, [P, ...] each
 
 
 class Stream:
-    """New examples at every step.
+    """Source of new examples at every step.
 
     Args:
-        dice: To draw with.
-        make: Draws a batch, [P, ...] each.
+        dice: Random numbers.
+        make: Function that draws a batch, [P, ...] each.
     """
 
     held_out: Batch | None = None
@@ -25,21 +25,21 @@ class Stream:
         self._dice, self._make = dice, make
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, the same whenever it is asked for."""
+        """Return the batch of a step, which is deterministic."""
         return self._make(self._dice.other("step", step))
 
     def few(self, step: int) -> None:
-        """Nothing, see ``FixedSet.few``: there are ever new ones."""
+        """Return None, see ``FixedSet.few``: all examples are new."""
 
 
 class FixedSet:
-    """The same examples again and again, in shuffled epochs, or all of them at every step.
+    """Fixed set of examples, in shuffled epochs, or all of them at every step.
 
     Args:
-        dice: To shuffle with.
-        examples: [P, n, ...] each.
+        dice: Random numbers for shuffling.
+        examples: Inputs and targets, [P, n, ...] each.
         size: Size of a batch; 0 for all examples.
-        held_out: Examples to be judged by, where there are any.
+        held_out: Held-out examples, if there are any.
     """
 
     def __init__(self, dice: Dice, examples: Batch, size: int = 0, held_out: Batch | None = None):
@@ -49,7 +49,7 @@ class FixedSet:
         self._epoch, self._orders = -1, torch.empty(0, dtype=torch.long)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step."""
+        """Return the batch of a step."""
         if self._size == self._count:
             return self._examples
         epoch, at = divmod(step, self._count // self._size)
@@ -61,21 +61,21 @@ class FixedSet:
         return rows(x, index), rows(y, index)
 
     def few(self, step: int) -> Tensor:
-        """How far training is on few examples, (), at a step: see ``optim.examples.fewness``."""
+        """Compute the degree to which examples are few, (): see ``optim.examples.fewness``."""
         seen = (step + 1) * self._size
         different = torch.tensor(float(min(seen, self._count)))
-        return fewness(different, seen, self._examples[0][0, 0].numel())
+        return fewness(different, seen, numbers_of(self._examples[0][0]))
 
 
 Examples = Stream | FixedSet
 
 
 def rows(t: Tensor, index: Tensor) -> Tensor:
-    """[P, n, ...] and [P, k] -> [P, k, ...]."""
+    """Select rows: [P, n, ...] and [P, k] -> [P, k, ...]."""
     return t[torch.arange(len(t))[:, None], index]
 
 
 def noisy_labels(dice: Dice, labels: Tensor, share: Tensor) -> Tensor:
-    """Labels of ten classes, of which a share, (P,), is drawn at random."""
+    """Replace a fraction ``share``, (P,), of labels of ten classes by random ones."""
     others = dice.integers(10, *labels.shape[1:])
     return torch.where(dice.uniform(*labels.shape[1:]) < share[:, None], others, labels)

@@ -1,4 +1,4 @@
-"""Trained networks that go on with something else: another head, or images gone bad."""
+"""Fine-tuning of trained networks: with a new head, or on changed images."""
 
 from collections.abc import Callable
 
@@ -14,30 +14,30 @@ from meta_train.families.images import Pictures
 from meta_train.families.networks import ACTIVATIONS, MLP, initial
 from meta_train.families.registry import register_family
 
-JUDGES = 256  # examples to be judged by; half as many by a CNN, which takes longer
-RATE = 5e-3  # of Adam, for what comes before
+NUM_HELD_OUT = 256  # number of held-out examples; half as many for CNNs, which take longer
+RATE = 5e-3  # learning rate of Adam for the training before
 
 
 Change = Callable[[Dice, Tensor], Tensor]
 
 
 def same(_: Dice, x: Tensor) -> Tensor:
-    """Images as they are."""
+    """Return images unchanged."""
     return x
 
 
 CHANGES: tuple[Change, ...] = (
     lambda dice, x: x + dice.normal(*x.shape[1:]),  # noise as strong as the images
-    lambda dice, x: x.transpose(-1, -2).flip(-1),  # turned by a right angle
-    lambda dice, x: 0.2 * x + 1,  # a fifth of the contrast, and brighter
-    lambda dice, x: x.roll((2, 2), (-1, -2)),  # shifted by two pixels, round the edge
-    lambda dice, x: -x,  # white for black
+    lambda dice, x: x.transpose(-1, -2).flip(-1),  # rotated by 90 degrees
+    lambda dice, x: 0.2 * x + 1,  # a fifth of the contrast, brighter
+    lambda dice, x: x.roll((2, 2), (-1, -2)),  # shifted by two pixels, cyclically
+    lambda dice, x: -x,  # inverted
 )
 
 
 @register_family("fine_tune")
 def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
-    """An MLP or a CNN, after 100 to 300 steps of Adam; 200 to 500 examples or as many as wanted."""
+    """MLPs or CNNs after 100 to 300 steps of Adam; 200 to 500 examples, or always new ones."""
     convolutional, batch = dice.chance(0.3), dice.pick(16, 32)
     before, activation = dice.integer(100, 300), dice.pick(*ACTIVATIONS)
     if convolutional:
@@ -60,9 +60,9 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
 
     def earlier(dice: Dice) -> Batch:
         x, y = make(dice, batch, True, same)
-        return x, (y // 2 if new_head else y)  # five coarse classes, where the head is to be new
+        return x, (y // 2 if new_head else y)  # five coarse classes before a new head
 
-    # All pairs train, whoever has them: fewer at a time would be rounded in another way.
+    # Every process trains all pairs: rounding would depend on the number of pairs.
     everyone = dice.of_all("before")
     first = Plan(module, initial(module, everyone), Stream(everyone, earlier), F.cross_entropy)
     start = {name: p[dice.mine] for name, p in trained(first, before).items()}
@@ -75,15 +75,15 @@ def fine_tune(dice: Dice, pictures: Pictures) -> Plan:
     count = dice.integer(200, 500) if dice.chance(0.6) else 0
     if count:
         fixed = make(dice.other("examples"), count, True, change)
-        judges = make(dice.other("judges"), JUDGES // (1 + convolutional), False, change)
-        examples: Examples = FixedSet(dice, fixed, batch, judges)
+        held_out = make(dice.other("judges"), NUM_HELD_OUT // (1 + convolutional), False, change)
+        examples: Examples = FixedSet(dice, fixed, batch, held_out)
     else:
         examples = Stream(dice, lambda dice: make(dice, batch, True, change))
     return Plan(module, start, examples, F.cross_entropy)
 
 
 def trained(plan: Plan, steps: int) -> dict[str, Tensor]:
-    """Parameters of all instances after some steps of Adam."""
+    """Train all instances for some steps of Adam; return their parameters."""
     names = [name for name, _ in plan.module.named_parameters()]
     parameters = [plan.start[name].clone().requires_grad_() for name in names]
     optimizer = torch.optim.Adam(parameters, RATE)

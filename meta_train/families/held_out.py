@@ -1,4 +1,4 @@
-"""Kinds of problems that are never trained on, and on which designs are compared."""
+"""Held-out families, never used in meta-training, for comparing designs."""
 
 from math import pi
 from typing import Any
@@ -16,7 +16,7 @@ from meta_train.families.registry import register_family
 
 
 def info_nce(temperature: float) -> Criterion:
-    """The first half of the batch looks for its other views in the second half."""
+    """Build the InfoNCE loss between the two halves of a batch, which are two views of images."""
 
     def criterion(answer: Tensor, y: Tensor) -> Tensor:
         one, other = F.normalize(answer, dim=-1, eps=1e-6).chunk(2)
@@ -27,7 +27,7 @@ def info_nce(temperature: float) -> Criterion:
 
 @register_family("contrastive", held_out=True)
 def contrastive(dice: Dice, pictures: Pictures) -> Plan:
-    """Two views of an image, which differ by noise and by brightness, are to be near each other."""
+    """Contrastive learning: two views of an image differ in noise and contrast."""
     sizes, activation = [49, dice.integer(16, 32), dice.integer(6, 12)], dice.pick(*ACTIVATIONS)
     batch, temperature, noise = dice.pick(16, 32), dice.number(0.1, 0.5), dice.number(0.3, 1.0)
 
@@ -45,7 +45,7 @@ def contrastive(dice: Dice, pictures: Pictures) -> Plan:
 
 
 class DenseLinks(nn.Module):
-    """Each layer reads all before it and adds ``growth`` neurons, as in DenseNet (Huang 2017)."""
+    """DenseNet-like MLP (Huang 2017): layers read all before them and add ``growth`` neurons."""
 
     def __init__(self, growth: int, layers: int, activation: Activation):
         super().__init__()
@@ -54,7 +54,7 @@ class DenseLinks(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, pixels] -> [B, classes]."""
+        """Map [B, pixels] -> [B, classes]."""
         for linear in self.linear:
             x = torch.cat([x, self.activation(linear(x))], -1)
         return self.head(x)
@@ -62,7 +62,7 @@ class DenseLinks(nn.Module):
 
 @register_family("dense_links", held_out=True)
 def dense_links(dice: Dice, pictures: Pictures) -> Plan:
-    """Two to four layers of 8 to 12 neurons."""
+    """DenseNet-like MLPs with two to four layers of 8 to 12 neurons."""
     growth, layers, batch = dice.integer(8, 12), dice.integer(2, 4), dice.pick(16, 32, 64)
     activation = dice.pick(*ACTIVATIONS)
     module = DenseLinks(growth, layers, activation)
@@ -71,7 +71,7 @@ def dense_links(dice: Dice, pictures: Pictures) -> Plan:
 
 
 class Gated(nn.Module):
-    """silu(gate) times value, brought back to the stream and added (GLU: Shazeer 2020)."""
+    """Residual network of gated layers, silu(gate) times value (GLU: Shazeer 2020)."""
 
     def __init__(self, width: int, hidden: int, layers: int):
         super().__init__()
@@ -82,7 +82,7 @@ class Gated(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, pixels] -> [B, classes]."""
+        """Map [B, pixels] -> [B, classes]."""
         x = self.embed(x)
         for gate, value, back in zip(self.gates, self.values, self.back, strict=True):
             x = x + back(F.silu(gate(x)) * value(x))
@@ -91,7 +91,7 @@ class Gated(nn.Module):
 
 @register_family("gated", held_out=True)
 def gated(dice: Dice, pictures: Pictures) -> Plan:
-    """One to three layers, no norm."""
+    """Gated networks with one to three layers, without norms."""
     width, hidden, layers = dice.integer(12, 20), dice.integer(16, 24), dice.integer(1, 3)
     batch = dice.pick(16, 32, 64)
     module = Gated(width, hidden, layers)
@@ -99,18 +99,18 @@ def gated(dice: Dice, pictures: Pictures) -> Plan:
     return Plan(module, initial(module, dice), examples, F.cross_entropy)
 
 
-CANDIDATES = 4  # images drawn for each that is taken
+CANDIDATES = 4  # number of images drawn for each image of a batch
 
 
 @register_family("imbalance", held_out=True)
 def imbalance(dice: Dice, pictures: Pictures) -> Plan:
-    """Softmax regression on 49 or 196 pixels, some classes a hundred times as rare as others."""
+    """Softmax regression on 49 or 196 pixels, with up to a hundredfold class imbalance."""
     size, batch = dice.pick(7, 14), dice.pick(16, 32)
     share = dice.log_uniform(0.01, 1.0, 10)
 
     def make(dice: Dice) -> Batch:
         x, y = pictures.draw(dice, CANDIDATES * batch, size)
-        # Exponential clocks: the first to ring are a draw without replacement by shares.
+        # Exponential clocks: the smallest are a weighted sample without replacement.
         clock = -dice.uniform(CANDIDATES * batch).clamp(min=1e-12).log() / share.gather(1, y)
         taken = clock.topk(batch, 1, largest=False).indices
         return rows(x.flatten(2), taken), rows(y, taken)
@@ -124,7 +124,7 @@ ROWS = 7
 
 
 class Mixer(nn.Module):
-    """MLPs across rows, and across channels, each behind a norm and added (Tolstikhin 2021)."""
+    """MLP-Mixer (Tolstikhin 2021): pre-norm residual MLPs across rows and across channels."""
 
     def __init__(self, width: int, layers: int):
         super().__init__()
@@ -135,7 +135,7 @@ class Mixer(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, rows, pixels] -> [B, classes]."""
+        """Map [B, rows, pixels] -> [B, classes]."""
         x = self.embed(x)
         for i, (across, channels) in enumerate(zip(self.rows, self.channels, strict=True)):
             x = x + across(self.norms[2 * i](x).transpose(1, 2)).transpose(1, 2)
@@ -145,7 +145,7 @@ class Mixer(nn.Module):
 
 @register_family("mixer", held_out=True)
 def mixer(dice: Dice, pictures: Pictures) -> Plan:
-    """One or two layers on rows of 7 x 7 pixels."""
+    """MLP-Mixers with one or two layers on rows of 7 x 7 pixels."""
     width, layers, batch = dice.integer(8, 16), dice.integer(1, 2), dice.pick(8, 12)
     module = Mixer(width, layers)
     examples = Stream(dice, pictures.batches(batch, axes=2))
@@ -153,15 +153,15 @@ def mixer(dice: Dice, pictures: Pictures) -> Plan:
 
 
 WAVES = 3
-ENDS = 10.0  # what boundary values weigh against equations
+ENDS = 10.0  # weight of boundary values relative to the equation
 
 
 class Curvature(MLP):
-    """A tanh network of one input, with its second derivative carried along."""
+    """Tanh network of one input that also computes its second derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1] -> [B, 2]: values and second derivatives."""
-        layers: Any = self.linear  # torch says of none what it is
+        """Map [B, 1] -> [B, 2]: values and second derivatives."""
+        layers: Any = self.linear  # torch does not annotate the type of the layers
         first, *others = layers
         value, slope, bend = first(x), first.weight.T, torch.zeros(())
         for linear in others:
@@ -174,14 +174,14 @@ class Curvature(MLP):
 
 
 def residual(answer: Tensor, y: Tensor) -> Tensor:
-    """Squared errors of the equation, and of the values at both ends, the last two points."""
+    """Compute squared errors of the equation, and of the values at both ends, the last points."""
     value, bend = answer.unbind(-1)
     return (bend[:-2] - y[:-2]).square().mean() + ENDS * value[-2:].square().mean()
 
 
 @register_family("pinn", held_out=True)
 def pinn(dice: Dice, pictures: Pictures) -> Plan:
-    """The equation u'' = f with u(-1) = u(1) = 0 and f of three waves (Raissi et al. 2019)."""
+    """PINNs for u'' = f with u(-1) = u(1) = 0 and f of three sines (Raissi et al. 2019)."""
     sizes, batch = [1, *[dice.integer(16, 24)] * dice.integer(1, 2), 1], dice.pick(32, 64)
     waves = torch.arange(1, WAVES + 1) * pi / 2
     heights = dice.normal(1, WAVES)
@@ -198,7 +198,7 @@ def pinn(dice: Dice, pictures: Pictures) -> Plan:
 
 
 class UNet(nn.Module):
-    """Down, on, up by repeating pixels, and out of both levels (Ronneberger et al. 2015)."""
+    """U-Net with two levels and nearest-neighbour upsampling (Ronneberger et al. 2015)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -208,7 +208,7 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(3 * channels, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, size, size] -> the same."""
+        """Map [B, 1, size, size] -> [B, 1, size, size]."""
         fine = F.relu(self.first(x))
         coarse = F.relu(self.on(F.relu(self.down(fine))))
         up = F.interpolate(coarse, scale_factor=2, mode="nearest")
@@ -217,7 +217,7 @@ class UNet(nn.Module):
 
 @register_family("unet", held_out=True)
 def unet(dice: Dice, pictures: Pictures) -> Plan:
-    """Noise as strong as images of 14 x 14 pixels is taken away from them."""
+    """U-Nets that denoise images of 14 x 14 pixels."""
     channels, batch, noise = dice.integer(2, 4), 2, dice.number(0.5, 1.0)
 
     def make(dice: Dice) -> Batch:
@@ -229,7 +229,7 @@ def unet(dice: Dice, pictures: Pictures) -> Plan:
 
 
 class Variational(nn.Module):
-    """Pixels and noise go in; logits of pixels, means and log variances come out."""
+    """Variational autoencoder: pixels and noise -> logits of pixels, means and log variances."""
 
     def __init__(self, hidden: int, code: int, activation: Activation):
         super().__init__()
@@ -237,7 +237,7 @@ class Variational(nn.Module):
         self.decoder = MLP([code, hidden, 49], activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, pixels + code] -> [B, pixels + 2 code]."""
+        """Map [B, pixels + code] -> [B, pixels + 2 code]."""
         pixels, noise = x[:, :49], x[:, 49:]
         code = self.encoder(pixels)
         mean, log_variance = code.chunk(2, -1)
@@ -245,7 +245,7 @@ class Variational(nn.Module):
 
 
 def bound(answer: Tensor, y: Tensor) -> Tensor:
-    """Minus the evidence's lower bound, in nats a pixel (Kingma and Welling 2014)."""
+    """Compute the negative evidence lower bound, in nats per pixel (Kingma and Welling 2014)."""
     mean, log_variance = answer[:, 49:].chunk(2, -1)
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
     return F.binary_cross_entropy_with_logits(answer[:, :49], y) + divergence / 49
@@ -253,7 +253,7 @@ def bound(answer: Tensor, y: Tensor) -> Tensor:
 
 @register_family("variational", held_out=True)
 def variational(dice: Dice, pictures: Pictures) -> Plan:
-    """A variational autoencoder, codes of two to six numbers."""
+    """Variational autoencoders with codes of two to six numbers."""
     hidden, code, batch = dice.integer(16, 28), dice.integer(2, 6), dice.pick(16, 32, 64)
     activation = dice.pick(*ACTIVATIONS)
 

@@ -1,4 +1,4 @@
-"""Linear problems whose directions differ by orders of magnitude."""
+"""Ill-conditioned linear problems."""
 
 from itertools import pairwise
 from math import sqrt
@@ -17,12 +17,12 @@ from meta_train.families.registry import register_family
 
 @register_family("ill_posed")
 def ill_posed(dice: Dice, pictures: Pictures) -> Plan:
-    """A logistic regression, a quadratic or a factorisation."""
+    """Logistic regression, least squares or matrix factorisation."""
     return dice.pick(logistic, quadratic, factorisation)(dice)
 
 
 def logistic(dice: Dice) -> Plan:
-    """Two to five classes, columns of scales from 0.01 to 100."""
+    """Draw a logistic regression with two to five classes, and columns scaled by 0.01 to 100."""
     inputs, classes = dice.integer(5, 30), dice.integer(2, 5)
     columns = dice.log_uniform(0.01, 100.0, 1, inputs)
     meaning, batch = 2 * dice.normal(inputs, classes) / sqrt(inputs), dice.pick(32, 128, 0)
@@ -35,13 +35,13 @@ def logistic(dice: Dice) -> Plan:
     examples = stream if batch else FixedSet(dice, make(dice.other("examples"), 256))
     module = nn.Sequential(nn.Linear(inputs, classes))
     start = initial(module, dice)
-    if dice.chance(0.5):  # as such regressions usually start
+    if dice.chance(0.5):  # the usual start of such regressions
         start = {name: torch.zeros_like(p) for name, p in start.items()}
     return Plan(module, start, examples, F.cross_entropy)
 
 
 def quadratic(dice: Dice) -> Plan:
-    """Least squares of a condition number up to 10,000, all rows at once or half of them."""
+    """Draw least squares with a condition number up to 10,000, in batches of all or half."""
     size = dice.integer(10, 60)
     condition = dice.log_uniform(10.0, 1e4)
     spectrum = condition[:, None] ** -torch.linspace(0, 0.5, size)  # the loss has its square
@@ -54,7 +54,7 @@ def quadratic(dice: Dice) -> Plan:
 
 
 def factorisation(dice: Dice) -> Plan:
-    """A matrix as a product of two or three thin ones: linear layers on unit vectors."""
+    """Draw a factorisation of a matrix into two or three: linear layers on unit vectors."""
     high, wide, rank = dice.integer(16, 40), dice.integer(16, 40), dice.integer(2, 8)
     true = dice.integer(1, rank)
     falling = torch.arange(1, true + 1) ** -dice.number(0.0, 1.5)

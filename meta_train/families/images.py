@@ -1,4 +1,4 @@
-"""FashionMNIST in small, for problems that take a millisecond."""
+"""Downscaled FashionMNIST, for problems that take a millisecond per step."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,16 +13,16 @@ from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch, noisy_labels
 
 HALF, FULL = 14, 28  # sizes
-SAMPLE = 1000  # images that mean and deviation are taken of
-VALIDATION = 6  # one of so many training images is shown in validation alone: 10,000 of 60,000
-UNSEEN = 5  # one of so many images is never an example to train on, but one to be judged by
+SAMPLE = 1000  # number of images for mean and standard deviation
+VALIDATION = 6  # one sixth of the training images is for validation only: 10,000 of 60,000
+UNSEEN = 5  # one fifth of the images is only for evaluation, in families that hold examples out
 
 
 class Pictures:
-    """Training images of FashionMNIST, or of the packaged sample where they are not at hand.
+    """Training images of FashionMNIST, or of the packaged sample if they are not available.
 
-    The sample holds 6,000 of the 60,000; nothing is downloaded. The last sixth, 10,000 images,
-    is shown in validation alone, and the rest in training alone.
+    The sample has 6,000 of the 60,000; nothing is downloaded. The last sixth, 10,000 images, is for
+    validation only, and the rest for training only.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor):
@@ -31,7 +31,7 @@ class Pictures:
 
     @staticmethod
     def load(root: str | Path | None = None, validation: bool = False) -> "Pictures":
-        """The images of a folder, by default that of L2O_GRAPH_DATA; loaded once in a process."""
+        """Load the images of a folder, by default that of L2O_GRAPH_DATA; cached."""
         folder = data_root(root)
         return _loaded(folder if (folder / "FashionMNIST").exists() else None)[validation]
 
@@ -41,11 +41,11 @@ class Pictures:
         """Draw images for each pair: [P, count, size, size] pixels and [P, count] labels.
 
         Args:
-            dice: To draw with.
-            count: Images for each pair.
-            size: Size of an image, a divisor of 28: averages over squares of pixels.
-            seen: True for images to train on, False for others, to be judged by; None for any.
-            raw: Whether pixels are in [0, 1]; they have mean 0 and standard deviation 1 otherwise.
+            dice: Random numbers.
+            count: Number of images for each pair.
+            size: Size of an image, a divisor of 28; images are average-pooled.
+            seen: True for training examples, False for held-out ones, None for any.
+            raw: Whether pixels are in [0, 1]; otherwise they have mean 0 and standard deviation 1.
         """
         total = len(self._labels)
         bound = total - total // UNSEEN
@@ -58,10 +58,10 @@ class Pictures:
     def batches(
         self, count: int, size: int = 7, axes: int = 1, noise: Tensor | None = None
     ) -> Callable[[Dice], Batch]:
-        """What draws batches of images with their labels.
+        """Create a function that draws batches of images with their labels.
 
-        An image has 1 axis for all pixels in a row, 2 for rows of them, 3 for a channel in front.
-        ``noise`` is the (P,) fractions of labels that are drawn at random.
+        An image has 1 axis for flattened pixels, 2 for rows of pixels, or 3 with a channel in
+        front. ``noise`` are the (P,) fractions of random labels.
         """
 
         def make(dice: Dice) -> Batch:
@@ -72,7 +72,7 @@ class Pictures:
         return make
 
     def _at(self, size: int) -> tuple[Tensor, float, float]:
-        """All images in a size, uint8, with mean and deviation of their pixels in [0, 1]."""
+        """Resize all images, uint8; also return mean and standard deviation of pixels in [0, 1]."""
         if size not in self._sizes:
             pixels = torch.cat([_smaller(x, size) for x in self._pixels.split(4096)])
             sample = pixels[:SAMPLE].float() / 255
@@ -81,13 +81,13 @@ class Pictures:
 
 
 def _smaller(x: Tensor, size: int) -> Tensor:
-    """[n, 1, 28, 28] -> [n, size, size], rounded: as bytes all sizes fit into a small memory."""
+    """Average-pool images, [n, 1, 28, 28] -> [n, size, size], as bytes to save memory."""
     return F.avg_pool2d(x.float(), FULL // size)[:, 0].round().to(torch.uint8)
 
 
 @cache
 def _loaded(folder: Path | None) -> tuple[Pictures, Pictures]:
-    """The images of training, and those of validation."""
+    """Load the training images and the validation images."""
     images = load_images("fmnist", folder) if folder else load_images("fmnist_sample")
     x, y = images.train_x, images.train_y
     bound = len(y) - len(y) // VALIDATION

@@ -1,4 +1,4 @@
-"""MLPs: that classify, reproduce or hold images, and that learn functions."""
+"""MLPs: classifiers, autoencoders, implicit representations of images, and regression."""
 
 from collections.abc import Callable, Sequence
 from math import pi, sqrt
@@ -15,12 +15,12 @@ from meta_train.families.networks import ACTIVATIONS, MLP, SCHEMES, gains, initi
 from meta_train.families.registry import LARGE, register_family
 
 BATCHES = (8, 16, 32, 64, 128)
-JUDGES = 256  # examples to be judged by
+NUM_HELD_OUT = 256  # number of held-out examples
 
 
 @register_family("classifier")
 def classifier(dice: Dice, pictures: Pictures) -> Plan:
-    """One to three hidden layers, or four to six narrow ones; sometimes some wrong labels."""
+    """Classifiers with one to three hidden layers, or four to six narrow ones; some label noise."""
     deep = dice.chance(0.3)
     if deep:
         hidden = [dice.integer(12, 24)] * dice.integer(4, 6)
@@ -30,7 +30,7 @@ def classifier(dice: Dice, pictures: Pictures) -> Plan:
     norm, batch = dice.chance(0.2), dice.pick(*(BATCHES[:-1] if deep else BATCHES))
     noise: Tensor | None = dice.uniform(low=0.1, high=0.4) if dice.chance(0.3) else None
     module, scheme = MLP(sizes, activation, norm), dice.pick(*SCHEMES)
-    # Signals of a deep network die at a gain that is low, and explode at one that is high.
+    # Signals of a deep network vanish if the gain is low, and explode if it is high.
     start = initial(module, dice, scheme, gains(dice))
     examples = Stream(dice, pictures.batches(batch, noise=noise))
     return Plan(module, start, examples, F.cross_entropy)
@@ -38,7 +38,7 @@ def classifier(dice: Dice, pictures: Pictures) -> Plan:
 
 @register_family("autoencoder")
 def autoencoder(dice: Dice, pictures: Pictures) -> Plan:
-    """Squared error of standardised pixels or cross-entropy of pixels; sometimes denoising."""
+    """Autoencoders with squared error or cross-entropy of pixels; sometimes denoising."""
     wide, code = dice.integer(16, 32), dice.integer(4, 12)
     sizes = [49, wide, code, wide, 49] if dice.chance(0.7) else [49, code, 49]
     activation, batch = dice.pick(*ACTIVATIONS), dice.pick(16, 32, 64, 128)
@@ -58,7 +58,7 @@ def autoencoder(dice: Dice, pictures: Pictures) -> Plan:
 
 @register_family("wide", share=LARGE)
 def wide(dice: Dice, pictures: Pictures) -> Plan:
-    """MLPs of 196 inputs and up to 72 neurons a layer, which classify or reproduce images."""
+    """Classifiers or autoencoders with 196 inputs and up to 72 neurons per layer."""
     reproduces = dice.chance(0.3)
     hidden = [dice.integer(32, 72) for _ in range(dice.integer(2, 3))]
     if reproduces:
@@ -81,7 +81,7 @@ Teacher = Callable[[Tensor], Tensor]  # [P, B, inputs] -> [P, B, 1], of about un
 
 
 def network(dice: Dice, inputs: int) -> Teacher:
-    """A wide layer of tanh neurons."""
+    """Draw a network with a wide layer of tanh neurons."""
     hidden = 16
     first = dice.normal(inputs, hidden) * 1.5 / sqrt(inputs)
     bias, last = dice.normal(1, hidden) * 0.5, dice.normal(hidden, 1) * 2 / sqrt(hidden)
@@ -89,7 +89,7 @@ def network(dice: Dice, inputs: int) -> Teacher:
 
 
 def friedman(dice: Dice, inputs: int) -> Teacher:
-    """As Friedman's (1991) first, of five inputs or as many as there are: the rest mean nothing."""
+    """Draw a variant of Friedman's (1991) first function; it depends on at most five inputs."""
     order = dice.orders(max(inputs, 5))[:, None] % inputs
     weights = dice.uniform(1, 4, low=0.5, high=1.5)
 
@@ -106,7 +106,7 @@ def friedman(dice: Dice, inputs: int) -> Teacher:
 
 
 def polynomial(dice: Dice, inputs: int) -> Teacher:
-    """Linear terms and a few products."""
+    """Draw a polynomial with linear terms and a few products."""
     linear = dice.normal(inputs, 1) / sqrt(inputs)
     left, right = (dice.normal(inputs, 3) / sqrt(inputs) for _ in range(2))
     return lambda x: x @ linear + 0.5 * ((x @ left) * (x @ right)).sum(-1, keepdim=True)
@@ -118,10 +118,11 @@ TEACHERS = (network, friedman, polynomial)
 def examples_of(
     dice: Dice, inputs: int, raw: bool, noises: tuple[float, ...]
 ) -> Callable[..., Batch]:
-    """A function for each pair, as (dice, count, clean) -> [P, count, inputs], [P, count, 1].
+    """Draw a function for each pair; return (dice, count, clean) -> [P, count, inputs], targets.
 
-    If raw, inputs and targets are in units of their own, targets often far from zero. One of the
-    ``noises`` is the standard deviation of the noise, in that of the targets.
+    Targets are [P, count, 1]. If raw, inputs and targets have arbitrary units, and targets are
+    often far from zero. One of the ``noises`` is the standard deviation of the noise relative to
+    that of the targets.
     """
     kind, noise = dice.pick(*TEACHERS), dice.pick(*noises)
     teacher = kind(dice, inputs)
@@ -141,7 +142,7 @@ def examples_of(
 
 @register_family("regression")
 def regression(dice: Dice, pictures: Pictures) -> Plan:
-    """Functions with noise, in whatever units; new examples at every step, or some and judges."""
+    """Regression with noise, in any units; always new examples, or a fixed set."""
     inputs = dice.integer(2, 16)
     make = examples_of(dice, inputs, dice.chance(0.8), (0.0, 0.1, 0.3, 1.0))
     sizes = [inputs, *(dice.integer(16, 40) for _ in range(dice.integer(1, 3))), 1]
@@ -150,8 +151,8 @@ def regression(dice: Dice, pictures: Pictures) -> Plan:
     module = MLP(sizes, activation)
     if count:
         fixed = make(dice.other("examples"), count)
-        judges = make(dice.other("judges"), JUDGES, True)
-        examples: Examples = FixedSet(dice, fixed, batch, judges)
+        held_out = make(dice.other("judges"), NUM_HELD_OUT, True)
+        examples: Examples = FixedSet(dice, fixed, batch, held_out)
     else:
         examples = Stream(dice, lambda dice: make(dice, batch))
     start = initial(module, dice, scheme, gains(dice))
@@ -160,53 +161,53 @@ def regression(dice: Dice, pictures: Pictures) -> Plan:
 
 @register_family("few_examples")
 def few_examples(dice: Dice, pictures: Pictures) -> Plan:
-    """100 to 400 images or noisy numbers, and judges: who minimises the loss too well, loses."""
+    """Training on 100 to 400 images or noisy numbers, with held-out examples: overfitting costs."""
     count, batch = dice.integer(100, 400), dice.pick(16, 32, 64, 0)
     hidden = [dice.integer(16, 48) for _ in range(dice.integer(1, 2))]
     activation, scheme = dice.pick(*ACTIVATIONS), dice.pick(*SCHEMES)
     if dice.chance(0.5):
         sizes, criterion = [49, *hidden, 10], F.cross_entropy
         x, y = pictures.draw(dice.other("examples"), count, seen=True)
-        judges_x, judges_y = pictures.draw(dice.other("judges"), JUDGES, seen=False)
+        held_x, held_y = pictures.draw(dice.other("judges"), NUM_HELD_OUT, seen=False)
         if dice.chance(0.4):
             y = noisy_labels(dice, y, dice.uniform(low=0.1, high=0.4))
-        fixed, judges = (x.flatten(2), y), (judges_x.flatten(2), judges_y)
+        fixed, held_out = (x.flatten(2), y), (held_x.flatten(2), held_y)
     else:
         inputs, criterion = dice.integer(4, 16), squared
         sizes = [inputs, *hidden, 1]
         make = examples_of(dice, inputs, dice.chance(0.5), (0.1, 0.3, 1.0))
-        # Noise in what one is judged by would only hide differences.
-        judges = make(dice.other("judges"), JUDGES, True)
+        # Noise in held-out examples would only hide differences.
+        held_out = make(dice.other("judges"), NUM_HELD_OUT, True)
         fixed = make(dice.other("examples"), count)
     module = MLP(sizes, activation)
     start = initial(module, dice, scheme, gains(dice))
-    return Plan(module, start, FixedSet(dice, fixed, batch, judges), criterion)
+    return Plan(module, start, FixedSet(dice, fixed, batch, held_out), criterion)
 
 
 def sines(dice: Dice, sizes: Sequence[int], omega: float) -> tuple[MLP, dict[str, Tensor]]:
-    """Linear layers of these sizes with sin(omega x) in between, and their start.
+    """Build a SIREN of these sizes, and its initial weights.
 
-    As published, section 3.2 of Sitzmann et al. 2020: inputs of each sine have a standard
+    Initialised as in Sitzmann et al. 2020, section 3.2: inputs of each sine have a standard
     deviation of about 1.
     """
     module = MLP(sizes, lambda x: torch.sin(omega * x))
     start = initial(module, dice)
     for i, fan_in in enumerate(sizes[:-1]):
         bound = 1 / fan_in if i == 0 else sqrt(6 / fan_in) / omega
-        # torch's own start, which these are drawn as, is within 1 / sqrt(fan-in).
+        # They are drawn by torch's own initialisation, which is within 1 / sqrt(fan-in).
         start[f"linear.{i}.weight"] *= bound * sqrt(fan_in)
     return module, start
 
 
 def grid(size: int) -> Tensor:
-    """Coordinates in [-1, 1] of all pixels, [size * size, 2]."""
+    """Compute coordinates in [-1, 1] of all pixels, [size * size, 2]."""
     line = torch.linspace(-1, 1, size)
     return torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1)
 
 
 @register_family("siren")
 def siren(dice: Dice, pictures: Pictures) -> Plan:
-    """Two or three layers of sines, or of ReLU on Fourier features; all pixels or some."""
+    """SIRENs, or ReLU networks on Fourier features, with full or mini-batches of pixels."""
     size, fourier = dice.pick(14, 28, 28), dice.chance(0.3)
     batch = dice.pick(64, 128, 256, 0)
     points = batch or size * size
@@ -216,7 +217,7 @@ def siren(dice: Dice, pictures: Pictures) -> Plan:
     values = image.flatten(2).transpose(1, 2)
     places = grid(size).expand(dice.pairs, -1, -1)
     if fourier:
-        # Tancik et al. 2020: frequencies are drawn once, and their deviation decides.
+        # Tancik et al. 2020: frequencies are drawn once; their standard deviation matters.
         frequencies = dice.normal(2, 12) * dice.log_uniform(1.0, 4.0)[:, None, None]
         places = torch.cat([f(pi * places @ frequencies) for f in (torch.sin, torch.cos)], -1)
         module = MLP([24, *[wide] * layers, 1], F.relu)

@@ -1,4 +1,4 @@
-"""Small networks that several families train, and parameters that networks start from."""
+"""MLPs of several families, and initialisation of parameters."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,10 +16,7 @@ ACTIVATIONS: tuple[Activation, ...] = (F.relu, F.gelu, torch.tanh, F.silu)
 
 
 class MLP(nn.Module):
-    """Linear layers of these sizes, inputs to outputs, with an activation in between.
-
-    With ``norm`` there is a LayerNorm in front of each activation.
-    """
+    """MLP of these sizes, from inputs to outputs; ``norm`` puts a LayerNorm before activations."""
 
     def __init__(self, sizes: Sequence[int], activation: Activation, norm: bool = False):
         super().__init__()
@@ -28,7 +25,7 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs] -> [B, outputs]."""
+        """Map [B, inputs] -> [B, outputs]."""
         for i, linear in enumerate(self.linear[:-1]):
             x = linear(x)
             if self.norm:
@@ -37,8 +34,8 @@ class MLP(nn.Module):
         return self.linear[-1](x)
 
 
-# As often as people have them: lengths go by the first weights, and those of "he" are 2.4 times as
-# large as torch's own.
+# With the frequencies of practice: lengths depend on the initial weights, and those of "he" are 2.4
+# times as large as torch's own.
 SCHEMES = ("torch", "torch", "torch", "torch", "he", "xavier")
 
 
@@ -48,12 +45,12 @@ def initial(
     """Draw parameters for each pair: [P, *shape] for each name of ``module.named_parameters()``.
 
     Args:
-        module: One network.
-        dice: To draw with.
-        scheme: How kernels of linear and convolutional layers start: as torch has it, uniform
-            within 1 / sqrt(fan-in); "he", normal of variance 2 / fan-in; "xavier", uniform of
-            variance 2 / (fan-in + fan-out). Biases start as torch has it or, in both others, at 0.
-        gain: What these kernels are multiplied by, one number or (P,) of them.
+        module: Network of one instance.
+        dice: Random numbers.
+        scheme: Initialisation of kernels of linear and convolutional layers: "torch", uniform
+            within 1 / sqrt(fan-in); "he", normal with variance 2 / fan-in; "xavier", uniform with
+            variance 2 / (fan-in + fan-out). Biases start as in torch, or with the others at 0.
+        gain: Factor of these kernels, one number or (P,) of them.
     """
     start: dict[str, Tensor] = {}
     for prefix, part in module.named_modules():
@@ -61,12 +58,12 @@ def initial(
         if own:
             drawn = _draw(part, own, dice, scheme, gain)
             start |= {f"{prefix}.{name}" if prefix else name: drawn[name] for name in own}
-    # A parameter that two modules share has one name.
+    # A parameter that two modules share has only one name.
     return {name: start[name] for name, _ in module.named_parameters()}
 
 
 def spread_tables(start: dict[str, Tensor], module: nn.Module, spread: float) -> dict[str, Tensor]:
-    """Multiply what embeddings start as, in place."""
+    """Multiply initial embeddings by ``spread``, in place."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding):
             start[f"{name}.weight"] *= spread
@@ -74,7 +71,7 @@ def spread_tables(start: dict[str, Tensor], module: nn.Module, spread: float) ->
 
 
 def gains(dice: Dice) -> Tensor:
-    """(P,) gains, log-uniform."""
+    """Draw log-uniform gains, (P,)."""
     return dice.log_uniform(0.8, 1.25)
 
 
@@ -93,7 +90,7 @@ def _draw(
         return {n: dice.uniform(*p.shape, low=-bound, high=bound) for n, p in own.items()}
     if isinstance(part, nn.Embedding):
         return {name: dice.normal(*p.shape) for name, p in own.items()}
-    raise TypeError(f"no rule for the start of {type(part).__name__}")
+    raise TypeError(f"no initialisation is known for {type(part).__name__}")
 
 
 def _kernel(

@@ -1,4 +1,4 @@
-"""Recurrent networks that read images by rows or sequences step by step; networks of texts."""
+"""Recurrent networks on rows of images or on sequences, and language models."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,9 +24,10 @@ KINDS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
 
 
 class Twin(nn.Module):
-    """A recurrent layer of torch and a linear one: what structure is taken from.
+    """A recurrent layer of torch and a linear one, which show the structure.
 
-    ``kind`` is one of ``KINDS``; ``everywhere`` says whether every step is answered, or the last.
+    ``kind`` is one of ``KINDS``. If ``everywhere``, there is an output for every step, else only
+    for the last.
     """
 
     def __init__(self, kind: str, inputs: int, hidden: int, answers: int, everywhere: bool):
@@ -36,21 +37,21 @@ class Twin(nn.Module):
         self.kind, self.everywhere = kind, everywhere
 
     def states(self, x: Tensor) -> Tensor:
-        """[B, T, inputs] -> [B, T, hidden]."""
+        """Map [B, T, inputs] -> [B, T, hidden]."""
         return self.layer(x)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, inputs] -> [B, answers], or [B, T, answers]."""
+        """Map [B, T, inputs] -> [B, answers], or [B, T, answers]."""
         states = self.states(x)
         return self.head(states if self.everywhere else states[:, -1])
 
 
 class StepByStep(Twin):
-    """The same computation step by step, which many networks can do side by side."""
+    """The same computation step by step, which works with ``vmap``."""
 
     def states(self, x: Tensor) -> Tensor:
-        """[B, T, inputs] -> [B, T, hidden]."""
-        layer: Any = self.layer  # its parameters are known by name alone
+        """Map [B, T, inputs] -> [B, T, hidden]."""
+        layer: Any = self.layer  # its parameters are not annotated
         read = x @ layer.weight_ih_l0.T + layer.bias_ih_l0
         h = cell = read.new_zeros(x.shape[0], layer.hidden_size)
         states = []
@@ -67,7 +68,7 @@ class StepByStep(Twin):
 
 
 def _gru(read: Tensor, kept: Tensor, h: Tensor) -> Tensor:
-    """Gates in torch's order: reset, update, new."""
+    """Compute a GRU step; gates are in torch's order: reset, update, new."""
     n = h.shape[-1]
     reset, update = torch.sigmoid(read[:, : 2 * n] + kept[:, : 2 * n]).chunk(2, -1)
     new = torch.tanh(read[:, 2 * n :] + reset * kept[:, 2 * n :])
@@ -75,19 +76,19 @@ def _gru(read: Tensor, kept: Tensor, h: Tensor) -> Tensor:
 
 
 def _lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Gates in torch's order: input, forget, cell, output."""
+    """Compute an LSTM step; gates are in torch's order: input, forget, cell, output."""
     i, f, g, o = gates.chunk(4, -1)
     cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
 def adding(length: int, batch: int) -> Callable[[Dice], Batch]:
-    """Two of many numbers are marked, and their sum is asked for."""
+    """Create batches of the adding problem: the target is the sum of two marked numbers."""
 
     def make(dice: Dice) -> Batch:
         numbers = dice.uniform(batch, length)
         half = length // 2
-        # One mark lies in each half, as Hochreiter and Schmidhuber (1997) have it.
+        # One mark in each half, as in Hochreiter and Schmidhuber (1997).
         places = torch.cat([dice.integers(half, batch, 1), half + dice.integers(half, batch, 1)], 2)
         marks = torch.zeros_like(numbers).scatter(2, places, 1.0)
         return torch.stack([numbers, marks], -1), (numbers * marks).sum(-1, keepdim=True)
@@ -97,7 +98,7 @@ def adding(length: int, batch: int) -> Callable[[Dice], Batch]:
 
 @register_family("recurrence")
 def recurrence(dice: Dice, pictures: Pictures) -> Plan:
-    """Hidden sizes of 12 to 24; rows of images, the adding problem or Markov chains."""
+    """RNNs of 12 to 24 neurons on rows of images, the adding problem or Markov chains."""
     kind, hidden, batch = dice.pick(*KINDS), dice.integer(12, 24), dice.pick(8, 16, 32)
     task = dice.pick("rows of 7 x 7 images", "sums of two of 8", "Markov chains")
     if task == "Markov chains":
@@ -122,7 +123,7 @@ def recurrence(dice: Dice, pictures: Pictures) -> Plan:
 
 @register_family("language", share=LARGE)
 def language(dice: Dice, pictures: Pictures) -> Plan:
-    """Transformers, GRUs and LSTMs of width 24 to 64 that tell the next letter of made-up texts."""
+    """Transformers, GRUs and LSTMs of width 24 to 64 that predict letters of synthetic texts."""
     letters, length, batch = dice.integer(12, 32), dice.pick(16, 24), dice.pick(16, 32)
     windows = texts(dice, letters, length)
     kind = dice.pick("transformer", "transformer", "gru", "lstm")

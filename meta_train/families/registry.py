@@ -1,4 +1,4 @@
-"""The families by name, and the draw of one."""
+"""Registry of families, and drawing problems from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,22 +13,23 @@ from meta_train.families.images import Pictures
 
 Build = Callable[[Dice, Pictures], Plan]
 
-# Share of the instances of networks that are far from done after a thousand steps: wider, on larger
-# images and batches. Small networks on small batches are soon as good as they get, and ask for
-# short steps early; these ask for the opposite. They cost as much as the others do with all.
+# Fraction of the usual number of instances for larger families: wider networks on larger images and
+# batches, which are far from converged after a thousand steps. Small networks on small batches
+# converge soon and favour short steps early; these favour the opposite. With this fraction they
+# cost as much as the others.
 LARGE = 0.125
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A kind of problem: see ``register_family``."""
+    """A distribution of problems: see ``register_family``."""
 
     build: Build
     held_out: bool = False
     share: float = 1.0
 
     def pairs(self, usual: int) -> int:
-        """Number of instances in place of the usual number."""
+        """Return the number of instances, given the usual number."""
         return max(round(self.share * usual), 1)
 
 
@@ -39,15 +40,15 @@ FAMILIES: dict[str, Family] = {}
 def register_family(
     name: str, held_out: bool = False, share: float = 1.0
 ) -> Callable[[Build], Build]:
-    """Add a family: decorates a function ``build(dice, pictures) -> Plan``.
+    """Register a family: a decorator of a function ``build(dice, pictures) -> Plan``.
 
     Args:
-        name: Name to draw it by.
-        held_out: Whether it is never trained on, and designs are compared on it.
-        share: Fraction of the usual number of instances that it is worked on with, being larger.
+        name: Name of the family.
+        held_out: Whether it is not used in meta-training, only to compare designs.
+        share: Fraction of the usual number of instances, below 1 for larger problems.
 
     Raises:
-        ValueError: For a name that another family has.
+        ValueError: For a name that is taken.
     """
     return registering(FAMILIES, name, "family", lambda build: Family(build, held_out, share))
 
@@ -61,30 +62,30 @@ def draw(
     data_root: str | Path | None = None,
     augment: bool = True,
 ) -> Problems:
-    """Draw instances of a family; all of it is determined by the arguments.
+    """Draw instances of a family, determined by the arguments.
 
     Args:
-        family: A name of ``FAMILIES``.
+        family: Name in ``FAMILIES``.
         seed: Seed of everything that is random.
-        pairs: Number of instances P in all processes together.
-        mine: Those of them that this process has; they are the same as if it had all.
-        validation: Whether to show images that training does not.
-        data_root: Folder where FashionMNIST lies; without it the sample in the package is shown.
-        augment: Whether some instances are stored in other units.
+        pairs: Number of instances P over all processes.
+        mine: Range of this process's instances, which do not depend on it.
+        validation: Whether to use validation images instead of training images.
+        data_root: Folder of FashionMNIST; without it, the sample in the package is used.
+        augment: Whether some instances have other units.
 
     Returns:
-        The instances, with their start, their batches and their loss.
+        Instances, with their initial parameters, batches and losses.
 
     Raises:
-        ValueError: For a family that is not known, and where no pair is left.
+        ValueError: For an unknown family, and if ``mine`` is empty.
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family '{family}', expected one of {sorted(FAMILIES)}")
     dice = Dice(seed_of(family, seed), pairs, mine)
     if not dice.pairs:
-        raise ValueError(f"no pair is left of {pairs} by {mine}")
+        raise ValueError(f"mine: expected at least one of {pairs} pairs, found none in {mine}")
     pictures = Pictures.load(data_root, validation)
-    # Modules draw a start of their own from the global generator, which nobody looks at.
+    # Modules initialise themselves with the global generator; these weights are not used.
     with torch.random.fork_rng(devices=[]):
         plan = FAMILIES[family].build(dice.other("plan"), pictures)
     return Problems(plan, dice, augment)

@@ -1,4 +1,4 @@
-"""Sequences of tokens to continue: copies, repetitions, Markov chains and texts."""
+"""Sequences of tokens to predict: copies, repetitions, Markov chains and texts."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch
 
-# (dice, batch) -> [P, batch, length] tokens, and those that follow the last ones of them.
+# (dice, batch) -> [P, batch, length] tokens, and the targets of the last positions.
 Sequences = Callable[[Dice, int], Batch]
 
 
 def copies(dice: Dice, vocabulary: int, length: int) -> Sequences:
-    """Random tokens, a sign, and the same tokens again, which are to be told."""
+    """Create batches of random tokens, a separator, and the same tokens again as targets."""
     half = length // 2
 
     def make(dice: Dice, batch: int) -> Batch:
@@ -25,7 +25,7 @@ def copies(dice: Dice, vocabulary: int, length: int) -> Sequences:
 
 
 def repetitions(dice: Dice, vocabulary: int, length: int) -> Sequences:
-    """A few random tokens again and again, from anywhere on; the second half is to be told."""
+    """Create batches of a few repeated random tokens; targets are those of the second half."""
 
     def make(dice: Dice, batch: int) -> Batch:
         words = dice.integers(vocabulary, batch, length)
@@ -37,7 +37,7 @@ def repetitions(dice: Dice, vocabulary: int, length: int) -> Sequences:
 
 
 def markov_chains(dice: Dice, vocabulary: int, length: int) -> Sequences:
-    """Each token depends on the one before, by a table of each pair's own; all are to be told."""
+    """Create batches of Markov chains, with a table for each pair; all tokens are targets."""
     sharpness = dice.uniform(1, 1, low=1.0, high=3.0)
     table = (sharpness * dice.normal(vocabulary, vocabulary)).softmax(-1).cumsum(-1)
 
@@ -54,15 +54,15 @@ def markov_chains(dice: Dice, vocabulary: int, length: int) -> Sequences:
     return make
 
 
-WORDS, LONGEST_WORD = 48, 5  # of a lexicon
-CHAINS, CHAIN = 256, 40  # words that follow each other, side by side
+WORDS, LONGEST_WORD = 48, 5  # size of a lexicon, and letters of its longest words
+CHAINS, CHAIN = 256, 40  # number of chains of words, and words of each
 
 
 def texts(dice: Dice, vocabulary: int, length: int) -> Sequences:
-    """Windows of a text: words of a lexicon of each pair's own, each depending on the one before.
+    """Create batches of windows of a text: a Markov chain of words, with a lexicon for each pair.
 
-    Some words are frequent and most are rare, so that there is always more to be learned. The last
-    letter stands for the space between words.
+    Some words are frequent and most are rare, so that there is always more to learn. The last
+    letter is the space between words.
     """
     letters = dice.integers(vocabulary - 1, WORDS, LONGEST_WORD)
     ends = 1 + dice.integers(LONGEST_WORD, WORDS, 1)
@@ -80,7 +80,7 @@ def texts(dice: Dice, vocabulary: int, length: int) -> Sequences:
         word = (table[pair, word] < chance[:, i, :, None]).sum(-1).clamp(max=WORDS - 1)
         words.append(word)
     line = torch.stack(words, -1).flatten(1)  # [P, words of the text]
-    # Each word has two letters at least, with the space.
+    # Each word has at least two letters, including the space.
     written = [spelled[p, line[p]][used[p, line[p]]] for p in range(dice.pairs)]
     text = torch.stack([letters[: 2 * CHAIN * CHAINS] for letters in written])
 
@@ -97,5 +97,5 @@ SEQUENCES = (copies, repetitions, markov_chains)
 
 
 def one_hot(tokens: Tensor, vocabulary: int) -> Tensor:
-    """[...] -> [..., vocabulary]."""
+    """Encode tokens as one-hot vectors, [...] -> [..., vocabulary]."""
     return torch.nn.functional.one_hot(tokens, vocabulary).float()

@@ -508,7 +508,7 @@ def test_an_interrupted_command_goes_on(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("meta_train.benchmarks.optimizers.train", interrupted)
         assert main(given) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
     assert main(given) == 0 and (tmp_path / "results.md").exists()
 
 

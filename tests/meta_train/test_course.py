@@ -11,8 +11,8 @@ from l2o_graph import NGOptimizer
 from l2o_graph.optim.controller import Controller, ControllerConfig, weights_from
 from meta_train.course import (
     BATCHES_OF_AVERAGES,
+    EVALUATE_EVERY,
     LEAST_LOSS,
-    LOOK_EVERY,
     MOST_LOSS,
     score,
     start,
@@ -156,7 +156,7 @@ def test_families_are_judged_as_they_say(data):
         for seed in range(9)
         if draw("few_examples", seed, PAIRS, data_root=data).plan.examples.held_out is not None
     )
-    steps = 2 * LOOK_EVERY
+    steps = 2 * EVALUATE_EVERY
     course = start("few_examples", seed, PAIRS, steps, False, data_root=data)
     losses = course.span(CONFIG, weights_from(CONFIG, controllers()), steps)
     assert losses.shape == (3, 2 * PAIRS)

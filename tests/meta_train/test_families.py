@@ -196,7 +196,7 @@ def test_kinds_are_for_training_or_held_out():
 def test_refusals():
     with pytest.raises(ValueError, match="unknown family 'mlp', expected one of"):
         draw("mlp", 0, 2)
-    with pytest.raises(ValueError, match="no pair is left of 2"):
+    with pytest.raises(ValueError, match="mine: expected at least one of 2 pairs"):
         draw("classifier", 0, 2, slice(5, 9))
     with pytest.raises(ValueError, match="there is a family 'classifier' already"):
         register_family("classifier")(FAMILIES["classifier"].build)

@@ -147,12 +147,12 @@ def test_networks_that_do_not_answer_are_refused_and_stay_as_they_were(path):
     expected = "network: expected one that maps images of 3 x 8 x 8 to 10 logits, found one that "
     body = [nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.Flatten()]
     fixed = nn.Sequential(*body, nn.Linear(4 * 4, 10)).train()
-    with pytest.raises(ValueError, match=expected + "refuses them: mat1 and mat2"):
+    with pytest.raises(ValueError, match=expected + "fails on them: mat1 and mat2"):
         predict_accuracy(fixed, batch, path)
     assert fixed.training
     pool = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     few = nn.Sequential(*pool, nn.Linear(4, 7))
-    with pytest.raises(ValueError, match=expected + r"answers 5 of them with \[5, 7\]"):
+    with pytest.raises(ValueError, match=expected + r"maps 5 of them to \[5, 7\]"):
         predict_accuracy(few, batch, path)
 
 

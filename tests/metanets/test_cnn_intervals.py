@@ -100,7 +100,7 @@ def test_what_cannot_be_said_is_refused(monkeypatch):
     asked = torch.tensor([0.5])
     interval_around(asked, 0.9, residuals)
     with pytest.raises(
-        ValueError, match=r"expected at most 0.900, as far as the 9 runs reach .*0.9"
+        ValueError, match=r"expected at most 0.900, the highest level that the 9 .*0.9"
     ):
         interval_around(asked, 0.91, residuals)
     for bad in (0, 1, 1.5, math.nan, True):
@@ -108,7 +108,7 @@ def test_what_cannot_be_said_is_refused(monkeypatch):
             ValueError, match=r"interval: expected .*more than 0, less than 1, found"
         ):
             interval_around(asked, bad, residuals)
-    with pytest.raises(ValueError, match="model does not say how far its predictions were off"):
+    with pytest.raises(ValueError, match="model has no residuals of validation networks"):
         interval_around(asked, 0.9, {})
     with pytest.raises(ValueError, match="interval: expected of model residuals as a number of"):
         interval_around(asked, 0.9, {"runs": "many"})
@@ -169,7 +169,7 @@ def test_a_checkpoint_without_residuals_gives_no_interval(paths, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     _, silent = paths
     images = torch.zeros(1, 3, 8, 8)
-    expected = r"checkpoint '.*silent.safetensors' does not say how far its predictions were off"
+    expected = r"checkpoint '.*silent.safetensors' has no residuals of validation networks"
     with pytest.raises(ValueError, match=expected):
         predict_accuracy(network(), images, silent, interval=0.9)
     with pytest.raises(ValueError, match=r"interval: expected more than 0, less than 1, found 90"):

@@ -78,9 +78,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
     other = CNNArchitecture((1, 4), (3,), ("relu",), (-1,), (1,))
     with pytest.raises(ValueError, match="expected networks from 3 channels to 10 classes, found"):
         made()(networks(other)[1])
-    with pytest.raises(ValueError, match="probes: expected some for 'probegen'"):
+    with pytest.raises(ValueError, match="probes: expected at least 1 for 'probegen'"):
         cnn_config("probegen", probes=0)
-    with pytest.raises(ValueError, match="probes: expected some for responses, found 0"):
+    with pytest.raises(ValueError, match="probes: expected at least 1 for responses, found 0"):
         cnn_config("ng_gnn", responses=True)
     with pytest.raises(
         ValueError, match=r"probes: expected model 'probegen' or .*, found 'stat_nn'"

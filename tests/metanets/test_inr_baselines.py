@@ -468,7 +468,7 @@ def test_a_baseline_is_not_asked_for_what_it_lacks():
         words = f"{name}: expected model 'ng_gnn' or 'ng_t'.*, found 'mlp'"
         with pytest.raises(ValueError, match=words):
             inr_config("mlp", **{name: value})
-    with pytest.raises(ValueError, match="'stat_nn' reads no single parameter, and cannot edit"):
+    with pytest.raises(ValueError, match="'stat_nn' does not read single parameters and"):
         inr_config("stat_nn", "edit")
 
 

@@ -211,7 +211,7 @@ def test_a_stored_model_says_the_same(model, changes, tmp_path):
         ("ordered", "classify", {"generated": True}, "generated: expected probes"),
         ("ordered", "classify", {"answers": 2}, "answers: expected 1 to classify, found 2"),
         ("mlp", "edit", {"answers": 2}, "answers: expected model 'ng_gnn' or 'ng_t' or 'ordered'"),
-        ("probegen", "edit", {"probes": 4}, "'probegen' reads no single parameter"),
+        ("probegen", "edit", {"probes": 4}, "'probegen' does not read single parameters"),
         ("ordered", "classify", {"reverse": True}, "reverse: expected model 'ng_gnn' or 'ng_t'"),
     ],
 )

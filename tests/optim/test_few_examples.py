@@ -1,5 +1,6 @@
 """Few examples: counted as a set would count them, and what follows from it for a step."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from support.optimizers import controller_file, copies, equal, mlp
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from l2o_graph.optim.examples import BY_HEART, MANY_PER_NUMBER, Examples, _odd_weights
+from l2o_graph.optim.examples import BY_HEART, Examples, _odd_weights
 from l2o_graph.optim.optimizer import NGOptimizer
 
 
@@ -32,9 +33,9 @@ def seen(batches: list) -> Examples:
 
 def few_of(different: int, rows: int, numbers: int) -> float:
     """By the formula, from exact counts."""
-    many = MANY_PER_NUMBER * min(numbers, 32)
+    many = 30 * numbers**2 if numbers < 10 else 300 * min(numbers, 32)
     again = 1 - different / rows
-    return again / (1 + (different / many) ** 2) / (1 + (BY_HEART / different) ** 2)
+    return again / (1 + different / many) / (1 + (BY_HEART / different) ** 2)
 
 
 def picked(x: Tensor, batch: int, steps: int, seed: int = 0) -> list[Tensor]:
@@ -62,7 +63,7 @@ def test_different_rows_are_counted_as_a_set_counts_them(kind, count):
     exact = len({tuple(row.flatten().tolist()) for batch in batches for row in batch})
     found = seen(batches)
     assert found.rows == 32 * 60
-    expected = few_of(exact, found.rows, x[0].numel())
+    expected = few_of(exact, found.rows, x[0].numel() * (8 if kind == "words" else 1))
     assert found.few().item() == pytest.approx(expected, rel=0.06)
     assert expected > 0.1
 
@@ -103,7 +104,7 @@ def test_pairs_are_examples_where_their_halves_come_again():
     users, films = torch.randint(20, (6400,)), torch.randint(25, (6400,))
     exact = len(set(zip(users.tolist(), films.tolist(), strict=True)))
     pairs = list(zip(users.split(64), films.split(64), strict=True))
-    expected = few_of(exact, 6400, 2)
+    expected = few_of(exact, 6400, 16)  # each index stands for eight numbers
     assert seen(pairs).few().item() == pytest.approx(expected, rel=0.1)
     named = [{"users": u, "and": {"films": f}, "mask": None} for u, f in pairs]
     assert torch.equal(seen(named).marks, seen(pairs).marks)
@@ -119,9 +120,10 @@ def test_ever_new_examples_and_one_small_batch_are_not_few():
 def test_counting_ends_where_examples_are_many(checkpoint):
     net = mlp()
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
-    for _ in range(4):
+    for step in range(9):  # 3,840 are clearly many
         net(torch.randn(512, 4)).square().mean().backward()
         optimizer.step()
+        assert optimizer._examples.is_over == (step >= 7)
     assert optimizer._examples.is_over and not net._forward_pre_hooks
     assert optimizer._examples.few() is None
 
@@ -280,7 +282,7 @@ def test_an_account_says_where_examples_are_few(checkpoint):
             net(batch).square().mean().backward()
             optimizer.step()
         text = str(optimizer.explain())
-        assert said in text.splitlines()[-1] and ("different examples" in text) == bool(said)
+        assert said in text.splitlines()[-1] and ("distinct examples" in text) == bool(said)
 
 
 # What follows ----------------------------------------------------------------------------------
@@ -313,6 +315,56 @@ def test_weights_decay_more_whose_size_matters():
     assert all(not moved[i].any() for i in (1, 2, 4))
     part = -moved[3] / last  # of each weight, the same in all of a row
     assert (part > 0).all() and torch.allclose(part, part[:, :1].expand_as(part))
+
+
+def _across(update: Tensor, weight: Tensor) -> float:
+    """Norm of the part of an update that weight decay of rows does not make."""
+    along = (update * weight).sum(-1, keepdim=True) / weight.square().sum(-1, keepdim=True)
+    return (update - along * weight).norm().item()
+
+
+def test_units_do_not_grow_with_weights_whose_size_matters():
+    """As without weight decay on few examples; in front of a norm they grow as ever."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)
+    ).double()
+    x, ends = torch.randn(100, 4).double(), []
+    for times in (0, 20):  # how often all examples were seen before
+        other = copy.deepcopy(net)
+        optimizer = NGOptimizer(other.parameters(), model=other)
+        for grown in (1, 3):  # times as large at the second step
+            with torch.no_grad():
+                other[0].weight.mul_(grown), other[3].weight.mul_(grown)
+            for _ in range(times):
+                optimizer._examples.see(x.clone())
+            optimizer.zero_grad()
+            other(x.clone()).pow(2).sum(1).mean().backward()
+            before = copies(other.parameters())
+            optimizer.step()
+        ends.append(
+            [_across(p.detach() - w, w) for p, w in zip(other.parameters(), before, strict=True)]
+        )
+    many, few = ends
+    assert few[0] == pytest.approx(many[0], rel=0.01)
+    assert few[3] < 0.8 * many[3]
+
+
+def test_tables_decay_where_examples_are_few_and_not_else():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(12, 3)).double()
+    x = torch.randint(40, (100, 3))
+    unused = []
+    for times in (0, 20):
+        other = copy.deepcopy(net)
+        optimizer = NGOptimizer(other.parameters(), model=other)
+        for _ in range(times):
+            optimizer._examples.see(x.clone())
+        other(x.clone()).pow(2).sum(1).mean().backward()
+        optimizer.step()
+        unused.append(other[0].weight[40:] / net[0].weight[40:])
+    assert torch.equal(unused[0], torch.ones(10, 4).double())
+    assert (unused[1] < 1).all() and torch.allclose(unused[1], unused[1][0, 0].expand(10, 4))
 
 
 def test_what_is_learned_of_few_examples_holds_for_others():

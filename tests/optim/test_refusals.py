@@ -201,7 +201,7 @@ def with_bad_number(name, value):
         at = next(i for i in (1, 2) if name in content["state"][i])
         tensor = content["state"][at][name]
         tensor[(0,) * tensor.dim()] = value
-        found = f"1 others of {tensor.numel()} in '{name}'"
+        found = f"NaN or infinity in 1 of {tensor.numel()} entries of '{name}'"
         return content, f"for parameter {at}, expected finite numbers, found {found}"
 
     return bad_number
@@ -316,7 +316,7 @@ def test_a_resumed_run_ends_where_it_was_to_end(saved, told, checkpoint):
 
 @pytest.mark.parametrize("saved, told", [(9, 12), (None, 12)])
 def test_another_end_holds_and_is_said(saved, told, checkpoint):
-    with pytest.warns(UserWarning, match=rf"saved with total_steps={saved}; total_steps=12.*holds"):
+    with pytest.warns(UserWarning, match=rf"total_steps={saved}; .* keeps the total_steps=12"):
         optimizer = resumed(checkpoint, saved, told)
     assert optimizer.param_groups[0]["total_steps"] == 12
     run(optimizer, [5])
@@ -326,7 +326,7 @@ def test_an_end_that_has_passed_is_said_and_training_goes_on(checkpoint):
     with pytest.warns(UserWarning, match="saved with total_steps=None"):
         optimizer = resumed(checkpoint, None, 2)
     before = copies(optimizer.param_groups[0]["params"])
-    with pytest.warns(UserWarning, match="this is step 6 of total_steps=2; training goes on"):
+    with pytest.warns(UserWarning, match="this is step 6 of total_steps=2; training continues"):
         run(optimizer, [5])
     assert not equal(optimizer.param_groups[0]["params"], before)
     assert all(t.isfinite().all() for t in state_tensors(optimizer))
@@ -391,7 +391,7 @@ def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):
     path = controller_with(tmp_path / "old.safetensors", format="l2o_graph learned optimizer")
     match = (
         rf"old.safetensors': expected version {RULE_VERSION} of the rule, found 3; "
-        "train it anew with python -m"
+        "train it again with python -m"
     )
     with pytest.raises(ValueError, match=match):
         NGOptimizer(mlp().parameters(), checkpoint=path)

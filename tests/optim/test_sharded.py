@@ -396,7 +396,7 @@ def _too_early(checkpoint: Path, how: str, part: bool) -> tuple[str, list[Tensor
 def test_optimizers_from_before_fully_shard_say_so(how, part, checkpoint, on_both):
     for answer in on_both(_too_early, checkpoint, how, part):
         assert answer.startswith(f"parameter {2 if part else 0}: expected one of the network")
-        assert "make the optimizer after fully_shard or parallelize_module" in answer
+        assert "create the optimizer after fully_shard or parallelize_module" in answer
 
 
 def _too_early_for_tensor_parallel(checkpoint: Path) -> str:
@@ -412,7 +412,7 @@ def _too_early_for_tensor_parallel(checkpoint: Path) -> str:
 
 def test_optimizers_from_before_parallelize_module_say_so(checkpoint, on_both):
     for answer in on_both(_too_early_for_tensor_parallel, checkpoint):
-        assert "make the optimizer after fully_shard or parallelize_module" in answer
+        assert "create the optimizer after fully_shard or parallelize_module" in answer
 
 
 def _no_gradients(checkpoint: Path) -> int:

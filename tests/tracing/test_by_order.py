@@ -186,7 +186,7 @@ def test_printing_says_what_was_understood():
     assert str(spec_of_module(network)) == "\n".join(
         [
             "19 neurons, 48 edges, 1489 parameters",
-            "  temperature []: loose: updated from its own features alone",
+            "  temperature []: loose: updated without the graph",
             "  0.weight [4, 1, 3, 3]: input [1] -> 0 [4], 3x3 positions",
             "  0.bias [4]: bias of 0",
             "  1.weight [4]: 0 [4] -> 1 [4], one by one (norm)",

@@ -1,1 +1,1 @@
-"""What graph models are compared with."""
+"""Baselines for the graph models."""

@@ -1,4 +1,4 @@
-"""What graph models are compared with on CNNs: statistics of layers, and equivariant layers."""
+"""Baselines on CNNs: statistics of layers (StatNN), and equivariant layers (NFN)."""
 
 import torch
 from jaxtyping import Float
@@ -12,18 +12,18 @@ from l2o_graph.models.mlp import mlp
 from l2o_graph.models.stat_nn import StatNN, layer_statistics
 from l2o_graph.models.weight_space import equivariant_net, pooled, pooled_size
 
-HEAD = 256  # NFN's, twice
+HEAD = 256  # width of both hidden layers of NFN's head
 
 
 class StatNNBody(nn.Module):
-    """StatNN: networks of any architectures, each a row of statistics."""
+    """StatNN on networks of any architectures."""
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()
         self.net = StatNN(config.layers, 1, config.hidden, config.dropout)
 
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
-        """Logits of the networks' accuracy."""
+        """Predict the logits of the networks' accuracy."""
         like = next(self.parameters())
         rows: list[Tensor] = [like.new_zeros(0)] * len(networks)
         for which in networks.which.unique().tolist():
@@ -36,12 +36,12 @@ class StatNNBody(nn.Module):
 
 
 class NFNBody(nn.Module):
-    """NFN-HNP (Zhou et al. 2023): equivariant layers with ReLU, means over hidden neurons, a head.
+    """NFN-HNP (Zhou et al. 2023): equivariant layers with ReLU, means over hidden neurons, an MLP.
 
-    Inputs and outputs are numbered: their axes, and positions of kernels, are kept.
+    Axes of inputs and outputs, and positions of kernels, are not averaged.
 
     Args:
-        config: Of the model, with the one architecture that it reads.
+        config: Configuration of the model, with the one architecture that it reads.
     """
 
     def __init__(self, config: CNNModelConfig):
@@ -55,7 +55,7 @@ class NFNBody(nn.Module):
         self.head = mlp([read, HEAD, HEAD, 1], config.dropout)
 
     def forward(self, networks: CNNs) -> Float[Tensor, " I"]:
-        """Logits of the networks' accuracy.
+        """Predict the logits of the networks' accuracy.
 
         Raises:
             ValueError: For networks of another architecture.
@@ -65,8 +65,8 @@ class NFNBody(nn.Module):
             other = networks.architectures[which]
             if other.shapes != expected or set(other.skips) != {-1}:
                 raise ValueError(
-                    "NFN: expected networks of one architecture, whose weights it maps one by "
-                    f"one, {self.architecture}; found {len(found)}, one of them {other}"
+                    f"NFN: expected only networks of the architecture {self.architecture}, found "
+                    f"{len(found)} architectures, one of them {other}"
                 )
         tensors = stacked(networks, torch.arange(len(networks)), next(self.parameters()))
         features = [x.relu() for x in self.net([t[:, None] for t in tensors])]

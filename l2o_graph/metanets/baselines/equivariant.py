@@ -1,17 +1,15 @@
-"""DWSNet and NFN on INRs: equivariant layers on weight spaces, their parameters in order.
+"""DWSNet and NFN on INRs: equivariant layers on weight spaces.
 
-DWSNet (Navon et al. 2023) has all maps that commute with permutations of hidden neurons. Depth,
-width, norm, pooling and head are those of AvivNavon/DWSNets on MNIST: five layers of 32 channels
-on the bare parameters, BatchNorm, maxima over hidden neurons for the invariant, one linear layer
-behind them. Within its layers the release takes maxima and self-attention where the paper's linear
-maps, and so these, take means.
+DWSNet (Navon et al. 2023) has all linear maps that commute with permutations of hidden neurons.
+Depth, width, norm, pooling and head are those of AvivNavon/DWSNets on MNIST: five layers of 32
+channels on the plain parameters, BatchNorm, maxima over hidden neurons, one linear layer. Within
+layers the release has maxima and self-attention; the paper's linear maps, and these, have means.
 
-NFN (Zhou et al. 2023) is as it was published for INRs: all neurons permutable, inputs numbered.
-Its authors classify and edit INRs under NP, with an encoding of which input or output a weight
-belongs to: fewer maps than HNP's, which are DWSNet's, and the symmetry that the networks have all
-the same. From AllanYangZhou/nfn are the random Fourier features of each scalar, the encoding, three
-layers with ReLU and no norm, means for the invariant, and a head of two hidden layers. The
-release's classifier has 512 channels and some 40 million weights; here it has 48 and a million.
+NFN (Zhou et al. 2023) classifies and edits INRs under NP, with an encoding of the input or output
+that a weight belongs to. That gives fewer maps than HNP, which is DWSNet's, with the same symmetry.
+From AllanYangZhou/nfn are the random Fourier features of each scalar, the encoding, three layers
+with ReLU and no norm, pooling by means, and a head with two hidden layers. The release's classifier
+has 512 channels and some 40 million weights; here it has 48 and a million.
 """
 
 import math
@@ -30,33 +28,32 @@ from l2o_graph.models.mlp import mlp
 from l2o_graph.models.weight_space import Features, equivariant_net, pooled, pooled_size
 from l2o_graph.tracing.by_order import spec_of_parameters
 
-# Of numbers of inputs and outputs; the lowest and the highest are 1 and half of the release's
-# max_freq 3.
+# Frequencies of the encoding of inputs and outputs: from 1 to half of the release's max_freq 3.
 IO_BANDS = (1.0, 1.25, 1.5)
 IO_SIZE = 2 * len(IO_BANDS) + 1
-FREQUENCIES, SCALE = 128, 3.0  # of the Fourier features of scalars, and their deviation
-HEAD = 128  # width of NFN's
+FREQUENCIES, SCALE = 128, 3.0  # number of Fourier frequencies of scalars, and standard deviation
+HEAD = 128  # width of NFN's head
 
 
 def space_of(layout: tuple[int, ...], permutable: Collection[Role]) -> tuple[TensorSpec, ...]:
-    """The weight space of MLPs of given widths, tensors in the order weight, bias."""
+    """Describe the weight space of MLPs of given widths, tensors in the order weight, bias."""
     shapes = [shape for i, o in pairwise(layout) for shape in ((o, i), (o,))]
     return weight_space(spec_of_parameters([torch.empty(shape) for shape in shapes]), permutable)
 
 
 def features_of(weights: Weights, biases: Biases) -> list[Float[Tensor, "I 1 ..."]]:
-    """Networks as features of one channel."""
+    """Convert networks to features with one channel."""
     return [t[:, None] for pair in zip(weights, biases, strict=True) for t in pair]
 
 
 def deltas_of(features: Features) -> Deltas:
-    """The way back."""
+    """Convert features with one channel back to weights and biases."""
     tensors = [x[:, 0] for x in features]
     return tensors[::2], tensors[1::2]
 
 
 class DWSNet(nn.Module):
-    """Equivariant layers: maxima over hidden neurons and a linear layer, or a channel of deltas."""
+    """DWSNet: equivariant layers, then maxima and a linear layer, or one channel of deltas."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
@@ -68,7 +65,7 @@ class DWSNet(nn.Module):
         self.readout = nn.Linear(read, config.classes) if classifies else None
 
     def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I classes"] | Deltas:
-        """Logits, or deltas."""
+        """Compute logits or deltas."""
         features = self.net(features_of(weights, biases))
         if self.readout is None:
             return deltas_of(features)
@@ -76,10 +73,10 @@ class DWSNet(nn.Module):
 
 
 class NFN(nn.Module):
-    """Encoding and equivariant layers: means over all neurons and a head, or a channel of deltas.
+    """NFN: encoding and equivariant layers, then means and an MLP, or one channel of deltas.
 
     Args:
-        config: Of the model, with ``layers`` layers, and to edit one more.
+        config: Configuration of the model, with ``layers`` layers, and one more for editing.
     """
 
     def __init__(self, config: INRModelConfig):
@@ -94,7 +91,7 @@ class NFN(nn.Module):
         self.head = mlp(widths, config.dropout) if classifies else None
 
     def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I classes"] | Deltas:
-        """Logits, or deltas."""
+        """Compute logits or deltas."""
         features = self.net(self.encoding(weights, biases))
         if self.head is None:
             return deltas_of(features)
@@ -102,7 +99,7 @@ class NFN(nn.Module):
 
 
 class NFNEncoding(nn.Module):
-    """First features: cos and sin of 2 pi B x of each scalar x, and its input's or output's number.
+    """Input features: cos and sin of 2 pi B x of each scalar x, and its input's or output's code.
 
     B are normal numbers that are drawn once and not trained.
 
@@ -122,7 +119,7 @@ class NFNEncoding(nn.Module):
         self.channels = 2 * FREQUENCIES + IO_SIZE
 
     def forward(self, weights: Weights, biases: Biases) -> Features:
-        """Features of ``channels`` channels; the numbers of hidden neurons are zeros."""
+        """Compute features with ``channels`` channels; codes of hidden neurons are zeros."""
         answer = []
         tensors = features_of(weights, biases)
         for n, x in enumerate(tensors):
@@ -140,7 +137,7 @@ class NFNEncoding(nn.Module):
 
 
 def io_encoding(count: int) -> Float[Tensor, "7 count"]:
-    """What tells inputs, or outputs, apart: p from -1 to 1, and sines and cosines of it."""
-    p = torch.linspace(-1, 1, count, device="cpu")  # also where weights are to be filled in later
+    """Encode inputs or outputs by p from -1 to 1, and sines and cosines of it."""
+    p = torch.linspace(-1, 1, count, device="cpu")  # with data even if the model is on meta
     angles = math.pi * torch.tensor(IO_BANDS, device="cpu")[:, None] * p
     return torch.cat([angles.sin(), angles.cos(), p[None]])

@@ -1,4 +1,4 @@
-"""All parameters of a network in a row, and an MLP on them, to which their order is everything."""
+"""An MLP on the flattened parameters of a network, which ignores its symmetries."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,12 +16,12 @@ Deltas = tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]
 
 
 def flattened(weights: Weights, biases: Biases) -> Float[Tensor, "I P"]:
-    """The weights of all layers, then the biases of all layers."""
+    """Flatten the weights of all layers, then the biases of all layers."""
     return torch.cat([t.flatten(1) for t in (*weights, *biases)], dim=1)
 
 
 def unflattened(row: Float[Tensor, "I P"], weights: Weights, biases: Biases) -> Deltas:
-    """The way back, to tensors of the shapes of the last two."""
+    """Undo ``flattened``, to tensors of the shapes of ``weights`` and ``biases``."""
     like = (*weights, *biases)
     parts = row.split([t.shape[1:].numel() for t in like], dim=1)
     tensors = [part.view(t.shape) for part, t in zip(parts, like, strict=True)]
@@ -29,10 +29,10 @@ def unflattened(row: Float[Tensor, "I P"], weights: Weights, biases: Biases) -> 
 
 
 class FlatMLP(nn.Module):
-    """An MLP on the P flattened parameters: logits (Navon et al. 2023), or P deltas (Zhou et al.).
+    """MLP from P flattened parameters to logits (Navon et al. 2023) or P deltas (Zhou et al.).
 
     Args:
-        config: Of the model, with ``layers`` hidden layers.
+        config: Configuration of the model, with ``layers`` hidden layers.
     """
 
     def __init__(self, config: INRModelConfig):
@@ -43,6 +43,6 @@ class FlatMLP(nn.Module):
         self.net = mlp([count, *hidden, count if self.edits else config.classes], config.dropout)
 
     def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I classes"] | Deltas:
-        """Logits, or deltas."""
+        """Compute logits or deltas."""
         answer = self.net(flattened(weights, biases))
         return unflattened(answer, weights, biases) if self.edits else answer

@@ -1,14 +1,14 @@
-"""What graph models are compared with on INRs, from no symmetry to all of it.
+"""Baselines on INRs, from no symmetry to the full one.
 
-    MLP      parameters in a row; every order of neurons is another network
+    MLP      flattened parameters, no symmetry
     StatNN   statistics of each layer
     Set NN   a set of neurons, each with its row of weights
     DWSNet   all linear maps that commute with permutations of hidden neurons
-    NFN      the same under permutations of all neurons, with inputs and outputs numbered
+    NFN      the same for permutations of all neurons, with an encoding of inputs and outputs
 
-Each is made for networks of one layout, and reads their normalised weights (I, out, in) and biases
-(I, out), by layer. To classify it answers with logits (I, classes), to edit with deltas of the
-shapes that it read, which others scale.
+Each reads networks of one layout: normalised weights (I, out, in) and biases (I, out) of each
+layer. For "classify" it returns logits (I, classes), for "edit" deltas of the same shapes, before
+they are scaled.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ BASELINES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
 
 
 class BaselineBody(nn.Module):
-    """The baseline of a config, in the place of a graph model: see ``metanets.inr.BODIES``."""
+    """Baseline of a config, with the interface of a graph model: see ``metanets.inr.BODIES``."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
@@ -40,5 +40,5 @@ class BaselineBody(nn.Module):
     def forward(
         self, weights: Weights, biases: Biases, responses: Sequence[Tensor]
     ) -> Tensor | Deltas:
-        """Logits, or a number for each weight and each bias; there are no probes to read."""
+        """Compute logits, or a number for each weight and each bias; responses are ignored."""
         return self.net(weights, biases)

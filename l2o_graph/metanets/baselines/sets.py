@@ -1,13 +1,13 @@
-"""Networks as sets without structure: DeepSets (Zaheer et al. 2017) on rows or on parameters.
+"""Set NN: DeepSets (Zaheer et al. 2017) on rows of weights or on single parameters.
 
-What Kofinas et al. 2024 call Set NN is the architecture of inr2vec (De Luigi et al. 2023) as
-Navon et al. 2023 measured it: their figures are the same. There an element is a neuron's row of
-incoming weights. The neurons of a layer are then a set, but those that they read are not, so that
-a permutation of hidden neurons changes the answer.
+Set NN of Kofinas et al. 2024 is the architecture of inr2vec (De Luigi et al. 2023) as evaluated by
+Navon et al. 2023, with the same figures. There an element is a neuron's row of incoming weights.
+The neurons of a layer are then a set, but those that they read are not, so a permutation of hidden
+neurons changes the result.
 
-To edit, elements are single parameters, of which all that is known is the value, the layer, and
-whether it is a weight or a bias: no permutation within a tensor changes the answer, hence none of
-hidden neurons, nor many others that do change the network.
+For editing, elements are single parameters, with their value, layer and kind (weight or bias). The
+result then commutes with all permutations within a tensor: those of hidden neurons, but also many
+that change the function of the network.
 """
 
 from itertools import pairwise
@@ -22,7 +22,7 @@ from l2o_graph.models.mlp import mlp
 
 
 def rows(weights: Weights, biases: Biases) -> Float[Tensor, "I neurons F"]:
-    """Each neuron's incoming weights, filled up with zeros to the widest layer's, and its bias."""
+    """Concatenate each neuron's incoming weights, padded to the widest layer, and its bias."""
     widest = max(w.shape[2] for w in weights)
     padded = [nn.functional.pad(w, (0, widest - w.shape[2])) for w in weights]
     layers = zip(padded, biases, strict=True)
@@ -30,12 +30,13 @@ def rows(weights: Weights, biases: Biases) -> Float[Tensor, "I neurons F"]:
 
 
 class SetEncoder(nn.Module):
-    """Each element by itself: h_n = MLP(W x_n + k_n), with k_n learned for each kind of element.
+    """Encoder of elements: h_n = MLP(W x_n + k_n), with k_n learned for each kind of element.
 
-    Elements are rows, of a kind for each layer, or to edit parameters, of a kind for each tensor.
+    Elements are rows, with a kind for each layer; for editing, they are parameters, with a kind for
+    each tensor.
 
     Args:
-        config: Of the model, with ``layers`` linear layers, the first of them W.
+        config: Configuration of the model, with ``layers`` linear layers, including W.
     """
 
     kinds: Tensor
@@ -48,7 +49,7 @@ class SetEncoder(nn.Module):
         if self.single:
             sizes = [inputs * outputs for inputs, outputs in pairwise(layout)] + sizes
         numbers = [kind for kind, size in enumerate(sizes) for _ in range(size)]
-        kinds = torch.tensor(numbers, device="cpu")  # also where weights are to be filled in later
+        kinds = torch.tensor(numbers, device="cpu")  # with data even on meta
         self.register_buffer("kinds", kinds, persistent=False)
         self.value = nn.Linear(1 if self.single else max(layout[:-1]) + 1, hidden, bias=False)
         self.kind = nn.Embedding(len(sizes), hidden)
@@ -56,21 +57,21 @@ class SetEncoder(nn.Module):
         self.deeper = nn.Sequential(nn.ReLU(), nn.Dropout(config.dropout), deeper, nn.ReLU())
 
     def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I n H"]:
-        """States of all elements, in the order of ``flattened`` or of ``rows``."""
+        """Compute the states of all elements, in the order of ``flattened`` or of ``rows``."""
         x = flattened(weights, biases)[..., None] if self.single else rows(weights, biases)
         return self.deeper(self.value(x) + self.kind(self.kinds))
 
 
 def set_pooled(states: Float[Tensor, "I n H"]) -> Float[Tensor, "I two_H"]:
-    """Mean and maximum over the elements.
+    """Concatenate mean and maximum over the elements.
 
-    inr2vec has the maximum alone, which of single parameters would keep little but extremes.
+    inr2vec has only the maximum, which would keep little but extremes of single parameters.
     """
     return torch.cat([states.mean(1), states.amax(1)], dim=1)
 
 
 class SetClassifier(nn.Module):
-    """MLP(pooled h_n)."""
+    """Classifier: MLP(pooled h_n)."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
@@ -79,12 +80,12 @@ class SetClassifier(nn.Module):
         self.head = mlp([2 * hidden, hidden, hidden, config.classes], config.dropout)
 
     def forward(self, weights: Weights, biases: Biases) -> Float[Tensor, "I classes"]:
-        """Logits of each network."""
+        """Compute the logits of each network."""
         return self.head(set_pooled(self.encoder(weights, biases)))
 
 
 class SetEditor(nn.Module):
-    """A delta for each parameter, from its own state and the pooled states of all."""
+    """Editor: a delta for each parameter, from its own state and the pooled states of all."""
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
@@ -95,7 +96,7 @@ class SetEditor(nn.Module):
         self.delta = nn.Linear(hidden, 1)
 
     def forward(self, weights: Weights, biases: Biases) -> Deltas:
-        """Deltas of weights and of biases."""
+        """Compute deltas of weights and of biases."""
         states = self.encoder(weights, biases)
         hidden = self.own(states) + self.others(set_pooled(states))[:, None]
         return unflattened(self.delta(hidden.relu())[..., 0], weights, biases)
