@@ -212,10 +212,10 @@ def test_requests_that_cannot_be_met(zoo, tmp_path, capsys, monkeypatch):
     assert main(["--task", "cnn_park", "--zoo", str(tmp_path / "nothing")]) == 2
     assert "expected networks of split 'train'" in capsys.readouterr().err
     assert main(["--task", "cnn_park", "--model", "nfn", "--zoo", str(zoo)]) == 2
-    assert "no networks of mixed architecture" in capsys.readouterr().err
+    assert "reads networks of a single architecture" in capsys.readouterr().err
     given = ["--task", "cnn_small", "--model", "nfn", "--hidden", "2", "--batch", "8"]
     assert main([*given, "--zoo", str(zoo), "--out", str(tmp_path / "nfn")]) == 2
-    assert "NFN: expected networks of one architecture" in capsys.readouterr().err
+    assert "NFN: expected only networks of the architecture" in capsys.readouterr().err
 
 
 def test_recipes():
