@@ -125,7 +125,6 @@ WORDS = {
     "size": "side of the images in pixels; 0: half of the original side",
     "test_images": "number of images for accuracies; 0: all",
     "threads": "number of CPU threads; chosen by torch if not given",
-    "told": "pass the number of steps to the optimizer",
     "views": "number of networks for each training image",
     "zoo": "folder of the networks",
     "checkpoint": "a learned optimizer: a name or a file",

@@ -62,7 +62,7 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
     print(table(labels, records))
     task = replace(find(name), label=data, steps=steps)
     done = list(records.values())
-    tables = Outcome([task], known, done, {}, []).tables(done)
+    tables = Outcome([task], known, done, []).tables()
     write_atomically(out, curves([task], tables, done, labels))
     print(f"\nwrote {out}")
     return out

@@ -12,9 +12,10 @@ from typing import Any, get_args
 import torch
 import torch.distributed as dist
 
+from l2o_graph.cnn import CNNModelConfig
 from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.datasets.workers import check_device
-from l2o_graph.inr import AMOUNTS
+from l2o_graph.inr import AMOUNTS, INRModelConfig
 from l2o_graph.metanets.cnn_config import Model as CNNModel
 from l2o_graph.metanets.inr_config import Model as INRModel
 from l2o_graph.optim.controller import ControllerConfig, Grain, Reader
@@ -31,7 +32,6 @@ from meta_train.supervised.inr import INR_TASKS, INRTrainingConfig, train_inr_mo
 from meta_train.tasks import TASKS
 from meta_train.trainer import meta_train
 
-PRESETS = ("default", "paper")
 INR_RECIPES = {"default": inr_training.default_recipe, "paper": inr_training.paper_recipe}
 CNN_RECIPES = {"default": cnn_training.default_recipe, "paper": cnn_training.paper_recipe}
 
@@ -45,6 +45,10 @@ CONTROLLERS: dict[str, tuple[Reader, Grain]] = {
     "ng_t": ("attention", "neuron"),
 }
 
+# Fields of weight-space models that are options: of all models, and of those of INRs or CNNs.
+OF_READERS = ("hidden", "dropout", "fourier", "reverse", "probes")
+OF_INR_MODELS = ("answers", "generated", "canonical", "positions")
+OF_CNN_MODELS = ("responses", "scaled", "activations")
 # Options whose defaults depend on the model.
 OF_RECIPE = {(CNNTrainingConfig, "lr"), (CNNTrainingConfig, "batch")}
 
@@ -77,11 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def processes(allowed: bool) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; only the first prints.
-
-    Raises:
-        ValueError: For several processes, if they are not allowed.
-    """
+    """Join the processes that torchrun started, if it did; only the first prints."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and not allowed:
         raise ValueError(
@@ -136,21 +136,12 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     text = "Train a model that reads implicit neural representations."
     parser = _parser(text, get_args(INRModel))
     parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
-    sizes = _sizes(parser, "INRModelConfig")
-    text = "see INRModelConfig [the model's own]"
-    parser.add_argument("--probes", type=int, help=text)
-    parser.add_argument("--answers", type=int, help=text)
-    for flag in ("--generated", "--canonical"):
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-    text = "nodes without positional embedding"
-    parser.add_argument("--no-positions", dest="positions", action="store_false", help=text)
+    sizes = _options(parser, INRModelConfig, *OF_READERS, *OF_INR_MODELS)
     text = "data augmentation of networks, see INRTrainingConfig [the recipe's own]"
     parser.add_argument("--augment", choices=("none", *AMOUNTS), help=text)
     options = [*_options(parser, INRTrainingConfig), "augment"]
     given = _parsed(parser, arguments)
-    changes = {"positions": given.positions}
-    changes |= _changes(given, [*sizes, "probes", "answers", "generated", "canonical"])
-    config = INR_RECIPES[given.preset](given.task, given.model, **changes)
+    config = INR_RECIPES[given.preset](given.task, given.model, **_changes(given, sizes))
     config = dataclasses.replace(config, **_changes(given, options))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{config.model.probes}"
     inrs = given.inrs or f"runs/inr-{INR_TASKS[given.task][0]}"
@@ -161,25 +152,13 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     """Train a model that predicts the accuracy of CNNs."""
     parser = _parser("Train a model that predicts the accuracy of CNNs.", get_args(CNNModel))
     parser.add_argument("--zoo", help="folder of the networks [runs/zoo-KIND]")
-    text = "[the recipe's own]"
-    parser.add_argument("--loss", choices=get_args(Loss), help=text)
-    sizes = _sizes(parser, "CNNModelConfig")
+    parser.add_argument("--loss", choices=get_args(Loss), help="[the recipe's own]")
+    sizes = _options(parser, CNNModelConfig, *OF_READERS, *OF_CNN_MODELS)
     parser.add_argument("--hold-out", metavar="TRAIT=VALUE", help="for example depth=5")
-    text = "hidden neurons without an embedding of their activation"
-    parser.add_argument("--no-activations", dest="activations", action="store_false", help=text)
-    text = "see CNNModelConfig [the recipe's own]"
-    parser.add_argument("--scaled", action=argparse.BooleanOptionalAction, help=text)
-    parser.add_argument("--probes", type=int, help="see CNNModelConfig [the model's own]")
-    text = "hidden neurons get their responses to the probes"
-    parser.add_argument("--responses", action="store_true", default=None, help=text)
-    text = "data augmentation of networks, see CNNTrainingConfig [the recipe's own]"
-    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help=text)
-    options = [*_options(parser, CNNTrainingConfig), "loss", "hold_out", "augment"]
+    options = [*_options(parser, CNNTrainingConfig), "loss", "hold_out"]
+    options += _options(parser, CNNTrainingConfig, "augment")
     given = _parsed(parser, arguments)
-    changes = {"activations": given.activations} | _changes(
-        given, [*sizes, "scaled", "probes", "responses"]
-    )
-    config = CNN_RECIPES[given.preset](given.task, given.model, **changes)
+    config = CNN_RECIPES[given.preset](given.task, given.model, **_changes(given, sizes))
     config = dataclasses.replace(config, **_changes(given, options))
     out = given.out or Path("runs") / f"{given.task}-{given.model}-{config.loss}"
     zoo = given.zoo or f"runs/zoo-{CNN_TASKS[given.task]}"
@@ -198,7 +177,7 @@ def _parser(
     parser.add_argument("--task", default="fmnist_cnn", choices=tasks, help="[fmnist_cnn]")
     parser.add_argument("--model", default=default, choices=models, help=f"[{default}]")
     text = "recipe for all options that are not given [default: the numbers in brackets]"
-    parser.add_argument("--preset", default="default", choices=PRESETS, help=text)
+    parser.add_argument("--preset", default="default", choices=("default", "paper"), help=text)
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
     parser.add_argument("--data-root", help=f"folder of datasets [${DATA_VARIABLE} or data]")
     if device:
@@ -208,24 +187,23 @@ def _parser(
     return parser
 
 
-def _options(parser: argparse.ArgumentParser, config: type) -> list[str]:
-    """Add an option for each number of a configuration; return their names."""
-    numbers = [f for f in dataclasses.fields(config) if type(f.default) in (int, float)]
-    for field in numbers:
-        flag = "--" + field.name.replace("_", "-")
-        own = "the recipe's own" if (config, field.name) in OF_RECIPE else field.default
-        text = f"see {config.__name__} [{own}]"
-        parser.add_argument(flag, type=type(field.default), help=text)
-    return [field.name for field in numbers]
-
-
-def _sizes(parser: argparse.ArgumentParser, config: str) -> list[str]:
-    """Add the options of all weight-space models; return their names."""
-    text = f"see {config} [the recipe's or the model's own]"
-    for name, kind in (("hidden", int), ("dropout", float), ("fourier", float)):
-        parser.add_argument(f"--{name}", type=kind, help=text)
-    parser.add_argument("--reverse", action=argparse.BooleanOptionalAction, help=text)
-    return ["hidden", "dropout", "fourier", "reverse"]
+def _options(parser: argparse.ArgumentParser, config: type, *names: str) -> list[str]:
+    """Add an option for each field of these names, or for each number; return their names."""
+    chosen = []
+    for field in dataclasses.fields(config):
+        kind: Any = type(field.default)
+        own = field.default
+        if field.name not in names if names else kind not in (int, float):
+            continue
+        if names or (config, field.name) in OF_RECIPE:
+            own = "the recipe's own"
+        flag, text = "--" + field.name.replace("_", "-"), f"see {config.__name__} [{own}]"
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(flag, type=kind, help=text)
+        chosen.append(field.name)
+    return chosen
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:

@@ -1,8 +1,6 @@
 """``python -m meta_train.compare``: see ``meta_train.benchmarks.compare``."""
 
-import sys
-
 from meta_train.benchmarks.compare import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

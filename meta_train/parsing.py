@@ -12,7 +12,7 @@ def parsed(kind: Any, value: Any, name: str) -> Any:
     """Convert a JSON value to a type, including values nested in dataclasses, lists and so on.
 
     Args:
-        kind: A dataclass, str, bool, int, float, None, or a union, list, tuple or dict of these.
+        kind: A dataclass, str, bool, int, float, None, or a union, list or dict of these.
             Numbers have to be finite. Integer keys of a dict are strings in JSON.
         value: Value from JSON.
         name: Name of the value, for the ValueError if it has another type.
@@ -26,8 +26,6 @@ def parsed(kind: Any, value: Any, name: str) -> Any:
             return None if value is None else parsed(chosen, value, name)
     elif origin is list and isinstance(value, list):
         return [parsed(inner[0], each, name) for each in value]
-    elif origin is tuple and isinstance(value, list) and len(value) == len(inner):
-        return tuple(parsed(k, each, name) for k, each in zip(inner, value, strict=True))
     elif origin is dict and isinstance(value, dict):
         return {_key(inner[0], k, name): parsed(inner[1], v, name) for k, v in value.items()}
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):

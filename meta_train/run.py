@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -199,22 +200,16 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     """
     state: dict[int, dict[str, Tensor]] = {}
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if found := with_prefix(f"optimizer.{i}.", tensors):
-            check_adam(found, p, f"optimizer.{i}")
-            state[i] = found
+        found = with_prefix(f"optimizer.{i}.", tensors)
+        if not found:
+            continue
+        if not {"step", "exp_avg", "exp_avg_sq"} <= found.keys():
+            raise ValueError(f"optimizer.{i}: expected the state of Adam, found {sorted(found)}")
+        for key, tensor in found.items():
+            shape = torch.Size() if key == "step" else p.shape
+            _check_shape(tensor, shape, f"optimizer.{i}.{key}")
+        state[i] = found
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def check_adam(state: Mapping[str, Tensor], parameter: Tensor, name: str) -> None:
-    """Raise a ValueError for an invalid state of Adam; ``name`` is that of the parameter."""
-    if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
-        raise ValueError(f"{name}: expected the state of Adam, found {sorted(state)}")
-    for key, tensor in state.items():
-        expected = torch.Size() if key == "step" else parameter.shape
-        if tensor.shape != expected:
-            raise ValueError(
-                f"{name}.{key}: expected shape {list(expected)}, found {list(tensor.shape)}"
-            )
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -224,11 +219,13 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def copy_in(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
     """Copy a tensor of a state into another one of the same shape."""
-    if tensors[name].shape != into.shape:
-        raise ValueError(
-            f"{name}: expected shape {list(into.shape)}, found {list(tensors[name].shape)}"
-        )
+    _check_shape(tensors[name], into.shape, name)
     into.copy_(tensors[name])
+
+
+def _check_shape(tensor: Tensor, shape: torch.Size, name: str) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, found {list(tensor.shape)}")
 
 
 def drive(trainer: Trainer, out: Path) -> Result:
@@ -238,23 +235,17 @@ def drive(trainer: Trainer, out: Path) -> Result:
     """
     state, log = out / "state.safetensors", out / LOG
     best = out / "checkpoint.safetensors"
-    with log.open("a") as lines, _stopping() as stop, _board(out) as add:
+    with log.open("a") as lines, _stopping() as stop:
         bar = tqdm(total=trainer.steps, initial=trainer.step, unit=trainer.count.replace("_", " "))
-
-        def timed(act: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
-            began = time.perf_counter()
-            record = act()
-            seconds = time.perf_counter() - began
-            trainer.seconds += seconds
-            return record, seconds
 
         def report(record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
             lines.flush()
-            add(record, record[trainer.count])
 
         def evaluate() -> None:
-            point, _ = timed(trainer.evaluate)
+            began = time.perf_counter()
+            point = trainer.evaluate()
+            trainer.seconds += time.perf_counter() - began
             report(point)
             bar.write(f"{bar.unit} {trainer.step}: {trainer.describe(point)}")
             if trainer.is_best():
@@ -263,7 +254,10 @@ def drive(trainer: Trainer, out: Path) -> Result:
         if trainer.step == 0 and not trainer.evaluations:
             evaluate()
         while trainer.step < trainer.steps and not stop:
-            record, seconds = timed(trainer.advance)
+            began = time.perf_counter()
+            record = trainer.advance()
+            seconds = time.perf_counter() - began
+            trainer.seconds += seconds
             report({**record, "seconds": seconds})
             bar.update()
             bar.set_postfix(loss=f"{record['loss']:.3f}")
@@ -309,33 +303,14 @@ def _stopping() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         stop.append(number)
 
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread, which alone gets Ctrl-C
+    if threading.current_thread() is not threading.main_thread():  # which alone gets Ctrl-C
         yield stop
         return
+    before = signal.signal(signal.SIGINT, ask)
     try:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _board(out: Path) -> Iterator[Callable[[dict[str, Any], int], None]]:
-    """Yield a function that logs the numbers of a record to TensorBoard, if it is installed."""
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError:
-        yield lambda record, step: None
-        return
-    with SummaryWriter(str(out / "tensorboard")) as writer:
-
-        def add(record: dict[str, Any], step: int) -> None:
-            for key, value in record.items():
-                if isinstance(value, int | float):
-                    writer.add_scalar(key, value, step)
-
-        yield add
 
 
 def _forget_after(log: Path, count: str, step: int) -> None:

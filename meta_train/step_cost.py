@@ -1,8 +1,6 @@
 """``python -m meta_train.step_cost``: see ``meta_train.benchmarks.step_cost``."""
 
-import sys
-
 from meta_train.benchmarks.step_cost import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,8 +1,6 @@
 """``python -m meta_train.tables``: see ``meta_train.benchmarks.tables``."""
 
-import sys
-
 from meta_train.benchmarks.tables import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -10,7 +10,6 @@ controllers the mean difference over draws of families, with a paired t-test.
 import argparse
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -30,17 +29,9 @@ from meta_train.families.registry import FAMILIES
 
 START = "start"
 PAIRS = 4  # of instances
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a controller came to on a draw of a family.
-
-    Mean logarithms of the last losses, relative to the start, and of those of averaged weights.
-    """
-
-    last: float
-    averaged: float
+# What a controller came to on the draws of each family: of each draw the mean logarithm of the last
+# losses, relative to the start, and that of averaged weights.
+Outcomes = dict[str, list[tuple[float, float]]]
 
 
 def compare(
@@ -48,58 +39,48 @@ def compare(
     families: Sequence[str],
     draws: int,
     steps: int,
-    told: bool = False,
     data_root: str | Path | None = None,
-) -> dict[str, dict[str, list[Outcome]]]:
-    """Outcomes by controller and family, one for each draw; networks are told the end or not."""
-    found = {name: {family: [] for family in families} for name in controllers}
+) -> dict[str, Outcomes]:
+    """Outcomes by controller; networks are not told the end."""
+    found: dict[str, Outcomes] = {name: {f: [] for f in families} for name in controllers}
     turns = list(itertools.product(families, range(draws)))
     for family, draw in tqdm(turns, unit="draw"):
         for name, controller in controllers.items():
             losses = validation_losses(
                 controller.config, controller.vector(), family, VALIDATION_SEED + draw, PAIRS,
-                steps, told, data_root,
+                steps, data_root=data_root,
             )  # fmt: skip
-            ends = Outcome(mean_log_of_last(losses[:-1]), mean_log_of_last(losses[-1:]))
+            ends = mean_log_of_last(losses[:-1]), mean_log_of_last(losses[-1:])
             found[name][family].append(ends)
     return found
 
 
-def markdown(found: dict[str, dict[str, list[Outcome]]]) -> str:
+def markdown(found: dict[str, Outcomes]) -> str:
     """Tables of means by family, and of the pairs of controllers."""
     names = list(found)
     families = list(found[names[0]])
     rows = [["family", *names]]
     for family in families:
-        cells = []
-        for name in names:
-            outcomes = found[name][family]
-            last, averaged = fmean(o.last for o in outcomes), fmean(o.averaged for o in outcomes)
-            cells.append(f"{last:.3f}, {averaged:.3f}")
+        means = [map(fmean, zip(*found[name][family], strict=True)) for name in names]
+        cells = [", ".join(f"{mean:.3f}" for mean in both) for both in means]
         rows.append([family + (" (held out)" if FAMILIES[family].held_out else ""), *cells])
     pairs = [["pair", "families", "of the weights", "p", "of averaged weights", "p"]]
-    groups = {
-        "trained on": [f for f in families if not FAMILIES[f].held_out],
-        "held out": [f for f in families if FAMILIES[f].held_out],
-    }
-    for (a, b), (label, chosen) in itertools.product(
-        itertools.combinations(names, 2), groups.items()
-    ):
-        if not chosen:
-            continue
-        cells = []
-        for key in ("last", "averaged"):
-            differences = [
-                getattr(x, key) - getattr(y, key)
-                for family in chosen
-                for x, y in zip(found[a][family], found[b][family], strict=True)
-            ]
-            cells += [_with_spread(differences), f"{paired_p(differences):.2g}"]
-        pairs.append([f"{a} - {b}", label, *cells])
+    for a, b in itertools.combinations(names, 2):
+        for label, held_out in (("trained on", False), ("held out", True)):
+            chosen = [f for f in families if FAMILIES[f].held_out == held_out]
+            if not chosen:
+                continue
+            cells = []
+            for i in (0, 1):  # the weights, and averaged ones
+                both = [zip(found[a][f], found[b][f], strict=True) for f in chosen]
+                differences = [x[i] - y[i] for x, y in itertools.chain(*both)]
+                cells += [_with_error(differences), f"{paired_p(differences):.2g}"]
+            pairs.append([f"{a} - {b}", label, *cells])
     return f"{table(rows)}\n\n{table(pairs)}"
 
 
-def _with_spread(values: Sequence[float]) -> str:
+def _with_error(values: Sequence[float]) -> str:
+    """Mean and its standard error."""
     text = f"{fmean(values):+.3f}"
     return text + (f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else "")
 
@@ -109,35 +90,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m meta_train.compare", description=(__doc__ or "").partition("\n")[0]
     )
+    add = parser.add_argument
     text = f"NAME=FILE, a packaged name, or '{START}' for the first one before training"
-    parser.add_argument("controllers", nargs="+", help=text)
-    parser.add_argument(
-        "--families", nargs="+", choices=sorted(FAMILIES), help="[the held-out ones]"
-    )
-    parser.add_argument("--draws", type=int, default=4, help="of each family [4]")
-    parser.add_argument("--steps", type=int, default=500, help="[500]")
-    parser.add_argument("--told", action="store_true", help="the end is told")
-    parser.add_argument("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads [1]")
+    add("controllers", nargs="+", help=text)
+    text = "[the held-out ones]"
+    add("--families", nargs="+", default=list(HELD_OUT), choices=sorted(FAMILIES), help=text)
+    add("--draws", type=int, default=4, help="of each family [4]")
+    add("--steps", type=int, default=500, help="[500]")
+    add("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
+    add("--threads", type=int, default=1, help="CPU threads [1]")
     given = parser.parse_args(arguments)
-    return run_command("meta_train.compare", lambda: _compared(given), stopped="stopped")
 
+    def work() -> list[str]:
+        check_ranges(given, draws=COUNT, steps=COUNT, threads=THREADS)
+        torch.set_num_threads(given.threads)
+        loaded: dict[str, Controller] = {}
+        for text in given.controllers:
+            name, _, path = text.partition("=")
+            if name == START and not path:
+                config = next(iter(loaded.values())).config if loaded else ControllerConfig()
+                loaded[name] = Controller(config)  # its answers are 0
+            else:
+                loaded[name] = load_checkpoint(path or name).controller
+        draws, steps = given.draws, given.steps
+        found = compare(loaded, given.families, draws, steps, given.data_root)
+        title = f"mean log loss after {steps} steps, {draws} draws a family; weights, averaged"
+        return [title, markdown(found)]
 
-def _compared(given: argparse.Namespace) -> list[str]:
-    """Make the tables that a command line asks for."""
-    check_ranges(given, draws=COUNT, steps=COUNT, threads=THREADS)
-    torch.set_num_threads(given.threads)
-    loaded = {}
-    for text in given.controllers:
-        name, _, path = text.partition("=")
-        if name == START and not path:
-            config = next(iter(loaded.values())).config if loaded else ControllerConfig()
-            loaded[name] = Controller(config)  # its answers are 0
-        else:
-            loaded[name] = load_checkpoint(path or name).controller
-    families = given.families or list(HELD_OUT)
-    found = compare(loaded, families, given.draws, given.steps, given.told, given.data_root)
-    return [
-        f"mean log loss after {given.steps} steps, {given.draws} draws a family; weights, averaged",
-        markdown(found),
-    ]
+    return run_command("meta_train.compare", work, stopped="stopped")

@@ -1,6 +1,6 @@
 """The optimizers that are compared, each with its grid of rates."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -54,20 +54,12 @@ def made(
 
 
 def identity(checkpoint: str) -> str:
-    """What tells a checkpoint's weights from all others, whatever its file is called.
-
-    Raises:
-        ValueError, FileNotFoundError: Where there is none.
-    """
+    """What tells a checkpoint's weights from all others, whatever its file is called."""
     return load_checkpoint(checkpoint).identity.rpartition("@")[2]
 
 
 def contenders(checkpoint: str = "general") -> dict[str, Contender]:
-    """All by name.
-
-    Args:
-        checkpoint: Checkpoint of the learned ones.
-    """
+    """All by name, the learned ones of a checkpoint."""
 
     def one(kind: Callable[..., Optimizer], **settings: object) -> Make:
         return lambda net, rate, steps: [kind(net.parameters(), lr=rate, **settings)]
@@ -108,14 +100,11 @@ def contenders(checkpoint: str = "general") -> dict[str, Contender]:
 
 
 def chosen(
-    names: tuple[str, ...], checkpoint: str, grid: Mapping[str, tuple[float, ...]] | None = None
+    names: Sequence[str], checkpoint: str, grid: Mapping[str, tuple[float, ...]] | None = None
 ) -> tuple[dict[str, Contender], list[str]]:
     """Contenders by name, and a line about each that cannot run here.
 
-    Args:
-        names: Names of ``contenders()``, or "all" or "rivals" for several.
-        checkpoint: Checkpoint of the learned ones.
-        grid: Rates in place of a contender's own, by name.
+    ``names`` may be "all" or "rivals", too; ``grid`` has rates in place of a contender's own.
 
     Raises:
         ValueError: For a name that is not known, and a rate that is none.

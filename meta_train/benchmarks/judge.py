@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
-from meta_train.benchmarks.records import Record
 from meta_train.benchmarks.strangers.task import Merit
 
 LEVEL_POINTS, LEVEL_SHARE = 0.3, 0.02
@@ -18,6 +17,7 @@ CLEAR_POINTS, CLEAR_SHARE = 2.0, 0.10
 SIGNIFICANT = 0.05
 FEWEST_TASKS, FEWEST_SEEDS = 6, 3  # with fewer, no test can be significant, or be trusted
 WORST = 1000.0  # units; what a run without a number is behind by
+DEFAULT = "adamw-default"  # what nobody should be clearly worse than
 
 RULE = (
     "One optimizer is *better* than another over the tasks if a two-sided Wilcoxon signed-rank "
@@ -110,14 +110,13 @@ class Standing:
     behind: float  # units that the best rival, other than itself, is better; negative if worse
     level: bool  # first or at most one unit behind
     failed: bool
-    worse_than_default: bool | None  # clearly, than AdamW as it comes; None where that was not run
+    worse_than_default: bool  # clearly, than AdamW as it comes; not where that was not run
 
 
-def standings(
-    merit: Merit, entries: Sequence[Entry], default: str = "adamw-default"
-) -> dict[str, Standing]:
+def standings(merit: Merit, entries: Sequence[Entry]) -> dict[str, Standing]:
     """Of all optimizers on a task, by name."""
     chosen = at_best_rates(merit, entries)
+    default = chosen.get(DEFAULT)
     answer: dict[str, Standing] = {}
     for name, entry in chosen.items():
         rivals = [e for n, e in chosen.items() if n != name and not e.is_learned]
@@ -130,48 +129,27 @@ def standings(
             behind=behind,
             level=behind <= 1.0 + 1e-9 and not lost,
             failed=lost,
-            worse_than_default=(
-                clearly_worse(merit, entry.mean, chosen[default].mean)
-                if default in chosen
-                else None
-            ),
+            worse_than_default=default is not None
+            and clearly_worse(merit, entry.mean, default.mean),
         )
     return answer
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """An optimizer over all tasks that it was run on, in the order of the report's columns.
+def summary(own: Sequence[Standing]) -> tuple[int | float, ...]:
+    """Sum up an optimizer's standings over tasks, in the order of the report's columns.
 
-    Medians of its ranks, and numbers of tasks: on which it was the first, and so on as in
-    ``Standing``.
+    Number of tasks; median of the rank and of the rank among all rates; numbers of tasks on which
+    it was the first, level, failed and worse than AdamW as it comes.
     """
-
-    tasks: int
-    median_rank: float
-    median_rank_of_all: float
-    firsts: int
-    level: int
-    failed: int
-    worse_than_default: int
-
-
-def summaries(tables: Mapping[str, Mapping[str, Standing]]) -> dict[str, Summary]:
-    """Of every optimizer, from the standings of each task."""
-    names = dict.fromkeys(name for table in tables.values() for name in table)
-    answer: dict[str, Summary] = {}
-    for name in names:
-        own = [table[name] for table in tables.values() if name in table]
-        answer[name] = Summary(
-            tasks=len(own),
-            median_rank=float(median(s.rank for s in own)),
-            median_rank_of_all=float(median(s.rank_of_all for s in own)),
-            firsts=sum(s.rank == 1 and not s.failed for s in own),
-            level=sum(s.level for s in own),
-            failed=sum(s.failed for s in own),
-            worse_than_default=sum(bool(s.worse_than_default) for s in own),
-        )
-    return answer
+    return (
+        len(own),
+        median(s.rank for s in own),
+        median(s.rank_of_all for s in own),
+        sum(s.rank == 1 and not s.failed for s in own),
+        sum(s.level for s in own),
+        sum(s.failed for s in own),
+        sum(s.worse_than_default for s in own),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +165,14 @@ class Verdict:
 
 def over_tasks(gains: Sequence[float]) -> Verdict:
     """Wilcoxon's signed-rank test over the tasks' differences, two-sided."""
-    from scipy.stats import wilcoxon
+    from scipy.stats import rankdata, wilcoxon
 
-    middle = float(median(gains))
     moved = [g for g in gains if g != 0]
     found: Any = wilcoxon(moved) if len(moved) >= FEWEST_TASKS else None  # scipy has no types of it
     p = None if found is None else float(found.pvalue)
-    balance = _signed_ranks(moved)
-    told = p is not None and p < SIGNIFICANT
-    return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, _word(told, balance))
+    ranks = rankdata([abs(g) for g in moved])
+    balance = sum(math.copysign(r, g) for r, g in zip(ranks, moved, strict=True))
+    return _verdict(gains, median(gains), p, balance)
 
 
 def paired_p(differences: Sequence[float]) -> float:
@@ -211,46 +188,28 @@ def paired_p(differences: Sequence[float]) -> float:
 
 def over_seeds(gains: Sequence[float]) -> Verdict:
     """A paired t test over the seeds of one task, two-sided."""
-    mean, count = fmean(gains), len(gains)
-    p = paired_p(gains) if count >= FEWEST_SEEDS else None
-    told = p is not None and p < SIGNIFICANT and abs(mean) > 1
-    return Verdict(count, sum(g > 0 for g in gains), mean, p, _word(told, mean))
+    mean = fmean(gains)
+    p = paired_p(gains) if len(gains) >= FEWEST_SEEDS else None
+    return _verdict(gains, mean, p, mean if abs(mean) > 1 else 0.0)
 
 
-def _word(told: bool, sign: float) -> str:
-    if not told:
-        return "not told apart"
-    return "yes" if sign > 0 else "no"
-
-
-def _signed_ranks(gains: Sequence[float]) -> float:
-    """Sum of the ranks of sizes, each with its difference's sign; equal sizes in either order."""
-    ordered = sorted(gains, key=abs)
-    return float(sum(math.copysign(i + 1, g) for i, g in enumerate(ordered)))
+def _verdict(gains: Sequence[float], middle: float, p: float | None, balance: float) -> Verdict:
+    """A verdict whose direction is the sign of ``balance``; with 0 nothing is told apart."""
+    better = "not told apart"
+    if p is not None and p < SIGNIFICANT and balance:
+        better = "yes" if balance > 0 else "no"
+    return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, better)
 
 
 def text(merit: Merit, values: Sequence[float | None]) -> str:
-    """Mean and, of more than one value, standard deviation."""
+    """Mean and standard deviation of a figure of merit, or "diverged"."""
     numbers = [value for value in values if value is not None]
     if not values or len(numbers) < len(values):
         return "diverged"
-    mean, spread = (".1f", ".1f") if merit.higher else (".3g", ".1g")
-    return f"{fmean(numbers):{mean}}" + (f" ± {stdev(numbers):{spread}}" if numbers[1:] else "")
+    return spread(numbers, *((".1f", ".1f") if merit.higher else (".3g", ".1g")))
 
 
-def entries_of(records: Sequence[Record], learned: Mapping[str, bool]) -> list[Entry]:
-    """A task's records by optimizer and rate, seeds together."""
-    groups: dict[tuple[str, float], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.run.optimizer, record.run.rate), []).append(record)
-    return [
-        Entry(
-            name,
-            rate,
-            {r.run.seed: r.merit for r in group},
-            {r.run.seed: r.start for r in group},
-            any(r.diverged and r.merit is None for r in group),
-            learned[name],
-        )
-        for (name, rate), group in groups.items()
-    ]
+def spread(values: Sequence[float], mean: str, deviation: str) -> str:
+    """Mean and, of more than one value, standard deviation, each in a format."""
+    told = f" ± {stdev(values):{deviation}}" if len(values) > 1 else ""
+    return f"{fmean(values):{mean}}{told}"

@@ -5,11 +5,10 @@ read from Linux.
 """
 
 import gc
-import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -47,15 +46,12 @@ def scales(nets: Sequence[str], checkpoint: str, rounds: int) -> list[Scale]:
     """
     if not RESET.exists():
         raise OSError(f"expected Linux, whose {RESET} forgets a process's highest memory")
-    found = []
-    for name in tqdm(nets, unit="network"):
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            work = pool.submit(_measured, name, checkpoint, rounds, torch.get_num_threads())
-            found.append(work.result())
-    return found
+    work = partial(_measured, checkpoint, rounds, torch.get_num_threads())
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return list(tqdm(pool.imap(work, nets), total=len(nets), unit="network"))
 
 
-def _measured(name: str, checkpoint: str, rounds: int, threads: int) -> Scale:
+def _measured(checkpoint: str, rounds: int, threads: int, name: str) -> Scale:
     """Measure one network, in a process that has done nothing else."""
     torch.set_num_threads(threads)
     net, x = NETS[name].make(), NETS[name].inputs()
@@ -82,10 +78,8 @@ def _measured(name: str, checkpoint: str, rounds: int, threads: int) -> Scale:
 
 def _memory(field: str) -> int:
     """Bytes that Linux says this process has, or has had at most, resident."""
-    found = re.search(rf"{field}:\s*(\d+) kB", MEMORY.read_text())
-    if found is None:
-        raise OSError(f"expected {field} in {MEMORY}, found none")
-    return 1024 * int(found[1])
+    found = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
+    return 1024 * int(found[field].removesuffix("kB"))
 
 
 def markdown(scales: Sequence[Scale]) -> str:

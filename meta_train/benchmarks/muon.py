@@ -1,6 +1,5 @@
 """Muon, for torch releases that have none, and of any kernel."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch.optim import Optimizer
 
 # Newton-Schulz coefficients of K. Jordan, "Muon: an optimizer for hidden layers in neural
 # networks" (2024): fast rather than exact, singular values end in about 0.7 to 1.2.
-QUINTIC = (3.4445, -4.7750, 2.0315)
+QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 class Muon(Optimizer):
@@ -22,7 +21,6 @@ class Muon(Optimizer):
         params: Parameters of at least two dimensions.
         lr: Length of a step along each singular direction.
         momentum: Decay of the Nesterov momentum.
-        iterations: Number of iterations of Newton and Schulz.
 
     Raises:
         ValueError: For a parameter of fewer than two dimensions.
@@ -32,21 +30,16 @@ class Muon(Optimizer):
         weight decay, in the parameters' own type rather than in bfloat16.
     """
 
-    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, iterations: int = 5):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "iterations": iterations})
+    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
         for group in self.param_groups:
             for p in group["params"]:
                 if p.dim() < 2:
                     raise ValueError(f"Muon: expected kernels or matrices, found {list(p.shape)}")
 
     @torch.no_grad()
-    # "override": torch declares two overloads, with and without a closure; this is their union.
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # without a closure
         """Update all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             beta = group["momentum"]
             for p in group["params"]:
@@ -58,19 +51,18 @@ class Muon(Optimizer):
                 momentum = state["momentum"].mul_(beta).add_(p.grad)
                 ahead = (p.grad + beta * momentum).flatten(1)
                 scale = max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
-                update = orthogonalised(ahead, group["iterations"])
+                update = orthogonalised(ahead)
                 p.sub_(update.view_as(p), alpha=group["lr"] * scale)
-        return loss
 
 
-def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalised(matrix: Tensor) -> Tensor:
     """A matrix with the same singular vectors, its singular values driven to about 1."""
     a, b, c = QUINTIC
     x = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]  # the smaller of the two Gram matrices is the cheaper one
     if tall:
         x = x.T
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if tall else x

@@ -19,7 +19,6 @@ class Net:
     make: Callable[[], nn.Module]
     inputs: Callable[[], Tensor]
     classes: int = 10
-    bar: float | None = None  # the most that a step of NGOptimizer may cost, in passes
     repeats: int = 1  # rounds for each round of the others; short times need more
 
 
@@ -39,18 +38,18 @@ WORDS = 2048
 TIMED = {
     "gpt": Net(
         "GPT, 5.3 M, 8 x 128 tokens", lambda: gpt2(WORDS, 128, 256, 6),
-        lambda: torch.randint(0, WORDS, (8, 128)), WORDS, 0.6,
+        lambda: torch.randint(0, WORDS, (8, 128)), WORDS,
     ),
     "resnet18": Net(
-        "resnet18, 16 images of 64 x 64", resnet18, lambda: torch.randn(16, 3, 64, 64), 1000, 3.0
+        "resnet18, 16 images of 64 x 64", resnet18, lambda: torch.randn(16, 3, 64, 64), 1000
     ),
     "mlp": Net(
         "MLP 784-1024-1024-10, batch 128", lambda: mlp(784, 1024, 1024, 10),
-        lambda: torch.randn(128, 784), bar=6.0, repeats=3,
+        lambda: torch.randn(128, 784), repeats=3,
     ),
     "cifar10": Net(
         "CIFAR-10 CNN, batch 128", lambda: cnn(3, 32, 32), lambda: torch.randn(128, 3, 32, 32),
-        bar=0.12, repeats=5,
+        repeats=5,
     ),
     "fmnist": Net(
         "FashionMNIST CNN, batch 128", lambda: cnn(1, 28, 16),
@@ -58,7 +57,7 @@ TIMED = {
     ),
     "small": Net(
         "MLP 64-128-64-10, batch 64", lambda: mlp(64, 128, 64, 10), lambda: torch.randn(64, 64),
-        bar=4.0, repeats=9,
+        repeats=9,
     ),
 }  # fmt: skip
 GROWING = {

@@ -54,8 +54,8 @@ class Settings:
         finished: Whether to report what is there, and run nothing.
     """
 
-    tasks: tuple[str, ...] = ("quick",)
-    optimizers: tuple[str, ...] = QUICK_OPTIMIZERS
+    tasks: Sequence[str] = ("quick",)
+    optimizers: Sequence[str] = QUICK_OPTIMIZERS
     seeds: int = 1
     steps: int = 0
     anytime: bool = False
@@ -70,11 +70,9 @@ class Settings:
 
 def plan(settings: Settings, wanted: Sequence[Task], known: dict[str, Contender]) -> list[Run]:
     """All runs, those first that make whole tables early."""
-    own = {name: c for name, c in known.items() if not c.run_of}
     # What is read from another contender's runs needs these, asked for or not.
-    sources = contenders.contenders(settings.checkpoint)
-    for needed in [c.run_of for c in known.values() if c.run_of]:
-        own.setdefault(needed, sources[needed])
+    own = contenders.contenders(settings.checkpoint) | known
+    own = {n: own[n] for n in dict.fromkeys(c.run_of or n for n, c in known.items())}
     learned = any(c.is_learned for c in own.values())
     checkpoint = contenders.identity(settings.checkpoint) if learned else ""
     return [
@@ -131,18 +129,13 @@ def compare(settings: Settings) -> Outcome:
     # A look at what there is leaves the folder to whoever is at work in it.
     with nullcontext() if settings.finished else held(settings.out):
         done = with_averages(execute(settings, runs), known)
-    whole = {task.name: task.steps for task in wanted}
-    done_tasks = {r.run.task for r in done if r.run.steps == whole[r.run.task]}
-    if not done_tasks:
+    stopped = stopped_early(wanted, done)
+    names = {record.run.task for record in stopped[1.0]}
+    if not names:
         raise ValueError(f"no run of these is finished in '{settings.out}'")
-    wanted = [task for task in wanted if task.name in done_tasks]
-    return Outcome(
-        tasks=wanted,
-        contenders=known,
-        records=[r for r in done if r.run.steps == whole[r.run.task]],
-        stopped=stopped_early(wanted, done) if settings.anytime else {},
-        notes=[*notes, *more],
-    )
+    wanted = [task for task in wanted if task.name in names]
+    early = stopped if settings.anytime else {}
+    return Outcome(wanted, known, stopped[1.0], [*notes, *more], early)
 
 
 def with_averages(done: Sequence[Record], known: dict[str, Contender]) -> list[Record]:
@@ -152,7 +145,7 @@ def with_averages(done: Sequence[Record], known: dict[str, Contender]) -> list[R
         answer += [
             replace(record, run=replace(record.run, optimizer=name), merits=record.averaged)
             for record in done
-            if contender.run_of and record.run.optimizer == contender.run_of
+            if record.run.optimizer == contender.run_of
         ]
     return answer
 
@@ -160,13 +153,13 @@ def with_averages(done: Sequence[Record], known: dict[str, Contender]) -> list[R
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, compare, print; 0 when all is done, 2 for a request that cannot be met."""
     settings = _parse(argv)
+
+    def work() -> list[str]:
+        paths = write(compare(settings), settings.out)
+        return [paths[0].read_text(), "wrote " + ", ".join(map(str, paths))]
+
     goes_on = f"stopped; the same command goes on from {settings.out}"
-    return run_command("benchmark", lambda: _compared(settings), stopped=goes_on)
-
-
-def _compared(settings: Settings) -> list[str]:
-    paths = write(compare(settings), settings.out)
-    return [paths[0].read_text(), "wrote " + ", ".join(map(str, paths))]
+    return run_command("benchmark", work, stopped=goes_on)
 
 
 def _parse(argv: Sequence[str] | None) -> Settings:
@@ -178,8 +171,8 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     )
     add, default = parser.add_argument, Settings()
     add("--tasks", nargs="+", default=default.tasks, metavar="TASK", help='or "all" or "quick"')
-    add("--optimizers", nargs="+", default=default.optimizers, metavar="OPTIMIZER",
-        help='or "all" or "rivals"')  # fmt: skip
+    text = 'or "all" or "rivals"'
+    add("--optimizers", nargs="+", default=default.optimizers, metavar="OPTIMIZER", help=text)
     add("--seeds", type=int, default=default.seeds, help="how many, from 1 on")
     add("--steps", type=int, default=default.steps, help="of every run; 0: each task's own")
     add("--anytime", action="store_true", help="stop everyone at 1/8, 1/4 and 1/2 too")
@@ -191,8 +184,6 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--jobs", type=int, default=default.jobs, help="runs at the same time, of one thread each")
     add("--finished", action="store_true", help="report what is finished, and run nothing")
     args = vars(parser.parse_args(argv))
-    for name in ("tasks", "optimizers"):
-        args[name] = tuple(args[name])
     return Settings(**{**args, "grid": dict(args["grid"])})
 
 

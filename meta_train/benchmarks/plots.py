@@ -40,27 +40,20 @@ def dots(
 
     A unit is 0.3 points of accuracy or 2 % of a loss.
     """
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
-
     names = [name for name in labels if any(name in table for table in tables.values())]
-    size = (2.6 + 0.85 * len(names), 1.5 + 0.3 * len(tasks))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure = _figure(2.6 + 0.85 * len(names), 1.5 + 0.3 * len(tasks))
     axis = figure.subplots()
     behind = [[_behind(task.merit, tables[task.name], name) for name in names] for task in tasks]
-    grid = [[math.nan if b is None else min(b, FURTHEST) for b in row] for row in behind]
-    image = axis.imshow(grid, cmap="YlGnBu_r", vmin=0, vmax=FURTHEST, aspect="auto")
+    image = axis.imshow(behind, cmap="YlGnBu_r", vmin=0, vmax=FURTHEST, aspect="auto")
     for i, task in enumerate(tasks):
         for j, name in enumerate(names):
-            standing, far = tables[task.name].get(name), grid[i][j]
-            if standing is None:
-                continue
-            best = behind[i][j] == 0
-            figures = text(task.merit, [standing.entry.mean])
-            axis.text(
-                j, i, figures, ha="center", va="center", fontsize=7.5,
-                color="white" if far < 0.55 * FURTHEST else "black",
-                fontweight="bold" if best else "normal",
-            )  # fmt: skip
+            if name in tables[task.name]:
+                axis.text(
+                    j, i, text(task.merit, [tables[task.name][name].entry.mean]),
+                    ha="center", va="center", fontsize=7.5,
+                    color="white" if behind[i][j] < 0.55 * FURTHEST else "black",
+                    fontweight="normal" if behind[i][j] else "bold",
+                )  # fmt: skip
     axis.set_xticks(range(len(names)), [labels[n] for n in names], rotation=30, ha="left")
     axis.xaxis.tick_top()
     axis.set_yticks(range(len(tasks)), [task.label for task in tasks])
@@ -79,13 +72,11 @@ def curves(
     labels: Mapping[str, str],
 ) -> bytes:
     """Training losses of the first seed, every optimizer at its best rate; a picture a task."""
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
     from matplotlib.ticker import NullFormatter
 
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
-    size = (0.4 + 2.9 * columns, 0.7 + 2.1 * rows)
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    figure = _figure(0.4 + 2.9 * columns, 0.7 + 2.1 * rows, dpi=130)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     shown: dict[str, Any] = {}
     seed = min((r.run.seed for r in records), default=1)
@@ -126,15 +117,8 @@ def curves(
 def plot_predictions(
     predictions: Mapping[str, tuple[Sequence[float], Sequence[float]]],
 ) -> bytes:
-    """A PNG: a panel for each predictor, a point for each network.
-
-    Args:
-        predictions: By label true and predicted accuracies, in [0, 1].
-    """
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
-
-    size = (0.6 + 3.6 * len(predictions), 3.9)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    """A panel for each predictor: by label true and predicted accuracies of networks, in [0, 1]."""
+    figure = _figure(0.6 + 3.6 * len(predictions), 3.9)
     axes = figure.subplots(1, len(predictions), squeeze=False, sharex=True, sharey=True)[0]
     for axis, (label, (true, predicted)) in zip(axes, predictions.items(), strict=True):
         axis.plot([0, 100], [0, 100], color="0.8", linewidth=1)
@@ -151,14 +135,11 @@ def plot_predictions(
 
 
 def plot_training(points: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    """A PNG: a line for each classifier, from evaluation to evaluation.
+    """A line for each classifier: by label, from evaluation to evaluation, accuracies in [0, 1].
 
-    Args:
-        points: By label accuracies on training and on validation split, in [0, 1], in order.
+    Each evaluation is an accuracy on the training and one on the validation split.
     """
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
-
-    figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
+    figure = _figure(6.4, 4.8)
     axis = figure.subplots()
     axis.plot([0, 100], [0, 100], color="0.8", linewidth=1)
     colours = itertools.cycle(COLOURS.values())
@@ -175,10 +156,10 @@ def plot_training(points: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
     return _png(figure)
 
 
-def _behind(merit: Merit, table: Mapping[str, Standing], name: str) -> float | None:
-    """Units behind the best of all."""
+def _behind(merit: Merit, table: Mapping[str, Standing], name: str) -> float:
+    """Units behind the best of all; not a number for who has no figure there."""
     if name not in table:
-        return None
+        return math.nan
     mine = table[name].entry.mean
     return max(gain(merit, s.entry.mean, mine) for s in table.values())
 
@@ -191,6 +172,12 @@ def _losses(
             near = range(len(r.curve))
             return [fmean(r.curve[max(0, i - SMOOTHING) : i + SMOOTHING + 1]) for i in near]
     return []
+
+
+def _figure(width: float, height: float, dpi: int = 150) -> Any:
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
 def _png(figure: Any, **settings: str) -> bytes:

@@ -77,23 +77,16 @@ def read(folder: Path) -> dict[Run, Record]:
         return {}
     found: dict[Run, Record] = {}
     for at, line in enumerate(path.read_bytes().splitlines(), 1):
-        if _is_cut_off(line):
-            continue
         with expecting(
             f"'{path}', line {at}: not a run of this benchmark; move the file away or give "
             "another --out: expected a record"
         ):
-            record = parsed(Record, json.loads(line), "record")
+            try:
+                content = json.loads(line)
+            except ValueError:
+                if line.startswith(BEGINNING[: len(line)]):  # a run was killed while it wrote
+                    continue
+                raise
+            record = parsed(Record, content, "record")
             found[record.run] = record
     return found
-
-
-def _is_cut_off(line: bytes) -> bool:
-    """Whether a line is the beginning of one: a run was killed while it wrote."""
-    if not line.startswith(BEGINNING[: len(line)]):
-        return False
-    try:
-        json.loads(line)
-    except ValueError:
-        return True
-    return False

@@ -1,9 +1,9 @@
-"""The outcome as Markdown, as JSON and as pictures."""
+"""The outcome as Markdown and as pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 from l2o_graph.storage.files import write_atomically
 from meta_train.benchmarks.contenders import Contender
@@ -12,12 +12,11 @@ from meta_train.benchmarks.judge import (
     Entry,
     Standing,
     Verdict,
-    entries_of,
     gain,
     over_seeds,
     over_tasks,
     standings,
-    summaries,
+    summary,
     text,
 )
 from meta_train.benchmarks.plots import curves, dots
@@ -33,25 +32,36 @@ class Outcome:
     tasks: Sequence[Task]
     contenders: Mapping[str, Contender]  # by name
     records: Sequence[Record]  # of whole runs
-    stopped: Mapping[float, Sequence[Record]]  # by the fraction of a run, if that was asked for
     notes: Sequence[str]  # about what was left out
+    # By the fraction of a run, if that was asked for.
+    stopped: Mapping[float, Sequence[Record]] = field(default_factory=dict)
 
-    def tables(self, records: Sequence[Record]) -> dict[str, dict[str, Standing]]:
+    def tables(self) -> dict[str, dict[str, Standing]]:
         """Standings of each task, by its name."""
-        return {
-            task.name: standings(task.merit, self.entries(task, records)) for task in self.tasks
-        }
+        return {task.name: standings(task.merit, self.entries(task)) for task in self.tasks}
 
-    def entries(self, task: Task, records: Sequence[Record]) -> list[Entry]:
-        """A task's entries, one for each optimizer and rate."""
-        own = [r for r in records if r.run.task == task.name]
-        learned = {name: contender.is_learned for name, contender in self.contenders.items()}
-        return entries_of(own, learned)
+    def entries(self, task: Task) -> list[Entry]:
+        """A task's records by optimizer and rate, seeds together."""
+        groups: dict[tuple[str, float], list[Record]] = {}
+        for r in self.records:
+            if r.run.task == task.name:
+                groups.setdefault((r.run.optimizer, r.run.rate), []).append(r)
+        return [
+            Entry(
+                name,
+                rate,
+                {r.run.seed: r.merit for r in group},
+                {r.run.seed: r.start for r in group},
+                any(r.diverged and r.merit is None for r in group),
+                self.contenders[name].is_learned,
+            )
+            for (name, rate), group in groups.items()
+        ]
 
 
 def write(outcome: Outcome, folder: Path) -> list[Path]:
     """Write results.md, standings.png and curves.png; returns their paths."""
-    tables = outcome.tables(outcome.records)
+    tables = outcome.tables()
     labels = {name: contender.label for name, contender in outcome.contenders.items()}
     files = {
         "results.md": markdown(outcome).encode(),
@@ -95,70 +105,34 @@ def markdown(outcome: Outcome) -> str:
             "rank among rivals, and how often first or level.",
             table(_anytime(outcome)),
         ]
-    parts += [
-        "## Cost of a step",
-        "Median time of the update over median time of a forward and backward pass; in brackets "
-        "with the mean of the update, which counts the steps that renew a basis.",
-        table(_costs(outcome)),
-        "## All rates",
-        table(_rates(outcome)),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, "## All rates", table(_rates(outcome))]) + "\n"
 
 
-def verdicts(outcome: Outcome) -> dict[tuple[str, str], Verdict]:
-    """Each learned contender, or AdamW where there is none, against every rival, over tasks."""
-    tables = outcome.tables(outcome.records)
-    answer: dict[tuple[str, str], Verdict] = {}
-    for mine in _challengers(outcome):
-        for other, contender in outcome.contenders.items():
-            if other == mine or contender.is_learned:
-                continue
-            gains = [
-                gain(task.merit, table[mine].entry.mean, table[other].entry.mean)
-                for task in outcome.tasks
-                if mine in (table := tables[task.name]) and other in table
-            ]
-            if gains:
-                answer[mine, other] = over_tasks(gains)
-    return answer
-
-
-def passes(outcome: Outcome, task: Task, name: str) -> tuple[float | None, float | None]:
-    """Median and mean cost of a step, in forward and backward passes."""
-    own = [r for r in outcome.records if (r.run.task, r.run.optimizer) == (task.name, name)]
-    own = [r for r in own if r.pass_seconds]
-    if not own:
-        return None, None
-    return (
-        median(r.update_seconds / r.pass_seconds for r in own),
-        median(r.update_seconds_mean / r.pass_seconds for r in own),
-    )
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and, of more than one value, standard deviation."""
-    text = f"{fmean(values):.{digits}f}"
-    return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as Markdown, the first as the head."""
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _challengers(outcome: Outcome) -> list[str]:
+    """The learned contenders, or AdamW where there is none."""
     learned = [name for name, contender in outcome.contenders.items() if contender.is_learned]
     return learned or [name for name in ("adamw",) if name in outcome.contenders]
 
 
 def _merits(outcome: Outcome) -> list[list[str]]:
-    tables = outcome.tables(outcome.records)
     rows = [["task", "merit", *(c.label for c in outcome.contenders.values())]]
+    tables = outcome.tables()
     for task in outcome.tasks:
-        table = tables[task.name]
-        means = [s.entry.mean for s in table.values()]
+        found = tables[task.name]
+        means = [s.entry.mean for s in found.values()]
         cells = []
         for name, contender in outcome.contenders.items():
-            if name not in table:
+            if name not in found:
                 cells.append("")
                 continue
-            standing = table[name]
+            standing = found[name]
             cell = text(task.merit, list(standing.entry.merits.values()))
             if all(gain(task.merit, standing.entry.mean, mean) >= 0 for mean in means):
                 cell = f"**{cell}**"
@@ -172,39 +146,48 @@ def _merits(outcome: Outcome) -> list[list[str]]:
 def _summary(outcome: Outcome) -> list[list[str]]:
     rows = [["optimizer", "tasks", "median rank", "median rank, every rate a rival", "first",
              "first or level", "failed", "worse than AdamW as it comes"]]  # fmt: skip
-    found = summaries(outcome.tables(outcome.records))
+    tables = outcome.tables().values()
     for name, contender in outcome.contenders.items():
-        if name in found:
-            rows.append([contender.label, *(f"{number:g}" for number in astuple(found[name]))])
+        if own := [found[name] for found in tables if name in found]:
+            rows.append([contender.label, *(f"{number:g}" for number in summary(own))])
     return rows
 
 
 def _verdicts(outcome: Outcome) -> list[list[str]]:
+    """Each challenger against every rival, over tasks."""
     rows = [["", "better than", "tasks won", "median difference, units", "p", "better?"]]
-    for (mine, other), verdict in verdicts(outcome).items():
-        labels = [outcome.contenders[name].label for name in (mine, other)]
-        rows.append([*labels, *_cells(verdict)])
+    tables = outcome.tables()
+    for mine in _challengers(outcome):
+        for other, contender in outcome.contenders.items():
+            if other == mine or contender.is_learned:
+                continue
+            gains = [
+                gain(task.merit, found[mine].entry.mean, found[other].entry.mean)
+                for task in outcome.tasks
+                if mine in (found := tables[task.name]) and other in found
+            ]
+            if gains:
+                labels = [outcome.contenders[mine].label, contender.label]
+                rows.append([*labels, *_cells(over_tasks(gains))])
     return rows
 
 
 def _on_each_task(outcome: Outcome) -> list[list[str]]:
     """Against the best rival of each task, where there are seeds enough to tell."""
     rows = [["task", "", "best rival", "seeds won", "mean difference, units", "p", "better?"]]
+    tables = outcome.tables()
     for task in outcome.tasks:
-        table = standings(task.merit, outcome.entries(task, outcome.records))
-        rivals = {n: s for n, s in table.items() if not s.entry.is_learned}
+        found = tables[task.name]
         for mine in _challengers(outcome):
-            others = [n for n in rivals if n != mine]
-            if mine not in table or not others:
+            rivals = [n for n, s in found.items() if n != mine and not s.entry.is_learned]
+            if mine not in found or not rivals:
                 continue
-            other = min(others, key=lambda n: (rivals[n].rank, rivals[n].behind))
-            ours, theirs = table[mine].entry.merits, rivals[other].entry.merits
+            other = min(rivals, key=lambda n: (found[n].rank, found[n].behind))
+            ours, theirs = found[mine].entry.merits, found[other].entry.merits
             gains = [gain(task.merit, ours[s], theirs[s]) for s in ours if s in theirs]
-            verdict = over_seeds(gains) if gains else None
-            if verdict is None or verdict.p is None:
-                continue
-            labels = [outcome.contenders[name].label for name in (mine, other)]
-            rows.append([task.label, *labels, *_cells(verdict)])
+            if gains and (verdict := over_seeds(gains)).p is not None:
+                labels = [outcome.contenders[name].label for name in (mine, other)]
+                rows.append([task.label, *labels, *_cells(verdict)])
     return rows
 
 
@@ -215,60 +198,36 @@ def _cells(verdict: Verdict) -> list[str]:
 
 
 def _anytime(outcome: Outcome) -> list[list[str]]:
-    shares = list(outcome.stopped)
-    rows = [["optimizer", *(f"{share:g} of the run" for share in shares)]]
-    found = {share: summaries(outcome.tables(outcome.stopped[share])) for share in shares}
+    rows = [["optimizer", *(f"{share:g} of the run" for share in outcome.stopped)]]
+    tables = [replace(outcome, records=r).tables().values() for r in outcome.stopped.values()]
     for name, contender in outcome.contenders.items():
-        cells = [
-            f"{s.median_rank:g}, {s.level} of {s.tasks}" if (s := found[share].get(name)) else ""
-            for share in shares
-        ]
-        rows.append([contender.label, *cells])
-    return rows
-
-
-def _costs(outcome: Outcome) -> list[list[str]]:
-    rows = [["task", "pass, ms", *(c.label for c in outcome.contenders.values())]]
-    for task in outcome.tasks:
-        own = [r.pass_seconds for r in outcome.records if r.run.task == task.name]
-        cells = [passes(outcome, task, name) for name in outcome.contenders]
-        rows.append([
-            task.label, f"{1e3 * median(own):.1f}" if own else "",
-            *("" if m is None else f"{m:.2f} ({mean:.2f})" for m, mean in cells),
-        ])  # fmt: skip
+        row = [contender.label]
+        for found in tables:
+            own = [standing[name] for standing in found if name in standing]
+            level = f"{sum(s.level for s in own)} of {len(own)}"
+            row.append(f"{median(s.rank for s in own):g}, {level}" if own else "")
+        rows.append(row)
     return rows
 
 
 def _rates(outcome: Outcome) -> list[list[str]]:
     rows = [["task", "optimizer", "rate", "merit", "at the start"]]
     for task in outcome.tasks:
-        for e in outcome.entries(task, outcome.records):
-            if len(outcome.contenders[e.optimizer].rates) > 1:
+        for e in outcome.entries(task):
+            contender = outcome.contenders[e.optimizer]
+            if len(contender.rates) > 1:
                 merit = text(task.merit, list(e.merits.values()))
                 start = text(task.merit, [fmean(e.starts.values())])
-                label = outcome.contenders[e.optimizer].label
-                rows.append([task.label, label, f"{e.rate:g}", merit, start])
+                rows.append([task.label, contender.label, f"{e.rate:g}", merit, start])
     return rows
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as Markdown, the first as the head."""
-    head, *rest = rows
-    lines = [head, ["---"] * len(head), *rest]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def stopped_early(tasks: Sequence[Task], records: Sequence[Record]) -> dict[float, list[Record]]:
     """Records by the fraction of the run at which they stopped, those of one long run too."""
-    answer: dict[float, list[Record]] = {}
-    for i, share in enumerate(FRACTIONS):
-        answer[share] = []
-        for task in tasks:
-            steps = stops(task.steps)[i]
-            own = [r for r in records if r.run.task == task.name]
-            answer[share] += [
-                r if r.run.steps == steps else r.stopped(steps)
-                for r in own
-                if r.run.steps == steps or (r.run.steps == task.steps and steps in r.merits)
-            ]
+    answer: dict[float, list[Record]] = {share: [] for share in FRACTIONS}
+    for task in tasks:
+        own = [r for r in records if r.run.task == task.name]
+        for share, steps in zip(FRACTIONS, stops(task.steps), strict=True):
+            whole = (r for r in own if r.run.steps in (steps, task.steps))
+            answer[share] += [r.stopped(steps) for r in whole if steps in r.merits]
     return answer

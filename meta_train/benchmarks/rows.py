@@ -24,13 +24,13 @@ class Row:
     """A model of a table."""
 
     label: str
-    arguments: tuple[str, ...]  # of ``python -m meta_train``, after the task; first the model
+    arguments: str  # of ``python -m meta_train``, after the task and --model
     published: str = ""  # what the paper says, if it does, in the units of the table
 
     @property
     def name(self) -> str:
         """As folders are called."""
-        return "-".join(argument.strip("-") for argument in self.arguments)
+        return "-".join(argument.strip("-") for argument in self.arguments.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,16 @@ class Table:
 def edited_digits(folders: Mapping[str, Path]) -> bytes:
     """What networks draw before and after each editor, and what they should draw."""
     found: dict[str, Tensor] = {}
-    target: dict[str, Tensor] = {}
     for label, folder in folders.items():
         path = folder / EDITED
         with expecting(f"'{path}': expected images of networks"):
             images = load_file(path)
-            drawn, edited, wanted = (images[name] for name in ("drawn", "edited", "target"))
-            if not drawn.shape == edited.shape == wanted.shape or drawn.dim() != 3:
+            drawn, edited, target = (images[name] for name in ("drawn", "edited", "target"))
+            if not drawn.shape == edited.shape == target.shape or drawn.dim() != 3:
                 raise ValueError(f"images of shapes {[list(x.shape) for x in images.values()]}")
-        found |= {"network": drawn} if not found else {}
-        found[label], target["target"] = edited, wanted
-    return contact_sheet(found | target)
+        found.pop("target", None)  # the same of all, and the last
+        found = {"network": drawn, **found, label: edited, "target": target}
+    return contact_sheet(found)
 
 
 def predictions(folders: Mapping[str, Path]) -> bytes:
@@ -111,38 +110,37 @@ def accuracies(log: Path) -> list[tuple[float, float]]:
 
 # What reads CNNs beyond the paper: in the order of their computation, by what they answer.
 BEYOND_ON_CNNS = (
-    ("Ordered", ("ordered",)),
-    ("ProbeGen, 128 probes", ("probegen",)),
-    ("ProbeGen, 64 probes", ("probegen", "--probes", "64")),
-    ("NG-GNN, 64 probes", ("ng_gnn", "--probes", "64")),
-    ("NG-GNN, 64 probes, responses", ("ng_gnn", "--probes", "64", "--responses")),
+    Row("Ordered", "ordered"),
+    Row("ProbeGen, 128 probes", "probegen"),
+    Row("ProbeGen, 64 probes", "probegen --probes 64"),
+    Row("NG-GNN, 64 probes", "ng_gnn --probes 64"),
+    Row("NG-GNN, 64 probes, responses", "ng_gnn --probes 64 --responses"),
 )
 
 
-def _held_out(*descriptors: str) -> list[Row]:
+def _held_out(trait: str) -> list[Row]:
     """Models that are tested on what they have not seen the like of."""
-    models = [("StatNN", ("stat_nn",)), ("NG-GNN", ("ng_gnn",)), ("NG-T", ("ng_t",))]
+    models = Row("StatNN", "stat_nn"), Row("NG-GNN", "ng_gnn"), Row("NG-T", "ng_t")
     return [
-        Row(f"{label}, {trait} held out", (*arguments, "--hold-out", trait))
-        for trait in descriptors
-        for label, arguments in (*models, *BEYOND_ON_CNNS)
+        Row(f"{row.label}, {trait} held out", f"{row.arguments} --hold-out {trait}")
+        for row in (*models, *BEYOND_ON_CNNS)
     ]
 
 
-def _probed(label: str, model: str, count: int, *more: str, published: str = "") -> Row:
+def _probed(label: str, model: str, count: int, published: str = "") -> Row:
     """A model with so many probes."""
-    return Row(f"{label}, {count} probes", (model, "--probes", str(count), *more), published)
+    return Row(f"{label}, {count} probes", f"{model} --probes {count}", published)
 
 
 def _canonical(row: Row) -> Row:
     """The same model, which reads networks in canonical form."""
-    return Row(f"{row.label}, canonical", (*row.arguments, "--canonical"))
+    return Row(f"{row.label}, canonical", f"{row.arguments} --canonical")
 
 
 def _each_probed(published: Mapping[str, Sequence[str]]) -> list[Row]:
     """Both graph models with each number of probes, and what is published of each."""
     return [
-        _probed(label, model, count, published=figure)
+        _probed(label, model, count, figure)
         for label, model in GRAPHS
         for count, figure in zip(PROBES, published.get(label, [""] * len(PROBES)), strict=True)
     ]
@@ -156,22 +154,21 @@ GRAPHS = (("NG-GNN", "ng_gnn"), ("NG-T", "ng_t"))
 # What reads INRs, beyond the paper: in canonical form, in the order of their computation, by what
 # they answer.
 BEYOND = (
-    *[_canonical(Row(label, (model,))) for label, model in BASELINES],
+    *[_canonical(Row(label, model)) for label, model in BASELINES],
     *[_canonical(_probed(label, model, count)) for label, model in GRAPHS for count in (0, 64)],
-    Row("Ordered, 0 probes", ("ordered", "--no-canonical")),
+    Row("Ordered, 0 probes", "ordered --no-canonical"),
     _canonical(_probed("Ordered", "ordered", 0)),
-    _probed("Ordered", "ordered", 64, "--no-canonical"),
+    Row("Ordered, 64 probes", "ordered --probes 64 --no-canonical"),
     _canonical(_probed("Ordered", "ordered", 64)),
-    Row("Ordered, 128 generated probes, canonical",
-        ("ordered", "--probes", "128", "--generated")),
-    Row("ProbeGen, 128 probes", ("probegen",)),
-    Row("ProbeGen, 128 free probes", ("probegen", "--no-generated")),
-)  # fmt: skip
+    Row("Ordered, 128 generated probes, canonical", "ordered --probes 128 --generated"),
+    Row("ProbeGen, 128 probes", "probegen"),
+    Row("ProbeGen, 128 free probes", "probegen --no-generated"),
+)
 
 
 def _of_inrs(published: Mapping[str, Sequence[str]], *ablated: Row) -> Table:
     """Everything that classifies INRs, with what is published of each by its label."""
-    baselines = [Row(label, (model,), *published.get(label, ())) for label, model in BASELINES]
+    baselines = [Row(label, model, *published.get(label, ())) for label, model in BASELINES]
     rows = (*baselines, *_each_probed(published), *ablated, *BEYOND)
     return Table(rows, "test_accuracy", "accuracy, %", 100.0, 2, training)
 
@@ -184,8 +181,8 @@ TABLES = {
             "NG-GNN": ["91.4 ± 0.6", "91.8 ± 0.5", "92.8 ± 0.3", "94.7 ± 0.3"],
             "NG-T": ["92.4 ± 0.3", "93.3 ± 0.2", "94.9 ± 0.3", "97.3 ± 0.2"],
         },
-        Row("NG-GNN without positions", ("ng_gnn", "--no-positions"), "83.9 ± 0.3"),
-        Row("NG-T without positions", ("ng_t", "--no-positions"), "77.9 ± 0.7"),
+        Row("NG-GNN without positions", "ng_gnn --no-positions", "83.9 ± 0.3"),
+        Row("NG-T without positions", "ng_t --no-positions", "77.9 ± 0.7"),
     ),
     "fmnist_inr": _of_inrs({
         "MLP": ["19.9 ± 0.5"], "Set NN": ["22.3 ± 0.4"], "DWSNet": ["67.1 ± 0.3"],
@@ -195,42 +192,41 @@ TABLES = {
     "cifar10_inr": _of_inrs({}),
     "mnist_dilation": Table(
         (
-            Row("DWSNet", ("dwsnet",), "2.58"),
-            Row("NFN", ("nfn",), "2.55"),
+            Row("DWSNet", "dwsnet", "2.58"),
+            Row("NFN", "nfn", "2.55"),
             *_each_probed({
                 "NG-GNN": ["2.38 ± 0.02", "2.26 ± 0.01", "2.17 ± 0.01", "2.06 ± 0.01"],
                 "NG-T": ["1.96 ± 0.00", "1.88 ± 0.02", "1.82 ± 0.02", "1.75 ± 0.01"],
             }),
-            Row("NG-GNN, 64 probes, 8 answers", ("ng_gnn", "--probes", "64", "--answers", "8")),
-            Row("Ordered, 64 probes", ("ordered", "--probes", "64")),
-            Row("Ordered, 64 probes, 8 answers",
-                ("ordered", "--probes", "64", "--answers", "8")),
+            Row("NG-GNN, 64 probes, 8 answers", "ng_gnn --probes 64 --answers 8"),
+            _probed("Ordered", "ordered", 64),
+            Row("Ordered, 64 probes, 8 answers", "ordered --probes 64 --answers 8"),
         ),
         "test_loss", "mean squared error of pixels, 1e-2", 100.0, 3, edited_digits,
     ),
     "cnn_park": Table(
         (
-            Row("StatNN", ("stat_nn",), "0.719 ± 0.010"),
-            Row("NG-GNN", ("ng_gnn",), "0.804 ± 0.009"),
-            Row("NG-T", ("ng_t",), "0.817 ± 0.007"),
-            Row("NG-GNN without activations", ("ng_gnn", "--no-activations"), "0.778 ± 0.018"),
-            Row("NG-T without activations", ("ng_t", "--no-activations"), "0.728 ± 0.010"),
-            *[Row(label, arguments) for label, arguments in BEYOND_ON_CNNS],
+            Row("StatNN", "stat_nn", "0.719 ± 0.010"),
+            Row("NG-GNN", "ng_gnn", "0.804 ± 0.009"),
+            Row("NG-T", "ng_t", "0.817 ± 0.007"),
+            Row("NG-GNN without activations", "ng_gnn --no-activations", "0.778 ± 0.018"),
+            Row("NG-T without activations", "ng_t --no-activations", "0.728 ± 0.010"),
+            *BEYOND_ON_CNNS,
         ),
         "test_tau", "Kendall's tau-b", 1.0, 3, predictions,
     ),
     "cnn_held_out": Table(
-        tuple(_held_out("depth=5", "width=32", "activation=tanh")),
+        (*_held_out("depth=5"), *_held_out("width=32"), *_held_out("activation=tanh")),
         "test_tau", "Kendall's tau-b", 1.0, 3, predictions, "cnn_park",
     ),
     "cnn_small": Table(
         (
-            Row("StatNN", ("stat_nn",), "0.915 ± 0.002"),
-            Row("NFN-HNP", ("nfn",), "0.934 ± 0.001"),
-            Row("NG-GNN", ("ng_gnn",), "0.930 ± 0.001"),
-            Row("NG-T", ("ng_t",), "0.935 ± 0.000"),
-            Row("Ordered", ("ordered",)),
-            Row("ProbeGen, 128 probes", ("probegen",)),
+            Row("StatNN", "stat_nn", "0.915 ± 0.002"),
+            Row("NFN-HNP", "nfn", "0.934 ± 0.001"),
+            Row("NG-GNN", "ng_gnn", "0.930 ± 0.001"),
+            Row("NG-T", "ng_t", "0.935 ± 0.000"),
+            Row("Ordered", "ordered"),
+            Row("ProbeGen, 128 probes", "probegen"),
         ),
         "test_tau", "Kendall's tau-b", 1.0, 3, predictions,
     ),

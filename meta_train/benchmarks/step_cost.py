@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from statistics import fmean, median
 from typing import Any
@@ -57,17 +58,11 @@ class FlatMuon:
             optimizer.step()
 
 
-def _soap(net: nn.Module) -> Any:
-    from pytorch_optimizer import SOAP
-
-    return SOAP(net.parameters())
-
-
 NG = "NGOptimizer"
 RIVALS: dict[str, Callable[[nn.Module], Any]] = {
     "AdamW": lambda net: AdamW(net.parameters()),
     "Muon": FlatMuon,
-    "SOAP": _soap,
+    "SOAP": lambda net: import_module(LIBRARY).SOAP(net.parameters()),
 }
 OPTIMIZERS = (*RIVALS, NG)
 
@@ -102,104 +97,88 @@ def step_costs(
         ValueError: For a device that torch cannot use.
     """
     check_device(device)
-    lacking = {
-        "SOAP": "" if find_spec(LIBRARY) else LIBRARY,
-        "Muon": "" if hasattr(torch.optim, "Muon") else "torch 2.9 or newer",
-    }
+    lacking: dict[str, str] = {}
+    if find_spec(LIBRARY) is None:
+        lacking["SOAP"] = LIBRARY
+    if not hasattr(torch.optim, "Muon"):
+        lacking["Muon"] = "torch 2.9 or newer"
     for name in optimizers:
-        if lacking.get(name):
+        if name in lacking:
             print(f"{name} left out: needs {lacking[name]}", file=sys.stderr)
-    usable = [name for name in optimizers if not lacking.get(name)]
-    costs: list[Cost] = []
-    for name in nets:
-        bench = _Bench(name, usable, checkpoint, torch.device(device))
-        for _ in tqdm(range(rounds * NETS[name].repeats), name, unit="round"):
-            bench.round()
-        costs += bench.costs()
-    return costs
+    usable = [name for name in optimizers if name not in lacking]
+    place = torch.device(device)
+    return [cost for net in nets for cost in _measured(net, usable, checkpoint, rounds, place)]
 
 
-class _Bench:
-    """A network in as many copies as there are optimizers, and what was measured on them."""
+def _measured(
+    name: str, optimizers: Sequence[str], checkpoint: str, rounds: int, device: torch.device
+) -> list[Cost]:
+    """Measure a network, in as many copies as there are optimizers."""
+    net = NETS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = net.make().to(device)
+        inputs = net.inputs().to(device)
+    start = copy.deepcopy(plain.state_dict())
+    copies = {optimizer: copy.deepcopy(plain) for optimizer in optimizers}
+    makers = {**RIVALS, NG: lambda module: made(module, checkpoint)}
+    at_work = {optimizer: makers[optimizer](copied) for optimizer, copied in copies.items()}
 
-    def __init__(self, name: str, optimizers: Sequence[str], checkpoint: str, device: torch.device):
-        net = NETS[name]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.plain = net.make().to(device)
-            self.inputs = net.inputs().to(device)
-        self.name, self.classes, self.device = name, net.classes, device
-        self.start = copy.deepcopy(self.plain.state_dict())
-        self.copies = {name: copy.deepcopy(self.plain) for name in optimizers}
-        self.optimizers = {
-            name: made(copied, checkpoint) if name == NG else RIVALS[name](copied)
-            for name, copied in self.copies.items()
-        }
-        self.passes: list[float] = []
-        self.times: dict[str, list[list[float]]] = {name: [] for name in optimizers}
-        for copied in self.copies.values():  # from which NGOptimizer reads the structure
-            self._pass(copied)
-        self._pass(self.plain)
-        for name in self.copies:
-            self._steps(name, WARM_UP)
-
-    def round(self) -> None:
-        """Measure everything once."""
-        self.passes.append(self._timed(lambda: self._pass(self.plain)))
-        for name, found in self.times.items():
-            found.append(self._steps(name, STEPS))
-            # Twice as often where one pass is short: so do all see the same machine.
-            self.passes.append(self._timed(lambda: self._pass(self.plain)))
-
-    def costs(self) -> list[Cost]:
-        """Medians of what was measured."""
-        one_pass = median(self.passes)
-        return [
-            Cost(self.name, name, one_pass, median(map(fmean, rows)), median(map(max, rows)))
-            for name, rows in self.times.items()
-        ]
-
-    def _steps(self, name: str, count: int) -> list[float]:
-        """Seconds of each of the steps in a row, from the same weights with the same gradients."""
-        trained, optimizer = self.copies[name], self.optimizers[name]
-        trained.load_state_dict(self.start)
-        for p, q in zip(trained.parameters(), self.plain.parameters(), strict=True):
-            p.grad = None if q.grad is None else q.grad.clone()
-        times: list[float] = []
-        while len(times) < count or (count > WARM_UP and sum(times) < SHORTEST):
-            times.append(self._timed(optimizer.step))
-        return times
-
-    def _pass(self, net: nn.Module) -> None:
-        net.zero_grad()
-        scores = net(self.inputs).flatten(0, -2)
-        labels = torch.arange(len(scores), device=self.device) % self.classes
-        F.cross_entropy(scores, labels).backward()
-
-    def _timed(self, work: Callable[[], object]) -> float:
-        begin = self._now()
-        work()
-        return self._now() - begin
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
+    def now() -> float:
+        if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+    def one_pass(model: nn.Module) -> float:
+        """Seconds of a forward and backward pass."""
+        begin = now()
+        model.zero_grad()
+        scores = model(inputs).flatten(0, -2)
+        labels = torch.arange(len(scores), device=device) % net.classes
+        F.cross_entropy(scores, labels).backward()
+        return now() - begin
+
+    def steps(optimizer: str, count: int) -> list[float]:
+        """Seconds of each of the steps in a row, from the same weights with the same gradients."""
+        trained, times = copies[optimizer], []
+        trained.load_state_dict(start)
+        for p, q in zip(trained.parameters(), plain.parameters(), strict=True):
+            p.grad = None if q.grad is None else q.grad.clone()
+        while len(times) < count or (count > WARM_UP and sum(times) < SHORTEST):
+            begin = now()
+            at_work[optimizer].step()
+            times.append(now() - begin)
+        return times
+
+    for model in (*copies.values(), plain):  # of its copy NGOptimizer reads the structure
+        one_pass(model)
+    for optimizer in optimizers:
+        steps(optimizer, WARM_UP)
+    passes: list[float] = []
+    rows: dict[str, list[list[float]]] = {optimizer: [] for optimizer in optimizers}
+    for _ in tqdm(range(rounds * net.repeats), name, unit="round"):
+        for optimizer, found in rows.items():
+            passes.append(one_pass(plain))
+            found.append(steps(optimizer, STEPS))
+        passes.append(one_pass(plain))
+    return [
+        Cost(name, optimizer, median(passes), median(map(fmean, found)), median(map(max, found)))
+        for optimizer, found in rows.items()
+    ]
 
 
 def markdown(costs: Sequence[Cost]) -> str:
     """The measurements as a table."""
-    rows = [["network", "pass, ms", "optimizer", "step, ms", "passes", "slowest step, passes",
-             "bar"]]  # fmt: skip
-    for cost in costs:
-        net = NETS[cost.net]
-        limit = f"≤ {net.bar:g}" if cost.optimizer == NG and net.bar is not None else ""
-        rows.append([
-            net.label, f"{1e3 * cost.pass_seconds:.2f}", cost.optimizer,
+    head = ["network", "pass, ms", "optimizer", "step, ms", "passes", "slowest step, passes"]
+    rows = [
+        [
+            NETS[cost.net].label, f"{1e3 * cost.pass_seconds:.2f}", cost.optimizer,
             f"{1e3 * cost.seconds:.2f}", f"{cost.seconds / cost.pass_seconds:.2f}",
-            f"{cost.slowest / cost.pass_seconds:.2f}", limit,
-        ])  # fmt: skip
-    return table(rows)
+            f"{cost.slowest / cost.pass_seconds:.2f}",
+        ]
+        for cost in costs
+    ]  # fmt: skip
+    return table([head, *rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,24 +194,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--checkpoint", default="general", help="of NGOptimizer: a name or a path")
     add("--rounds", type=int, default=1, help="of the largest; small networks get more")
     add("--device", default="cpu")
-    add("--memory", action="store_true",
-        help="of NGOptimizer: memory, and time for a parameter, as networks grow")  # fmt: skip
+    text = "of NGOptimizer: memory, and time for a parameter, as networks grow"
+    add("--memory", action="store_true", help=text)
     given = parser.parse_args(argv)
 
     def work() -> list[str]:
-        COUNT.check("rounds", given.rounds)
+        rounds, checkpoint, device = given.rounds, given.checkpoint, given.device
+        COUNT.check("rounds", rounds)
         if given.threads is not None:
             THREADS.check("threads", given.threads)
             torch.set_num_threads(given.threads)
-        load_checkpoint(given.checkpoint)  # that it can be is seen before any work
+        load_checkpoint(checkpoint)  # that it can be is seen before any work
         machine = f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}"
         if given.memory:
-            if given.device != "cpu":
-                raise ValueError(f"device: expected cpu with --memory, found '{given.device}'")
-            found = memory.scales(given.nets or list(GROWING), given.checkpoint, given.rounds)
+            if device != "cpu":
+                raise ValueError(f"device: expected cpu with --memory, found '{device}'")
+            found = memory.scales(given.nets or list(GROWING), checkpoint, rounds)
             return [memory.markdown(found), f"\n{machine}"]
         nets = given.nets or list(TIMED)
-        costs = step_costs(nets, given.optimizers, given.checkpoint, given.rounds, given.device)
+        costs = step_costs(nets, given.optimizers, checkpoint, rounds, device)
         explained = f"Means of at least {STEPS} steps in a row, medians over rounds; "
         return [markdown(costs), f"\n{explained}{machine}"]
 

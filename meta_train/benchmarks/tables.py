@@ -31,7 +31,8 @@ from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.lock import held
 from meta_train.__main__ import main as train
-from meta_train.benchmarks.report import spread, table
+from meta_train.benchmarks.judge import spread
+from meta_train.benchmarks.report import table
 from meta_train.benchmarks.rows import TABLES, Row, Table
 from meta_train.parsing import parsed
 
@@ -43,10 +44,10 @@ class Settings:
     """What to train."""
 
     table: str  # a name of ``TABLES``
-    only: tuple[str, ...] = ()  # labels of rows, or words in them; () for all
+    only: Sequence[str] = ()  # labels of rows, or words in them; () for all
     seeds: int = 2  # how many, from 0 on
     hidden: int = 0  # channels of the graph models; 0 for the published ones
-    extra: tuple[str, ...] = ()  # further arguments of every run
+    extra: Sequence[str] = ()  # further arguments of every run
     out: Path = Path("runs/tables")  # folder of the runs and the table
     jobs: int = 1  # runs at the same time, of one thread each
 
@@ -55,26 +56,14 @@ class Settings:
 
     @property
     def rows(self) -> list[Row]:
-        """Those that are asked for.
-
-        Raises:
-            ValueError: When there are none.
-        """
+        """Those that are asked for; a ValueError where there are none."""
         every = TABLES[self.table].rows
-        whole = {row.label for row in every}.intersection(self.only)
-        words = "|".join(re.escape(part) for part in self.only if part not in whole)
-        found = [
-            row
-            for row in every
-            if not self.only
-            or row.label in whole
-            or (words and re.search(rf"\b({words})\b", row.label))
-        ]
+        labels = [row.label for row in every]
+        words = "|".join(re.escape(part) for part in self.only if part not in labels)
+        chosen = {label for label in labels if words and re.search(rf"\b({words})\b", label)}
+        found = [row for row in every if not self.only or row.label in (*chosen, *self.only)]
         if not found:
-            raise ValueError(
-                f"only: expected words of one of {[row.label for row in every]}, found "
-                f"{list(self.only)}"
-            )
+            raise ValueError(f"only: expected words of one of {labels}, found {list(self.only)}")
         return found
 
     def folder(self, row: Row, seed: int) -> Path:
@@ -89,8 +78,7 @@ def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
         The provenance of each run's best checkpoint; of runs that did not end, none.
 
     Raises:
-        ValueError: For rows that are not there.
-        OSError: When ``out`` cannot be written, or another command is writing there.
+        ValueError, OSError: For rows that are not there, and a folder that is written by another.
     """
     rows = settings.rows
     runs = [(row, seed) for seed in range(settings.seeds) for row in rows]
@@ -99,22 +87,14 @@ def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
         held(settings.out / settings.table),
         tqdm(total=len(runs), unit="run", smoothing=0) as progress,
     ):
-        for row, seed, status in in_parallel(partial(_train, settings), runs, settings.jobs):
+        for row, seed, found in in_parallel(partial(_train, settings), runs, settings.jobs):
             progress.update()
-            folder = settings.folder(row, seed)
-            if status:
-                place = folder / "output.txt"
-                progress.write(f"{row.label}, seed {seed}: see {place}", file=sys.stderr)
-                continue
-            try:
-                found = _outcome(settings, folder / "checkpoint.safetensors")
-            except (ValueError, OSError) as error:
-                progress.write(f"{row.label}, seed {seed}: {error}", file=sys.stderr)
-                continue
-            answers[row].append(found)
-            figure = _figure(TABLES[settings.table], [found])
-            text = f"{row.label}, seed {seed}: {figure}, {found['minutes']} minutes"
-            progress.write(text, file=sys.stderr)
+            text = found
+            if not isinstance(found, str):
+                answers[row].append(found)
+                figure = _figure(TABLES[settings.table], [found])
+                text = f"{figure}, {found['minutes']} minutes"
+            progress.write(f"{row.label}, seed {seed}: {text}", file=sys.stderr)
     return answers
 
 
@@ -136,12 +116,7 @@ def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> st
 
 
 def write(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> list[Path]:
-    """Write the table and, where there is something to see, its figure; returns their paths.
-
-    Raises:
-        ValueError: For what a run left for the figure, and is damaged.
-        OSError: For a place that cannot be written to.
-    """
+    """Write the table and, where there is something to see, its figure; returns their paths."""
     # Some rows alone do not take the place of the whole table.
     name = settings.table + ("-some" if settings.only else "")
     paths = [settings.out / f"{name}.md"]
@@ -155,26 +130,12 @@ def write(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> list[
 
 
 def provenance(checkpoint: Path) -> dict[str, Any]:
-    """How a checkpoint was made, and how good it is.
-
-    Raises:
-        ValueError: For a file that is damaged or something else.
-        OSError: For one that is not there.
-    """
+    """How a checkpoint was made, and how good it is; a ValueError for a file of something else."""
     with (
         expecting(f"checkpoint '{checkpoint}': expected how it was made"),
         safe_open(checkpoint, framework="pt") as file,
     ):
         return dict(json.loads(file.metadata()["provenance"]))
-
-
-def _outcome(settings: Settings, checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's provenance, with the numbers that a table is made of."""
-    found = provenance(checkpoint)
-    for name in ("parameters", "minutes", TABLES[settings.table].measure):
-        with expecting(f"checkpoint '{checkpoint}': expected a number '{name}'"):
-            parsed(float, found[name], name)
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,12 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("runs/tables"), metavar="FOLDER")
     add("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
     args = vars(parser.parse_args(argv[:cut]))
-    args["only"] = tuple(args["only"])
     complete = False
 
     def work() -> list[str]:
         nonlocal complete
-        settings = Settings(**args, extra=tuple(argv[cut + 1 :]))
+        settings = Settings(**args, extra=argv[cut + 1 :])
         answers = fill(settings)
         if not any(answers.values()):
             print("tables: no row ended, nothing written", file=sys.stderr)
@@ -211,21 +171,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("tables", work, (*ERRORS, BrokenProcessPool)) or int(not complete)
 
 
-def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, int]:
-    """One run; what it prints goes to a file in its folder."""
+def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, dict[str, Any] | str]:
+    """One run: the provenance of its best checkpoint, or why there is none.
+
+    What it prints goes to a file in its folder.
+    """
     row, seed = run
-    folder = settings.folder(row, seed)
+    folder, known = settings.folder(row, seed), TABLES[settings.table]
     hidden = ()
-    if settings.hidden and row.arguments[0] in GRAPH_MODELS:
+    if settings.hidden and row.arguments.split()[0] in GRAPH_MODELS:
         hidden = ("--hidden", str(settings.hidden))
     arguments = (
-        "--task", TABLES[settings.table].task or settings.table,
-        "--model", *row.arguments, *hidden, *settings.extra,
+        "--task", known.task or settings.table,
+        "--model", *row.arguments.split(), *hidden, *settings.extra,
         "--seed", str(seed), "--out", str(folder), "--resume",
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
+    output, checkpoint = folder / "output.txt", folder / "checkpoint.safetensors"
     with (
-        (folder / "output.txt").open("a") as file,
+        output.open("a") as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
@@ -238,8 +202,18 @@ def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, int]:
             status = 1
     if status == INTERRUPTED:
         raise KeyboardInterrupt
-    return row, seed, status
+    if status:
+        return row, seed, f"see {output}"
+    try:
+        found = provenance(checkpoint)
+        for name in ("parameters", "minutes", known.measure):
+            with expecting(f"checkpoint '{checkpoint}': expected a number '{name}'"):
+                parsed(float, found[name], name)
+    except (ValueError, OSError) as error:
+        return row, seed, str(error)
+    return row, seed, found
 
 
 def _figure(table: Table, found: Sequence[dict[str, Any]]) -> str:
-    return spread([table.scale * each[table.measure] for each in found], table.digits)
+    form = f".{table.digits}f"
+    return spread([table.scale * each[table.measure] for each in found], form, form)

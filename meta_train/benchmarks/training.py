@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from meta_train.benchmarks.contenders import contenders, identity
 from meta_train.benchmarks.records import Record, Run
-from meta_train.benchmarks.strangers.task import Problem, measured
+from meta_train.benchmarks.strangers.task import Problem, falling, measured
 from meta_train.benchmarks.strangers.tasks import find
 
 POINTS = 100  # of a loss curve
@@ -41,9 +39,9 @@ def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Rec
     start = measured(problem.net, problem.evaluate)  # before an optimizer follows the network
     contender = contenders(checkpoint)[run.optimizer]
     optimizers: list[Any] = contender.make(problem.net, run.rate, run.steps)
-    decays = [_linear(o, run.steps) for o in optimizers if contender.decays]
-    judged = [run.steps] if contender.horizon else stops(run.steps)
+    decays = [falling(o, run.steps) for o in optimizers if contender.decays]
     # A run that diverges has no figure from there on.
+    judged = [run.steps] if contender.horizon else stops(run.steps)
     merits: dict[int, float | None] = dict.fromkeys(judged)
     averaged = dict(merits) if contender.is_learned else {}
     losses: list[float] = []
@@ -122,7 +120,3 @@ def norms_renewed(problem: Problem) -> Iterator[None]:
             for name, buffer in norm.named_buffers():
                 buffer.copy_(state[name])
             norm.momentum = momentum
-
-
-def _linear(optimizer: Optimizer, steps: int) -> LambdaLR:
-    return LambdaLR(optimizer, lambda step: 1 - step / steps)

@@ -6,14 +6,13 @@ split best, by Kendall's tau-b. Their recipe is for tens of thousands of network
 for a few thousand.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -36,6 +35,7 @@ from l2o_graph.metanets.config import ON_GRAPHS
 from l2o_graph.metanets.descriptors import NAMES, RANGES, descriptors, ranges_of
 from l2o_graph.metanets.intervals import covered, residuals_of
 from l2o_graph.metanets.structure import structure_of
+from l2o_graph.ranges import COUNT, check_choices
 from l2o_graph.storage.files import write_atomically
 from meta_train.run import Result
 from meta_train.supervised.epochs import EpochConfig, EpochTrainer, in_words
@@ -58,7 +58,7 @@ class CNNTrainingConfig(EpochConfig):
         loss: "mse", of the accuracy, or "bce", its cross-entropy in nats.
         piece: Networks that are worked on at once, as many as the cache holds; a step adds up
             the gradients of its pieces.
-        augment: Whether networks are changed at random: see ``augmented``.
+        augment: Whether networks are changed at random in training: see ``augmented``.
         hold_out: "TRAIT=VALUE", as "depth=5": networks that have it
             (``l2o_graph.metanets.descriptors``) are not trained on and not validated on, and
             only they are tested; "" for no trait.
@@ -77,15 +77,9 @@ class CNNTrainingConfig(EpochConfig):
     evaluate_every: int = 250
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run.
-
-        Raises:
-            ValueError: For an unknown task or loss, or a size out of range.
-        """
         _kind(self.task)
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"loss: expected one of {list(get_args(Loss))}, found '{self.loss}'")
-        self.check_ranges("piece")
+        check_choices(self, loss=Loss)
+        self.check_ranges(piece=COUNT)
 
 
 def default_recipe(
@@ -97,10 +91,7 @@ def default_recipe(
     the root of their fan-in instead of their Fourier features. NG-T takes smaller batches and a
     larger rate, ProbeGen a smaller rate, as published.
 
-    Args:
-        task: A name of ``CNN_TASKS``.
-        model: What is trained.
-        sizes: Other fields of its configuration than the published ones.
+    ``sizes`` are other fields of the model's configuration than the published ones.
     """
     scaled = model in ON_GRAPHS and not sizes.get("fourier")
     changes = {"dropout": 0.0, "fourier": 0.0, "scaled": scaled, **sizes}
@@ -116,15 +107,14 @@ def paper_recipe(task: str = "cnn_park", model: str = "ng_gnn", **sizes: Any) ->
     here, too.
     """
     kind = _kind(task)
-    config = CNNTrainingConfig(
-        task=task, model=cnn_config(model, kind, **sizes), epochs=10, batch=128, warmup=0,
-        cooldown=0.0, augment=kind == "small", evaluate_every=100,
+    recipe: dict[str, Any] = {"epochs": 10, "batch": 128}
+    if kind == "small":
+        recipe = {"epochs": 300, "batch": 192 if model == "ng_t" else 128, "augment": True}
+        recipe["loss"] = "mse" if model == "ng_gnn" else "bce"
+    return CNNTrainingConfig(
+        task=task, model=cnn_config(model, kind, **sizes), warmup=0, cooldown=0.0,
+        evaluate_every=100, **recipe,
     )  # fmt: skip
-    if kind == "park":
-        return config
-    if model == "ng_gnn":
-        return dataclasses.replace(config, epochs=300, loss="mse")
-    return dataclasses.replace(config, epochs=300, batch=192 if model == "ng_t" else 128)
 
 
 def _kind(task: str) -> Zoo:
@@ -156,11 +146,7 @@ def kendall(one: Float[Tensor, " I"], other: Float[Tensor, " I"]) -> float:
 
 
 def held_out(splits: Mapping[str, CNNs], trait: str) -> dict[str, CNNs]:
-    """Splits without the networks that have a trait, but for the test split: that has only them.
-
-    Args:
-        splits: By name.
-        trait: See ``CNNTrainingConfig``.
+    """Splits, by name, without the networks that have a trait; the test split has only them.
 
     Raises:
         ValueError: For an unknown trait, and where a split is left without networks.
@@ -182,8 +168,11 @@ def held_out(splits: Mapping[str, CNNs], trait: str) -> dict[str, CNNs]:
     return left
 
 
-class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
+class CNNTrainer(EpochTrainer):
     """A run in progress, between two steps."""
+
+    config: CNNTrainingConfig
+    model: GeneralizationPredictor
 
     def __init__(
         self, config: CNNTrainingConfig, zoo: dict[str, CNNs], device: torch.device, data: str
@@ -213,37 +202,27 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
         """Mean loss and Kendall's tau of a split; keeps what is predicted of its networks.
 
         Of the test split also the share of accuracies within the intervals of ``LEVELS``, as
-        "cover_80", where the runs of the validation split suffice for them.
+        "cover_80", where the runs of the validation split suffice for them. How far off the model
+        is on these runs, which the intervals are made of, is measured before.
         """
         networks = self.zoo[split]
+        if split == "test":
+            self.measure("val")
+            val = self.zoo["val"]
+            self._residuals = residuals_of(self._predicted, val.accuracy, val.run)
         self.model.eval()
-        logits = torch.cat(
-            [
-                self.model.logits(chosen(networks, piece))
-                for piece in torch.arange(len(networks)).split(self.config.piece)
-            ]
-        )
+        pieces = torch.arange(len(networks)).split(self.config.piece)
+        logits = torch.cat([self.model.logits(chosen(networks, piece)) for piece in pieces])
         self._predicted = logits.sigmoid().cpu()
         loss = self._loss(logits, networks).mean().item()
         found = {"loss": loss, "tau": kendall(self._predicted, networks.accuracy)}
-        if split == "test" and self._residuals:
+        if split == "test":
             runs = self._residuals["runs"]
             for level in LEVELS:
                 if level * (runs + 1) <= runs:
                     share = covered(self._predicted, networks.accuracy, level, self._residuals)
                     found[f"cover_{100 * level:.0f}"] = share
         return found
-
-    def judge(self, best: Path) -> dict[str, Any]:
-        """Measure the best model on the test split, after how far off it was on the other one.
-
-        See ``EpochTrainer.judge``.
-        """
-        self.load_best(best)
-        self.measure("val")
-        val = self.zoo["val"]
-        self._residuals = residuals_of(self._predicted, val.accuracy, val.run)
-        return super().judge(best)
 
     def describe(self, point: dict[str, Any]) -> str:
         """Say in words what an evaluation found."""
@@ -256,9 +235,8 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
     def save_best(self, path: Path) -> None:
         """Write the model as it is, for use."""
         train = self.zoo["train"]
-        seen = ranges_of(
-            structure_of(train.architectures[i]) for i in train.which.unique().tolist()
-        )
+        known = (train.architectures[i] for i in train.which.unique().tolist())
+        seen = ranges_of(map(structure_of, known))
         seen["accuracy"] = [round(x.item(), 6) for x in train.accuracy.aminmax()]
         found = {"seen": seen, "residuals": self._residuals}
         save_cnn_model(path, self.model, self.provenance() | found)
@@ -266,12 +244,10 @@ class CNNTrainer(EpochTrainer[CNNTrainingConfig, GeneralizationPredictor]):
     def save_shown(self, path: Path) -> None:
         """Write beside a checkpoint what it says of each network of the test split."""
         test = self.zoo["test"]
-        columns = {
-            "run": test.run, "step": test.step, "accuracy": test.accuracy,
-            "prediction": self._predicted,
-        }  # fmt: skip
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        lines = [json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows]
+        names = "run", "step", "accuracy", "prediction"
+        columns = test.run, test.step, test.accuracy, self._predicted
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows]
         write_atomically(path.with_name(PREDICTIONS), "".join(lines).encode())
 
     def _loss(self, logits: Float[Tensor, " n"], networks: CNNs) -> Float[Tensor, " n"]:
@@ -291,6 +267,8 @@ def train_cnn_model(
 ) -> Result:
     """Train a model that predicts the accuracy of CNNs.
 
+    Ctrl-C ends the run after the step it is in, state saved.
+
     Args:
         config: The run. When resuming, that of the saved state has to be the same.
         zoo: Folder of the networks: see ``load_zoo``.
@@ -300,15 +278,9 @@ def train_cnn_model(
         device: Where the model lives.
         resume: Continue from the state in ``out`` if there is one.
 
-    Returns:
-        Where everything is. Ctrl-C ends the run after the step it is in, state saved.
-
     Raises:
-        ValueError: For an empty split, for networks that there is no room for, or a state of
-            another configuration.
-        FileExistsError: When ``out`` holds a run and ``resume`` is off.
-        BlockingIOError: When another process is writing to ``out``.
-        OSError: When ``out`` cannot be written.
+        ValueError, OSError: For an empty split, for networks that there is no room for, and as
+            ``meta_train.run.prepared``.
     """
     splits = {split: load_zoo(zoo, split) for split in SPLITS}
     if config.hold_out:

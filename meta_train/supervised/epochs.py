@@ -6,15 +6,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from l2o_graph.metanets.inr import INRModel
-from l2o_graph.metanets.predictor import GeneralizationPredictor
-from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, SHARE, check_ranges
+from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, SEED, SHARE, Range, check_ranges
 from meta_train.run import (
     Result,
     Trainer,
@@ -61,20 +59,12 @@ class EpochConfig:
     evaluate_every: int
     save_every: int = 100
 
-    def check_ranges(self, *sizes: str) -> None:
-        """Refuse numbers that are out of their range.
-
-        Args:
-            sizes: Further fields that count something.
-
-        Raises:
-            ValueError: Naming the field.
-        """
+    def check_ranges(self, **more: Range) -> None:
+        """Refuse numbers that are out of their range, those of further fields as well."""
         check_ranges(
-            self, seed=SEED, epochs=COUNT, minutes=NOT_NEGATIVE,
-            batch=COUNT, lr=NOT_NEGATIVE, warmup=COUNT_OR_NONE,
-            cooldown=SHARE, weight_decay=NOT_NEGATIVE, clip=NOT_NEGATIVE, evaluate_every=COUNT,
-            save_every=COUNT, **dict.fromkeys(sizes, COUNT),
+            self, seed=SEED, epochs=COUNT, minutes=NOT_NEGATIVE, batch=COUNT, lr=NOT_NEGATIVE,
+            warmup=COUNT_OR_NONE, cooldown=SHARE, weight_decay=NOT_NEGATIVE, clip=NOT_NEGATIVE,
+            evaluate_every=COUNT, save_every=COUNT, **more,
         )  # fmt: skip
 
 
@@ -95,30 +85,27 @@ def in_words(point: Mapping[str, Any], name: str, form: str) -> str:
 # Seconds of steps that are timed, after others that are not.
 TRIAL, WARM = 2.0, 1.0
 
-C = TypeVar("C", bound=EpochConfig)
-M = TypeVar("M", bound=INRModel | GeneralizationPredictor)
-T = TypeVar("T", bound="EpochTrainer[Any, Any]")
+T = TypeVar("T", bound="EpochTrainer")
 
 
-class EpochTrainer(Trainer, Generic[C, M]):
-    """A run in progress, between two steps.
+class EpochTrainer(Trainer):
+    """A run in progress, between two steps, of what ``make`` makes, by AdamW with AMSGrad.
 
     What a step draws follows from the seed and the number of the step alone, so that there is no
-    state of random numbers to save.
-
-    Args:
-        config: The run.
-        make: Makes what is trained, by AdamW with AMSGrad.
-        examples: Networks in an epoch.
-        device: Where the model lives.
-        data: What it is trained on, in words.
+    state of random numbers to save. An epoch has so many ``examples``; ``data`` is what they are,
+    in words.
     """
 
     count = "step"
-    config: C
+    model: Any
 
     def __init__(
-        self, config: C, make: Callable[[], M], examples: int, device: torch.device, data: str
+        self,
+        config: EpochConfig,
+        make: Callable[[], nn.Module],
+        examples: int,
+        device: torch.device,
+        data: str,
     ):
         # A last batch that is not full is left out; in the next epoch it is made of others.
         self.examples, self.per_epoch = examples, max(examples // config.batch, 1)
@@ -126,7 +113,7 @@ class EpochTrainer(Trainer, Generic[C, M]):
         self.device, self.data = device, data
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model: M = make().to(device)
+            self.model = make().to(device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             config.lr,
@@ -143,10 +130,7 @@ class EpochTrainer(Trainer, Generic[C, M]):
 
     @abstractmethod
     def descend(self, index: Int64[Tensor, " batch"]) -> dict[str, float]:
-        """Add the gradients of the mean loss of some networks; returns it as "loss".
-
-        Of a classifier also the "accuracy" on them.
-        """
+        """Add gradients of the mean "loss" on some networks; a classifier also has "accuracy"."""
 
     @abstractmethod
     def measure(self, split: str) -> dict[str, float]:
@@ -159,10 +143,6 @@ class EpochTrainer(Trainer, Generic[C, M]):
     @abstractmethod
     def score(self, point: dict[str, Any]) -> float:
         """How good an evaluation is, by the validation split; more is better."""
-
-    def load_best(self, path: Path) -> None:
-        """Take over the weights that ``save_best`` wrote."""
-        self.model.load_state_dict(type(self.model).from_checkpoint(path).state_dict())
 
     def advance(self) -> dict[str, Any]:
         """Do a step; returns what there is to log of it."""
@@ -180,10 +160,8 @@ class EpochTrainer(Trainer, Generic[C, M]):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or torch.inf)
         self.optimizer.step()
         self.step += 1
-        return {
-            "step": self.step, "epoch": epoch, **found, "gradient_norm": norm.item(),
-            "lr": rate,
-        }  # fmt: skip
+        more = {"gradient_norm": norm.item(), "lr": rate}
+        return {"step": self.step, "epoch": epoch, **found, **more}
 
     def evaluate(self) -> dict[str, Any]:
         """Judge the model on the validation split, and remember the outcome."""
@@ -192,15 +170,8 @@ class EpochTrainer(Trainer, Generic[C, M]):
         return self.evaluations[-1]
 
     def judge(self, best: Path) -> dict[str, Any]:
-        """Measure the best model on the test split, which nothing read before, and say so in it.
-
-        Args:
-            best: Where it is.
-
-        Returns:
-            Its evaluation, with that of the test split.
-        """
-        self.load_best(best)
+        """Measure the best model on the test split, which nothing read before, and say so in it."""
+        self.model.load_state_dict(type(self.model).from_checkpoint(best).state_dict())
         point = max(self.evaluations, key=self.score)  # of equals the first, as ``is_best``
         found = {f"test_{key}": value for key, value in self.measure("test").items()}
         self.evaluations.append(point | found)
@@ -209,17 +180,10 @@ class EpochTrainer(Trainer, Generic[C, M]):
         return self.evaluations[-1]
 
     def run(self, out: Path, resume: bool) -> Result:
-        """Train to the end, from the start or from the state in a folder.
-
-        Args:
-            out: Folder of the run.
-            resume: Whether to continue from the state there, if there is one.
+        """Train to the end, from the start or, with ``resume``, from the state in a folder.
 
         Raises:
-            ValueError: For a state of another configuration.
-            FileExistsError: When the folder holds a run and ``resume`` is off.
-            BlockingIOError: When another process is writing to it.
-            OSError: When it cannot be written.
+            ValueError, OSError: As ``meta_train.run.prepared``.
         """
         with prepared(out, self.settings, resume, self.resume, self.planned) as trainer:
             result = drive(trainer, out)

@@ -5,7 +5,6 @@ on the validation split, as in Kofinas et al. 2024, section 4.1. Their recipe is
 epochs; the default one for a few.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,11 +86,6 @@ class INRTrainingConfig(EpochConfig):
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run.
-
-        Raises:
-            ValueError: For an unknown task, a model of another one, or a size out of range.
-        """
         kind = _kind(self.task)
         if self.model.task != kind:
             raise ValueError(
@@ -110,36 +104,27 @@ def default_recipe(
     rate that falls to 0. Other models take small steps, without noise of any kind, and read numbers
     as they are instead of their Fourier features.
 
-    Args:
-        task: A name of ``INR_TASKS``.
-        model: What is trained.
-        sizes: Other fields of its configuration than the published ones.
+    ``sizes`` are other fields of the model's configuration than the published ones.
     """
-    kind = _kind(task)
-    if model in ("ordered", "probegen"):
-        config = INRTrainingConfig(
-            task=task, model=_model(task, model, **sizes), epochs=20, batch=32, cooldown=1.0,
-            augment=SMALL[INR_TASKS[task][0]],
-        )  # fmt: skip
-        if kind == "edit":
-            return dataclasses.replace(
-                config, epochs=3, batch=16, lr=2e-3, clip=1.0, augment="none"
-            )
-        return config
-    changes = {"dropout": 0.0, "fourier": 0.0, **sizes}
-    return INRTrainingConfig(task=task, model=_model(task, model, **changes))
+    recipe: dict[str, Any] = {}
+    if model not in ("ordered", "probegen"):
+        sizes = {"dropout": 0.0, "fourier": 0.0, **sizes}
+    elif _kind(task) == "edit":
+        recipe = {"epochs": 3, "batch": 16, "cooldown": 1.0, "lr": 2e-3, "clip": 1.0}
+    else:
+        small = SMALL[INR_TASKS[task][0]]
+        recipe = {"epochs": 20, "batch": 32, "cooldown": 1.0, "augment": small}
+    return INRTrainingConfig(task=task, model=_model(task, model, **sizes), **recipe)
 
 
 def paper_recipe(task: str = "mnist_inr", model: str = "ng_gnn", **sizes: Any) -> INRTrainingConfig:
     """The recipe of Kofinas et al. 2024, section 4.1, and of their scripts: see above."""
-    kind = _kind(task)
-    config = INRTrainingConfig(
-        task=task, model=_model(task, model, **sizes), epochs=100, batch=128, warmup=1000,
-        cooldown=0.0, augment="published",
-    )  # fmt: skip
-    if kind == "edit":
-        return dataclasses.replace(config, epochs=200, warmup=10_000, clip=1.0, augment="none")
-    return dataclasses.replace(config, epochs=150) if task == "fmnist_inr" else config
+    recipe: dict[str, Any] = {"epochs": 200, "warmup": 10_000, "clip": 1.0}
+    if _kind(task) == "classify":
+        epochs = 150 if task == "fmnist_inr" else 100
+        recipe = {"epochs": epochs, "warmup": 1000, "augment": "published"}
+    model_config = _model(task, model, **sizes)
+    return INRTrainingConfig(task=task, model=model_config, batch=128, cooldown=0.0, **recipe)
 
 
 def _kind(task: str) -> Task:
@@ -150,7 +135,7 @@ def _kind(task: str) -> Task:
 
 def _model(task: str, model: str, **changes: Any) -> INRModelConfig:
     """A model for the networks of a task, with changes."""
-    source, kind = INR_TASKS[task]
+    kind, source = _kind(task), INR_TASKS[task][0]
     return inr_config(model, kind, **{"layout": layout_for(source), **changes})
 
 
@@ -172,13 +157,12 @@ class Examples:
         return weights, [b[index] for b in self.networks.biases], self.targets[index]
 
 
-def load_examples(task: str, folder: str | Path, data_root: str | Path | None) -> list[Examples]:
-    """Training, validation and test split of a task.
+def load_examples(
+    task: str, folder: str | Path, data_root: str | Path | None
+) -> dict[str, Examples]:
+    """Splits of a task from a folder that ``python -m l2o_graph.datasets.inr`` wrote.
 
-    Args:
-        task: A name of ``INR_TASKS``.
-        folder: What ``python -m l2o_graph.datasets.inr`` wrote.
-        data_root: Where the images lie, which only editing needs.
+    Only editing needs images, from where datasets lie.
 
     Raises:
         ValueError: For a folder without whole splits.
@@ -187,30 +171,34 @@ def load_examples(task: str, folder: str | Path, data_root: str | Path | None) -
     source, kind = INR_TASKS[task]
     splits = {split: load_inrs(folder, split) for split in SPLITS}
     if kind == "classify":
-        return [Examples(inrs, inrs.labels) for inrs in splits.values()]
+        return {split: Examples(inrs, inrs.labels) for split, inrs in splits.items()}
     images = load_images(source, data_root)
-    return [Examples(inrs, dilation_targets(inrs, images, split)) for split, inrs in splits.items()]
+    return {s: Examples(inrs, dilation_targets(inrs, images, s)) for s, inrs in splits.items()}
 
 
-class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
+class INRTrainer(EpochTrainer):
     """A run in progress, between two steps."""
 
+    config: INRTrainingConfig
+    model: INRClassifier | INREditor
+
     def __init__(
-        self, config: INRTrainingConfig, examples: list[Examples], device: torch.device, data: str
+        self,
+        config: INRTrainingConfig,
+        splits: dict[str, Examples],
+        device: torch.device,
+        data: str,
     ):
-        self.train, self.val, self.test = examples
-        networks = self.train.networks
-        statistics = None
+        self.splits, networks, statistics = splits, splits["train"].networks, None
         if config.model.normalise:
             statistics = statistics_of(networks.weights, networks.biases)
-        kind = MODELS[config.model.task]
-        make = partial(kind, config.model, statistics)
+        make = partial(MODELS[config.model.task], config.model, statistics)
         super().__init__(config, make, len(networks), device, data)
 
     def descend(self, index: Int64[Tensor, " batch"]) -> dict[str, float]:
         """Add the gradients of the mean loss of some networks; returns what is known of them."""
         config = self.config
-        weights, biases, targets = self.train.of(index)
+        weights, biases, targets = self.splits["train"].of(index)
         if config.augment != "none" and config.model.task == "classify":
             dice, amounts = self.generator(2, self.step), AMOUNTS[config.augment]
             weights, biases = augmented(weights, biases, dice, amounts)
@@ -221,7 +209,7 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:
         """Mean loss and, of a classifier, accuracy on a split."""
-        examples = {"val": self.val, "test": self.test}[split]
+        examples = self.splits[split]
         self.model.eval()
         batches = torch.arange(len(examples.networks)).split(EVALUATION_BATCH)
         found = [self._score(*examples.of(index)) for index in batches]
@@ -249,7 +237,8 @@ class INRTrainer(EpochTrainer[INRTrainingConfig, INRClassifier | INREditor]):
     @torch.no_grad()
     def _edited(self, model: INREditor) -> dict[str, Float[Tensor, "n height width"]]:
         """What some networks draw, and what they should."""
-        weights, biases, target = self.test.of(torch.arange(min(SHOWN, len(self.test.networks))))
+        test = self.splits["test"]
+        weights, biases, target = test.of(torch.arange(min(SHOWN, len(test.networks))))
         model.eval()
         edited = model.draw(
             [w.to(self.device) for w in weights], [b.to(self.device) for b in biases]
@@ -281,6 +270,8 @@ def train_inr_model(
 ) -> Result:
     """Train a model that reads INRs.
 
+    Ctrl-C ends the run after the step it is in, state saved.
+
     Args:
         config: The run. When resuming, that of the saved state has to be the same.
         inrs: Folder of the networks: see ``load_examples``.
@@ -289,22 +280,16 @@ def train_inr_model(
         device: Where the model lives.
         resume: Continue from the state in ``out`` if there is one.
 
-    Returns:
-        Where everything is. Ctrl-C ends the run after the step it is in, state saved.
-
     Raises:
-        ValueError: For networks that are absent, damaged or of another layout, or a state of
-            another configuration.
-        FileExistsError: When ``out`` holds a run and ``resume`` is off.
-        BlockingIOError: When another process is writing to ``out``.
-        OSError: When ``out`` cannot be written.
+        ValueError, OSError: For networks that are absent, damaged or of another layout, and as
+            ``meta_train.run.prepared``.
         DatasetNotFoundError: When images are needed and absent.
     """
-    examples = load_examples(config.task, inrs, data_root)
-    counts = ", ".join(f"{len(e.networks)} {s}" for s, e in zip(SPLITS, examples, strict=True))
+    splits = load_examples(config.task, inrs, data_root)
+    counts = ", ".join(f"{len(examples.networks)} {split}" for split, examples in splits.items())
     for name in ("layout", "omega0"):
-        found, expected = (getattr(x, name) for x in (examples[0].networks, config.model))
+        found, expected = (getattr(x, name) for x in (splits["train"].networks, config.model))
         if found != expected:
             raise ValueError(f"INRs '{inrs}': expected {name} {expected}, found {found}")
-    new = INRTrainer(config, examples, torch.device(device), f"{Path(inrs).name}: {counts}")
+    new = INRTrainer(config, splits, torch.device(device), f"{Path(inrs).name}: {counts}")
     return new.run(out, resume)

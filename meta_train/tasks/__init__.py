@@ -43,14 +43,7 @@ class Problem(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """A family of problems.
-
-    Attributes:
-        guess_loss: Loss of a guess, above 0, in the unit of its problems' losses: that of the best
-            constant answer. A run that ends there has failed.
-    """
-
-    guess_loss: float
+    """A family of problems."""
 
     def load(self, root: str | Path | None) -> str:
         """Load the data once, from a folder or where it is otherwise; say what it is."""
@@ -76,11 +69,8 @@ TASKS: dict[str, Task] = {
 def register_task(name: str) -> Callable[[Make], Make]:
     """Add a task of one's own: decorates a class, or a function, that makes it without arguments.
 
-    It is known to this process alone: another one, as those of ``--jobs``, has to import the file
-    that registers it.
-
-    Args:
-        name: To ask for it by.
+    It is known by a name, to this process alone: another one, as those of ``--jobs``, has to import
+    the file that registers it.
 
     Raises:
         ValueError: For a name that another task has, and one with a colon, behind which settings
@@ -95,11 +85,7 @@ def register_task(name: str) -> Callable[[Make], Make]:
 def get_task(name: str) -> Task:
     """Find the task of a name, or a variant of one: "fmnist_cnn:width=64,batch=32".
 
-    Settings of a variant are ``batch``, ``width`` and what else its network takes: ``depth``
-    and ``norm`` (0 or 1) of a CNN.
-
-    Args:
-        name: A name of ``TASKS``, and after a colon settings, if any.
+    Settings of a variant are ``batch``, ``width`` and of a CNN ``depth``.
 
     Raises:
         ValueError: For a name or a setting that is not known, and settings of a task without any.

@@ -1,7 +1,6 @@
 """Classify images with a small CNN or MLP (REFERENCE net: Kofinas et al. 2024, appendix)."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ TEST_BATCH = 1000
 SAMPLE = "sample"  # as a data root: the packaged sample in place of all image datasets
 
 
-def cnn(channels: int, size: int, width: int, depth: int = 3, norm: int = 0) -> nn.Module:
+def cnn(channels: int, size: int, width: int, depth: int = 3) -> nn.Module:
     """Convolutions, global average pooling and a linear layer: the paper's optimizee.
 
     14,378 parameters for one channel and width 16, 56,970 for three and width 32.
@@ -31,14 +30,12 @@ def cnn(channels: int, size: int, width: int, depth: int = 3, norm: int = 0) -> 
         size: Size of an image; any.
         width: Channels after the first convolution, which has stride 2; twice as many later.
         depth: Convolutions.
-        norm: 1 for a BatchNorm after each convolution.
     """
     layers: list[nn.Module] = []
     for i in range(depth):
         source, target = (channels, width, 2 * width)[min(i, 2)], width if i == 0 else 2 * width
         stride, padding = (2, 0) if i == 0 else (1, 1)
-        layers.append(nn.Conv2d(source, target, 3, stride=stride, padding=padding))
-        layers += [nn.BatchNorm2d(target), nn.ReLU()] if norm else [nn.ReLU()]
+        layers += [nn.Conv2d(source, target, 3, stride=stride, padding=padding), nn.ReLU()]
     last = width if depth == 1 else 2 * width
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, CLASSES)]
     return nn.Sequential(*layers)
@@ -57,11 +54,9 @@ def mlp(channels: int, size: int, width: int) -> nn.Module:
 
 
 def images_of(dataset: str, root: str | Path | None) -> Images:
-    """A dataset, or a stand-in for it from the packaged sample of FashionMNIST; loaded once.
+    """A dataset of ``load_images``, loaded once.
 
-    Args:
-        dataset: A name that ``load_images`` knows.
-        root: Folder where datasets lie, or "sample" for a stand-in.
+    Of the root "sample" it is a stand-in from the packaged sample of FashionMNIST.
 
     Raises:
         DatasetNotFoundError: When it is not there and cannot be downloaded.
@@ -117,13 +112,10 @@ class ImageProblem:
     @torch.no_grad()
     def accuracy(self, parameters: Sequence[Tensor]) -> float:
         """Test accuracy in [0, 1]."""
-        right = 0
-        images = self._images
+        right, images = 0, self._images
         self.module.eval()
-        for x, y in zip(
-            images.test_x.split(TEST_BATCH), images.test_y.split(TEST_BATCH), strict=True
-        ):
-            x, y = self._on_device(x, y)
+        for index in torch.arange(len(images.test_y)).split(TEST_BATCH):
+            x, y = self._on_device(images.test_x[index], images.test_y[index])
             right += int((self._logits(parameters, x).argmax(1) == y).sum())
         self.module.train()
         return right / len(images.test_y)
@@ -145,12 +137,7 @@ class ImageTask:
         width: Width of the task's own network.
         batch: Images in a batch.
         shape: What else the network is built with.
-
-    Attributes:
-        guess_loss: Cross-entropy of equal probabilities, in nats.
     """
-
-    guess_loss = math.log(CLASSES)
 
     def __init__(
         self,
@@ -168,15 +155,13 @@ class ImageTask:
         """The same task with another ``batch``, ``width`` or shape of network.
 
         Raises:
-            ValueError: For a setting that the network does not take, or one of 0 where nothing
-                can be built of it.
+            ValueError: For a setting that the network does not take, and one of 0.
         """
         takes = list(inspect.signature(self.build).parameters)[2:]  # after channels and size
         for key, value in settings.items():
             if key not in ("batch", *takes):
                 raise ValueError(f"expected one of {['batch', *takes]}, found '{key}'")
-            if key != "norm":
-                COUNT.check(key, value)
+            COUNT.check(key, value)
         changed = {"width": self.width, "batch": self.batch, **self.shape, **settings}
         return ImageTask(self.dataset, self.build, **changed)
 

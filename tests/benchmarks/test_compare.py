@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 from support.optimizers import controller_file
 
-from meta_train.benchmarks.compare import Outcome, main, markdown
+from meta_train.benchmarks.compare import main, markdown
 
 
 def test_prints_a_table_of_families_and_one_of_pairs(tmp_path, capsys):
@@ -26,7 +26,7 @@ def test_prints_a_table_of_families_and_one_of_pairs(tmp_path, capsys):
 
 def test_a_difference_stands_with_its_error_and_a_paired_test():
     ends = {"a": [1.0, 2.0, 4.0], "b": [0.5, 1.0, 3.75]}
-    found = {name: {"pinn": [Outcome(x, -x) for x in xs]} for name, xs in ends.items()}
+    found = {name: {"pinn": [(x, -x) for x in xs]} for name, xs in ends.items()}
     table = markdown(found)
     differences = [x - y for x, y in zip(*ends.values(), strict=True)]
     mean, error = sum(differences) / 3, stats.sem(differences)

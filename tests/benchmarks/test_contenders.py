@@ -28,7 +28,7 @@ def slow_orthogonalised(matrix, iterations):
 def test_newton_schulz_works_on_singular_values_alone(shape):
     matrix = torch.randn(shape)
     expected = slow_orthogonalised(matrix, 5)
-    torch.testing.assert_close(orthogonalised(matrix, 5).double(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(orthogonalised(matrix).double(), expected, rtol=0, atol=1e-4)
 
 
 def test_five_steps_of_muon_equal_the_slow_twin():

@@ -31,14 +31,13 @@ def test_measures_all_optimizers(monkeypatch, tmp_path):
     assert len({cost.pass_seconds for cost in costs}) == 1
 
 
-def test_the_command_prints_the_bar(capsys, monkeypatch, tmp_path):
+def test_the_command_prints_a_table(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(NETS, "small", replace(NETS["small"], repeats=1))
     checkpoint = ["--checkpoint", str(controller_file(tmp_path))]
     given = ["--nets", "small", "--optimizers", NG, "--rounds", "1", "--threads", "1"]
     assert main([*given, *checkpoint]) == 0
     printed = capsys.readouterr().out
     assert f"| {NETS['small'].label} |" in printed
-    assert printed.count("≤ 4") == 1
     assert "CPU threads: 1" in printed
 
 
@@ -59,15 +58,12 @@ def test_what_cannot_be_measured_gets_one_line(options, expected, capsys):
     assert line.startswith("step_cost: ") and expected in line
 
 
-def test_the_networks_are_those_that_the_bars_are_for():
+def test_the_networks_are_as_large_as_they_are_said_to_be():
     sizes = {
         name: sum(p.numel() for p in NETS[name].make().parameters()) / 1e6
         for name in ("gpt", "mlp", "small")
     }
     assert sizes == pytest.approx({"gpt": 5.3, "mlp": 1.86, "small": 0.0175}, rel=0.02)
-    assert {name: net.bar for name, net in NETS.items() if net.bar} == {
-        "gpt": 0.6, "resnet18": 3.0, "mlp": 6.0, "cifar10": 0.12, "small": 4.0,
-    }  # fmt: skip
 
 
 @pytest.mark.skipif(not HAS_MUON, reason="torch has Muon from 2.9 on")

@@ -21,7 +21,6 @@ def problem(name: str):
         ("fmnist_sample:width=32", 56_394),
         ("fmnist_sample:depth=2", 160 + 4_640 + 330),
         ("fmnist_sample:depth=5", 14_378 + 2 * 9_248),
-        ("fmnist_sample:norm=1", 14_378 + 2 * (16 + 32 + 32)),
     ],
 )
 def test_a_variant_is_another_network_on_the_same_images(name, parameters):
@@ -36,24 +35,11 @@ def test_a_variant_may_have_other_batches():
     assert net.module[0].out_channels == 8
 
 
-def test_a_norm_is_judged_by_its_running_statistics_and_trained_by_its_batch():
-    net = problem("fmnist_sample:norm=1")
-    parameters = list(net.module.parameters())
-    norm = net.module[1]
-    before = norm.running_mean.clone()
-    net.loss(parameters, net.batch(0))
-    trained = norm.running_mean.clone()
-    assert not torch.equal(before, trained)
-    net.accuracy(parameters)
-    assert torch.equal(norm.running_mean, trained)
-    assert norm.training
-
-
 @pytest.mark.parametrize(
     "name, message",
     [
         ("nothing", r"unknown task 'nothing', expected one of \['cifar10_cnn', "),
-        ("fmnist_cnn:size=3", r"expected one of \['batch', 'width', 'depth', 'norm'\], found 's"),
+        ("fmnist_cnn:size=3", r"expected one of \['batch', 'width', 'depth'\], found 'size'"),
         ("fmnist_mlp:depth=3", r"expected one of \['batch', 'width'\], found 'depth'"),
         ("fmnist_cnn:width", "expected e.g. width=64, found 'width'"),
         ("fmnist_cnn:width=big", "expected e.g. width=64, found 'width=big'"),

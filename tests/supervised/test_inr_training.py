@@ -159,7 +159,8 @@ def test_an_editor_starts_next_to_leaving_images_as_they_are(inrs, tmp_path):
     config = dataclasses.replace(TINY, task="sample_dilation", model=model, epochs=1)
     result = train_inr_model(config, inrs, tmp_path / "run")
     first = records(result.log)[0]
-    _, val, test = load_examples("sample_dilation", inrs, None)
+    splits = load_examples("sample_dilation", inrs, None)
+    val, test = splits["val"], splits["test"]
     drawn = render(val.networks.weights, val.networks.biases)
     untouched = (drawn - val.targets).square().mean().item()
     drawn = render(test.networks.weights, test.networks.biases)

@@ -11,6 +11,7 @@ from meta_train.benchmarks.strangers.sources import CHARACTERS, text
 from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
+    Make,
     Problem,
     Task,
     generator,
@@ -69,9 +70,7 @@ class Sorter(nn.Module):
         return self.head(self.body(read, said, tgt_mask=self.ahead))
 
 
-def next_character(
-    build: Callable[[], nn.Module], batch: int, length: int
-) -> Callable[[int, str | None], Problem]:
+def next_character(build: Callable[[], nn.Module], batch: int, length: int) -> Make:
     """The next character of Python sources, with a network that gives scores at every place."""
 
     def make(seed: int, root: str | None) -> Problem:

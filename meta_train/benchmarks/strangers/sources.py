@@ -42,11 +42,7 @@ def text() -> tuple[Tensor, Tensor]:
 
 @cache
 def table(name: str) -> tuple[Tensor, Tensor]:
-    """Tables of scikit-learn: features of mean 0 and standard deviation 1, and raw targets.
-
-    Args:
-        name: "digits", "breast_cancer" or "diabetes".
-    """
+    """A table of scikit-learn: features of mean 0 and standard deviation 1, and raw targets."""
     from sklearn import datasets
 
     found = getattr(datasets, f"load_{name}")()

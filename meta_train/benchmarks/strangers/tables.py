@@ -11,6 +11,8 @@ from meta_train.benchmarks.strangers.sources import table
 from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
+    Loss,
+    Make,
     Problem,
     Task,
     batches_of,
@@ -26,26 +28,19 @@ USERS, ITEMS, RATINGS = 400, 300, 15_000
 NODES, CLASSES, LABELLED = 1000, 4, 80
 
 
-def _split(x: Tensor, y: Tensor, seed: int) -> tuple[Batch, Batch]:
-    order = torch.randperm(len(x), generator=generator(seed))
-    count = round(SHOWN * len(x))
-    shown, hidden = order[:count], order[count:]
-    return (x[shown], y[shown]), (x[hidden], y[hidden])
-
-
 def of_table(
-    name: str,
-    widths: tuple[int, ...],
-    batch: int,
-    loss: Callable[[nn.Module, Batch], Tensor],
+    name: str, widths: tuple[int, ...], batch: int, loss: Loss,
     judge: Callable[[nn.Module, Batch], float],
-) -> Callable[[int, str | None], Problem]:
+) -> Make:  # fmt: skip
     """An MLP on the rows of a table, judged by those that it is not trained on."""
 
     def make(seed: int, root: str | None) -> Problem:
-        shown, tested = _split(*table(name), seed)
+        x, y = table(name)
+        order = torch.randperm(len(x), generator=generator(seed))
+        shown, hidden = order.tensor_split([round(SHOWN * len(x))])
+        batches, tested = batches_of((x[shown], y[shown]), batch, seed), (x[hidden], y[hidden])
         net = seeded(seed, lambda: mlp(*widths))
-        return Problem(net, loss, batches_of(shown, batch, seed), lambda net: judge(net, tested))
+        return Problem(net, loss, batches, lambda net: judge(net, tested))
 
     return make
 
@@ -87,7 +82,7 @@ def ratings(seed: int, root: str | None) -> Problem:
     true = 3.5 + 0.5 * (tastes[user] * traits[item]).sum(1) + popular[item]
     rated = (true + 0.4 * torch.randn(RATINGS, generator=draws)).clamp(1, 5)
     order = torch.randperm(RATINGS, generator=generator(seed))
-    shown, hidden = order[: int(0.8 * RATINGS)], order[int(0.8 * RATINGS) :]
+    shown, hidden = order.tensor_split([int(0.8 * RATINGS)])
 
     def loss(net: nn.Module, batch: Batch) -> Tensor:
         return F.mse_loss(net(batch[0], batch[1]), batch[2])

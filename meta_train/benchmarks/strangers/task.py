@@ -7,8 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 Batch = tuple[Any, ...]
+Loss = Callable[[nn.Module, Batch], Tensor]
+Judge = Callable[[nn.Module], float]  # with the network in evaluation mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,12 @@ class Problem:
     """
 
     net: nn.Module
-    loss: Callable[[nn.Module, Batch], Tensor]
+    loss: Loss
     batch: Callable[[int], Batch]
-    evaluate: Callable[[nn.Module], float]
+    evaluate: Judge
+
+
+Make = Callable[[int, str | None], Problem]  # of a seed and a data root
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class Task:
     label: str
     merit: Merit  # what it is judged by, on data held out
     steps: int  # of a whole run
-    make: Callable[[int, str | None], Problem]  # of a seed and a data root
+    make: Make
     library: str = ""  # that it needs beside the project's own, by the name of its import
 
 
@@ -83,8 +90,13 @@ def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
+def falling(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """A schedule by which the rate falls linearly to 0 in so many steps."""
+    return LambdaLR(optimizer, lambda step: 1 - step / steps)
+
+
 @torch.no_grad()
-def measured(net: nn.Module, evaluate: Callable[[nn.Module], float]) -> float:
+def measured(net: nn.Module, evaluate: Judge) -> float:
     """The figure of merit, with the network in evaluation mode for as long as it takes."""
     net.eval()
     try:

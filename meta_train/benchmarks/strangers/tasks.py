@@ -1,5 +1,6 @@
 """All tasks by name: those of strangers, and behind them those of ``meta_train.tasks``."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -55,14 +56,11 @@ def find(name: str, device: str = "cpu") -> Task:
 
 
 def chosen(
-    names: tuple[str, ...], root: str | None = None, device: str = "cpu"
+    names: Sequence[str], root: str | None = None, device: str = "cpu"
 ) -> tuple[list[Task], list[str]]:
     """Tasks by name, and a line about each that cannot run here.
 
-    Args:
-        names: Names that ``find`` knows, or "all" or "quick" for several.
-        root: Folder where datasets lie, or "sample" for stand-ins from the package.
-        device: To train on.
+    ``names`` may be "all" or "quick", too; the root "sample" has stand-ins from the package.
 
     Raises:
         ValueError: For a name that is not known.

@@ -16,6 +16,7 @@ from meta_train.benchmarks.strangers.task import (
     Task,
     batches_of,
     cross_entropy,
+    falling,
     generator,
     lower,
     percent_right,
@@ -36,7 +37,7 @@ def _trained(root: str | None) -> nn.Module:
     """A CNN that knows FashionMNIST, the same for all seeds; AdamW with linear decay."""
     problem = classified("fmnist", lambda: cnn(1, 28, 16), 64)(0, root)
     optimizer = torch.optim.AdamW(problem.net.parameters(), lr=1e-2)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / PRETRAINING)
+    decay = falling(optimizer, PRETRAINING)
     for step in range(PRETRAINING):
         optimizer.zero_grad()
         problem.loss(problem.net, problem.batch(step)).backward()

@@ -11,6 +11,7 @@ from meta_train.benchmarks.strangers.sources import images
 from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
+    Make,
     Problem,
     Task,
     cross_entropy,
@@ -30,7 +31,7 @@ WRONG = 0.3  # fraction of labels that are drawn at random
 
 def classified(
     dataset: str, build: Callable[[], nn.Module], batch: int, wrong: float = 0.0
-) -> Callable[[int, str | None], Problem]:
+) -> Make:
     """Images of a dataset to classes; a share ``wrong`` of training labels is drawn at random."""
 
     def make(seed: int, root: str | None) -> Problem:
