@@ -16,7 +16,8 @@ def is_sharded(tensor: Tensor | type) -> "TypeGuard[DTensor]":
 
 def is_wrapper(kind: type) -> bool:
     """Whether tensors of a type hold others, which they compute with, but for sharded ones."""
-    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_sharded(kind)
+    plain = Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]  # by its stub
+    return kind.__torch_dispatch__ is not plain and not is_sharded(kind)
 
 
 def state_type(weight: Tensor) -> torch.dtype:

@@ -19,13 +19,13 @@ from torch.utils._pytree import tree_leaves
 from l2o_graph.layout.spec import ACTIVATIONS
 from l2o_graph.layout.tensors import is_sharded, is_wrapper
 from l2o_graph.tracing.builder import Weight
-from l2o_graph.tracing.labels import Factor, Label, data, viewed
+from l2o_graph.tracing.entries import OF_WEIGHTS, follow_entries
+from l2o_graph.tracing.labels import Label, data, viewed
 from l2o_graph.tracing.operations import ALONG_AXES, OPERATIONS, dims_of
 from l2o_graph.tracing.trace import Trace
 
 # Where a parameter is: its index, the module that holds it, its name there, and it itself.
 Slot = tuple[int, nn.Module, str, Tensor]
-SUMS = {"add", "sub", "rsub"}
 OTHER_NAMES = {"log_sigmoid_forward": "logsigmoid"}  # of functions
 # What works entry by entry, besides the operators that torch itself marks so.
 ENTRY_BY_ENTRY = {
@@ -46,12 +46,6 @@ EVEN = {
 }  # fmt: skip
 # What gives entries of its first tensor, and nothing else.
 PICKED = {"index", "index_select", "gather", "flip", "roll", "sort", "topk"}
-# What makes a weight out of a parameter, besides what works entry by entry.
-OF_WEIGHTS = {
-    "_native_batch_norm_legit", "_softmax", "_weight_norm_interface", "cudnn_batch_norm",
-    "native_batch_norm", "native_group_norm", "native_layer_norm", "_fused_rms_norm",
-    "_batch_norm_with_update", "_native_batch_norm_legit_functional",
-}  # fmt: skip
 # What brings entries together, all alike.
 STATISTICS = {
     "mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod",
@@ -204,8 +198,9 @@ def _follow(
             picked = name in PICKED and trace.is_even(inputs[0])
             trace.set_even(t, picked or (one_by_one and not told and bool(inputs)))
             trace.statistics.put(t, (statistic and (one_by_one or name in STATISTICS)) or None)
-    if (one_by_one and name not in OPERATIONS) or (name in OF_WEIGHTS and not labelled):
-        return _follow_entries(trace, name, inputs, outs)
+    of_weight = name in OF_WEIGHTS and not labelled and (not weights or weights[0] is inputs[0])
+    if (one_by_one and name not in OPERATIONS) or of_weight:
+        return follow_entries(trace, name, inputs, outs)
     if name in STATISTICS and not labelled:
         return None
     if name in OPERATIONS:
@@ -313,13 +308,13 @@ def _follow_spatial(trace: Trace, name: str, x: Tensor, outs: list[Tensor]) -> N
     """Along the last axes pixels are moved; the others stay as they are."""
     moved = next(int(c) for c in name if c in "123")
     label = trace.label(x)
-    stay, rest = label.axes[:-moved], label.axes[-moved:]
-    if any(f.set is not None for axis in rest for f in axis):
-        return trace.builder.lose(label.sets())
+    if any(f.set is not None for axis in label.axes[-moved:] for f in axis):
+        label = trace.as_places(label, range(x.dim() - moved, x.dim()))
+    stay = label.axes[:-moved]
     for out in outs:
         axes = (*stay, *data(out.shape[len(stay) :]).axes)
         trace.set_label(out, Label(axes, label.start).only())
-    return None
+    return
 
 
 def _follow_places(trace: Trace, name: str, args: tuple, outs: list[Tensor]) -> None:
@@ -336,88 +331,6 @@ def _follow_places(trace: Trace, name: str, args: tuple, outs: list[Tensor]) -> 
             trace.knows.put(t, along)
         elif t is not outs[0]:
             trace.set_label(t, label if label.sets() else None)
-
-
-def _follow_entries(trace: Trace, name: str, inputs: list[Tensor], outs: list[Tensor]) -> None:
-    """Entry by entry, after broadcasting."""
-    labelled = [t for t in inputs if trace.label(t).sets()]
-    parameters = [t for t in inputs if trace.is_weight(t)]
-    numbers = [
-        t
-        for t in inputs
-        if not trace.label(t).sets() and not trace.weights(t) and not trace.is_even(t)
-    ]
-    for out in outs:
-        if labelled:
-            trace.set_label(out, _entries(trace, name, labelled, parameters, numbers, out))
-        elif parameters and (label := _masked(trace, parameters, numbers, out)):
-            trace.set_label(out, label)
-        elif parameters:
-            parameters = sorted(parameters, key=lambda t: t.shape != out.shape)
-            made_of = [_broadcast(w, name, out) for t in parameters for w in trace.weights(t)]
-            told = [t for t in numbers if not trace.statistics.get(t)]
-            fixed = bool(told) and name not in OF_WEIGHTS
-            fixed |= name in OF_WEIGHTS and not trace.keeps_axes(parameters[0])
-            fixed |= None in made_of
-            if parameters[0].shape == out.shape:
-                found = dict.fromkeys(w for w in made_of if w is not None)
-                trace.derived.put(out, [replace(w, fixed=w.fixed or fixed) for w in found])
-
-
-def _masked(
-    trace: Trace, parameters: Sequence[Tensor], numbers: Sequence[Tensor], out: Tensor
-) -> Label | None:
-    """A vector that meets fixed numbers along other axes alone, as a mask of tokens."""
-    p, *others = parameters
-    wide = [i - p.dim() for i, n in enumerate(p.shape) if n > 1]
-    told = [t for t in numbers if not trace.statistics.get(t)]
-    if others or not told or len(wide) != 1 or len(trace.weights(p)) != 1 or out.dim() < 3:
-        return None
-    if any(math.prod(t.shape[wide[0] :]) > 1 for t in told):
-        return None
-    size, axis = out.shape[wide[0]], out.dim() + wide[0]
-    own = trace.builder.new_set(trace.name(trace.weights(p)), size)
-    return trace.added(data(out.shape).with_axis(axis, (Factor(size, own, 1),)), p)
-
-
-def _broadcast(weight: Weight, name: str, out: Tensor) -> Weight | None:
-    """A weight in the shape of what was made of it; one of a norm for channels lies along them."""
-    channels = ("batch_norm" in name or "group_norm" in name) and len(weight.shape) == 1
-    return weight.broadcast(tuple(out.shape), 1 if channels else None)
-
-
-def _entries(
-    trace: Trace, name: str, labelled: list[Tensor], parameters: list[Tensor],
-    numbers: list[Tensor], out: Tensor,
-) -> Label | None:  # fmt: skip
-    """Labels of several tensors, met, and what is added to them or multiplied with them."""
-    kind = "sum" if name in SUMS else "product"
-    first, *others = labelled
-    alone = data((1,) * out.dim())
-    answer: Label | None = trace.combine(trace.label(first), alone, out.shape, kind)
-    for t in (*others, *numbers):
-        if answer is not None:
-            answer = trace.combine(answer, trace.label(t), out.shape, kind)
-    for p in parameters:
-        if answer is None:
-            break
-        if kind == "sum":
-            answer = trace.added(answer, p)
-        else:
-            axis = _axis_of_neurons(answer, p)
-            if axis is not None:
-                answer = trace.scale(answer, axis, p, "scale")
-            elif p.numel() > 1:
-                answer = trace.added(answer, p, "product")
-    if answer is None:
-        trace.builder.lose(trace.sets_of(labelled))
-    return answer
-
-
-def _axis_of_neurons(label: Label, parameter: Tensor) -> int | None:
-    """The axis, from the last, of the only run of neurons that a vector is aligned with."""
-    wide = [axis - parameter.dim() for axis, n in enumerate(parameter.shape) if n > 1]
-    return wide[0] if len(wide) == 1 and label.axes[wide[0]] else None
 
 
 def _axes(operator: Any, args: tuple, kwargs: dict) -> list[int]:

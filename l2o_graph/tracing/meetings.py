@@ -8,7 +8,7 @@ import torch
 
 from l2o_graph.tracing.builder import numbered
 from l2o_graph.tracing.known import Known
-from l2o_graph.tracing.labels import Axis, Factor, Label, alike, joined, refined
+from l2o_graph.tracing.labels import Axis, Factor, Label, alike, data, joined, refined
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,31 @@ class Meetings(Known):
             stays = iter(numbered(kept, target))
             axes = [tuple(next(stays) if f.set == s else f for f in axis) for axis in axes]
         return Label(tuple(axes), start).only()
+
+    def as_places(self, label: Label, axes: Sequence[int]) -> Label:
+        """The same tensor where the neurons along some axes are places of those along others.
+
+        As of a vector that becomes a map: what reads it knows each place, alike for all channels.
+        """
+        for s in label.sets():
+            found = [(i, f) for i, axis in enumerate(label.axes) for f in axis if f.set == s]
+            sizes = [f.size for i, f in found if i in axes]
+            if not sizes:
+                continue
+            places = iter(numbered(sizes, self.builder.ordered("places", math.prod(sizes))))
+            small = [next(places) if i in axes else Factor(f.size) for i, f in found]
+            large, start = [f for _, f in found], label.start.get(s, 0)
+            if len(sizes) == len(found) or not self.builder.connect(
+                large, small, (start, 0), True, "places"
+            ):
+                self.builder.lose([s])
+        reduced = self.reduce(label, axes, "map")
+        if reduced is None:
+            self.builder.lose(label.sets())
+            return data(label.shape)
+        for i in axes:
+            reduced = reduced.with_axis(i, (Factor(label.shape[i]),))
+        return reduced.only()
 
     def mixed(self, label: Label, axes: Sequence[int]) -> Label | None:
         """The same tensor after each entry took in all of those along some axes, all alike.

@@ -265,7 +265,7 @@ def _rule_of(module: nn.Module) -> LayerRule | None:
 
 def _plain(output: Any) -> Any:
     """Dictionaries and tensors that hold others, which tree_leaves would not open, as lists."""
-    if is_traceable_wrapper_subclass(output) and not is_sharded(output):
+    if not is_sharded(output) and is_traceable_wrapper_subclass(output):
         return [_plain(getattr(output, name)) for name in output.__tensor_flatten__()[0]]
     if isinstance(output, Mapping):
         return [_plain(value) for value in output.values()]

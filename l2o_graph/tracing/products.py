@@ -23,6 +23,15 @@ def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label | None:
         return trace.dense_folded(a, b)
     if of_a and of_b:
         return None
+    if b.dim() == 1 and of_b:  # one number of each row
+        row = b[None]
+        if not trace.weights(row):
+            found = trace.weights(b)
+            trace.derived.put(
+                row, [replace(w, shape=(1, *w.shape), strides=(1, *w.strides)) for w in found]
+            )
+        label = trace.dense(a, -1, row)
+        return label and label.without([a.dim() - 1]).only()
     if b.dim() == 1:
         return trace.dense(b, -1, a) if of_a and b.numel() > 1 else None
     if of_b:
@@ -90,6 +99,12 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
     return Label(((of_outer,), label.axes[1], (of_inner,)))
 
 
+@operation("_cdist_forward", "_euclidean_dist")
+def distances(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *_: Any) -> Label | None:
+    """From each row to each of others: with them all entries meet as in a product."""
+    return product(trace, out, a, b.mT)
+
+
 @operation("addmm", "baddbmm", "addbmm", "addmv", "_sparse_addmm")
 def product_and_sum(trace: Trace, out: Tensor, c: Tensor, a: Tensor, b: Tensor, **_: Any):
     """A product of matrices with something added, mostly a bias."""
@@ -114,7 +129,7 @@ def convolution(
     """Channels mapped, the axes behind them moved."""
     transposed, groups = rest[3], rest[5]
     if not only_data(trace.label(x), range(2, x.dim())):
-        return None
+        trace.set_label(x, trace.as_places(trace.label(x), range(2, x.dim())))
     label = trace.dense(x, 1, weight, transposed, groups, "convolution")
     label = trace.bias(label, 1, bias)
     return label and Label((*label.axes[:2], *data(out.shape[2:]).axes), label.start)

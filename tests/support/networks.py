@@ -282,6 +282,34 @@ def normalised() -> nn.Module:
 small = functools.partial(images, size=8)
 colour = functools.partial(images, channels=3, size=16)
 
+
+def decoder() -> nn.Module:
+    """A vector, of pixels that a norm scales, that becomes a map."""
+    return nn.Sequential(
+        nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 54), nn.ReLU(), nn.Unflatten(1, (6, 3, 3)),
+        nn.Upsample(scale_factor=2), nn.ConvTranspose2d(6, 4, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5),
+    )  # fmt: skip
+
+
+class Points(nn.Module):
+    """Kernels around points, of pixels that are shifted and scaled, and waves of their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.scale = nn.Parameter(torch.randn(64)), nn.Parameter(torch.randn(64))
+        self.far, self.near = nn.Parameter(torch.randn(6, 64)), nn.Parameter(torch.randn(7, 64))
+        self.width, self.wave = nn.Parameter(torch.zeros(6)), nn.Parameter(torch.randn(3))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        waves = (x.mean(1, keepdim=True) * self.wave).sin()
+        near = (x[:, None] - self.near).square().mean(-1)
+        far = torch.cdist((x - self.shift) * self.scale, self.far) * self.width.exp()
+        return self.head(torch.cat([waves, near.neg().exp(), far.neg().exp()], 1))
+
+
 NETWORKS = {
     "resnet": Case(resnet, colour, entropy, {"conv1": 1, "layer2.conv1": 1, "layer2.conv2": 1}),
     "mobilenet_v3": Case(mobilenet, colour, entropy, {"features.0.0": 1, "classifier.0": 1}),
@@ -310,5 +338,7 @@ NETWORKS = {
     "gated": Case(Gated, small, entropy, {"first": 1, "grouped": 1, "squeeze": 1}),
     "widening": Case(Widening, small, entropy, {"first": 1, "second": 2}),
     "channels last": Case(ChannelsLast, small, entropy, {"first": 1}),
+    "decoder": Case(decoder, small, entropy, {"2": 9, "map 1": 1, "6": 1}),
+    "points": Case(Points, small, entropy, {"far": 1, "near": 1, "wave": 1}),
     "weight norm": Case(normalised, small, entropy, {"0.parametrizations.weight": 1}),
 }  # fmt: skip

@@ -167,6 +167,8 @@ FREE = {
     "padded tokens": lambda net, h: F.pad(h, (0, 0, 1, 1)),
     "pooled tokens": lambda net, h: F.max_pool1d(h.mT, 2).mT,
     "einsum": lambda net, h: torch.einsum("btc,dc->btd", h, net.p),
+    "a number of each by a vector": lambda net, h: h * (h @ net.d)[..., None],
+    "distances": lambda net, h: torch.cdist(h, net.p),
     "[in, out]": lambda net, h: h @ net.p,
     "weights in heads": lambda net, h: torch.einsum(
         "btc,hdc->bthd", h, net.p.view(2, 3, WIDTH)
