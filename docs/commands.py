@@ -126,7 +126,6 @@ WORDS = {
     "test_images": "number of images for accuracies; 0: all",
     "threads": "number of CPU threads; chosen by torch if not given",
     "told": "pass the number of steps to the optimizer",
-    "train_images": "number of training images; 0: all",
     "views": "number of networks for each training image",
     "zoo": "folder of the networks",
     "checkpoint": "a learned optimizer: a name or a file",

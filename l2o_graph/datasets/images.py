@@ -1,18 +1,17 @@
 """FashionMNIST, MNIST and CIFAR-10 as tensors, from wherever they are; and the packaged sample."""
 
 import os
-import pickle
 import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from l2o_graph.storage.files import WRONG_CONTENT, expecting, write_atomically
+from l2o_graph.storage.files import expecting, write_atomically
 
 DATA_VARIABLE = "L2O_GRAPH_DATA"
 
@@ -31,24 +30,14 @@ class DatasetNotFoundError(FileNotFoundError):
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """A labelled image dataset, split into training and test.
+    """A labelled image dataset, split into training and test."""
 
-    Attributes:
-        name: Which dataset, and in words where it came from.
-        train_x: (n, channels, height, width) uint8.
-        train_y: (n,) int64.
-        test_x: Like ``train_x``.
-        test_y: Like ``train_y``.
-        mean: Mean of each channel, in [0, 1].
-        std: Deviation of each channel.
-    """
-
-    name: str
-    train_x: Tensor
-    train_y: Tensor
+    name: str  # which dataset, and in words where it came from
+    train_x: Tensor  # (n, channels, height, width) uint8
+    train_y: Tensor  # (n,) int64
     test_x: Tensor
     test_y: Tensor
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of each channel, in [0, 1]
     std: tuple[float, ...]
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -76,86 +65,47 @@ def load_images(name: str, root: str | Path | None = None) -> Images:
     """
     if name not in NORMALISATION:
         raise ValueError(f"unknown dataset '{name}', expected one of {sorted(NORMALISATION)}")
-    if name == "fmnist_sample":
-        return _images(name, "FashionMNIST, the packaged sample", _sample())
     folder = data_root(root)
-    if name == "cifar10":
-        read: Callable[[Path], tuple[str, list[Tensor]]] = _cifar10
-    else:
-        read = _fashion_mnist if name == "fmnist" else _mnist
     try:
-        label, tensors = read(folder)
-    except (*WRONG_CONTENT, OSError, EOFError, zipfile.BadZipFile, zlib.error,
-            pickle.PickleError) as error:  # fmt: skip
+        label, tensors = _read(name, folder)
+    except Exception as error:
         raise DatasetNotFoundError(
             f"dataset '{name}' is not in {folder.resolve()} and could not be downloaded "
             f"({type(error).__name__}: {error}). Give its folder with --data-root or "
             f"{DATA_VARIABLE}, or use the task fmnist_sample, which needs no data."
         ) from error
-    return _images(name, label, tensors)
-
-
-def _images(name: str, label: str, tensors: list[Tensor]) -> Images:
     mean, std = NORMALISATION[name]
-    train_x, train_y, test_x, test_y = tensors
-    return Images(label, train_x, train_y, test_x, test_y, mean, std)
+    return Images(label, *tensors, mean=mean, std=std)
+
+
+def _read(name: str, folder: Path) -> tuple[str, list[Tensor]]:
+    """Where a dataset came from, in words; images and labels for training, and for the test."""
+    if name == "fmnist_sample":
+        return "FashionMNIST, the packaged sample", _sample()
+    if name == "cifar10" and (archive := folder / "cifar10.zip").exists():
+        return "CIFAR-10, JPEG re-encoded", _cached_cifar10(archive)
+    from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
+
+    kind = {"fmnist": FashionMNIST, "mnist": MNIST, "cifar10": CIFAR10}[name]
+    answer: list[Tensor] = []
+    for train in (True, False):
+        dataset = kind(folder, train=train, download=True)  # where it is not there in full
+        x = torch.as_tensor(dataset.data)  # (n, height, width), or with channels last
+        x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
+        answer += [x, torch.as_tensor(dataset.targets).long()]
+    return "CIFAR-10" if name == "cifar10" else kind.__name__, answer
 
 
 def _sample() -> list[Tensor]:
     """The first 6,000 training and 1,000 test images of FashionMNIST (MIT, Zalando SE)."""
-    import numpy as np
-
     path = resources.files("l2o_graph.datasets") / "fmnist_sample.npz"
     with resources.as_file(path) as file, np.load(file, allow_pickle=False) as arrays:
         x, y, tx, ty = (torch.from_numpy(arrays[k]) for k in ("x", "y", "test_x", "test_y"))
     return [x[:, None], y.long(), tx[:, None], ty.long()]
 
 
-def _fashion_mnist(folder: Path) -> tuple[str, list[Tensor]]:
-    from torchvision.datasets import FashionMNIST
-
-    return "FashionMNIST", _idx(FashionMNIST, folder)
-
-
-def _mnist(folder: Path) -> tuple[str, list[Tensor]]:
-    from torchvision.datasets import MNIST
-
-    return "MNIST", _idx(MNIST, folder)
-
-
-def _idx(kind: type, folder: Path) -> list[Tensor]:
-    answer: list[Tensor] = []
-    for train in (True, False):
-        try:
-            dataset = kind(folder, train=train, download=False)
-        except RuntimeError:
-            dataset = kind(folder, train=train, download=True)
-        answer += [dataset.data[:, None], dataset.targets.long()]
-    return answer
-
-
-def _cifar10(folder: Path) -> tuple[str, list[Tensor]]:
-    """CIFAR-10 as torchvision has it, or as image files in cifar10/ or cifar10.zip."""
-    from torchvision.datasets import CIFAR10
-
-    archive = folder / "cifar10.zip"
-    if archive.exists():
-        return "CIFAR-10, JPEG re-encoded", _cached_cifar10(archive)
-    answer: list[Tensor] = []
-    for train in (True, False):
-        try:
-            dataset = CIFAR10(folder, train=train, download=False)
-        except RuntimeError:
-            dataset = CIFAR10(folder, train=train, download=True)
-        x = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-        answer += [x, torch.tensor(dataset.targets)]
-    return "CIFAR-10", answer
-
-
 def _cached_cifar10(archive: Path) -> list[Tensor]:
     """Decode an archive of cifar10/{train,test}/<class>/*.jpg once, and keep the tensors."""
-    from safetensors.torch import load_file, save
-
     status = archive.stat()
     cache = Path.home() / ".cache" / "l2o_graph" / f"cifar10_{status.st_size}.safetensors"
     keys = ("train_x", "train_y", "test_x", "test_y")

@@ -1,7 +1,7 @@
 """What commands that make sets of networks share: what is missing is made, shard by shard."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,13 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file to be.
-
-    Attributes:
-        path: Its place.
-        numbers: Of the networks, or runs, in it.
-        record: What its header says.
-        total: The entry of the header that is smaller in a smaller set with the same numbers; ""
-            where a smaller set has others.
-    """
+    """One file to be."""
 
     path: Path
-    numbers: Sequence[int]
-    record: dict[str, Any]
+    numbers: Sequence[int]  # of the networks, or runs, in it
+    record: dict[str, Any]  # what its header says
+    # The entry of the header that is smaller in a smaller set with the same numbers; "" where a
+    # smaller set has others.
     total: str
 
 
@@ -56,18 +50,28 @@ def shards_of(
     ]
 
 
-def missing(
-    shards: Sequence[Shard], kind: str, held: Callable[[Path], int]
-) -> tuple[list[Shard], list[Shard]]:
-    """Those that are not there in full, and those that are, but say they are of a smaller set.
+def make(
+    shards: Sequence[Shard],
+    kind: str,
+    held: Callable[[Path], int],
+    work: Callable[[Shard], Shard],
+    jobs: int,
+    unit: str,
+) -> int:
+    """Make the shards that are missing, each written as it is done; count what was made.
+
+    The caller holds the folder. A set that was smaller grows: what it has is not made again.
 
     Args:
         shards: All of the set.
         kind: Kind of networks.
         held: Count of what is in a file there, as ``numbers`` counts it.
+        work: Maker of a shard; a function that can be pickled.
+        jobs: Number of processes, of one thread each.
+        unit: Name of what is counted: networks, or runs.
 
     Raises:
-        ValueError: For shards of another configuration in their place.
+        ValueError: For shards of another configuration in their place, before any work.
     """
     absent, smaller = [], []
     for shard in shards:
@@ -82,45 +86,15 @@ def missing(
             raise ValueError(
                 f"'{shard.path}' is of another configuration: {difference}; give another --out"
             )
-        if grown:
-            whole = held(shard.path) == len(shard.numbers)
-            (smaller if whole else absent).append(shard)
-    return absent, smaller
-
-
-def make(
-    shards: Sequence[Shard],
-    kind: str,
-    held: Callable[[Path], int],
-    work: Callable[[Shard], Shard],
-    jobs: int,
-    unit: str,
-) -> int:
-    """Make the shards that are missing, each written as it is done; the caller holds the folder.
-
-    A set that was smaller grows: what it has is not made again.
-
-    Args:
-        shards: All of the set.
-        kind: Kind of networks.
-        held: As in ``missing``.
-        work: Maker of a shard; a function that can be pickled.
-        jobs: Number of processes, of one thread each.
-        unit: Name of what a shard holds several of.
-
-    Returns:
-        How many of these were made.
-
-    Raises:
-        ValueError: For shards of another configuration in their place.
-    """
-    left, smaller = missing(shards, kind, held)
-    for shard in smaller:
-        record = {**read_record(shard.path, kind), **shard.record}
-        write_tensors(shard.path, read_tensors(shard.path), record, kind)
-    total, todo = (sum(len(shard.numbers) for shard in group) for group in (shards, left))
+        if grown and held(shard.path) == len(shard.numbers):
+            smaller.append((shard.path, {**found, **shard.record}))
+        elif grown:
+            absent.append(shard)
+    for path, record in smaller:
+        write_tensors(path, read_tensors(path), record, kind)
+    total, todo = (sum(len(shard.numbers) for shard in group) for group in (shards, absent))
     with tqdm(total=total, initial=total - todo, unit=unit, smoothing=0) as progress:
-        for shard in in_parallel(work, left, jobs):
+        for shard in in_parallel(work, absent, jobs):
             progress.update(len(shard.numbers))
     return todo
 
@@ -129,28 +103,6 @@ def generator_of(name: str) -> torch.Generator:
     """Random numbers for what has a name, whatever else is made."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return torch.Generator().manual_seed(seed)
-
-
-def folder_of(
-    kind: str, names: Sequence[str], options: Mapping[str, Any], usual: Mapping[str, Any]
-) -> Path:
-    """Folder of a set whose --out is not given, named by what it is made of and how.
-
-    Args:
-        kind: First word.
-        names: Further words.
-        options: Numbers by name, None for what was not given.
-        usual: Numbers that go without saying.
-
-    Returns:
-        A path under runs/, as runs/zoo-park-steps600.
-    """
-    told = [
-        f"{name.replace('_', '-')}{value}"
-        for name, value in options.items()
-        if value is not None and value != usual[name]
-    ]
-    return Path("runs") / "-".join([kind, *names, *told])
 
 
 def quantiles(values: Tensor) -> str:

@@ -16,11 +16,7 @@ Answer = TypeVar("Answer")
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that torch cannot work on.
-
-    Raises:
-        ValueError: With torch's reason.
-    """
+    """Refuse a device that torch cannot work on, by a ValueError with torch's reason."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -29,9 +25,7 @@ def check_device(device: str) -> None:
 
 
 def in_parallel(
-    work: Callable[[Item], Answer],
-    items: Sequence[Item],
-    jobs: int,
+    work: Callable[[Item], Answer], items: Sequence[Item], jobs: int
 ) -> Iterator[Answer]:
     """Answers as they come, the same to the bit for any number of jobs: each of one thread.
 

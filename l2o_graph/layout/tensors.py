@@ -14,6 +14,11 @@ def is_sharded(tensor: Tensor | type) -> "TypeGuard[DTensor]":
     return hasattr(tensor, "full_tensor")
 
 
+def is_wrapper(kind: type) -> bool:
+    """Whether tensors of a type hold others, which they compute with, but for sharded ones."""
+    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_sharded(kind)
+
+
 def state_type(weight: Tensor) -> torch.dtype:
     """Return the type of a weight's state: float64 for float64, else float32."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -3,6 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 # torch's multi-tensor functions and this decorator have no public names.
 
+import copy
 import math
 import sys
 from abc import abstractmethod
@@ -173,6 +174,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group_of = {p: group for group in self.param_groups for p in group["params"]}
+        for p in self._structure.replaced(group_of):
+            del group_of[p]
         for i, p in enumerate(group_of):
             if p.is_meta:  # it never has a gradient, and would be skipped silently
                 raise RuntimeError(
@@ -310,6 +313,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_structure": self._structure.copy()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LearnedOptimizer":
+        new = memo[id(self)] = type(self).__new__(type(self))
+        state = copy.deepcopy(self.__getstate__(), memo)
+        # A model that nobody gave stays behind, but where it is copied as well.
+        state["_structure"].model = memo.get(id(self._structure.model), state["_structure"].model)
+        new.__setstate__(state)
+        return new
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

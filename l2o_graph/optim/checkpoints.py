@@ -1,17 +1,14 @@
 """Controllers as files: safetensors with configuration and provenance, without pickle."""
 
 import copy
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from l2o_graph.optim.controller import Controller, ControllerConfig
 from l2o_graph.storage.files import find, header, packaged, parse
-from l2o_graph.storage.models import model_of, save_model
+from l2o_graph.storage.models import identity_of, model_of, save_model
 
 FORMAT, OLD_FORMAT = "l2o_graph controller", "l2o_graph learned optimizer"
 # Incremented whenever signals, or the meaning of a controller's outputs, change.
@@ -37,10 +34,7 @@ def list_checkpoints() -> list[str]:
 
 
 def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
-    """Load a packaged checkpoint by name, or a file by path.
-
-    Args:
-        checkpoint: A name of ``list_checkpoints()``, or a path to a .safetensors file.
+    """Load a packaged checkpoint by its name in ``list_checkpoints()``, or a file by path.
 
     Raises:
         ValueError: For an unknown name, and for a file that is damaged, is not a controller, or
@@ -57,18 +51,17 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             f"train it again with python -m meta_train, or use one of {list_checkpoints()}"
         )
     tensors, metadata = parse(content, origin, FORMAT, "a controller")
-
-    def make(record: dict[str, Any]) -> Controller:
-        return Controller(ControllerConfig(**record))
-
-    controller, provenance = model_of(tensors, metadata, origin, "a ControllerConfig", make)
-    return Checkpoint(f"{name}@{_digest(controller)}", controller, provenance)
+    controller, provenance = model_of(
+        tensors, metadata, origin, "a ControllerConfig",
+        lambda record: Controller(ControllerConfig(**record)),
+    )  # fmt: skip
+    return Checkpoint(identity_of(name, RULE_VERSION, controller), controller, provenance)
 
 
 def checkpoint_of(controller: Controller) -> Checkpoint:
     """Copy a controller in memory into a checkpoint; its identity is that of its file."""
     own = copy.deepcopy(controller).requires_grad_(False)
-    return Checkpoint(f"controller@{_digest(own)}", own, {})
+    return Checkpoint(identity_of("controller", RULE_VERSION, own), own, {})
 
 
 def save_controller(path: Path, controller: Controller, provenance: dict[str, Any]) -> None:
@@ -86,11 +79,3 @@ def _known() -> dict[str, Callable[[], bytes]]:
     """Readers of the packaged files by name, aliases included."""
     files = packaged("controllers")
     return files | {alias: files[name] for alias, name in ALIASES.items() if name in files}
-
-
-def _digest(controller: Controller) -> str:
-    """Hash the configuration and weights, sorted by name: safetensors fixes no order."""
-    digest = hashlib.sha256(f"({RULE_VERSION}, {controller.config})".encode())
-    for name, tensor in sorted(controller.state_dict().items()):
-        digest.update(name.encode() + tensor.to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:12]

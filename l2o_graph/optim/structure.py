@@ -1,12 +1,13 @@
 """The structure of the trained network: read from calls of its model, or inferred."""
 
 import gc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.optim.examples import Examples
@@ -54,6 +55,18 @@ class Structure:
         """Drop the structure; the next step determines it again."""
         self.spec: NetSpec | None = None  # result of the last call of network()
         self._agreed = False  # whether all ranks know the same
+        self._renew()
+
+    def replaced(self, trained: Collection[Tensor]) -> list[Tensor]:
+        """List those of the optimizer's parameters that the model has replaced.
+
+        The list is empty if a parameter of the model has a gradient and is not trained, which is a
+        mistake of the user.
+        """
+        known = set() if self.model is None else {*self.model.parameters()}
+        if not known or any(p.grad is not None and p not in trained for p in known):
+            return []
+        return [p for p in trained if p not in known]
 
     def copy(self) -> "Structure":
         """Copy what is known, without hooks, for a copy or a pickle of the optimizer.
@@ -74,6 +87,17 @@ class Structure:
     def is_complete(self) -> bool:
         """Whether calls have shown the use of all parameters of the model."""
         return self._known is not None and self._known.is_complete
+
+    def _renew(self) -> None:
+        """Watch the next calls of a model whose parameters have changed."""
+        if self.model is None or self.traced is None:
+            return
+        parameters = [*self.model.parameters()]
+        if any(map(is_lazy, parameters)) or self.traced.shapes != shapes_of(parameters):
+            self._known = None
+            self._agreed = False
+            self._asked.clear()
+            self.watch()
 
     def watch(self) -> None:
         """Watch calls of the model until each of its parameters was used."""
@@ -212,11 +236,7 @@ class Structure:
                 if self.spec is None or self.spec.shapes != shapes_of(parameters):
                     self.spec = spec_of_parameters(parameters, names)
             else:
-                if self.traced is not None and self.traced.shapes != shapes_of(parameters):
-                    self._known = None  # the model has changed: its next call shows how
-                    self._agreed = False
-                    self._asked.clear()
-                    self.watch()
+                self._renew()
                 self.spec = self.traced or self._spec_by_order(self.model)
         return parameters, self.spec
 

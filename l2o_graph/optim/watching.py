@@ -149,7 +149,8 @@ class Watching:
         self.stop()
         structure = self._structure and self._structure()
         self.was_sharded |= watch.is_blind
-        if structure is not None and output is not None and not self.was_sharded:
+        is_seen = not (self.was_sharded or watch.has_nested)
+        if structure is not None and output is not None and is_seen:
             reading = watch.reading(output)
             if reading.used:
                 structure.hear(reading)

@@ -9,41 +9,34 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 SUFFIX = ".safetensors"
 # Headers are some kilobytes; one of hundreds of megabytes would be read for seconds.
 LONGEST_HEADER = 10_000_000
-# What comes of content that is not what it should be; not OSError, of a file that is not there.
-WRONG_CONTENT = (
-    SafetensorError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    RuntimeError,
-)
 LONGEST_REASON = 300
 # What write_atomically calls a file until it is whole.
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
 
 
 @contextmanager
-def expecting(what: str) -> Iterator[None]:
+def expecting(what: str, passing: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
     """Name the file, and what it was expected to hold, where its content is something else.
 
     Args:
         what: As "'runs/one/state.safetensors': expected the state of a run".
+        passing: Errors that leave the block as they are; by default those of a file that is not
+            there, which name it themselves.
 
     Raises:
-        ValueError: For whatever goes wrong with content inside of the block.
+        ValueError: For whatever else goes wrong inside of the block.
     """
     try:
         yield
-    except WRONG_CONTENT as error:
+    except passing:
+        raise
+    except Exception as error:
         found = " ".join(repr(error).split())[:LONGEST_REASON]
         raise ValueError(f"{what}, found: {found}") from error
 
@@ -96,12 +89,6 @@ def packaged(folder: str = "") -> dict[str, Callable[[], bytes]]:
     return {f.name.removesuffix(SUFFIX): f.read_bytes for f in files if f.name.endswith(SUFFIX)}
 
 
-def beside(folder: Path, *names: str) -> Path | None:
-    """The first file of these names, in a folder or beside it."""
-    candidates = [place / name for place in (folder, folder.parent) for name in names]
-    return next((path for path in candidates if path.exists()), None)
-
-
 def find(
     checkpoint: str | Path, known: Mapping[str, Callable[[], bytes]]
 ) -> tuple[bytes, str, str]:
@@ -129,24 +116,14 @@ def find(
 def parse(
     content: bytes, origin: str, expected: str, what: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a file.
-
-    Args:
-        content: Content of the file.
-        origin: Where errors say that it lies.
-        expected: The entry "format" that its header must have.
-        what: Has this format, in words.
+    """Tensors and header of a file of the ``expected`` format, which is that of ``what``.
 
     Raises:
         ValueError: For a damaged file and another format.
     """
     metadata = header(content, origin)
-    try:
+    with expecting(f"checkpoint '{origin}': expected a whole safetensors file"):
         tensors = load(content)
-    except SafetensorError as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected a whole safetensors file, found: {error}"
-        ) from error
     if metadata.get("format") != expected:
         raise ValueError(
             f"checkpoint '{origin}': expected format '{expected}' in its header, found "
@@ -156,30 +133,18 @@ def parse(
 
 
 def header(content: bytes, origin: str) -> dict[str, str]:
-    """Metadata of a file, read without its tensors.
-
-    Raises:
-        ValueError: For a damaged file.
-    """
+    """Metadata of a file, read without its tensors; a ValueError for a damaged one."""
     # A safetensors file starts with the length of its JSON header, 8 bytes, little-endian.
     length = int.from_bytes(content[:8], "little")
-    try:
+    with expecting(f"checkpoint '{origin}': expected a whole safetensors file"):
         if not 2 <= length <= min(len(content) - 8, LONGEST_HEADER):
             raise ValueError(f"{len(content)} bytes whose header is to have {length}")
         found = json.loads(content[8 : 8 + length])
         return dict(found.get("__metadata__") or {})
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected a whole safetensors file, found: {error}"
-        ) from error
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder, and see that files can be made in it.
-
-    Raises:
-        OSError: When they cannot.
-    """
+    """Make a folder, and see that files can be made in it; an OSError where they cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -7,13 +7,14 @@ import shlex
 import socket
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from l2o_graph.storage.files import clear_partial
+from l2o_graph.storage.files import check_writable, clear_partial
 
 try:
     import fcntl
@@ -35,20 +36,12 @@ def held(folder: Path) -> Iterator[None]:
     The lock is the operating system's: it ends with the process, however that ends, and nothing
     has to be cleared away after a kill. What killed runs had half written is removed.
 
-    Args:
-        folder: Folder of the run.
-
     Raises:
         BlockingIOError: Where another run holds it, saying which.
         OSError: Where it cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path, file = _locked(folder)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        raise OSError(f"out: cannot write to folder '{folder}' ({error.strerror})") from error
+    check_writable(folder)
+    path, file = _locked(folder)
     try:
         file.truncate(0)
         file.write(_this_process())
@@ -71,8 +64,9 @@ def _locked(folder: Path) -> tuple[Path, IO[str]]:
             file = path.open("a+", encoding="utf-8", errors="replace")
             try:
                 _lock(file)
-                if _is_at(path, file):
-                    return path, file
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                        return path, file
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read() or "another process"
@@ -103,18 +97,8 @@ def _lock(file: IO[str]) -> None:
         raise BlockingIOError(str(error)) from error
 
 
-def _is_at(path: Path, file: IO[str]) -> bool:
-    """Whether an open file is still the one of this name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
 def _this_process() -> str:
     """Who holds a lock, for the error that others get."""
-    command = " ".join(shlex.join(sys.orig_argv).split())
-    if len(command) > LONGEST_COMMAND:
-        command = command[:LONGEST_COMMAND] + "..."
+    command = textwrap.shorten(shlex.join(sys.orig_argv), LONGEST_COMMAND, placeholder="...")
     since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"

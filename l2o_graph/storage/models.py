@@ -1,5 +1,6 @@
 """Models from files that say in their header what they are made of, and how they came about."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from l2o_graph.storage.files import write_atomically
+from l2o_graph.storage.files import expecting, write_atomically
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,32 +22,20 @@ def model_of(
     what: str,
     make: Callable[[dict[str, Any]], M],
 ) -> tuple[M, dict[str, Any]]:
-    """Make the model of a file, frozen, in float32 on the CPU.
+    """Make the model of a file, frozen, in float32 on the CPU; and its provenance.
 
-    Args:
-        tensors: The weights in the file.
-        metadata: The header of the file, with "config" and "provenance" as JSON.
-        origin: Place of the file, for errors.
-        what: Kind of the configuration, for errors, as "a RuleConfig".
-        make: Maker of a model, with a ``config``, from a configuration as JSON holds it.
-
-    Returns:
-        The model and its provenance.
+    ``make`` gives a model, with a ``config``, from the "config" that the header of the file holds
+    as JSON. Errors say where it lies and what it is, as "a RuleConfig".
 
     Raises:
         ValueError: For a header without both, a configuration that makes no model, and tensors of
             another model.
     """
-    try:
+    with expecting(f"checkpoint '{origin}': expected {what} and a provenance in its header"):
         record, provenance = (json.loads(metadata[key]) for key in ("config", "provenance"))
         # Weights come from the file: drawing them would disturb the user's random numbers.
         with torch.device("meta"):
             model = make(record)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"checkpoint '{origin}': expected {what} and a provenance as JSON in its header, "
-            f"found config {metadata.get('config')!r:.200}: {error!r}"
-        ) from error
     try:
         model.load_state_dict({key: t.float() for key, t in tensors.items()}, assign=True)
     except RuntimeError as error:
@@ -65,15 +54,10 @@ def save_model(
     provenance: Mapping[str, Any],
     **more: str,
 ) -> None:
-    """Store a model; the file appears whole or not at all.
+    """Store the weights of a model as float32; the file appears whole or not at all.
 
-    Args:
-        path: Destination; what was there before stays if anything fails.
-        model: Model whose weights are stored, as float32.
-        kind: Format, as the header names it.
-        config: Configuration, as JSON can hold it.
-        provenance: History of the model, likewise.
-        more: Further entries of the header.
+    Its header names the format, ``kind``, and what else is given. What was there before stays if
+    anything fails.
 
     Raises:
         ValueError: For weights that are not finite.
@@ -86,6 +70,17 @@ def save_model(
     check_finite(tensors, str(path))
     own = {"config": json.dumps(config), "provenance": json.dumps(provenance)}
     write_atomically(path, save(tensors, {"format": kind, **more, **own}))
+
+
+def identity_of(name: str, version: int, model: nn.Module) -> str:
+    """A name, and the start of a SHA-256 of what a model computes, as "general@0123456789ab".
+
+    Not of its file: safetensors writes the same tensors in any order.
+    """
+    digest = hashlib.sha256(f"({version}, {model.config})".encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode() + tensor.to("cpu", torch.float32).numpy().tobytes())
+    return f"{name}@{digest.hexdigest()[:12]}"
 
 
 def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:

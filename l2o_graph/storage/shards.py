@@ -35,11 +35,7 @@ def shard_name(split: str, number: int) -> str:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], kind: str
 ) -> None:
-    """Write a shard, with a record of how it came about; the same content gives the same bytes.
-
-    Raises:
-        OSError: For a place that cannot be written to.
-    """
+    """Write a shard, with a record of how it came about; the same content gives the same bytes."""
     content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     # One entry: safetensors would write several in any order.
     header = {"record": json.dumps({"format": f"l2o_graph {kind}", "version": VERSION, **record})}
@@ -51,7 +47,6 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
 
     Raises:
         ValueError: For a file that is damaged or something else.
-        OSError: For one that cannot be opened.
     """
     with expecting(f"{kind} '{path}': expected a whole safetensors file"):
         with safe_open(path, framework="pt") as file:
@@ -62,16 +57,12 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
             f"{kind} '{path}': expected format 'l2o_graph {kind}', version {VERSION}, in its "
             f"header, found {record.get('format')!r}, {record.get('version')!r}"
         )
-    return record
+    with expecting(f"{kind} '{path}': expected a number among all shards in its header"):
+        return record | {key: int(record[key]) for key in ("shard", "shards")}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a shard.
-
-    Raises:
-        ValueError: For a file that is damaged.
-        OSError: For one that cannot be opened.
-    """
+    """All tensors of a shard; a ValueError for a file that is damaged."""
     with expecting(f"'{path}': expected a whole safetensors file"):
         return load_file(path)
 
@@ -81,11 +72,7 @@ def read_set(
 ) -> tuple[dict[str, Any], list[T], list[str]]:
     """The shards of a split that can be read.
 
-    Args:
-        folder: Where they lie.
-        split: Which split.
-        kind: Kind of networks.
-        read: Reader of the record and content of one shard; "shard" and "shards" are in a record.
+    ``read`` gives the record, with "shard" and "shards", and the content of one.
 
     Returns:
         The record of the first, empty where there is none; what each holds, in order; and, in

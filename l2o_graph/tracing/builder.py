@@ -92,6 +92,7 @@ class Builder:
         self.sets: list[NodeSet] = []
         self.kernels: list[Kernel] = []
         self.biases: list[Bias] = []
+        self.placed: list[int] = []  # the parameters of these, in the order of the computation
         self.touched: set[int] = set()  # read since someone last looked
         self.known: set[int] = set()  # parameters of which something else may know the order
         self._meetings = 0
@@ -145,10 +146,12 @@ class Builder:
     def add_kernel(self, kernel: Kernel) -> None:
         """Add a kernel."""
         self.kernels.append(replace(kernel, again=self._held(kernel)))
+        self.placed.append(kernel.parameter)
 
     def add_bias(self, bias: Bias) -> None:
         """Add a bias."""
         self.biases.append(replace(bias, again=self._held(bias)))
+        self.placed.append(bias.parameter)
 
     def _held(self, new: Kernel | Bias) -> bool:
         """Whether any of its scalars are held already."""
@@ -239,17 +242,16 @@ class Builder:
 
     def _tie(self) -> None:
         """Join the neurons of all uses of a parameter: they can only be permuted together."""
+        uses = [k for k in (*self.kernels, *self.biases) if k.parameter < len(self.shapes)]
         held: dict[int, list[Kernel | Bias]] = {}
-        for one in (*self.kernels, *self.biases):
-            if one.parameter >= len(self.shapes):
-                continue
-            if one.again:
-                for first in held.get(one.parameter, []):
-                    if first.start < one.start + one.size and one.start < first.start + first.size:
-                        self._tie_two(first, one)
-                        break
-            else:
+        for one in uses:
+            if not one.again:
                 held.setdefault(one.parameter, []).append(one)
+        for one in uses:
+            for first in held[one.parameter] if one.again else ():
+                if first.start < one.start + one.size and one.start < first.start + first.size:
+                    self._tie_two(first, one)
+                    break
 
     def _tie_two(self, first: Kernel | Bias, again: Kernel | Bias) -> None:
         ours, theirs = _sides(first), _sides(again)

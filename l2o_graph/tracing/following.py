@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import ACTIVATIONS
-from l2o_graph.layout.tensors import is_sharded
+from l2o_graph.layout.tensors import is_sharded, is_wrapper
 from l2o_graph.tracing.builder import Weight
 from l2o_graph.tracing.labels import Factor, Label, data, viewed
 from l2o_graph.tracing.operations import ALONG_AXES, OPERATIONS, dims_of
@@ -83,6 +83,10 @@ class Following(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         self.trace.is_blind |= any(map(is_sharded, types))
+        if any(map(is_wrapper, types)):
+            return NotImplemented  # it takes itself apart, into operations that come here
+        if self.trace.meets_nested((args, kwargs)):
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name == "repeat" and not self.inside and len(args[1]) >= args[0].dim():
             with self:
@@ -97,7 +101,7 @@ class Following(TorchDispatchMode):
         # What is known is known of the tensor as it was.
         read = (args[0].detach(), *args[1:]) if name in IN_PLACE_VIEWS else args
         out = func(*args, **kwargs)
-        if not self.inside:
+        if not self.inside and not self.trace.meets_nested(out):
             follow(self.trace, func, read, kwargs, out)
         return out
 
@@ -119,7 +123,7 @@ class Following(TorchDispatchMode):
 
 def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> None:
     """Say what the outputs of an operator are; raises nothing, whatever a rule does."""
-    outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    outs = [t for t in tree_leaves(out) if isinstance(t, Tensor) and not is_wrapper(type(t))]
     given = tree_leaves((args, kwargs))
     if not outs or any(map(is_lazy, (*outs, *given))):
         return
@@ -130,7 +134,7 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         name = "_scaled_dot_product"
     inputs = [t for t in given if isinstance(t, Tensor) and name not in EVEN]
     before = trace.sets_of(inputs)
-    folded = [f[0].parameter for t in inputs if (f := trace.folded.get(t))]
+    read, first = trace.parameters_of(inputs), len(trace.builder.placed)
     for t in inputs:
         trace.builder.lose(trace.knows.get(t) or ())
         if not operator.is_view:
@@ -147,9 +151,9 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
         for t in outs:
             trace.forget(t)
         trace.builder.lose(before)
-    if not any(_is_known(trace, t) for t in outs):
-        trace.builder.known |= {w.parameter for t in inputs for w in trace.weights(t)}
-        trace.builder.known |= set(folded)
+    if not any(map(trace.statistics.get, outs)):
+        here = {*trace.builder.placed[first:]} | trace.parameters_of(outs)
+        trace.builder.known |= read - here
     function = OTHER_NAMES.get(name, name)
     if function in ACTIVATIONS:
         trace.activated(trace.label(outs[0]), function)
@@ -157,8 +161,8 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
     trace.builder.touched |= around
     if written and (trace.label(outs[0]).sets() or not trace.is_even(outs[0])):
         trace.uneven(outs[0])
-    if written and trace.label(outs[0]) != known:
-        _rewritten(trace, outs[0], blank)
+    if written:
+        _rewritten(trace, outs[0], blank, trace.label(outs[0]) == known)
 
 
 def _repeated(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -170,20 +174,15 @@ def _repeated(x: Tensor, sizes: Sequence[int]) -> Tensor:
     return copy.view([n * m for n, m in zip(sizes, x.shape, strict=True)])
 
 
-def _is_known(trace: Trace, t: Tensor) -> bool:
-    """Whether what parameters did to a tensor has a place, or tells no order of them."""
-    found = trace.label(t).sets() or trace.weights(t) or trace.folded.get(t)
-    return bool(found) or bool(trace.statistics.get(t))
-
-
 def _follow(
     trace: Trace, name: str, operator: Any, args: tuple, kwargs: dict, inputs: list, outs: list
 ) -> None:
-    if name in EVEN:  # whatever it is given, it reads the shape alone
+    seeded = trace.is_seeded(operator, kwargs)
+    if name in EVEN or seeded:  # whatever it is given, it reads the shape alone
         for t in outs:
             trace.forget(t)
             trace.set_label(t, data(t.shape))  # something may be written into it
-            trace.set_even(t, kwargs.get("generator") is None)
+            trace.set_even(t, not seeded)
         return None
     labelled = [t for t in inputs if trace.label(t).sets()]
     weights = [t for t in inputs if trace.weights(t)]
@@ -276,16 +275,18 @@ def _stand_in(weight: Weight) -> Tensor:
     return storage.as_strided(weight.shape, weight.strides, weight.start)
 
 
-def _rewritten(trace: Trace, written: Tensor, blank: bool) -> None:
+def _rewritten(trace: Trace, written: Tensor, blank: bool, same: bool) -> None:
     """Say what the tensors are whose part was written: the neurons there meet those elsewhere.
 
-    ``blank`` is whether all of their entries were one number before.
+    ``blank``: all of their entries were one number before; ``same``: the part is of what it was.
     """
     label = trace.label(written)
     steps = {written.stride(i): i for i in range(written.dim()) if written.shape[i] > 1}
     made: list[tuple[Label, Label, Label | None]] = []
     for where, known in trace.labels.sharing(written):
         _, shape, strides, _ = where
+        if same and not (label.sets() and math.prod(shape) > written.numel()):
+            continue  # all of it was changed
         axes: list = []
         for i, (n, stride) in enumerate(zip(shape, strides, strict=True)):
             at = steps.get(stride) if n > 1 else None

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.tensors import is_sharded
 from l2o_graph.tracing.beside import Beside, pairs_of, span_of, storage_of
@@ -24,6 +27,7 @@ class Known:
         self._strides = [() if is_lazy(p) else tuple(p.stride()) for _, p in named]
         for i, (_, p) in enumerate(named):
             self.place(i, p)
+        self._seed = torch.initial_seed()
         self.labels: Beside[Label] = Beside()
         # The parameters that tensors were made of, entry by entry.
         self.derived: Beside[list[Weight]] = Beside()
@@ -40,6 +44,7 @@ class Known:
         self.used: set[int] = set()  # parameters that any operation has read
         self.known_sets: dict[nn.Module, int] = {}  # of layers that are called step by step
         self.is_blind = False  # whether anything was computed with tensors that are sharded
+        self.has_nested = False  # or with nested ones
 
     def place(self, index: int, tensor: Tensor) -> None:
         """Say that a tensor is a parameter, if it is whole and has a shape already."""
@@ -49,6 +54,16 @@ class Known:
         key = storage_of(tensor)
         if key is not None:
             self._of_storage.setdefault(key, []).append((*span_of(tensor), index))
+
+    def meets_nested(self, found: Any) -> bool:
+        """Whether any tensor is a nested one of torch's own kind, which has no axes; notes it."""
+        is_nested = any(
+            t.is_nested and t.layout == torch.strided
+            for t in tree_leaves(found)
+            if isinstance(t, Tensor)
+        )
+        self.has_nested |= is_nested
+        return is_nested
 
     def label(self, tensor: Tensor) -> Label:
         """Of a tensor; data where nothing is known."""
@@ -84,6 +99,12 @@ class Known:
         """Say whether all entries of a tensor are one number."""
         self._even.put(tensor, even or None)
 
+    def is_seeded(self, operator: Any, kwargs: dict) -> bool:
+        """Whether an operator draws the same random numbers at each call of the network."""
+        if torch.Tag.nondeterministic_seeded not in operator.tags:
+            return False
+        return kwargs.get("generator") is not None or torch.initial_seed() != self._seed
+
     def uneven(self, tensor: Tensor) -> None:
         """Say that a tensor was written, so that whatever lies in its storage has an order."""
         for where, _ in self._even.sharing(tensor):
@@ -113,6 +134,11 @@ class Known:
             own = self._as_stored(index, first, tensor)
             return [] if own is None else [own]
         return []
+
+    def parameters_of(self, tensors: Iterable[Tensor]) -> set[int]:
+        """The parameters that tensors are made of, entry by entry."""
+        found = {w.parameter for t in tensors for w in self.weights(t)}
+        return found | {f[0].parameter for t in tensors if (f := self.folded.get(t))}
 
     def use(self, tensor: Tensor) -> None:
         """Note that an operation reads a tensor, which may be a view of a parameter."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import NetSpec
@@ -118,12 +119,28 @@ def read(
     copy = copied_module(module, memo)
     own_args, own_kwargs = copied((tuple(args), dict(kwargs or {})), memo)
     devices = [p.device for p in module.parameters()]
-    with as_they_were(devices), torch.enable_grad(), warnings.catch_warnings():
+    with (
+        as_they_were(devices),
+        _without_fast_path(),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # the network says it again when it is called
         watch = Watch(copy)
         with watch:
             output = copy(*own_args, **own_kwargs)
         return watch.reading(output)
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Have encoders in evaluation compute as in training, for padding without nested tensors."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -167,6 +184,11 @@ class Watch:
     def is_blind(self) -> bool:
         """Whether the network computed with sharded tensors, between which ways are not seen."""
         return self.trace.is_blind
+
+    @property
+    def has_nested(self) -> bool:
+        """Whether it computed with nested tensors, as an encoder in evaluation does for padding."""
+        return self.trace.has_nested
 
     def reading(self, output: Any) -> Reading:
         """What was seen, of a network that gave this answer."""
@@ -242,7 +264,9 @@ def _rule_of(module: nn.Module) -> LayerRule | None:
 
 
 def _plain(output: Any) -> Any:
-    """Dictionaries and data classes that tree_leaves would not look into, as lists."""
+    """Dictionaries and tensors that hold others, which tree_leaves would not open, as lists."""
+    if is_traceable_wrapper_subclass(output) and not is_sharded(output):
+        return [_plain(getattr(output, name)) for name in output.__tensor_flatten__()[0]]
     if isinstance(output, Mapping):
         return [_plain(value) for value in output.values()]
     if isinstance(output, list | tuple):

@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_small_zoo_is_said(small):
     with pytest.raises(ValueError, match=r"mine.csv': expected each of 60 rows once, found 2 num"):
         read_small_zoo(folder, order=order)
     order.write_text("one\n")
-    with pytest.raises(ValueError, match=r"mine.csv': expected row numbers, found: invalid lite"):
+    with pytest.raises(ValueError, match=r"mine.csv': expected row numbers, found: ValueError"):
         read_small_zoo(folder, order=order)
     spoiled = rows.clone()
     spoiled[:, 7] = float("nan")
@@ -159,18 +159,16 @@ def test_what_is_wrong_with_a_small_zoo_is_said(small):
         read_small_zoo(folder)
     np.save(folder / "weights.npy", rows.numpy())
     write_layout(folder, [(name.replace("dense/k", "dense/other/k"), s) for name, s in LAYOUT])
-    with pytest.raises(ValueError, match=r"a kernel and a bias for each layer, found no 'sequenti"):
+    with pytest.raises(ValueError, match=r"of each layer a kernel and a bias, .*found: KeyError"):
         read_small_zoo(folder)
     write_layout(folder, [*LAYOUT, ("sequential/dense_1/kernel:0", (10, 10))])
-    with pytest.raises(
-        ValueError, match=r"'sequential/dense_1/kernel': expected a place in rows o"
-    ):
+    with pytest.raises(ValueError, match=r"their places in rows of 4970, .*found: RuntimeError"):
         read_small_zoo(folder)
     (folder / "metrics.csv.gz").write_bytes(gzip.compress(b"step,accuracy\n86,0.5\n"))
-    with pytest.raises(ValueError, match=r"\['test_accuracy', 'config.activation'\] are missing"):
+    with pytest.raises(ValueError, match=r"metrics.csv.gz with .*found: KeyError\('test_acc"):
         read_small_zoo(folder)
     (folder / "metrics.csv.gz").unlink()
-    with pytest.raises(ValueError, match=r"expected metrics.csv or metrics.csv.gz, found neither"):
+    with pytest.raises(ValueError, match=r"metrics.csv or metrics.csv.gz with .*found: FileNotF"):
         read_small_zoo(folder)
 
 
@@ -349,20 +347,18 @@ def test_what_is_wrong_with_a_park_is_said(park, tmp_path):
     listing = tmp_path / "mine.json"
     entry = {"path": [path_of(0), "a/b/checkpoint.pt"], "score": [0.1, 0.2], "step": [1, 2]}
     listing.write_text(json.dumps({"train": entry}))
-    with pytest.raises(ValueError, match=r"2 checkpoints of split 'train' by 'mine.json', 1 are mi"
-                       r"ssing: a/b/checkpoint.pt"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"2 files of split 'train' by 'mine.json', 1 are missing: "
+                       r"a/b/checkpoint.pt"):  # fmt: skip
         read_wild_park(park, "train", listing)
     listing.write_text(json.dumps({"train": {**entry, "score": [0.1]}}))
-    with pytest.raises(ValueError, match=r"mine.json': expected lists of paths, scores and steps"):
+    with pytest.raises(ValueError, match=r"mine.json': expected lists \['path', 'score', 'step'\]"):
         read_wild_park(park, "train", listing)
     place = park / path_of(0)
     torch.save(checkpoint(0, config_of(PARK[1])), place)
     with pytest.raises(ValueError, match=r"checkpoint.pt': expected parameters \[\(8, 3, 7, 7\), "):
         read_wild_park(park, "train")
     torch.save(checkpoint(0, {}), place)
-    with pytest.raises(
-        ValueError, match=r"checkpoint.pt': expected a checkpoint, found: 'channels"
-    ):
+    with pytest.raises(ValueError, match=r"expected a checkpoint, found: KeyError\('channels"):
         read_wild_park(park, "train")
     content = checkpoint(0, config_of(PARK[0]))
     content["model"]["linear.bias"][3] = float("inf")

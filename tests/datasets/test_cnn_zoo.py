@@ -259,12 +259,12 @@ def test_damage_inside_of_a_shard_is_named(park, tmp_path):
     bad = tensors[values].clone()
     bad[1, 5] = float("nan")
     copy = changed(park, tmp_path, name, {values: bad})
-    with pytest.warns(UserWarning, match=rf"{name}', run {number}: expected finite weights, found"):
+    with pytest.warns(UserWarning, match=rf"{name}': .*run {number}: expected finite weights"):
         assert len(load_cnns(copy, "train")) == len(load_cnns(park, "train")) - 4
     few = {f"accuracy.{number}": tensors[f"accuracy.{number}"][:1]}
     (tmp_path / "few").mkdir()
     copy = changed(park, tmp_path / "few", name, few)
-    with pytest.warns(UserWarning, match=rf"run {number}: expected \d accuracies from 0 to 1"):
+    with pytest.warns(UserWarning, match=rf"run {number}: expected 2 accuracies and param"):
         load_cnns(copy, "train")
     (copy / name).unlink()
     save_file({}, copy / name, {"record": "{}"})
@@ -317,8 +317,8 @@ def test_shards_of_another_zoo_are_refused(park, tmp_path):
         (["--kind", "small", "--longest", "9"], "longest: expected none for kind 'small'"),
         (["--kind", "small", "--strides", "1"], "strides: expected none for kind 'small'"),
         (["--size", "5"], "size: expected a divisor of 28 pixels, found 5"),
-        (["--train-images", "9999"], "train_images: expected at most the 6000 there are, found"),
-        (["--train-images", "-1"], "train_images: expected at least 0, found -1"),
+        (["--test-images", "9999"], "test_images: expected at most the 1000 there are, found"),
+        (["--test-images", "-1"], "test_images: expected at least 0, found -1"),
         (["--dataset", "mnist", "--data-root", "/dev/null/x"], "dataset 'mnist' is not in"),
         (["--out", "/dev/null/x"], "Not a directory"),
     ],
@@ -407,16 +407,6 @@ def test_costly_architectures_are_drawn_again(tmp_path):
     first = [i for i, a in enumerate(usual.architectures) if multiplications(a, (7, 7)) <= 5e5]
     assert first, "what is cheap enough at once stays what it was"
     assert all(usual.architectures[i] == cheap.architectures[i] for i in first)
-
-
-def test_folders_are_named_by_what_is_drawn_from(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    given = ["--dataset", "fmnist_sample", "--runs", "1", "--steps", "4", "--checkpoints", "2"]
-    given += ["--batch", "8", "--test-images", "50", "--jobs", "1", "--size", "7"]
-    assert main([*given, "--longest", "5", "--channels", "4", "8", "--strides", "1", "2"]) == 0
-    (found,) = (tmp_path / "runs").iterdir()
-    assert found.name.startswith("zoo-park-fmnist_sample-steps4-batch8-checkpoints2-longest5-")
-    assert "-channels4-8-strides1-2-" in found.name
 
 
 @pytest.mark.parametrize(("train", "steps"), [(train_park, 100), (train_small, 150)])

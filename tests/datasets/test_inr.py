@@ -239,11 +239,15 @@ def test_errors_name_the_layer():
         render(weights, biases[:2])
     with pytest.raises(ValueError, match=r"expected 2 inputs, found layout \(32, 32, 1\)"):
         render(weights[1:], biases[1:])
-    with pytest.raises(ValueError, match=r"expected 4 networks of layout \(2, ..., 1\), as the"):
+    with pytest.raises(
+        ValueError, match=r"found images \(4, 28, 28\) and 3 networks of layout \(2, "
+    ):
         fit(torch.rand(4, 28, 28), weights, biases)
-    with pytest.raises(ValueError, match=r"\(2, ..., 3\), .* found 3 of layout \(2, 32, 32, 1\)"):
+    with pytest.raises(ValueError, match=r"found images \(3, 3, 28, 28\) and 3 networks of layout"):
         fit(torch.rand(3, 3, 28, 28), weights, biases)
-    with pytest.raises(ValueError, match=r"or \(I, C, height, width\) with C > 1, found \(3, 1, "):
+    with pytest.raises(
+        ValueError, match=r"\(I, C, height, width\) with C > 1, .*found images \(3, 1, "
+    ):
         fit(torch.rand(3, 1, 28, 28), weights, biases)
     with pytest.raises(ValueError, match="tail: expected from 0 to 1, found 2"):
         Recipe(steps=1, lr=1.0, betas=(0.9, 0.9), tail=2.0)

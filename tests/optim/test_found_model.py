@@ -103,6 +103,14 @@ def test_copies_and_pickles_hold_no_model_and_make_the_same_steps():
         optimizer.load_state_dict(before[1])
 
 
+@pytest.mark.parametrize("steps", [0, 8])
+def test_copied_together_they_go_on_together(steps):
+    net, optimizer = made(nn.Module.parameters)
+    train(net, optimizer, steps)
+    other, its = copy.deepcopy((net, optimizer))
+    assert all(map(torch.equal, train(net, optimizer), train(other, its)))
+
+
 def test_one_that_nobody_calls_is_forgotten_without_a_word():
     nets = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 2)])
     with warnings.catch_warnings():

@@ -305,6 +305,25 @@ def test_a_head_that_comes_after_many_calls_joins_once_it_has_a_gradient(checkpo
     assert optimizer._structure.spec.loose == () and not net._forward_hooks
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_what_takes_the_place_of_a_layer_is_read_at_its_first_call(given, checkpoint):
+    net, x = Heads(), torch.randn(5, 4)
+    model = net if given else None
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=model)
+    step(optimizer, net, x, 0)
+    old = net.wide
+    net.wide = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 6))
+    optimizer.add_param_group({"params": net.wide.parameters()})
+    before = copies([*old.parameters(), *net.wide.parameters()])
+    net(x, 0).square().mean().backward()
+    optimizer.step()
+    after = [*old.parameters(), *net.wide.parameters()]
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True] + [
+        False
+    ] * 4
+    assert gap(net, optimizer._structure.spec, x, 0) < 1e-5
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_module_compiled_in_place_is_read(when, checkpoint):
     ends = []
@@ -334,6 +353,33 @@ def test_a_fast_path_is_read_as_the_slow_one():
         assert neural_graph(net.eval(), x).spec == expected
     net.requires_grad_(False)
     assert neural_graph(net, x).spec == expected
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_that_pads_in_evaluation_is_read_in_training(checkpoint):
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0, batch_first=True)
+    net, x = nn.TransformerEncoder(layer, 2), torch.randn(2, 5, 8)
+    padded = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    expected = neural_graph(net, (x, None, padded)).spec
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    with torch.no_grad():  # by way of nested tensors
+        found = net.eval()(x, None, padded)
+    step(optimizer, net.train(), x, None, padded)
+    assert optimizer._structure.traced == expected
+    net.requires_grad_(False).eval()
+    assert neural_graph(net, (x, None, padded)).spec == expected
+    assert found.shape == (2, 5, 8) and torch.backends.mha.get_fastpath_enabled()
+
+
+def test_rows_of_several_lengths_in_one_tensor(checkpoint):
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 2))
+    expected = neural_graph(net, torch.randn(3, 5, 4)).spec
+    rows = torch.nested.nested_tensor([torch.randn(n, 4) for n in (3, 1, 4)], layout=torch.jagged)
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+    optimizer.zero_grad()
+    net(rows).values().square().mean().backward()
+    optimizer.step()
+    assert optimizer._structure.traced == expected
 
 
 def test_copies_of_a_watched_compiled_module_are_plain(checkpoint):

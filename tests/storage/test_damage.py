@@ -240,17 +240,20 @@ def shard(path, kind, **record):
 
 def test_shards_of_inrs_that_lack_what_they_should_have_are_named(tmp_path):
     path = shard(tmp_path / "train-00000.safetensors", "INRs")
-    with pytest.raises(ValueError, match=rf"INRs '{path}': expected a number of shards and omega"):
+    with pytest.raises(ValueError, match=rf"INRs '{path}': expected a number among all shards"):
         load_inrs(tmp_path, "train")
     shard(path, "INRs", shards=1, shard=0, omega0=30.0)
-    with pytest.raises(ValueError, match="split 'train': expected the same tensors in all shards"):
+    with pytest.raises(
+        ValueError, match="split 'train': expected omega0, and the same tensors in all"
+    ):
         load_inrs(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
-    "runs", [{}, [{}], [{"run": 1, "architecture": {"channels": [1]}, "hyperparameters": {}}]]
+    "runs", [7, [{}], [{"run": 1, "architecture": {"channels": [1]}, "hyperparameters": {}}]]
 )
 def test_shards_of_cnns_that_lack_what_they_should_have_are_named(tmp_path, runs):
-    shard(tmp_path / "train-00000.safetensors", "CNNs", runs=runs, split="train", shard=0)
-    with pytest.raises(ValueError, match=r"train-00000.safetensors': expected shards and runs"):
+    path, place = tmp_path / "train-00000.safetensors", {"shard": 0, "shards": 1}
+    shard(path, "CNNs", runs=runs, split="train", **place)
+    with pytest.raises(ValueError, match=r"train-00000.safetensors': expected a split and runs"):
         load_cnns(tmp_path, "train")

@@ -113,6 +113,26 @@ def noisy(net: nn.Module, h: Tensor) -> Tensor:
     return h * torch.rand(WIDTH, generator=generator, dtype=h.dtype)
 
 
+def random_mask(net: nn.Module, h: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return h * torch.bernoulli(torch.full((WIDTH,), 0.5, dtype=h.dtype), generator=generator)
+
+
+def sown_anew(net: nn.Module, h: Tensor) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return h * torch.rand(WIDTH, dtype=h.dtype)
+
+
+def changed(part: Any):
+    def operation(net: nn.Module, h: Tensor) -> Tensor:
+        out = h.clone()
+        out[part] *= 2
+        return out
+
+    return operation
+
+
 FIXED = torch.linspace(0.5, 2, WIDTH, dtype=torch.float64)
 ORDER = torch.tensor([2, 0, 1, 5, 4, 3])
 
@@ -176,6 +196,7 @@ FREE = {
     "experts in turn, added in place": experts_in_turn,
     "rows added up by an index": experts_by_rows,
     "some tokens written over": some_written_over,
+    "some tokens changed in place": changed((slice(None), slice(1, 3))),
     "tokens that a parameter is written over": masked_tokens,
     "a recurrence that begins at zero": recurrent,
     "repeated tokens": lambda net, h: h.repeat(1, 2, 1),
@@ -207,6 +228,9 @@ BOUND = {
     "fixed factors": lambda net, h: h * FIXED,
     "fixed summands": lambda net, h: h + FIXED,
     "random factors": noisy,
+    "a random mask": random_mask,
+    "random factors of a seed of its own": sown_anew,
+    "a half changed in place": changed((..., slice(3))),
     "a fixed matrix": lambda net, h: h @ torch.outer(FIXED, FIXED.flip(0)).tril(),
     "half of it written": half_written,
     "softmax of a half": lambda net, h: torch.cat([h[..., :3].softmax(-1), h[..., 3:]], -1),
@@ -269,6 +293,12 @@ BOUND = {
     "a vector knows the rows": lambda net, h: F.linear(h, net.p / net.p.mv(FIXED)[0]),
     "softmax of halves of rows": lambda net, h: F.linear(
         h, net.p.unflatten(0, (2, 3)).softmax(1).flatten(0, 1)
+    ),
+    "a table by products, and its rows": lambda net, h: (
+        (h[..., None, :] * net.p).sum(-1).softmax(-1) @ net.p
+    ),
+    "a table by cosines, and its rows": lambda net, h: (
+        F.cosine_similarity(h[..., None, :], net.p, dim=-1).softmax(-1) @ net.p
     ),
     "mean of halves of rows": lambda net, h: F.linear(
         h, (net.p.unflatten(0, (2, 3)) - net.p.unflatten(0, (2, 3)).mean(1, True)).flatten(0, 1)

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from l2o_graph.ranges import COUNT
+
 NO_SKIP = -1
 
 # By the names that graphs know them by; "" is none.
@@ -71,32 +73,27 @@ class CNNArchitecture:
                     f"{name}: expected one for each of {depth} convolutions, found "
                     f"{getattr(self, name)}"
                 )
-        for i in range(depth):
-            self._check(i)
-
-    def _check(self, i: int) -> None:
-        if self.kernels[i] < 1 or self.kernels[i] % 2 == 0:
-            raise ValueError(f"kernel of convolution {i}: expected odd, found {self.kernels[i]}")
-        if self.strides[i] < 1:
-            raise ValueError(
-                f"stride of convolution {i}: expected at least 1, found {self.strides[i]}"
-            )
-        if self.activations[i] not in FUNCTIONS:
-            raise ValueError(
-                f"activation of convolution {i}: expected one of {list(FUNCTIONS)}, found "
-                f"'{self.activations[i]}'"
-            )
-        skip = self.skips[i]
-        if skip not in (known := [NO_SKIP, *range(i)]):
-            raise ValueError(
-                f"skip to convolution {i}: expected a layer before the one that it reads, one of "
-                f"{known}, found {skip}"
-            )
-        if skip != NO_SKIP and math.prod(self.strides[skip : i + 1]) != 1:
-            raise ValueError(
-                f"skip to convolution {i}: expected stride 1 from layer {skip} on, found "
-                f"{self.strides[skip : i + 1]}"
-            )
+        each = zip(self.kernels, self.strides, self.activations, self.skips, strict=True)
+        for i, (kernel, stride, name, skip) in enumerate(each):
+            if kernel < 1 or kernel % 2 == 0:
+                raise ValueError(f"kernel of convolution {i}: expected odd, found {kernel}")
+            COUNT.check(f"stride of convolution {i}", stride)
+            if name not in FUNCTIONS:
+                raise ValueError(
+                    f"activation of convolution {i}: expected one of {list(FUNCTIONS)}, found "
+                    f"'{name}'"
+                )
+            if skip not in (known := [NO_SKIP, *range(i)]):
+                raise ValueError(
+                    f"skip to convolution {i}: expected a layer before the one that it reads, one "
+                    f"of {known}, found {skip}"
+                )
+            passed = () if skip == NO_SKIP else self.strides[skip : i + 1]
+            if math.prod(passed) != 1:
+                raise ValueError(
+                    f"skip to convolution {i}: expected stride 1 from layer {skip} on, found "
+                    f"{passed}"
+                )
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -138,8 +135,8 @@ class CNNArchitecture:
             raise ValueError(
                 f"architecture: expected the fields {expected}, found {sorted(content)}"
             )
-        per_layer = {name: tuple(content[name]) for name in expected if name != "classes"}
-        return CNNArchitecture(**per_layer, classes=content["classes"])
+        tuples = {k: tuple(v) for k, v in content.items() if k != "classes"}
+        return CNNArchitecture(**tuples, classes=content["classes"])
 
 
 def cnn_module(architecture: CNNArchitecture) -> nn.Module:

@@ -25,6 +25,7 @@ from l2o_graph.storage.shards import (
 )
 
 KIND = "CNNs"
+TENSORS = ("step", "accuracy", "values")  # of a run, each as NAME.NUMBER
 MANIFEST = "manifest.json"
 
 # Twelve for training, three for validation, five for the test, and mixed: few runs have all three.
@@ -33,23 +34,14 @@ SPLIT_OF_RUN = tuple({"t": "train", "v": "val", "s": "test"}[x] for x in "tsvtts
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A network on its way through training: the checkpoints C that were kept of it.
+    """A network on its way through training: the checkpoints C that were kept of it."""
 
-    Attributes:
-        number: Of the run in its zoo, from 0.
-        architecture: Of the network.
-        hyperparameters: How it was trained, as JSON can hold it.
-        step: Training steps done at each checkpoint.
-        accuracy: Share of the test images that it got right then, in [0, 1].
-        values: Its parameters then, one after another in a row.
-    """
-
-    number: int
+    number: int  # of the run in its zoo, from 0
     architecture: CNNArchitecture
-    hyperparameters: Mapping[str, Any]
-    step: Int64[Tensor, " C"]
-    accuracy: Float[Tensor, " C"]
-    values: Float[Tensor, "C P"]
+    hyperparameters: Mapping[str, Any]  # how it was trained, as JSON can hold it
+    step: Int64[Tensor, " C"]  # training steps done
+    accuracy: Float[Tensor, " C"]  # share of the test images that it got right, in [0, 1]
+    values: Float[Tensor, "C P"]  # its parameters, one after another in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,48 +160,30 @@ def chosen(networks: CNNs, index: Int64[Tensor, " n"]) -> CNNs:
     Returns:
         n networks, in the order of their numbers.
     """
-    return replace(
-        networks,
-        which=networks.which[index],
-        values=tuple(networks.values[i] for i in index.tolist()),
-        accuracy=networks.accuracy[index],
-        run=networks.run[index],
-        step=networks.step[index],
-    )
+    tensors = {k: getattr(networks, k)[index] for k in ("which", "accuracy", "run", "step")}
+    values = tuple(networks.values[i] for i in index.tolist())
+    return replace(networks, values=values, **tensors)
 
 
 def gathered(runs: Sequence[Run]) -> CNNs:
     """All checkpoints of runs, one after another."""
     index = {a: i for i, a in enumerate(dict.fromkeys(run.architecture for run in runs))}
-    counts = torch.tensor([len(run.step) for run in runs], dtype=torch.int64)
-    which = torch.tensor([index[run.architecture] for run in runs], dtype=torch.int64)
-    numbers = torch.tensor([run.number for run in runs], dtype=torch.int64)
     return CNNs(
         architectures=tuple(index),
-        which=which.repeat_interleave(counts),
+        which=torch.cat([torch.full_like(run.step, index[run.architecture]) for run in runs]),
         values=tuple(row for run in runs for row in run.values),
         accuracy=torch.cat([run.accuracy for run in runs]),
-        run=numbers.repeat_interleave(counts),
+        run=torch.cat([torch.full_like(run.step, run.number) for run in runs]),
         step=torch.cat([run.step for run in runs]),
     )
 
 
 def write_shard(path: Path, runs: Sequence[Run], record: Mapping[str, Any]) -> None:
-    """Write runs, and a record of how they came about.
+    """Write runs, and a record of how they came about; the same content gives the same bytes.
 
-    Args:
-        path: Where to; the same content gives the same bytes.
-        runs: Those of the shard.
-        record: Anything that JSON can hold; "split", "shard" and "shards" are read back.
-
-    Raises:
-        OSError: For a place that cannot be written to.
+    ``record`` is anything that JSON can hold; "split", "shard" and "shards" are read back.
     """
-    tensors = {
-        f"{name}.{run.number}": getattr(run, name)
-        for run in runs
-        for name in ("step", "accuracy", "values")
-    }
+    tensors = {f"{name}.{run.number}": getattr(run, name) for run in runs for name in TENSORS}
     described = [
         {
             "run": run.number,
@@ -228,35 +202,32 @@ def read_shard(path: Path) -> tuple[dict[str, Any], list[Run]]:
         ValueError: For a file that is damaged or something else, tensors that do not make the
             networks of its record, and networks that are not finite.
     """
-    record, tensors = read_record(path, KIND), read_tensors(path)
-    with expecting(f"CNNs '{path}': expected shards and runs as they are written in its header"):
-        record |= {"split": str(record["split"])} | {k: int(record[k]) for k in ("shard", "shards")}
-        described = [
-            (int(run["run"]), CNNArchitecture.from_json(run["architecture"]),
-             dict(run["hyperparameters"]))
-            for run in record.pop("runs")
-        ]  # fmt: skip
-    runs = []
-    for number, architecture, hyperparameters in described:
-        names = [f"{name}.{number}" for name in ("step", "accuracy", "values")]
-        if absent := [name for name in names if name not in tensors]:
-            raise ValueError(f"CNNs '{path}', run {number}: expected tensors {names}, no {absent}")
-        step, accuracy, values = (tensors[name] for name in names)
-        shares = step.dim() == 1 and accuracy.shape == step.shape
-        if not (shares and bool(((accuracy >= 0) & (accuracy <= 1)).all())):
-            raise ValueError(
-                f"CNNs '{path}', run {number}: expected {step.numel()} accuracies from 0 to 1, "
-                f"found {accuracy.tolist()}"
-            )
-        if values.shape != (len(step), architecture.num_parameters):
-            raise ValueError(
-                f"CNNs '{path}', run {number}: expected {len(step)} rows of "
-                f"{architecture.num_parameters} parameters, found {tuple(values.shape)}"
-            )
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"CNNs '{path}', run {number}: expected finite weights, found others")
-        runs.append(Run(number, architecture, hyperparameters, step, accuracy, values))
+    record, tensors, runs = read_record(path, KIND), read_tensors(path), []
+    with expecting(f"CNNs '{path}': expected a split and runs as they are written here"):
+        record["split"] = str(record["split"])
+        for told in record.pop("runs"):
+            number, architecture = int(told["run"]), CNNArchitecture.from_json(told["architecture"])
+            own = [tensors[f"{name}.{number}"] for name in TENSORS]
+            _check(number, architecture, *own)
+            runs.append(Run(number, architecture, dict(told["hyperparameters"]), *own))
     return record, runs
+
+
+def _check(
+    number: int, architecture: CNNArchitecture, step: Tensor, accuracy: Tensor, values: Tensor
+) -> None:
+    """Refuse tensors that are not of checkpoints of a network, and not finite."""
+    (count,) = step.shape
+    shape = (count, architecture.num_parameters)
+    if accuracy.shape != (count,) or values.shape != shape:
+        raise ValueError(
+            f"run {number}: expected {count} accuracies and parameters {shape}, found "
+            f"{tuple(accuracy.shape)} and {tuple(values.shape)}"
+        )
+    if not bool(((accuracy >= 0) & (accuracy <= 1)).all()):
+        raise ValueError(f"run {number}: expected accuracies from 0 to 1")
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"run {number}: expected finite weights, found others")
 
 
 def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
@@ -264,9 +235,8 @@ def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
 
     Raises:
         ValueError: For shards that are damaged.
-        OSError: For a place that cannot be written to.
     """
-    lines, common = [], {}
+    lines, common = {}, {}
     for path in paths:
         common, runs = read_shard(path)
         for run in runs:
@@ -279,19 +249,13 @@ def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
                 "step": run.step.tolist(),
                 "accuracy": [round(a, 6) for a in run.accuracy.tolist()],
             }
-            lines.append((run.number, json.dumps(line)))
-    runs_of_all = ",\n".join(line for _, line in sorted(lines))
+            lines[run.number] = json.dumps(line)
     head = json.dumps({k: v for k, v in common.items() if k not in ("split", "shard", "shards")})
-    write_atomically(folder / MANIFEST, f'{head[:-1]}, "runs": [\n{runs_of_all}\n]}}\n'.encode())
+    of_all = ",\n".join(lines[number] for number in sorted(lines))
+    write_atomically(folder / MANIFEST, f'{head[:-1]}, "runs": [\n{of_all}\n]}}\n'.encode())
 
 
 def stacked(networks: CNNs, index: Int64[Tensor, " n"], like: Tensor) -> list[Tensor]:
-    """Parameters of some networks of one architecture, (n, *shape) each.
-
-    Args:
-        networks: All of them.
-        index: Which.
-        like: A tensor of the type and on the device that they are to have.
-    """
+    """Parameters of networks of one architecture, (n, *shape) each, in the type of ``like``."""
     rows = torch.stack([networks.values[i] for i in index.tolist()]).to(like)
     return unflattened(rows, networks.architecture(int(index[0])))

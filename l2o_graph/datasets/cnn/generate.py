@@ -20,13 +20,12 @@ half of the images for the park, and to 42 % for small networks; ``--steps`` for
 
 import argparse
 import os
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,25 +34,16 @@ from torch.nn import functional as F
 from l2o_graph.commands import ERRORS, run_command
 from l2o_graph.datasets.cnn.files import (
     KIND,
-    Run,
     read_shard,
     split_of,
     write_manifest,
     write_shard,
 )
 from l2o_graph.datasets.cnn.park import train_park
-from l2o_graph.datasets.cnn.recipe import Recipe
+from l2o_graph.datasets.cnn.recipe import Recipe, Train
 from l2o_graph.datasets.cnn.small import train_small
 from l2o_graph.datasets.images import Images, load_images
-from l2o_graph.datasets.shards import (
-    Shard,
-    folder_of,
-    generator_of,
-    make,
-    missing,
-    quantiles,
-    shards_of,
-)
+from l2o_graph.datasets.shards import Shard, generator_of, make, quantiles, shards_of
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, SEED, check_ranges
 from l2o_graph.storage.lock import held
 from l2o_graph.storage.shards import SPLITS
@@ -62,26 +52,15 @@ DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
 PREPARED = 1000  # images at once
 OF_PARK = ("longest", "cost", "channels", "strides")  # what a recipe of the park may say besides
 
-Train = Callable[[Sequence[int], Sequence[torch.Generator], Images, Recipe], list[Run]]
 
+class Kind(NamedTuple):
+    """A kind of zoo."""
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of zoo.
-
-    Attributes:
-        train: Trains the runs of a shard.
-        grey: Whether colours are averaged.
-        recipe: For runs of the size that the module's docstring tells.
-        test_images: To take accuracies on.
-        shard: Runs in a file.
-    """
-
-    train: Train
-    grey: bool
-    recipe: Recipe
-    test_images: int
-    shard: int
+    train: Train  # trains the runs of a shard
+    grey: bool  # whether colours are averaged
+    recipe: Recipe  # for runs of the size that the module's docstring tells
+    test_images: int  # to take accuracies on
+    shard: int  # runs in a file
 
 
 KINDS = {
@@ -92,48 +71,31 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to train, and how.
+    """What to train, and how."""
 
-    Attributes:
-        kind: One of ``KINDS``.
-        dataset: One of ``DATASETS``.
-        runs: Networks to train.
-        out: Folder of the shards and manifest.json.
-        recipe: How each is trained.
-        size: Side of the images in pixels, a divisor of the dataset's; 0 for half of it.
-        train_images: How many are trained on; 0 for all.
-        test_images: How many accuracies are taken on; 0 for all.
-        shard: Runs in a file; small networks of a file are trained at once.
-        seed: Of all draws.
-        jobs: Processes, of one thread each.
-        data_root: Where datasets lie; see ``l2o_graph.datasets.images.data_root``.
-    """
-
-    kind: str
-    dataset: str
-    runs: int
-    out: Path
-    recipe: Recipe
-    size: int = 0
-    train_images: int = 0
-    test_images: int = 0
-    shard: int = 4
-    seed: int = 0
-    jobs: int = 1
-    data_root: str | None = None
+    kind: str  # one of KINDS
+    dataset: str  # one of DATASETS
+    runs: int  # networks to train
+    out: Path  # folder of the shards and manifest.json
+    recipe: Recipe  # how each is trained
+    size: int  # side of the images in pixels, a divisor of the dataset's; 0 for half of it
+    test_images: int  # how many accuracies are taken on; 0 for all
+    shard: int  # runs in a file; small networks of a file are trained at once
+    seed: int  # of all draws
+    jobs: int  # processes, of one thread each
+    data_root: str | None  # where datasets lie; see l2o_graph.datasets.images.data_root
 
 
 def plan(settings: Settings) -> list[Shard]:
-    """Check everything that can be checked before any work, and list the shards.
+    """Check what was asked for, and list the shards.
 
     Raises:
-        ValueError: For numbers out of range, and a folder with shards of another configuration.
+        ValueError: For numbers out of range.
         DatasetNotFoundError: For data that are not there.
-        OSError: When ``out`` cannot be written.
     """
     check_ranges(
-        settings, runs=COUNT, size=COUNT_OR_NONE, train_images=COUNT_OR_NONE,
-        test_images=COUNT_OR_NONE, shard=COUNT, seed=SEED, jobs=COUNT,
+        settings, runs=COUNT, size=COUNT_OR_NONE, test_images=COUNT_OR_NONE, shard=COUNT,
+        seed=SEED, jobs=COUNT,
     )  # fmt: skip
     for name in OF_PARK:
         if settings.kind != "park" and getattr(settings.recipe, name):
@@ -141,7 +103,6 @@ def plan(settings: Settings) -> list[Shard]:
                 f"{name}: expected none for kind '{settings.kind}', whose networks "
                 f"are all alike in this, found {getattr(settings.recipe, name)}"
             )
-    settings.out.mkdir(parents=True, exist_ok=True)
     images = _images(settings)
     shards = []
     for split in SPLITS:
@@ -161,13 +122,7 @@ def plan(settings: Settings) -> list[Shard]:
             "split": split,
         }
         shards += shards_of(settings.out, runs, settings.shard, record, "runs_in_all")
-    missing(shards, KIND, _held)
     return shards
-
-
-def _held(path: Path) -> int:
-    """Runs in a file."""
-    return len(read_shard(path)[1])
 
 
 def train_shard(settings: Settings, shard: Shard) -> Shard:
@@ -188,22 +143,16 @@ def train_shard(settings: Settings, shard: Shard) -> Shard:
 
 
 def summary(shards: Sequence[Shard]) -> str:
-    """Accuracies of each split in a table, and what was trained."""
+    """Accuracies of each split in a table, and of how many runs something is missing."""
     lines = ["accuracy, %  runs networks     min     5 %    25 %  median    75 %    95 %     max"]
-    depths: Counter[int] = Counter()
-    most, cut_short, checkpoints = shards[0].record["recipe"]["checkpoints"], 0, 0
+    most, cut_short = shards[0].record["recipe"]["checkpoints"], 0
     for split in SPLITS:
         runs = [r for s in shards if s.record["split"] == split for r in read_shard(s.path)[1]]
-        depths.update(len(run.architecture.kernels) for run in runs)
         cut_short += sum(len(run.step) < most for run in runs)
         values = torch.cat([torch.empty(0), *(run.accuracy for run in runs)])
-        checkpoints += len(values)
-        if not len(values):
-            continue
-        cells = quantiles(100 * values.double())
-        lines.append(f"{split:11}{len(runs):6,}{len(values):9,}{cells}")
-    counts = ", ".join(f"{depths[depth]} of {depth}" for depth in sorted(depths))
-    lines.append(f"convolutions: {counts}; {checkpoints:,} networks")
+        if len(values):
+            cells = quantiles(100 * values.double())
+            lines.append(f"{split:11}{len(runs):6,}{len(values):9,}{cells}")
     if cut_short:
         lines.append(f"{cut_short} runs lack checkpoints, whose weights were not finite")
     return "\n".join(lines)
@@ -215,19 +164,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _made(argv: Sequence[str] | None) -> list[str]:
-    begin = time.perf_counter()
     settings = _parse(argv)
     shards = plan(settings)
     with held(settings.out):
-        work = partial(train_shard, settings)
-        trained = make(shards, KIND, _held, work, settings.jobs, "run")
+        trained = make(
+            shards, KIND, lambda path: len(read_shard(path)[1]),
+            partial(train_shard, settings), settings.jobs, "run",
+        )  # fmt: skip
         write_manifest(settings.out, [shard.path for shard in shards])
-    minutes = (time.perf_counter() - begin) / 60
-    return [
-        summary(shards),
-        f"trained {trained:,} networks in {minutes:.1f} minutes, {settings.jobs} jobs",
-        f"wrote {len(shards)} shards and manifest.json to {settings.out}",
-    ]
+    where = f"{len(shards)} shards and manifest.json in {settings.out}"
+    return [summary(shards), f"trained {trained:,} networks: {where}"]
 
 
 def _parse(argv: Sequence[str] | None) -> Settings:
@@ -238,9 +184,8 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--kind", choices=sorted(KINDS), default="park")
     add("--dataset", choices=DATASETS, default="cifar10")
     add("--runs", type=int, required=True, metavar="N", help="networks to train")
-    add("--out", type=Path, metavar="FOLDER", help="[runs/zoo-KIND, and what is not the default]")
+    add("--out", type=Path, metavar="FOLDER", help="[runs/zoo-KIND]")
     add("--size", type=int, default=0, metavar="PIXELS", help="side of the images; 0: half")
-    add("--train-images", type=int, default=0, metavar="N", help="0: all")
     add("--test-images", type=int, metavar="N", help="to take accuracies on; 0: all")
     add("--steps", type=int, help="of training")
     add(
@@ -275,16 +220,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints", *OF_PARK)}
     given |= {name: tuple(given[name]) for name in ("channels", "strides") if given[name]}
     recipe = replace(kind.recipe, **{k: v for k, v in given.items() if v is not None})
-    if args["out"] is None:
-        names = [args["kind"], *(() if args["dataset"] == "cifar10" else (args["dataset"],))]
-        joined = {
-            name: "-".join(map(str, given[name] or ())) or None for name in ("channels", "strides")
-        }
-        own = ("size", "train_images", "test_images", "shard", "seed")
-        options = {**given, **joined, **{name: args[name] for name in own}}
-        usual = {"size": 0, "train_images": 0, "seed": 0, "test_images": kind.test_images,
-                 "shard": kind.shard, **asdict(kind.recipe)}  # fmt: skip
-        args["out"] = folder_of("zoo", names, options, usual)
+    args["out"] = args["out"] or Path("runs") / f"zoo-{args['kind']}"
     return Settings(**args, recipe=recipe)
 
 
@@ -296,16 +232,14 @@ def _images(settings: Settings) -> Images:
     size = settings.size or full // 2
     if full % size:
         raise ValueError(f"size: expected a divisor of {full} pixels, found {size}")
+    there, count = len(data.test_x), settings.test_images
+    if count > there:
+        raise ValueError(f"test_images: expected at most the {there} there are, found {count}")
     # Files may hold one class after another; a part is to hold all.
     generator = torch.Generator().manual_seed(0)
     parts = []
-    for name, x, y, count in (
-        ("train_images", data.train_x, data.train_y, settings.train_images),
-        ("test_images", data.test_x, data.test_y, settings.test_images),
-    ):
-        if count > len(x):
-            raise ValueError(f"{name}: expected at most the {len(x)} there are, found {count}")
-        order = torch.randperm(len(x), generator=generator)[: count or None]
+    for x, y, most in ((data.train_x, data.train_y, None), (data.test_x, data.test_y, count)):
+        order = torch.randperm(len(x), generator=generator)[: most or None]
         parts += [torch.cat([_smaller(p, size, grey) for p in x[order].split(PREPARED)]), y[order]]
     mean, std = ((0.5,), (0.5,)) if grey else (data.mean, data.std)
     return Images(data.name, *parts, mean=mean, std=std)

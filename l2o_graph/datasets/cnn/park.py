@@ -41,19 +41,13 @@ MOST_STRIDE = 4  # of all strides together: of 16 pixels four are left
 def draw_architecture(
     generator: torch.Generator,
     image_channels: int,
-    classes: int = 10,
     channels: Sequence[int] = CHANNELS,
     strides: Sequence[int] = STRIDES,
 ) -> CNNArchitecture:
-    """Draw an architecture, every choice evenly.
+    """Draw an architecture, every choice evenly, its widths and strides from those given.
 
-    Args:
-        generator: Where random numbers come from.
-        image_channels: Of the images.
-        classes: To tell apart.
-        channels: Widths of the convolutions to draw from.
-        strides: Strides to draw from. One that would make ``MOST_STRIDE`` of all together more
-            is 1 instead, and no skip goes past one.
+    A stride that would make ``MOST_STRIDE`` of all together more is 1 instead, and no skip goes
+    past one.
     """
     depth = one_of(DEPTHS, generator)
     widths = (image_channels, *(one_of(channels, generator) for _ in range(depth)))
@@ -61,17 +55,11 @@ def draw_architecture(
     activations = tuple(one_of(ACTIVATIONS, generator) for _ in range(depth))
     # Of one stride nothing is drawn: architectures of a seed are those that they always were.
     drawn = [one_of(strides, generator) if len(strides) > 1 else strides[0] for _ in range(depth)]
-    kept = _within(drawn, MOST_STRIDE)
-    skips = tuple(one_of(_sources(i, kept), generator) for i in range(depth))
-    return CNNArchitecture(widths, kernels, activations, skips, kept, classes)
-
-
-def _within(strides: Sequence[int], most: int) -> tuple[int, ...]:
-    """Strides whose product is at most so much: those that would make it more become 1."""
     kept: list[int] = []
-    for stride in strides:
-        kept.append(stride if math.prod(kept) * stride <= most else 1)
-    return tuple(kept)
+    for stride in drawn:
+        kept.append(stride if math.prod(kept) * stride <= MOST_STRIDE else 1)
+    skips = tuple(one_of(_sources(i, kept), generator) for i in range(depth))
+    return CNNArchitecture(widths, kernels, activations, skips, tuple(kept))
 
 
 def _sources(i: int, strides: Sequence[int]) -> tuple[int, ...]:
@@ -94,17 +82,7 @@ def train_park(
     images: Images,
     recipe: Recipe,
 ) -> list[Run]:
-    """Train networks, one after another.
-
-    Args:
-        numbers: Of the runs.
-        generators: One a run: where its random numbers come from.
-        images: To train on, and to test checkpoints on.
-        recipe: How.
-
-    Returns:
-        The runs, without checkpoints that are not finite.
-    """
+    """Train networks, one after another: see ``recipe.Train``."""
     pairs = zip(numbers, generators, strict=True)
     return [_train(number, generator, images, recipe) for number, generator in pairs]
 

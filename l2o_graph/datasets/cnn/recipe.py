@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from l2o_graph.datasets.cnn.files import Run
 from l2o_graph.datasets.images import Images
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
 
@@ -19,26 +20,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What all networks of a zoo share.
+    """What all networks of a zoo share."""
 
-    Attributes:
-        steps: Of training.
-        batch: Images of a step, drawn with replacement.
-        checkpoints: To keep of each network, the last at the end.
-        longest: Steps of the longest run, where lengths differ: their logarithm is drawn evenly
-            from that of ``steps`` on; 0 where all runs have ``steps``.
-        channels: Widths to draw from; () for the kind's own.
-        strides: Strides to draw from; () for the kind's own.
-        cost: Million multiplications that the convolutions of a network may take for an image;
-            costlier ones are drawn again. 0 for any.
-    """
-
-    steps: int
-    batch: int
-    checkpoints: int
+    steps: int  # of training
+    batch: int  # images of a step, drawn with replacement
+    checkpoints: int  # to keep of each network, the last at the end
+    # Steps of the longest run, where lengths differ: their logarithm is drawn evenly from that of
+    # ``steps`` on; 0 where all runs have ``steps``.
     longest: int = 0
-    channels: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()  # widths to draw from; () for the kind's own
+    strides: tuple[int, ...] = ()  # likewise
+    # Million multiplications that the convolutions of a network may take for an image; costlier
+    # ones are drawn again. 0 for any.
     cost: float = 0.0
 
     def __post_init__(self):
@@ -76,6 +69,11 @@ class Recipe:
             return self
         steps = round(log_uniform(float(self.steps), float(self.longest), generator))
         return replace(self, steps=steps, longest=0)
+
+
+# Trains runs of these numbers, by the random numbers of a generator each, and tests checkpoints on
+# the same dataset; those that are not finite are left out.
+Train = Callable[[Sequence[int], Sequence[torch.Generator], Images, Recipe], list[Run]]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ around a module with the same order of memory, and 0.3 of one network after anot
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -45,21 +46,13 @@ EPSILON = 1e-7
 BYTE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """An optimizer: a mean of gradients, over the root of a mean of their squares.
+class Rule(NamedTuple):
+    """An optimizer: a mean of gradients, over the root of a mean of their squares."""
 
-    Attributes:
-        keep: Share of the mean that stays at a step.
-        gain: Share of the gradient that enters.
-        keep_squares: Share of the squares that stays; None to divide by nothing.
-        correct: Whether means are corrected for having started at 0.
-    """
-
-    keep: float
-    gain: float
-    keep_squares: float | None
-    correct: bool
+    keep: float  # share of the mean that stays at a step
+    gain: float  # share of the gradient that enters
+    keep_squares: float | None  # share of the squares that stays; None to divide by nothing
+    correct: bool  # whether means are corrected for having started at 0
 
 
 RULES = {
@@ -71,25 +64,15 @@ RULES = {
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """How a network is trained.
+    """How a network is trained."""
 
-    Attributes:
-        initialisation: Of the weights, one of ``INITIALISATIONS``; biases start at 0.
-        deviation: Of the weights, where the initialisation leaves it open; else 0.
-        optimizer: One of ``RULES``.
-        rate: Its learning rate.
-        dropout: Share of what each convolution gives that a step leaves out, to 1/256.
-        decay: Its product with the sum of the squares of all weights is added to the loss.
-        fraction: Share of the training images that it sees.
-    """
-
-    initialisation: str
-    deviation: float
-    optimizer: str
-    rate: float
-    dropout: float
-    decay: float
-    fraction: float
+    initialisation: str  # of the weights, one of INITIALISATIONS; biases start at 0
+    deviation: float  # of the weights, where the initialisation leaves it open; else 0
+    optimizer: str  # one of RULES
+    rate: float  # its learning rate
+    dropout: float  # share of what each convolution gives that a step leaves out, to 1/256
+    decay: float  # its product with the sum of the squares of all weights is added to the loss
+    fraction: float  # share of the training images that it sees
 
 
 def draw_hyperparameters(generator: torch.Generator) -> Hyperparameters:
@@ -113,18 +96,10 @@ def train_small(
     images: Images,
     recipe: Recipe,
 ) -> list[Run]:
-    """Train networks, all at once.
+    """Train networks on grey images, all at once: see ``recipe.Train``.
 
-    Args:
-        numbers: Of the runs.
-        generators: One a run: where its random numbers come from; dropout is drawn for all
-            together, by the first.
-        images: Grey; to train on, and to test checkpoints on. A network that sees a fraction of
-            the training images sees the first.
-        recipe: How.
-
-    Returns:
-        The runs, without checkpoints that are not finite.
+    Dropout is drawn for all together, by the first generator. A network that sees a fraction of
+    the training images sees the first.
     """
     drawn = [draw_hyperparameters(generator) for generator in generators]
     rows = [initial(h, g) for h, g in zip(drawn, generators, strict=True)]
@@ -133,13 +108,9 @@ def train_small(
     update, done, kept = Update(drawn), 0, []
     for stop in recipe.checkpoint_steps:
         for _ in range(done, stop):
-            index = torch.stack(
-                [
-                    torch.randint(n, (recipe.batch,), generator=g)
-                    for n, g in zip(seen, generators, strict=True)
-                ],
-                dim=1,
-            )
+            pairs = zip(seen, generators, strict=True)
+            of_each = [torch.randint(n, (recipe.batch,), generator=g) for n, g in pairs]
+            index = torch.stack(of_each, dim=1)
             answers = logits(
                 values,
                 images.normalise(images.train_x[index, 0]),
@@ -152,12 +123,11 @@ def train_small(
         done = stop
         right = shares_right(lambda x: logits(values, x.expand(-1, len(drawn), -1, -1)), images)
         kept.append((done, right, values.detach().clone()))
-    return [
-        run_of(
-            n, ARCHITECTURE, asdict(drawn[i]), [(step, float(a[i]), v[i]) for step, a, v in kept]
-        )
-        for i, n in enumerate(numbers)
-    ]
+    runs = []
+    for i, number in enumerate(numbers):
+        own = [(step, float(right[i]), rows[i]) for step, right, rows in kept]
+        runs.append(run_of(number, ARCHITECTURE, asdict(drawn[i]), own))
+    return runs
 
 
 def initial(hyperparameters: Hyperparameters, generator: torch.Generator) -> Float[Tensor, " P"]:
@@ -186,11 +156,8 @@ def initial(hyperparameters: Hyperparameters, generator: torch.Generator) -> Flo
 class Dropout:
     """Drops entries of a group of networks, and makes the others larger in turn.
 
-    Random numbers are the costly part: each entry gets one byte of an integer.
-
-    Args:
-        shares: To drop of each network; rounded to 1/256.
-        generator: Where random numbers come from.
+    Random numbers are the costly part: each entry gets one byte of an integer, so that the shares
+    to drop of each network are rounded to 1/256.
     """
 
     def __init__(self, shares: Sequence[float], generator: torch.Generator):
@@ -215,13 +182,7 @@ def logits(
     pixels: Float[Tensor, "B I height width"],
     dropout: Dropout | None = None,
 ) -> Float[Tensor, "B I classes"]:
-    """What each network says of its own images; differentiable.
-
-    Args:
-        values: Parameters of each network.
-        pixels: Of the images, for each network its own.
-        dropout: Behind each convolution.
-    """
+    """What each network says of its own images, with dropout behind each convolution."""
     parameters, count = unflattened(values, ARCHITECTURE), len(values)
     hidden = pixels.contiguous(memory_format=torch.channels_last)
     for i, name in enumerate(ARCHITECTURE.activations):
@@ -240,20 +201,16 @@ class Update:
 
     def __init__(self, drawn: Sequence[Hyperparameters]):
         rules = [RULES[h.optimizer] for h in drawn]
-
-        def column(numbers: Sequence[float | bool]) -> Tensor:
-            return torch.tensor(numbers)[:, None]
-
-        self._keep = column([rule.keep for rule in rules])
-        self._gain = column([rule.gain for rule in rules])
-        self._keep_squares = column([rule.keep_squares or 0.0 for rule in rules])
-        self._divides = column([rule.keep_squares is not None for rule in rules])
-        self._corrects = column([rule.correct for rule in rules])
-        self._rate = column([h.rate for h in drawn])
+        pairs = zip(rules, drawn, strict=True)
+        numbers = [(r.keep, r.gain, r.keep_squares or 0.0, h.rate, h.decay) for r, h in pairs]
+        columns = torch.tensor(numbers)[..., None].unbind(1)  # (I, 1) each
+        self._keep, self._gain, self._keep_squares, self._rate, decay = columns
+        self._divides = torch.tensor([[rule.keep_squares is not None] for rule in rules])
+        self._corrects = torch.tensor([[rule.correct] for rule in rules])
         of_weights = [
             torch.full(shape, float(len(shape) > 1)).flatten() for shape in ARCHITECTURE.shapes
         ]
-        self._decay = 2 * column([h.decay for h in drawn]) * torch.cat(of_weights)
+        self._decay = 2 * decay * torch.cat(of_weights)
         self._mean = torch.zeros_like(self._decay)
         self._squares = torch.zeros_like(self._decay)
         self._steps = 0

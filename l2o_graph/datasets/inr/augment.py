@@ -10,7 +10,7 @@ it trains on other sizes than it is tested on.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -103,10 +103,12 @@ def augmented(
     first = scaled(rotated(weights[0], angle), factor)
     if amounts.stretch or amounts.shear or amounts.mirrored:
         first = first @ _frame(amounts, generator, like, count)
-    networks = (first, *weights[1:]), moved
+    networks = [first, *weights[1:], *moved]
     if amounts.noise:
-        networks = _each(networks, noisy, amounts.noise, generator)
-    return _each(networks, dropped, amounts.dropout, generator) if amounts.dropout else networks
+        networks = [noisy(t, amounts.noise, generator) for t in networks]
+    if amounts.dropout:
+        networks = [dropped(t, amounts.dropout, generator) for t in networks]
+    return tuple(networks[: len(weights)]), tuple(networks[len(weights) :])
 
 
 def _frame(
@@ -130,11 +132,8 @@ def translated(
 ) -> tuple[Float[Tensor, "I _"], ...]:
     """Biases of networks that see every point moved: b_k + W_k ... W_1 t.
 
-    Args:
-        weights: Weights of each layer.
-        biases: Biases of each layer.
-        shift: t of each network: it draws at x what it drew at x + t.
-        depth: k of each network, from 1. Only 1 is exact, as deeper layers are not linear in t.
+    Each has a shift t, and draws at x what it drew at x + t; and a depth k, from 1. Only 1 is
+    exact, as deeper layers are not linear in t.
     """
     answer = []
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
@@ -146,9 +145,7 @@ def translated(
 def rotated(weight: Float[Tensor, "I _ 2"], angle: Float[Tensor, " I"]) -> Float[Tensor, "I _ 2"]:
     """First weights of networks that see every point turned: W_1 R.
 
-    Args:
-        weight: The first of each network.
-        angle: In radians, from the first axis towards the second.
+    Angles are in radians, from the first axis towards the second.
     """
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
@@ -163,12 +160,9 @@ def scaled(weight: Float[Tensor, "I _ _"], factor: Float[Tensor, " I"]) -> Float
 def noisy(
     x: Float[Tensor, "I ..."], share: float, generator: torch.Generator
 ) -> Float[Tensor, "I ..."]:
-    """A tensor of each network with normal noise.
+    """A tensor of each network with normal noise; a single scalar a network stays as it is.
 
-    Args:
-        x: The tensor; a single scalar a network has no deviation and stays as it is.
-        share: Deviation of the noise, relative to that of the network's entries.
-        generator: Where it comes from.
+    ``share`` is the deviation of the noise, relative to that of the network's entries.
     """
     if x[:1].numel() < 2:
         return x
@@ -183,20 +177,6 @@ def dropped(
     """A tensor with a share ``rate`` of its entries, drawn one by one, set to 0."""
     kept = torch.rand(x.shape, generator=generator, device=generator.device) >= rate
     return x * kept.to(x)
-
-
-Change = Callable[[Tensor, float, torch.Generator], Tensor]
-
-
-def _each(
-    networks: Networks, change: Change, amount: float, generator: torch.Generator
-) -> Networks:
-    """A change to every tensor."""
-    weights, biases = networks
-    return (
-        tuple(change(w, amount, generator) for w in weights),
-        tuple(change(b, amount, generator) for b in biases),
-    )
 
 
 def _between_ones(generator: torch.Generator, like: Tensor, *shape: int) -> Tensor:

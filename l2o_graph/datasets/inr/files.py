@@ -70,7 +70,9 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
             with weights that are not finite; each by name or number.
     """
     folder = Path(folder)
-    record, shards, faults = read_set(folder, split, KIND, _read_shard)
+    record, shards, faults = read_set(
+        folder, split, KIND, lambda path: (read_record(path, KIND), read_tensors(path))
+    )
     if faults:
         raise ValueError(
             f"INRs '{folder}': {len(faults)} shards of split '{split}' cannot be read: "
@@ -81,7 +83,9 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
             f"INRs '{folder}': expected shards of split '{split}', {shard_name(split, 0)} and on, "
             "found none; python -m l2o_graph.datasets.inr makes them"
         )
-    with expecting(f"INRs '{folder}', split '{split}': expected the same tensors in all shards"):
+    with expecting(
+        f"INRs '{folder}', split '{split}': expected omega0, and the same tensors in all"
+    ):
         tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
         layers = range(sum(key.startswith("weight.") for key in tensors))
         inrs = INRs(
@@ -96,24 +100,11 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
     return checked(inrs, f"'{folder}', split '{split}'")
 
 
-def _read_shard(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The record of a shard, and its tensors."""
-    record = read_record(path, KIND)
-    with expecting(f"INRs '{path}': expected a number of shards and omega0 in its header"):
-        record |= {"shards": int(record["shards"]), "omega0": float(record["omega0"])}
-    return record, read_tensors(path)
-
-
 def write_shard(path: Path, inrs: INRs, record: Mapping[str, Any]) -> None:
-    """Write a shard: the tensors of ``inrs``, and a record of how they came about.
+    """Write networks, and a record of how they came about; the same content gives the same bytes.
 
-    Args:
-        path: Where to; the same content gives the same bytes.
-        inrs: The networks, each with its PSNR.
-        record: Anything that JSON can hold; "split", "shard", "shards" and "omega0" are read back.
-
-    Raises:
-        OSError: For a place that cannot be written to.
+    ``record`` is anything that JSON can hold; "split", "shard", "shards" and "omega0" are read
+    back.
     """
     tensors = {f"weight.{i}": t for i, t in enumerate(inrs.weights)}
     tensors |= {f"bias.{i}": t for i, t in enumerate(inrs.biases)}

@@ -16,7 +16,6 @@ from l2o_graph.datasets.inr.siren import (
     OFFSET,
     OMEGA0,
     Output,
-    channels_of,
     coordinates,
     layout_of,
 )
@@ -104,11 +103,14 @@ def fit(
     Raises:
         ValueError: For tensors that do not make one network an image, with an output a channel.
     """
-    layout, channels = layout_of(weights, biases), channels_of(images)
-    if len(weights[0]) != len(images) or (layout[0], layout[-1]) != (2, channels):
+    layout = layout_of(weights, biases)
+    channels = layout[-1:] if layout[-1] > 1 else ()
+    expected = (len(weights[0]), *channels, *images.shape[-2:])
+    if layout[0] != 2 or images.shape != expected:
         raise ValueError(
-            f"fit: expected {len(images)} networks of layout (2, ..., {channels}), as the images "
-            f"are, found {len(weights[0])} of layout {layout}"
+            "fit: expected images (I, height, width), or (I, C, height, width) with C > 1, and as "
+            f"many networks of layout (2, ..., C), found images {tuple(images.shape)} and "
+            f"{len(weights[0])} networks of layout {layout}"
         )
     start = [t for pair in zip(weights, biases, strict=True) for t in pair]
     size = sum(t.numel() for t in start)
@@ -139,22 +141,15 @@ def fit(
 
 
 class _View:
-    """Pixels that a step sees, and its memory; asking for that anew costs up to a step's time.
-
-    Attributes:
-        points: Places of Q pixels, (2, Q).
-        target: What each of I networks is to say there, (I, C, Q).
-        hidden: Sines of each hidden layer.
-        slopes: Their derivatives.
-        error: Of the output.
-    """
+    """Pixels that a step sees, and its memory; asking for that anew costs up to a step's time."""
 
     def __init__(self, layout: Sequence[int], points: Tensor, target: Tensor):
-        self.points, self.target = points.contiguous(), target.contiguous()
+        self.points = points.contiguous()  # places of Q pixels, (2, Q)
+        self.target = target.contiguous()  # what each of I networks is to say there, (I, C, Q)
         shapes = [(len(target), width, points.shape[1]) for width in layout[1:]]
-        self.slopes = [points.new_empty(shape) for shape in shapes[:-1]]
-        self.hidden = [points.new_empty(shape) for shape in shapes[:-1]]
-        self.error = points.new_empty(shapes[-1])
+        self.hidden = [points.new_empty(shape) for shape in shapes[:-1]]  # sines
+        self.slopes = [points.new_empty(shape) for shape in shapes[:-1]]  # their derivatives
+        self.error = points.new_empty(shapes[-1])  # of the output
 
 
 def _views(

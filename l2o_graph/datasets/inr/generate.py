@@ -15,7 +15,6 @@ An image takes about 0.15 s of one core with the default recipe.
 
 import argparse
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -31,15 +30,7 @@ from l2o_graph.datasets.inr.files import KIND, INRs, checked, write_shard
 from l2o_graph.datasets.inr.fit import RECIPES, Recipe, fit
 from l2o_graph.datasets.inr.picture import contact_sheet
 from l2o_graph.datasets.inr.siren import LAYOUT, OMEGA0, initialise, psnr, render
-from l2o_graph.datasets.shards import (
-    Shard,
-    folder_of,
-    generator_of,
-    make,
-    missing,
-    quantiles,
-    shards_of,
-)
+from l2o_graph.datasets.shards import Shard, generator_of, make, quantiles, shards_of
 from l2o_graph.datasets.workers import check_device
 from l2o_graph.ranges import COUNT, SEED, check_ranges
 from l2o_graph.storage.files import write_atomically
@@ -53,34 +44,21 @@ SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to fit, and how.
+    """What to fit, and how."""
 
-    Attributes:
-        source: One of ``SOURCES``.
-        out: Folder of the shards and figure.png.
-        count: Images of each split, from the first on; (n,) stands for n of training and a like
-            share of the others, () for all.
-        views: Networks of a training image.
-        recipe: How each is fitted.
-        seed: Of all first weights.
-        shard: Networks in a file.
-        batch: Networks that are fitted at once.
-        device: To fit on.
-        jobs: Processes, of one thread each.
-        data_root: Where datasets lie; see ``l2o_graph.datasets.images.data_root``.
-    """
-
-    source: str
-    out: Path
+    source: str  # one of SOURCES
+    out: Path  # folder of the shards and figure.png
+    # Images of each split, from the first on; (n,) stands for n of training and a like share of
+    # the others, () for all.
     count: tuple[int, ...] = ()
-    views: int = 1
-    recipe: Recipe = RECIPES["default"]
-    seed: int = 0
-    shard: int = 256
-    batch: int = 16
-    device: str = "cpu"
-    jobs: int = 1
-    data_root: str | None = None
+    views: int = 1  # networks of a training image
+    recipe: Recipe = RECIPES["default"]  # how each is fitted
+    seed: int = 0  # of all first weights
+    shard: int = 256  # networks in a file
+    batch: int = 16  # networks that are fitted at once
+    device: str = "cpu"  # to fit on
+    jobs: int = 1  # processes, of one thread each
+    data_root: str | None = None  # where datasets lie; see l2o_graph.datasets.images.data_root
 
 
 def layout_for(source: str) -> tuple[int, ...]:
@@ -89,12 +67,11 @@ def layout_for(source: str) -> tuple[int, ...]:
 
 
 def plan(settings: Settings) -> list[Shard]:
-    """Check everything that can be checked before any work, and list the shards.
+    """Check what was asked for, and list the shards.
 
     Raises:
-        ValueError: For counts out of range, and a folder with shards of another configuration.
+        ValueError: For numbers out of range.
         DatasetNotFoundError: For data that are not there.
-        OSError: When ``out`` cannot be written.
     """
     check_ranges(settings, views=COUNT, seed=SEED, shard=COUNT, batch=COUNT, jobs=COUNT)
     if settings.batch > settings.shard:
@@ -102,7 +79,6 @@ def plan(settings: Settings) -> list[Shard]:
             f"batch: expected at most a shard, {settings.shard}, found {settings.batch}"
         )
     check_device(settings.device)
-    settings.out.mkdir(parents=True, exist_ok=True)
     data = _load(settings.source, settings.data_root)
     shards = []
     for split, images in _counts(settings, data).items():
@@ -127,21 +103,11 @@ def plan(settings: Settings) -> list[Shard]:
         shards += shards_of(settings.out, rows, settings.shard, record, total)
     if not shards:
         raise ValueError(f"count: expected an image to fit, found {list(settings.count)}")
-    missing(shards, KIND, _held)
     return shards
 
 
-def _held(path: Path) -> int:
-    """Networks in a file."""
-    return len(read_tensors(path)["label"])
-
-
 def fit_shard(settings: Settings, shard: Shard) -> Shard:
-    """Fit all networks of a shard and write it.
-
-    Raises:
-        ValueError: When some come out with weights that are not finite.
-    """
+    """Fit all networks of a shard and write it; a ValueError where some are not finite."""
     data = _load(settings.source, settings.data_root)
     split, rows = shard.record["split"], torch.tensor(shard.numbers)
     view, position = rows // shard.record["images"], rows % shard.record["images"]
@@ -192,19 +158,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _made(argv: Sequence[str] | None) -> list[str]:
-    begin = time.perf_counter()
     settings = _parse(argv)
     shards = plan(settings)
     with held(settings.out):
-        work = partial(fit_shard, settings)
-        fitted = make(shards, KIND, _held, work, settings.jobs, "INR")
+        fitted = make(
+            shards, KIND, lambda path: len(read_tensors(path)["label"]),
+            partial(fit_shard, settings), settings.jobs, "INR",
+        )  # fmt: skip
     write_atomically(settings.out / "figure.png", figure(settings, shards[0]))
-    minutes = (time.perf_counter() - begin) / 60
-    return [
-        summary(shards),
-        f"fitted {fitted:,} INRs in {minutes:.1f} minutes, {settings.jobs} at a time",
-        f"wrote {len(shards)} shards and figure.png to {settings.out}",
-    ]
+    where = f"{len(shards)} shards and figure.png in {settings.out}"
+    return [summary(shards), f"fitted {fitted:,} INRs: {where}"]
 
 
 def _parse(argv: Sequence[str] | None) -> Settings:
@@ -213,7 +176,7 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     )
     add = parser.add_argument
     add("--source", choices=SOURCES, default="mnist")
-    add("--out", type=Path, metavar="FOLDER", help="[runs/inr-SOURCE, and what is not the default]")
+    add("--out", type=Path, metavar="FOLDER", help="[runs/inr-SOURCE]")
     add(
         "--count", type=int, nargs="+", default=[], metavar="N",
         help="images: of training, the others in proportion; or of training, validation and test",
@@ -228,22 +191,14 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     add("--data-root", metavar="FOLDER")
     args = vars(parser.parse_args(argv))
-    named, steps = args["recipe"], args.pop("steps")
-    recipe = RECIPES[named]
+    recipe, steps = RECIPES[args["recipe"]], args.pop("steps")
     args["recipe"] = recipe if steps is None else replace(recipe, steps=steps)
     args["count"] = tuple(args["count"])
-    if args["out"] is None:
-        names = [args["source"], *(() if named == "default" else (named,))]
-        options = {"steps": steps, "views": args["views"], "seed": args["seed"]}
-        usual = {"steps": None, "views": 1, "seed": 0}
-        args["out"] = folder_of("inr", names, options, usual)
+    args["out"] = args["out"] or Path("runs") / f"inr-{args['source']}"
     return Settings(**args)
 
 
-@cache
-def _load(source: str, data_root: str | None) -> Images:
-    """The dataset, once in a process."""
-    return load_images(source, data_root)
+_load = cache(load_images)  # once in a process
 
 
 def _of_split(data: Images, split: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,16 +234,11 @@ def _drawn(weights: Sequence[Tensor], biases: Sequence[Tensor], images: Tensor) 
 def _counts(settings: Settings, data: Images) -> dict[str, int]:
     """Images of each split."""
     there = [len(_of_split(data, split)[2]) for split in SPLITS]
-    given = settings.count
-    if not given:
-        counts = there
-    elif len(given) == 1:
-        # Rounded up: a small sample has all three splits.
-        counts = [-(-given[0] * n // there[0]) for n in there]
-    elif len(given) == len(SPLITS):
-        counts = list(given)
-    else:
-        raise ValueError(f"count: expected one number or three, found {list(given)}")
+    counts = list(settings.count) or there
+    if len(counts) == 1:  # rounded up: a small sample has all three splits
+        counts = [-(-counts[0] * n // there[0]) for n in there]
+    if len(counts) != len(SPLITS):
+        raise ValueError(f"count: expected one number or three, found {counts}")
     for split, count, n in zip(SPLITS, counts, there, strict=True):
         if not 0 <= count <= n:
             raise ValueError(f"count: expected 0 to {n} images of split '{split}', found {count}")

@@ -25,7 +25,8 @@ def contact_sheet(
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=True):
-            axis.imshow(_channels_last(image).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
+            channels_last = image if image.dim() == 2 else image.movedim(0, -1)
+            axis.imshow(channels_last.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     for axis, caption in zip(axes[-1], captions, strict=False):
@@ -33,7 +34,3 @@ def contact_sheet(
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
-
-
-def _channels_last(image: Float[Tensor, "*C height width"]) -> Float[Tensor, "height width *C"]:
-    return image if image.dim() == 2 else image.movedim(0, -1)

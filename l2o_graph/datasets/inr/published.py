@@ -7,12 +7,9 @@ Which of them belong to which split is in a JSON file: of each split a list of p
 "path" and "label", as the scripts of AvivNavon/DWSNets and mkofinas/neural-graphs write them.
 """
 
-import json
-import pickle
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,33 +17,31 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.inr.files import INRs, checked
 from l2o_graph.datasets.inr.siren import OMEGA0
-from l2o_graph.storage.files import beside
-from l2o_graph.storage.shards import check_split, named
+from l2o_graph.datasets.splits import listed
+from l2o_graph.storage.files import expecting
+from l2o_graph.storage.shards import check_split
 
 SPLIT_FILES = ("mnist_splits.json", "fmnist_splits.json", "splits.json")
 
 # Without a JSON file, the split of l2o_graph.datasets.inr.
 FIRST_VALIDATION_IMAGE = 55_000
 
-MNIST_FOLDER = re.compile(r"mnist_png_(training|testing)_(\d+)_(\d+)")
-FMNIST_FILE = re.compile(r"model_(\d+)\.pth")
+NAMES = (
+    re.compile(
+        r"mnist_png_(?P<half>training|testing)_(?P<label>\d+)_(?P<image>\d+)"
+        r"/checkpoints/model_final\.pth"
+    ),
+    re.compile(r"(?P<half>[^/]+)/model_(?P<image>\d+)\.pth"),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A file, and what is known of it before it is read."""
 
     path: Path
     image: int
-    training: bool
+    split: str  # where no JSON file says so
     label: int | None
-
-    @property
-    def split(self) -> str:
-        """The split that it is in where no JSON file says so."""
-        if not self.training:
-            return "test"
-        return "train" if self.image < FIRST_VALIDATION_IMAGE else "val"
 
 
 def read_published(
@@ -70,29 +65,29 @@ def read_published(
     """
     check_split(split)
     folder = Path(folder)
-    listing = beside(folder, *SPLIT_FILES) if splits is None else Path(splits)
-    entries = _all(folder, split) if listing is None else _listed(folder, listing, split)
-    weights: list[list[Tensor]] = []
-    biases: list[list[Tensor]] = []
+    pairs = listed(folder, splits, SPLIT_FILES, split, ("path", "label"))
+    entries = _all(folder, split) if pairs is None else [_entry(*pair) for pair in pairs]
+    networks: list[list[Tensor]] = []  # weights, then biases, of each
     labels = []
     for entry in tqdm(entries, desc=f"{folder.name} {split}", unit="INR", disable=None):
-        content = _read(entry.path)
-        label = content.get("label") if entry.label is None else entry.label
-        if label is None:
-            raise ValueError(f"INR '{entry.path}': expected a label, found none")
-        labels.append(int(label))
-        weights.append([t for key, t in content.items() if key.endswith(".weight")])
-        biases.append([t for key, t in content.items() if key.endswith(".bias")])
-        shapes = [t.shape for t in (*weights[-1], *biases[-1])]
-        if shapes != [t.shape for t in (*weights[0], *biases[0])]:
+        # A state dict, with nothing in it but tensors and numbers.
+        with expecting(f"INR '{entry.path}': expected a state dict", passing=()):
+            content = dict(torch.load(entry.path, map_location="cpu", weights_only=True))
+        with expecting(f"INR '{entry.path}': expected a label"):
+            labels.append(int(content["label"] if entry.label is None else entry.label))
+        kinds = (".weight", ".bias")
+        networks.append([t for kind in kinds for key, t in content.items() if key.endswith(kind)])
+        shapes, first = ([tuple(t.shape) for t in networks[i]] for i in (-1, 0))
+        if shapes != first:
             raise ValueError(
                 f"INR '{entry.path}': expected the layers of '{entries[0].path.name}', found "
-                f"{[tuple(shape) for shape in shapes]}"
+                f"{shapes}"
             )
+    layers = [torch.stack(layer).float() for layer in zip(*networks, strict=True)]
     index = torch.tensor([entry.image for entry in entries])
     inrs = INRs(
-        tuple(torch.stack(layer).float() for layer in zip(*weights, strict=True)),
-        tuple(torch.stack(layer).float() for layer in zip(*biases, strict=True)),
+        tuple(layers[: len(layers) // 2]),
+        tuple(layers[len(layers) // 2 :]),
         labels=torch.tensor(labels),
         index=index,
         view=torch.zeros_like(index),
@@ -100,30 +95,6 @@ def read_published(
         omega0=OMEGA0,
     )
     return checked(inrs, f"'{folder}', split '{split}'")
-
-
-def _listed(folder: Path, listing: Path, split: str) -> list[_Entry]:
-    """What a JSON file says that a split is."""
-    try:
-        content = json.loads(listing.read_text())[split]
-        paths = content if isinstance(content, list) else content["path"]
-        labels = [None] * len(paths) if isinstance(content, list) else content["label"]
-        pairs = [(Path(p), label) for p, label in zip(paths, labels, strict=True)]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"splits '{listing}': expected lists of paths and labels for '{split}', found: "
-            f"{error!r}"
-        ) from error
-    # Paths are as they were on the authors' machine: what counts are the last parts.
-    places = [folder / Path(*path.parts[-3 if _of_mnist(path) else -2 :]) for path, _ in pairs]
-    missing = [str(path.relative_to(folder)) for path in places if not path.exists()]
-    if missing or not places:
-        raise ValueError(
-            f"INRs '{folder}': expected {len(places)} files of split '{split}' by "
-            f"'{listing.name}', {len(missing)} are missing: {named(missing)}"
-        )
-    entries = zip(map(_entry, places), pairs, strict=True)
-    return [e if label is None else replace(e, label=int(label)) for e, (_, label) in entries]
 
 
 def _all(folder: Path, split: str) -> list[_Entry]:
@@ -139,28 +110,17 @@ def _all(folder: Path, split: str) -> list[_Entry]:
     return chosen
 
 
-def _entry(path: Path) -> _Entry:
-    """What a file's name says."""
-    if _of_mnist(path):
-        match = MNIST_FOLDER.fullmatch(path.parts[-3])
-        if match:
-            return _Entry(path, int(match[3]), match[1] == "training", int(match[2]))
-    elif match := FMNIST_FILE.fullmatch(path.name):
-        return _Entry(path, int(match[1]), path.parent.name != "test", None)
-    raise ValueError(
-        f"INR '{path}': expected a name like mnist_png_training_5_0/checkpoints/model_final.pth "
-        "or train/model_0.pth"
-    )
-
-
-def _of_mnist(path: Path) -> bool:
-    return path.parent.name == "checkpoints"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A state dict, with nothing in it but tensors and numbers."""
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError, TypeError, pickle.PickleError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"INR '{path}': expected a state dict, found: {reason}") from error
+def _entry(path: Path, label: Any = None) -> _Entry:
+    """What a file's name says, beside a label that is known already."""
+    end = "/".join(path.parts[-3 if path.parent.name == "checkpoints" else -2 :])
+    said = next((match.groupdict() for name in NAMES if (match := name.fullmatch(end))), None)
+    if said is None:
+        raise ValueError(
+            f"INR '{path}': expected a name like mnist_png_training_5_0/checkpoints/"
+            "model_final.pth or train/model_0.pth"
+        )
+    image, label = int(said["image"]), said.get("label") if label is None else label
+    split = "train" if image < FIRST_VALIDATION_IMAGE else "val"
+    if said["half"] in ("test", "testing"):
+        split = "test"
+    return _Entry(path, image, split, None if label is None else int(label))

@@ -92,11 +92,7 @@ def initialise(
 
 
 def layout_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int, ...]:
-    """Widths of a set of networks, from input to output.
-
-    Args:
-        weights: Weights of each layer, (I, out, in).
-        biases: Biases of each layer, (I, out).
+    """Widths of networks of weights (I, out, in) and biases (I, out), from input to output.
 
     Raises:
         ValueError: Where the tensors do not make networks, naming the layer.
@@ -145,19 +141,17 @@ def stack_networks(
     found = []
     for i, network in enumerate(networks):
         check_module(network, f"INR {i}")
-        for name, p in network.named_parameters():
+        parameters = dict(network.named_parameters())
+        for name, p in parameters.items():
             check_parameter(p, f"INR {i}, parameter '{name}'")
-        parameters = [(name, p.detach()) for name, p in network.named_parameters()]
-        if (
-            not parameters
-            or len(parameters) % 2
-            or any(p.dim() != 2 - k % 2 for k, (_, p) in enumerate(parameters))
-        ):
-            shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in parameters) or "none"
+        axes = [p.dim() for p in parameters.values()]
+        if not axes or axes != [2, 1] * (len(axes) // 2):
+            shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
             raise ValueError(
-                f"INR {i}: expected parameters (out, in) and (out,) by turns, found {shapes}"
+                f"INR {i}: expected parameters (out, in) and (out,) by turns, found "
+                f"{shapes or 'none'}"
             )
-        found.append([p for _, p in parameters])
+        found.append([p.detach() for p in parameters.values()])
     layouts = {tuple(p.shape for p in each) for each in found}
     if len(layouts) != 1:
         raise ValueError(f"INRs: expected one layout, found {len(layouts)}: {sorted(layouts)}")
@@ -215,18 +209,10 @@ def responses(
     points: Float[Tensor, "C Q"],
     omega0: float = OMEGA0,
 ) -> list[Float[Tensor, "I _ Q"]]:
-    """What every neuron of networks says at points; differentiable, of the points too.
+    """What every neuron says at points; differentiable, of the points too.
 
+    These are the points, then what each layer says: sines, and at the output the image's channels.
     Without the blocks of ``evaluate``, and so the same only up to rounding.
-
-    Args:
-        weights: Weights of each layer, (I, out, in).
-        biases: Biases of each layer, (I, out).
-        points: One a column.
-        omega0: Factor in every sine.
-
-    Returns:
-        The points, then what each layer says: sines, and at the output the image's channels.
     """
     answers = [points.expand(len(weights[0]), -1, -1)]
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -258,22 +244,6 @@ def render(
     """
     points = coordinates(*size, dtype=weights[0].dtype)
     return evaluate(weights, biases, points, omega0).unflatten(2, size).squeeze(1)
-
-
-def channels_of(images: Float[Tensor, "I *C height width"]) -> int:
-    """Channels of images as ``render`` draws them: 1 of (I, height, width), else C.
-
-    Raises:
-        ValueError: For other shapes, that of grey images with an axis of one channel among them.
-    """
-    if images.dim() == 3:
-        return 1
-    if images.dim() == 4 and images.shape[1] > 1:
-        return images.shape[1]
-    raise ValueError(
-        "images: expected (I, height, width), or (I, C, height, width) with C > 1, found "
-        f"{tuple(images.shape)}"
-    )
 
 
 def psnr(

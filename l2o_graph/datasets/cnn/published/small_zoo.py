@@ -11,11 +11,9 @@ import csv
 import gzip
 import random
 from ast import literal_eval
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from l2o_graph.datasets.cnn.architecture import NO_SKIP, CNNArchitecture
 from l2o_graph.datasets.cnn.files import CNNs, gathered, run_of
+from l2o_graph.storage.files import expecting
 from l2o_graph.storage.shards import check_split, named
 
 FINAL_STEP = 86  # epochs, at the end of training
@@ -31,14 +30,11 @@ STRIDES = (2, 2, 2)  # the default of their train_network.py
 ORDER_FILES = "*_split.csv"  # as NFN's cifar10_split.csv
 TEST_SHARE, TRAIN_SHARE = 0.5, 0.8
 
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What is read of a row of metrics.csv."""
-
-    step: int
-    accuracy: float
-    activation: str
+METRICS = ("step", "test_accuracy", "config.activation")
+LAYOUT = ("varname", "start_idx", "end_idx", "shape")
+# By the number of axes of a parameter, its axes and that of the rows in torch's order, (out, in,
+# height, width): there they are (height, width, in, out), and (in, out) of the dense layer.
+AXES = {4: (0, 4, 3, 1, 2), 2: (0, 2, 1), 1: (0, 1)}
 
 
 def read_small_zoo(
@@ -72,13 +68,21 @@ def read_small_zoo(
     """
     check_split(split)
     folder = Path(folder)
-    metrics = _metrics(folder)
-    values = _weights(folder, len(metrics))
-    rows = [i for i in _order(folder, order, len(metrics)) if metrics[i].step == step]
+    table = _table(folder, "metrics.csv", METRICS)
+    with expecting(f"small zoo '{folder}', metrics.csv: expected steps and accuracies"):
+        metrics = [(int(float(done)), float(right), name) for done, right, name in table]
+    rows = [i for i in _order(folder, order, len(metrics)) if metrics[i][0] == step]
     chosen = [rows[i] for i in _positions(len(rows), split)]
     if not chosen:
         raise ValueError(
             f"small zoo '{folder}': expected networks of split '{split}' at step {step}, found none"
+        )
+    with expecting(f"small zoo '{folder}': expected weights.npy, an array", passing=()):
+        values = np.load(folder / "weights.npy", mmap_mode="r", allow_pickle=False)
+    if values.ndim != 2 or len(values) != len(metrics):
+        raise ValueError(
+            f"small zoo '{folder}': expected weights.npy with a row for each of {len(metrics)} in "
+            f"metrics.csv, found {values.shape}"
         )
     picked = torch.from_numpy(values[chosen].astype(np.float32))
     bad = (~picked.isfinite().all(1)).nonzero().flatten().tolist()
@@ -90,97 +94,38 @@ def read_small_zoo(
     shapes, rearranged = _rearranged(folder, picked)
     runs = []
     for i, row in zip(chosen, rearranged, strict=True):
-        architecture = _architecture(shapes, metrics[i].activation)
-        runs.append(run_of(i, architecture, {}, [(step, metrics[i].accuracy, row)]))
+        _, accuracy, activation = metrics[i]
+        runs.append(run_of(i, _architecture(shapes, activation), {}, [(step, accuracy, row)]))
     return gathered(runs)
 
 
-@contextmanager
-def _table(folder: Path, name: str) -> Iterator[TextIO]:
-    """A CSV file, packed or not."""
-    path, packed = folder / name, folder / f"{name}.gz"
-    if not path.exists() and not packed.exists():
-        raise ValueError(f"small zoo '{folder}': expected {name} or {name}.gz, found neither")
-    if path.exists():
-        with path.open(newline="") as file:
-            yield file
-    else:
-        with gzip.open(packed, "rt", newline="") as file:
-            yield file
-
-
-def _columns(folder: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file that has some columns."""
-    try:
-        with _table(folder, name) as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in columns if c not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(
-                    f"small zoo '{folder}', {name}: expected the columns {list(columns)}, "
-                    f"{missing} are missing"
-                )
-            yield from reader
-    except (OSError, EOFError, csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"small zoo '{folder}', {name}: expected a table, found: {error}"
-        ) from error
-
-
-def _metrics(folder: Path) -> list[_Row]:
-    columns = ("step", "test_accuracy", "config.activation")
-    rows = []
-    for i, row in enumerate(_columns(folder, "metrics.csv", columns)):
-        step, accuracy, activation = (row[column] for column in columns)
-        try:
-            rows.append(_Row(int(float(step)), float(accuracy), activation))
-        except ValueError as error:
-            raise ValueError(
-                f"small zoo '{folder}', metrics.csv, row {i}: expected numbers, found: {error}"
-            ) from error
-    return rows
-
-
-def _weights(folder: Path, rows: int) -> np.ndarray:
-    try:
-        values = np.load(folder / "weights.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"small zoo '{folder}': expected weights.npy, an array, found: {error}"
-        ) from error
-    if values.ndim != 2 or len(values) != rows:
-        raise ValueError(
-            f"small zoo '{folder}': expected weights.npy with a row for each of {rows} in "
-            f"metrics.csv, found {values.shape}"
-        )
-    return values
+def _table(folder: Path, name: str, columns: Sequence[str]) -> list[list[str]]:
+    """Rows of some columns of a CSV file, packed by gzip or not."""
+    path = folder / name
+    what = f"small zoo '{folder}': expected {name} or {name}.gz with the columns {list(columns)}"
+    with expecting(what, passing=()):
+        opened = path.open if path.exists() else partial(gzip.open, f"{path}.gz")
+        with opened("rt", newline="") as file:
+            return [[row[column] for column in columns] for row in csv.DictReader(file)]
 
 
 def _order(folder: Path, given: str | Path | None, rows: int) -> list[int]:
     """All rows in the order in which they are split."""
-    path = Path(given) if given is not None else _find_order(folder)
-    if path is None:
+    candidates = [sorted(place.glob(ORDER_FILES)) for place in (folder, folder.parent)]
+    files = [found[0] for found in candidates if len(found) == 1]
+    if given is None and not files:
         order = list(range(rows))
         random.Random(0).shuffle(order)
         return order
-    try:
+    path = files[0] if given is None else Path(given)
+    with expecting(f"order '{path}': expected row numbers", passing=()):
         order = [int(line) for line in path.read_text().split()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"order '{path}': expected row numbers, found: {error}") from error
     if sorted(order) != list(range(rows)):
         raise ValueError(
             f"order '{path}': expected each of {rows} rows once, found {len(order)} numbers from "
             f"{min(order, default=0)} to {max(order, default=0)}"
         )
     return order
-
-
-def _find_order(folder: Path) -> Path | None:
-    for place in (folder, folder.parent):
-        found = sorted(place.glob(ORDER_FILES))
-        if len(found) == 1:
-            return found[0]
-    return None
 
 
 def _positions(count: int, split: str) -> list[int]:
@@ -195,38 +140,18 @@ def _positions(count: int, split: str) -> list[int]:
 
 
 def _rearranged(folder: Path, rows: Tensor) -> tuple[list[tuple[int, ...]], Tensor]:
-    """Shapes of all parameters in torch's order, and rows of them.
-
-    Of each layer a weight comes before its bias, and axes are (out, in, height, width): there they
-    are (height, width, in, out), and (in, out) of the dense layer.
-    """
+    """Shapes of all parameters in torch's order, and rows of them: of a layer the weight first."""
     parts: dict[str, Tensor] = {}
-    columns = ("varname", "start_idx", "end_idx", "shape")
-    for row in _columns(folder, "layout.csv", columns):
-        name = row["varname"].removesuffix(":0")
-        try:
-            shape = tuple(literal_eval(row["shape"]))
-            part = rows[:, int(row["start_idx"]) : int(row["end_idx"])].unflatten(1, shape)
-        except (ValueError, SyntaxError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"small zoo '{folder}', layout.csv, '{name}': expected a place in rows of "
-                f"{rows.shape[1]} and its shape, found: {error}"
-            ) from error
-        axes = {4: (0, 4, 3, 1, 2), 2: (0, 2, 1), 1: (0, 1)}.get(len(shape))
-        if axes is None or not name.endswith(("kernel", "bias")):
-            raise ValueError(
-                f"small zoo '{folder}', layout.csv: expected kernels and biases, found '{name}' "
-                f"of shape {shape}"
-            )
-        parts[name] = part.permute(axes)
-    layers = dict.fromkeys(name.rpartition("/")[0] for name in parts)
-    try:
+    table = _table(folder, "layout.csv", LAYOUT)
+    with expecting(
+        f"small zoo '{folder}', layout.csv: expected of each layer a kernel and a bias, their "
+        f"places in rows of {rows.shape[1]}, and shapes"
+    ):
+        for name, start, stop, shape in table:
+            part = rows[:, int(start) : int(stop)].unflatten(1, tuple(literal_eval(shape)))
+            parts[name.removesuffix(":0")] = part.permute(AXES[part.dim() - 1])
+        layers = dict.fromkeys(name.rpartition("/")[0] for name in parts)
         ordered = [parts[f"{layer}/{kind}"] for layer in layers for kind in ("kernel", "bias")]
-    except KeyError as error:
-        raise ValueError(
-            f"small zoo '{folder}', layout.csv: expected a kernel and a bias for each layer, found "
-            f"no {error}"
-        ) from error
     shapes = [tuple(part.shape[1:]) for part in ordered]
     return shapes, torch.cat([part.flatten(1) for part in ordered], dim=1)
 

@@ -9,7 +9,6 @@ A checkpoint is a pickle that holds its architecture as objects of omegaconf. He
 pickle is executed but what builds tensors; of all else no more than its contents is looked at.
 """
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +20,9 @@ from tqdm import tqdm
 
 from l2o_graph.datasets.cnn.architecture import NO_SKIP, CNNArchitecture
 from l2o_graph.datasets.cnn.files import CNNs, Run, gathered, run_of, split_of
-from l2o_graph.storage.files import beside
-from l2o_graph.storage.shards import check_split, named
+from l2o_graph.datasets.splits import listed
+from l2o_graph.storage.files import expecting
+from l2o_graph.storage.shards import check_split
 
 SPLITS_FILE = "cnn_park_splits.json"
 TRUSTED = {
@@ -59,13 +59,9 @@ def read_wild_park(
     """
     check_split(split)
     folder = Path(folder)
-    listing = beside(folder, SPLITS_FILE) if splits is None else Path(splits)
-    if listing is None:
-        entries: list[tuple[Path, float | None, int | None]] = [
-            (path, None, None) for path in _all(folder, split)
-        ]
-    else:
-        entries = _listed(folder, listing, split)
+    entries = listed(folder, splits, (SPLITS_FILE,), split, ("path", "score", "step"))
+    if entries is None:
+        entries = [(path, None, None) for path in _all(folder, split)]
     numbers: dict[Path, int] = {}
     runs = []
     for path, score, step in tqdm(entries, desc=f"{folder.name} {split}", unit="CNN", disable=None):
@@ -87,42 +83,11 @@ def _all(folder: Path, split: str) -> list[Path]:
     return chosen
 
 
-def _listed(folder: Path, listing: Path, split: str) -> list[tuple[Path, float | None, int | None]]:
-    """What a JSON file says that a split is."""
-    try:
-        content = json.loads(listing.read_text())[split]
-        entries = [
-            (Path(path), float(score), int(step))
-            for path, score, step in zip(
-                content["path"], content["score"], content["step"], strict=True
-            )
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"splits '{listing}': expected lists of paths, scores and steps for '{split}', found: "
-            f"{error!r}"
-        ) from error
-    places = [_place(folder, path) for path, _, _ in entries]
-    missing = [str(e[0]) for e, place in zip(entries, places, strict=True) if place is None]
-    if missing or not entries:
-        raise ValueError(
-            f"CNN park '{folder}': expected {len(entries)} checkpoints of split '{split}' by "
-            f"'{listing.name}', {len(missing)} are missing: {named(missing)}"
-        )
-    found = zip(places, entries, strict=True)
-    return [(place, score, step) for place, (_, score, step) in found if place is not None]
-
-
-def _place(folder: Path, path: Path) -> Path | None:
-    candidates = (folder / path, folder / Path(*path.parts[1:]))
-    return next((place for place in candidates if place.is_file()), None)
-
-
 def _read(path: Path, number: int, score: float | None, step: int | None) -> Run:
-    try:
+    with expecting(f"CNN '{path}': expected a checkpoint", passing=()):
         # Its own reader of pickles refuses what is not a tensor; ours makes nothing of it.
         content = torch.load(path, "cpu", weights_only=False, pickle_module=_PICKLE)
-        config = {key: _plain(value) for key, value in _contents(content["config"]).items()}
+        config = _plain(content["config"])
         architecture = CNNArchitecture(
             channels=tuple(config["channels"]),
             kernels=tuple(config["kernel_size"]),
@@ -135,10 +100,6 @@ def _read(path: Path, number: int, score: float | None, step: int | None) -> Run
         tensors = [t.float() for t in content["model"].values()]
         accuracy = float(content["last_result"]["test/acc"] if score is None else score)
         steps = int(content["iteration"] if step is None else step)
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError,
-            pickle.PickleError) as error:  # fmt: skip
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"CNN '{path}': expected a checkpoint, found: {reason}") from error
     shapes = [tuple(t.shape) for t in tensors]
     if shapes != list(architecture.shapes):
         raise ValueError(
@@ -181,12 +142,9 @@ class _Unpickler(pickle.Unpickler):
 _PICKLE: Any = SimpleNamespace(Unpickler=_Unpickler, __name__="pickle")
 
 
-def _contents(value: Any) -> Mapping[str, Any]:
-    """Of a dict, or of omegaconf's."""
-    return value if isinstance(value, Mapping) else value._content
-
-
 def _plain(value: Any) -> Any:
-    """What is in omegaconf's nodes: _content of lists, _val of single values."""
+    """What is in omegaconf's nodes: _content of dicts and lists, _val of single values."""
     inner = getattr(value, "_content", getattr(value, "_val", value))
+    if isinstance(inner, Mapping):
+        return {key: _plain(each) for key, each in inner.items()}
     return [_plain(each) for each in inner] if isinstance(inner, list | tuple) else inner
