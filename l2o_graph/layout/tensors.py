@@ -15,7 +15,7 @@ def is_sharded(tensor: Tensor | type) -> "TypeGuard[DTensor]":
 
 
 def is_wrapper(kind: type) -> bool:
-    """Whether tensors of a type hold others, which they compute with, but for sharded ones."""
+    """Return whether a type is a tensor subclass that wraps other tensors, except for DTensors."""
     plain = Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]  # by its stub
     return kind.__torch_dispatch__ is not plain and not is_sharded(kind)
 

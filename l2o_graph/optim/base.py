@@ -317,7 +317,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearnedOptimizer":
         new = memo[id(self)] = type(self).__new__(type(self))
         state = copy.deepcopy(self.__getstate__(), memo)
-        # A model that nobody gave stays behind, but where it is copied as well.
+        # A model that was found automatically is dropped, unless it is copied at the same time.
         state["_structure"].model = memo.get(id(self._structure.model), state["_structure"].model)
         new.__setstate__(state)
         return new

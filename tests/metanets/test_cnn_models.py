@@ -426,9 +426,9 @@ def test_nfn_reads_networks_of_its_architecture_alone():
     answer = model(networks)
     torch.testing.assert_close(model(replace(networks, values=tuple(moved))), answer)
     assert (answer[0] - answer[1]).abs() > 1e-6
-    with pytest.raises(ValueError, match=r"NFN: expected networks of one architecture, .*found 4"):
+    with pytest.raises(ValueError, match=r"NFN: expected only networks of the .*, found 4"):
         model(mixed())
-    with pytest.raises(ValueError, match=r"'nfn' alone, .* no networks of mixed architecture"):
+    with pytest.raises(ValueError, match=r"only for 'nfn', which reads networks of a single"):
         cnn_config("nfn")
 
 
