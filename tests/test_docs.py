@@ -189,8 +189,8 @@ def rows_of(page: str, width: int) -> dict[str, list[str]]:
 
 def test_the_first_table_repeats_the_merits_of_the_results():
     results, readme = rows_of("docs/results.md", 12), rows_of("README.md", 8)
-    columns = [results["task"].index(c) for c in ("AdamW", "AdamW, untouched", "Muon", "SOAP")]
-    columns += [results["task"].index(c) for c in ("NG", "NG, averaged", "NG, told")]
+    columns = [results["task"].index(c) for c in ("AdamW", "AdamW, default", "Muon", "SOAP")]
+    columns += [results["task"].index(c) for c in ("NG", "NG, averaged", "NG, total_steps")]
     shown = {label: found for label, found in readme.items() if label}
     assert len(shown) > 12
     for label, found in shown.items():

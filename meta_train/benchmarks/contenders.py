@@ -81,7 +81,7 @@ def contenders(checkpoint: str = "general") -> dict[str, Contender]:
     nesterov = one(SGD, momentum=0.9, nesterov=True)
     return {
         "adamw": Contender("AdamW", one(AdamW), (3e-4, 1e-3, 3e-3, 1e-2), decays=True),
-        "adamw-default": Contender("AdamW, untouched", one(AdamW), (1e-3,)),
+        "adamw-default": Contender("AdamW, default", one(AdamW), (1e-3,)),
         "muon": Contender("Muon", muon, (0.005, 0.02, 0.06), decays=True),
         "soap": Contender(
             "SOAP", of_library("SOAP"), (3e-3, 1e-2, 3e-2), decays=True, library=LIBRARY
@@ -95,7 +95,7 @@ def contenders(checkpoint: str = "general") -> dict[str, Contender]:
         "sgd": Contender("SGD Nesterov", nesterov, (0.03, 0.1, 0.3), decays=True),
         "ng": Contender("NG", ng, is_learned=True),
         "ng-averaged": Contender("NG, averaged", ng, is_learned=True, run_of="ng"),
-        "ng-told": Contender("NG, told", ng_told, told=True, is_learned=True),
+        "ng-told": Contender("NG, total_steps", ng_told, told=True, is_learned=True),
     }  # fmt: skip
 
 

@@ -110,7 +110,7 @@ class Standing:
     behind: float  # units that the best rival, other than itself, is better; negative if worse
     level: bool  # first or at most one unit behind
     failed: bool
-    worse_than_default: bool  # clearly, than AdamW as it comes; not where that was not run
+    worse_than_default: bool  # clearly, than default AdamW; not where that was not run
 
 
 def standings(merit: Merit, entries: Sequence[Entry]) -> dict[str, Standing]:
@@ -139,7 +139,7 @@ def summary(own: Sequence[Standing]) -> tuple[int | float, ...]:
     """Sum up an optimizer's standings over tasks, in the order of the report's columns.
 
     Number of tasks; median of the rank and of the rank among all rates; numbers of tasks on which
-    it was the first, level, failed and worse than AdamW as it comes.
+    it was the first, level, failed and worse than default AdamW.
     """
     return (
         len(own),
@@ -160,7 +160,7 @@ class Verdict:
     wins: int
     gain: float  # median over tasks, or mean over seeds, in units
     p: float | None  # of the test; None where there are too few
-    better: str  # "yes", "no" for worse, or "not told apart"
+    better: str  # "yes", "no" for worse, or "not significant"
 
 
 def over_tasks(gains: Sequence[float]) -> Verdict:
@@ -194,8 +194,8 @@ def over_seeds(gains: Sequence[float]) -> Verdict:
 
 
 def _verdict(gains: Sequence[float], middle: float, p: float | None, balance: float) -> Verdict:
-    """A verdict whose direction is the sign of ``balance``; with 0 nothing is told apart."""
-    better = "not told apart"
+    """A verdict whose direction is the sign of ``balance``; with 0 there is none."""
+    better = "not significant"
     if p is not None and p < SIGNIFICANT and balance:
         better = "yes" if balance > 0 else "no"
     return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, better)

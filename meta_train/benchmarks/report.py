@@ -89,7 +89,7 @@ def markdown(outcome: Outcome) -> str:
         "Rank: one more than there are rivals that did better; learned ones are each compared "
         "with the rivals, not with each other. First or level: within 0.3 points or 2 % of the "
         "best rival. Failed: diverged, or not 2 points or 10 % better than before training. Worse "
-        "than AdamW as it comes: by more than 2 points or 10 %.",
+        "than default AdamW: by more than 2 points or 10 %.",
         table(_summary(outcome)),
         "## Better?",
         RULE,
@@ -144,8 +144,8 @@ def _merits(outcome: Outcome) -> list[list[str]]:
 
 
 def _summary(outcome: Outcome) -> list[list[str]]:
-    rows = [["optimizer", "tasks", "median rank", "median rank, every rate a rival", "first",
-             "first or level", "failed", "worse than AdamW as it comes"]]  # fmt: skip
+    rows = [["optimizer", "tasks", "median rank", "median rank, all rates", "first",
+             "first or level", "failed", "worse than default AdamW"]]  # fmt: skip
     tables = outcome.tables().values()
     for name, contender in outcome.contenders.items():
         if own := [found[name] for found in tables if name in found]:

@@ -314,9 +314,9 @@ def test_over_tasks_is_wilcoxon():
     assert (sure.wins, sure.count, sure.better, sure.gain) == (8, 8, "yes", 4.5)
     assert over_tasks([-g for g in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)]).better == "no"
     mixed = over_tasks([1.0, -2.0, 3.0, -4.0, 5.0, -6.0, 7.0, -8.0])
-    assert mixed.better == "not told apart" and mixed.p > 0.5
+    assert mixed.better == "not significant" and mixed.p > 0.5
     few = over_tasks([1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    assert few.p is None and few.better == "not told apart"
+    assert few.p is None and few.better == "not significant"
 
 
 def test_over_seeds_is_a_paired_t_test_and_asks_for_a_unit():
@@ -327,7 +327,7 @@ def test_over_seeds_is_a_paired_t_test_and_asks_for_a_unit():
 
     assert found.p == pytest.approx(2 * student.sf(t, 3))
     assert found.better == "yes"
-    assert over_seeds([0.4, 0.5, 0.6, 0.5]).better == "not told apart"  # sure, but small
+    assert over_seeds([0.4, 0.5, 0.6, 0.5]).better == "not significant"  # sure, but small
     assert over_seeds([9.0, 9.0]).p is None
     assert over_seeds([2.0, 2.0, 2.0]).better == "yes"
     assert over_seeds([0.0, 0.0, 0.0]).p == 1.0
