@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = write(compare(settings), settings.out)
         return [paths[0].read_text(), "wrote " + ", ".join(map(str, paths))]
 
-    goes_on = f"stopped; the same command goes on from {settings.out}"
+    goes_on = f"stopped; run the same command again to continue from {settings.out}"
     return run_command("benchmark", work, stopped=goes_on)
 
 
