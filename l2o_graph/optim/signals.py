@@ -36,12 +36,8 @@ AGE_UNIT, KIND_UNIT = 1 / 2, 1 / 2
 OLDEST = 4000.0
 # Steps fade if the last ten gradients are small compared to those of this last part of the run.
 LONG_PART = 0.25
-# Units of lengths grow with weights to this many times the first unit. Noise alone, for example of
-# policy gradients, would make weights and steps longer and longer.
-MOST_GROWTH = 2.0
-# Units of small initial weights grow to this many times the first unit, as long as the RMS of a
-# kernel is below ``MOST_GROWTH`` times that of torch's own initialisation.
-MOST_GROWTH_OF_SMALL = 20.0
+# Units of lengths grow with weights up to this many times the first unit.
+MOST_GROWTH = 20.0
 
 
 # Sums over the scalars of each row, (6, N, R), or of each matrix, (6, N, T): squares of the fast
@@ -153,7 +149,7 @@ def pooled(rows: Tensor, tensor_of_row: Tensor, tensors: int) -> Tensor:
     return answer.index_add_(-1, tensor_of_row, rows)
 
 
-def log_unit(weight: Tensor, constants: "Constants", most: Tensor | None = None) -> Tensor:
+def log_unit(weight: Tensor, constants: "Constants") -> Tensor:
     """Compute the logarithm of the unit of each matrix's lengths, (N, T).
 
     The unit is a fraction of the RMS of the weights. For vectors, and if all weights are 0, it is
@@ -163,12 +159,9 @@ def log_unit(weight: Tensor, constants: "Constants", most: Tensor | None = None)
     Args:
         weight: (N, T) sums of squares of the weights.
         constants: Constants of the network.
-        most: (N, T) logarithm of the largest RMS that counts; None for no limit.
     """
     rms = (weight / constants.scalars_of_tensor).sqrt()
     log_rms = rms.clamp(min=1e-30).log()
-    if most is not None:
-        log_rms = torch.minimum(log_rms, most)
     some = rms > 0
     counts = (some & constants.is_matrix).to(rms)
     of_torch = (log_rms - constants.log_torch_rms) * counts
@@ -189,10 +182,8 @@ def log_growth(weight: Tensor, history: History, constants: Constants) -> Tensor
         history: History with the first units.
         constants: Constants of the network.
     """
-    first = history.tensors[FIRST_LOG_UNIT]
-    most = first - constants.log_relative_unit
-    most = torch.maximum(constants.log_torch_rms, most) + math.log(MOST_GROWTH)
-    return (log_unit(weight, constants, most) - first).clamp(0, math.log(MOST_GROWTH_OF_SMALL))
+    grown = log_unit(weight, constants) - history.tensors[FIRST_LOG_UNIT]
+    return grown.clamp(0, math.log(MOST_GROWTH))
 
 
 # Ratios of sums of squares that are signals: numerator, denominator, and unit of the logarithm.
