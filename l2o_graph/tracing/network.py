@@ -264,9 +264,10 @@ def _rule_of(module: nn.Module) -> LayerRule | None:
 
 
 def _plain(output: Any) -> Any:
-    """Dictionaries and tensors that hold others, which tree_leaves would not open, as lists."""
-    holds = isinstance(output, Tensor) and is_traceable_wrapper_subclass(output)
-    if holds and not is_sharded(output):
+    """Open dictionaries and wrapper tensors, which tree_leaves would not open, as lists."""
+    if isinstance(output, Tensor):
+        if is_sharded(output) or not is_traceable_wrapper_subclass(output):
+            return output
         return [_plain(getattr(output, name)) for name in output.__tensor_flatten__()[0]]
     if isinstance(output, Mapping):
         return [_plain(value) for value in output.values()]
