@@ -201,7 +201,7 @@ class Strange(nn.Module):
         self.matrix = nn.Parameter(torch.randn(target, source))
 
     def forward(self, x: Tensor) -> Tensor:
-        return -torch.cdist(x, self.matrix)
+        return x @ torch.linalg.pinv(self.matrix)
 
 
 def test_an_unknown_module_is_named_and_can_be_made_known(checkpoint, monkeypatch):
