@@ -41,13 +41,13 @@ demo = script("demo")
 def _bare_machine(tmp_path, monkeypatch):
     """An empty folder to be in, no datasets, no network."""
 
-    def no_network(*_):
+    def no_network(*_, **__):
         raise RuntimeError("no network")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("L2O_GRAPH_DATA", raising=False)
     monkeypatch.setattr("socket.socket.connect", no_network)
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
 
 
 def write_fashion_mnist(folder):

@@ -207,8 +207,8 @@ def test_a_stored_model_says_the_same(model, changes, tmp_path):
     ("model", "task", "changes", "words"),
     [
         ("mlp", "classify", {"probes": 4}, "probes: expected model 'ng_gnn' or 'ng_t' or"),
-        ("probegen", "classify", {"probes": 0, "generated": False}, "probes: expected some"),
-        ("ordered", "classify", {"generated": True}, "generated: expected probes"),
+        ("probegen", "classify", {"probes": 0, "generated": False}, "probes: expected at least 1"),
+        ("ordered", "classify", {"generated": True}, "generated: expected at least 1 probe"),
         ("ordered", "classify", {"answers": 2}, "answers: expected 1 to classify, found 2"),
         ("mlp", "edit", {"answers": 2}, "answers: expected model 'ng_gnn' or 'ng_t' or 'ordered'"),
         ("probegen", "edit", {"probes": 4}, "'probegen' does not read single parameters"),
