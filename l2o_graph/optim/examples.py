@@ -145,7 +145,7 @@ def many(numbers: int) -> float:
 def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
     """Compute the degree ε to which examples are few, from 0 to 1.
 
-    It is the fraction of repeated rows, reduced if the distinct ones are many, or so few that they
+    It is the cube of the fraction of repeated rows, reduced if the distinct ones are many, or so few that they
     are meant to be memorised.
 
     Args:
@@ -153,7 +153,8 @@ def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
         rows: Number of rows.
         numbers: Numbers in a row.
     """
-    again = (1 - different / rows).clamp(min=0)
+    # Cubed, as what was seen two or three times is not overfitted yet.
+    again = (1 - different / rows).clamp(min=0) ** 3
     return again / (1 + different / many(numbers)) / (1 + (BY_HEART / different) ** 2)
 
 
