@@ -145,8 +145,8 @@ def many(numbers: int) -> float:
 def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
     """Compute the degree ε to which examples are few, from 0 to 1.
 
-    It is the cube of the fraction of repeated rows, reduced if the distinct ones are many, or so few
-    that they are meant to be memorised.
+    It is the cube of the fraction of repeated rows, reduced if the distinct ones are many, or so
+    few that they are meant to be memorised.
 
     Args:
         different: Number of distinct rows, at least 1.
