@@ -56,7 +56,7 @@ def autoencoder(dice: Dice, pictures: Pictures) -> Plan:
     return Plan(module, start, Stream(dice, make), criterion)
 
 
-@register_family("wide", share=LARGE)
+@register_family("wide", share=1 / 6)
 def wide(dice: Dice, pictures: Pictures) -> Plan:
     """Classifiers or autoencoders with 196 inputs and up to 72 neurons per layer."""
     reproduces = dice.chance(0.3)
