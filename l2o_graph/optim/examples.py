@@ -20,6 +20,8 @@ from torch import Tensor
 MANY_PER_NUMBER, MOST_NUMBERS, OF_COORDINATES = 300, 32, 10
 # Counting stops at this many times that number.
 CLEARLY_MANY = 8
+# The table is evaluated anew once rows have grown by this fraction: ε changes slowly.
+LOOKED_AFTER = 1 / 16
 # An integer, the index of a token or a category, counts as this many numbers.
 NUMBERS_OF_INDEX = 8
 # Fewer than about this many are meant to be memorised, like the single batch of a trial run.
@@ -45,6 +47,7 @@ class Examples:
         self.marks: Tensor | None = None  # (K,) 1 where a row has left its mark
         self.is_over = False  # whether counting has stopped
         self._looked = 0  # rows when the table was last evaluated
+        self._few: Tensor | None = None  # () ε at that time
         self._last: weakref.ref[Tensor] | None = None
 
     @torch.no_grad()
@@ -71,16 +74,14 @@ class Examples:
         self.marks[_places([_numbers(t) for t in rows])] = 1
         self.rows += len(first)
         self.numbers = sum(map(numbers_of, rows))
-        clearly_many = CLEARLY_MANY * many(self.numbers)
-        if self.rows - self._looked >= clearly_many:
-            self._looked = self.rows
-            self.is_over = bool(self._different() > clearly_many)
+        if self.rows >= self._looked * (1 + LOOKED_AFTER) or self._few is None:
+            different = self._different()
+            self._looked, self._few = self.rows, fewness(different, self.rows, self.numbers)
+            self.is_over = bool(different > CLEARLY_MANY * many(self.numbers))
 
     def few(self) -> Tensor | None:
         """Return the degree to which examples are few, see ``fewness``; None if not known."""
-        if self.is_over or self.marks is None:
-            return None
-        return fewness(self._different(), self.rows, self.numbers)
+        return None if self.is_over else self._few
 
     def end_step(self) -> None:
         """End a step, so that the next call is counted even if its inputs are the same."""
@@ -104,7 +105,7 @@ class Examples:
     def state(self) -> dict[str, Any]:
         """Return the count as numbers and a tensor, to save it."""
         kept = {"rows": self.rows, "numbers": self.numbers, "is_over": self.is_over}
-        return kept | {"looked": self._looked, "marks": self.marks}
+        return kept | {"looked": self._looked, "few": self._few, "marks": self.marks}
 
     @staticmethod
     def of(state: Any) -> "Examples":
@@ -121,6 +122,8 @@ class Examples:
             new.is_over, new._looked = bool(state["is_over"]), int(state["looked"])
             if state["marks"] is not None:
                 new.marks = state["marks"].to(torch.uint8, copy=True).reshape(MARKS)
+            if state.get("few") is not None:
+                new._few = state["few"].clone().reshape(())
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"state_dict: expected a count of examples under 'examples', found {error!r}"
