@@ -123,7 +123,7 @@ class Watching:
         from l2o_graph.tracing.network import Watch
 
         self._calls[module.training] += 1
-        self._watch = Watch(self._module).__enter__()
+        self._watch = Watch(self._module, (args, kwargs)).__enter__()
 
     def count(self, module: nn.Module, inputs: Any) -> None:
         """Count the examples of a call in training mode."""

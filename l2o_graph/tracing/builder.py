@@ -226,6 +226,18 @@ class Builder:
             for k in self.kernels
         )
 
+    def add_tables(self, parameters: Iterable[int]) -> None:
+        """Add parameters of two or more axes without a place as tables, looked up row by row."""
+        for i in parameters:
+            rows, *rest = self.shapes[i] or (1,)
+            columns = math.prod(rest)
+            if i not in self.placed and rest and rows * columns:
+                source = self.ordered(f"rows of {self.names[i]}", rows)
+                target = self.new_set(self.names[i], columns)
+                self.add_kernel(
+                    Kernel(i, source, target, (1, rows, columns), from_rows=True, kind="lookup")
+                )
+
     def lose(self, sets: Iterable[int | None]) -> None:
         """Note that something that cannot be followed reads sets, and may know their order."""
         for s in sets:

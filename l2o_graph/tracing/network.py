@@ -24,6 +24,8 @@ from l2o_graph.tracing.trace import Trace
 
 LayerRule = Callable[[Trace, Any, tuple, Any], None]
 LAYERS: dict[type[nn.Module], LayerRule] = {}
+# Types of arguments that are not data.
+NO_DATA = (type(None), bool, int, float, str)
 
 
 def register_layer(kind: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
@@ -126,7 +128,7 @@ def read(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # the network says it again when it is called
-        watch = Watch(copy)
+        watch = Watch(copy, (own_args, own_kwargs))
         with watch:
             output = copy(*own_args, **own_kwargs)
         return watch.reading(output)
@@ -159,11 +161,14 @@ class Watch:
 
     Args:
         module: The network.
+        inputs: Inputs of the call. Without any, parameters that meet no data, like the factors of
+            a matrix or the pixels of an image, are tables.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, inputs: Any):
         self.trace = Trace(list(module.named_parameters()))
         self._module = module
+        self._has_inputs = any(not isinstance(x, NO_DATA) for x in tree_leaves(_plain(inputs)))
         self._open: ExitStack | None = None
 
     def __enter__(self) -> "Watch":
@@ -195,6 +200,8 @@ class Watch:
         outputs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
         known = [s for t in outputs for s in self.trace.label(t).sets()]
         known += [s for t in outputs for s in self.trace.hidden_in(t)]
+        if not self._has_inputs:
+            self.trace.builder.add_tables(sorted(self.trace.used))
         spec = self.trace.builder.spec(known)
         return Reading(spec, frozenset(self.trace.used))
 

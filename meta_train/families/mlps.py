@@ -12,7 +12,7 @@ from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch, Examples, FixedSet, Stream, noisy_labels, rows
 from meta_train.families.images import HALF, Pictures
 from meta_train.families.networks import ACTIVATIONS, MLP, SCHEMES, gains, initial
-from meta_train.families.registry import LARGE, register_family
+from meta_train.families.registry import register_family
 
 BATCHES = (8, 16, 32, 64, 128)
 NUM_HELD_OUT = 256  # number of held-out examples

@@ -63,7 +63,7 @@ def test_the_first_call_of_the_model_tells_its_structure(checkpoint):
 def test_structure_is_read_once(checkpoint, monkeypatch):
     calls = []
     real = network.Watch
-    monkeypatch.setattr(network, "Watch", lambda module: calls.append(module) or real(module))
+    monkeypatch.setattr(network, "Watch", lambda *of: calls.append(of) or real(*of))
     net, x = Skip(), torch.randn(3, 4)
     optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
     for _ in range(3):
@@ -226,6 +226,51 @@ def test_an_unknown_module_is_named_and_can_be_made_known(checkpoint, monkeypatc
     assert spec.loose == ()
     kernels = [(spec.names[k.parameter], k.grid) for k in spec.kernels]
     assert kernels == [("0.weight", (1, 5, 4)), ("1.matrix", (1, 3, 5)), ("2.weight", (1, 2, 3))]
+
+
+class Factors(nn.Module):
+    """A matrix of low rank, by its entries or times an input; some parameters meet no input."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Parameter(0.1 * torch.randn(20, 3))
+        self.right = nn.Parameter(0.1 * torch.randn(15, 3))
+        self.offset = nn.Parameter(torch.zeros(15))
+
+    def forward(self, x: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        matrix = scale * self.left @ self.right.T + self.offset
+        return matrix if x is None else x @ matrix
+
+
+def test_parameters_of_a_model_without_inputs_are_tables(checkpoint, recwarn):
+    torch.manual_seed(0)
+    net = Factors()
+    optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint)
+    step(optimizer, net)
+    kinds = [entry.kind for entry in optimizer.explain().entries]
+    assert kinds == ["table", "table", "vector"]
+    assert not recwarn.list
+    spec = spec_of_computation(net, (), {"scale": 2.0})
+    places = {spec.names[k.parameter]: (k.kind, k.grid) for k in spec.kernels}
+    assert places["left"] == ("lookup", (1, 20, 3)) and places["right"] == ("lookup", (1, 15, 3))
+
+
+def test_a_product_of_parameters_that_meets_an_input_is_no_table():
+    with pytest.warns(UserWarning, match="what the network does with 'left', 'right'"):
+        spec = spec_of_computation(Factors(), (torch.randn(4, 20),))
+    assert {spec.names[i] for i in spec.loose} >= {"left", "right"}
+
+
+def test_matrix_factorisation_fills_in_what_is_missing(checkpoint):
+    torch.manual_seed(0)
+    net, matrix = Factors(), torch.randn(20, 3) @ torch.randn(3, 15)
+    known = torch.rand_like(matrix) < 0.6
+    optimizer = NGOptimizer(net.parameters())
+    for _ in range(300):
+        optimizer.zero_grad()
+        (net() - matrix)[known].square().mean().backward()
+        optimizer.step()
+    assert (net() - matrix)[~known].square().mean() < 0.01 * matrix.square().mean()
 
 
 def test_a_changed_model_is_read_again(checkpoint):
