@@ -5,6 +5,8 @@ Weights are those of a ``GeneralizationPredictor``, rounds of messages those of 
 twin for values and gradients, and what the throughput of mixed batches is measured against.
 
     python tests/support/one_by_one.py --model ng_gnn --threads 2 --batch 16
+
+The ordered pass has no such layout; its throughput is compared with NG-GNN's, one graph at a time.
 """
 
 import argparse
@@ -17,13 +19,19 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from l2o_graph.cnn import CNNArchitecture, CNNs, GeneralizationPredictor, cnn_config, cnn_module
+from l2o_graph.cnn import (
+    CNNArchitecture,
+    CNNs,
+    GeneralizationPredictor,
+    chosen,
+    cnn_config,
+    cnn_module,
+)
 from l2o_graph.datasets.cnn.park import draw_architecture
 from l2o_graph.graph.neural import NeuralGraph
 from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.grids import grid_route
 from l2o_graph.layout.spec import ACTIVATIONS, CONSTANTS
-from l2o_graph.metanets.cnn_body import layouts_of
 from l2o_graph.metanets.structure import structure_of
 
 
@@ -127,25 +135,27 @@ def logits(model: GeneralizationPredictor, graphs: Sequence[NeuralGraph]) -> Ten
 
 
 def throughput(
-    model: GeneralizationPredictor, count: int, batch: int, rounds: int
+    model: GeneralizationPredictor,
+    on_graphs: GeneralizationPredictor,
+    count: int,
+    batch: int,
+    rounds: int,
 ) -> tuple[float, float, float]:
     """Networks a second, forward and backward, by turns.
 
-    In mixed batches; the same code, one network at a time; and ``NeuralGraph``s one at a time.
+    In mixed batches; the same code, one network at a time; and ``NeuralGraph``s one at a time, by
+    ``on_graphs``.
     """
     networks = cnns(park(count))
     graphs = [graph_of(networks, i) for i in range(count)]
 
     def in_batches(size: int) -> None:
         for part in torch.arange(count).split(size):
-            values = [networks.values[i] for i in part.tolist()]
-            layouts = layouts_of(networks.architectures, model.body.room)
-            answer = model.body.read(model.body.batch(layouts, networks.which[part]), values)
-            answer.sum().backward()
+            model.logits(chosen(networks, part)).sum().backward()
 
     def one_by_one() -> None:
         for graph in graphs:
-            logits(model, [graph]).sum().backward()
+            logits(on_graphs, [graph]).sum().backward()
 
     # Of one thread, the time that it had: other programs may have had the core in between.
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -155,6 +165,7 @@ def throughput(
         range(rounds + 1), zip(ways, seconds, strict=True)
     ):  # the first does not count
         model.zero_grad()
+        on_graphs.zero_grad()
         begin = clock()
         way()
         if turn:
@@ -165,7 +176,7 @@ def throughput(
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="ng_gnn", choices=("ng_gnn", "ng_t"))
+    parser.add_argument("--model", default="ng_gnn", choices=("ng_gnn", "ng_t", "ordered"))
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--count", type=int, default=32)
@@ -175,7 +186,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     sizes = {} if args.hidden is None else {"hidden": args.hidden}
     model = GeneralizationPredictor(cnn_config(args.model, dropout=0.0, **sizes))
-    mixed, alone, graph = throughput(model, args.count, args.batch, args.rounds)
+    on_graphs = model
+    if args.model == "ordered":
+        on_graphs = GeneralizationPredictor(cnn_config("ng_gnn", dropout=0.0))
+    mixed, alone, graph = throughput(model, on_graphs, args.count, args.batch, args.rounds)
     print(
         f"mixed batches {mixed:.1f} CNNs/s; one at a time {alone:.1f}, {mixed / alone:.1f} times; "
         f"as a NeuralGraph {graph:.1f}, {mixed / graph:.1f} times"
