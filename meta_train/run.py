@@ -323,11 +323,11 @@ def _forget_after(log: Path, count: str, step: int) -> None:
         return
     kept = []
     for number, line in enumerate(log.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):  # a run was killed while it wrote
+        if not line.endswith(b"\n"):  # a run was killed while writing
             break
         with expecting(
-            f"'{log}', line {number}: expected what a run has logged, JSON with '{count}' (move "
-            "the file away to go on without)"
+            f"'{log}', line {number}: expected a record of a run, JSON with '{count}' (move "
+            "the file away to continue without it)"
         ):
             if json.loads(line)[count] <= step:
                 kept.append(line)
