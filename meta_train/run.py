@@ -165,7 +165,7 @@ def _restored(state: Path, settings: Mapping[str, Any], saved: Callable[[Path], 
         Range(0, trainer.steps, whole=True).check(trainer.count, trainer.step)
         NOT_NEGATIVE.check("seconds", trainer.seconds)
         if trainer.evaluations:
-            trainer.is_best()  # which reads them all
+            trainer.is_best()  # reads all of them
     return trainer
 
 
@@ -303,7 +303,7 @@ def _stopping() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         stop.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone gets Ctrl-C
+    if threading.current_thread() is not threading.main_thread():  # only that one gets Ctrl-C
         yield stop
         return
     before = signal.signal(signal.SIGINT, ask)

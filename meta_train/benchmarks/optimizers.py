@@ -61,11 +61,7 @@ def plan(settings: Settings, wanted: Sequence[Task], known: dict[str, Contender]
     own = {n: own[n] for n in dict.fromkeys(c.run_of or n for n, c in known.items())}
     learned = any(c.is_learned for c in own.values())
     checkpoint = contenders.identity(settings.checkpoint) if learned else ""
-
-    def lengths(task: Task, contender: Contender) -> list[int]:
-        shorter = settings.anytime and contender.depends_on_length
-        return stops(task.steps) if shorter else [task.steps]
-
+    shorter = {n for n, c in own.items() if settings.anytime and c.depends_on_length}
     return [
         Run(
             task.name, name, rate, seed, steps, checkpoint if contender.is_learned else "",
@@ -74,7 +70,7 @@ def plan(settings: Settings, wanted: Sequence[Task], known: dict[str, Contender]
         for seed in range(1, settings.seeds + 1)
         for task in wanted
         for name, contender in own.items()
-        for steps in lengths(task, contender)
+        for steps in (stops(task.steps) if name in shorter else [task.steps])
         for rate in contender.rates
     ]  # fmt: skip
 

@@ -94,16 +94,10 @@ def training(folders: Mapping[str, Path]) -> bytes:
 
 
 def accuracies(log: Path) -> list[tuple[float, float]]:
-    """Read the accuracies of a run on the training and validation split, in [0, 1].
+    """Read the training and validation accuracy at each evaluation of a run, in [0, 1].
 
     The training accuracy is the mean over the steps since the last evaluation, with augmentation
     and dropout.
-
-    Args:
-        log: Log of the run.
-
-    Returns:
-        Training and validation accuracy at each evaluation.
 
     Raises:
         ValueError: For a log without accuracies.
@@ -153,10 +147,7 @@ def _canonical(row: Row) -> Row:
 
 
 def _each_probed(published: Mapping[str, Sequence[str]]) -> list[Row]:
-    """List both graph models with each number of probes.
-
-    ``published`` has the results for each number of probes, by label of the model.
-    """
+    """List both graph models, and published results by label, for each number of probes."""
     return [
         _probed(label, model, count, figure)
         for label, model in GRAPHS

@@ -14,9 +14,9 @@ from meta_train.benchmarks.strangers.task import (
     Problem,
     Task,
     generator,
+    mse,
     random_batches,
     seeded,
-    squared_error,
 )
 
 OMEGA = 30.0  # frequency of a SIREN
@@ -77,9 +77,7 @@ def photograph(seed: int, root: str | None) -> Problem:
     """Fit a SIREN to a photograph, evaluated on all pixels."""
     pixels = _photograph(seed, root)
     batches = random_batches(pixels, 512, seed)
-    return Problem(
-        seeded(seed, Siren), squared_error, batches, lambda net: float(squared_error(net, pixels))
-    )
+    return Problem(seeded(seed, Siren), mse, batches, lambda net: mse(net, pixels))
 
 
 def missing_pixels(seed: int, root: str | None) -> Problem:
@@ -89,9 +87,7 @@ def missing_pixels(seed: int, root: str | None) -> Problem:
     shown, hidden = order[:512], order[512:]
     test = points[hidden], colours[hidden]
     batches = random_batches((points[shown], colours[shown]), 256, seed)
-    return Problem(
-        seeded(seed, Fourier), squared_error, batches, lambda net: float(squared_error(net, test))
-    )
+    return Problem(seeded(seed, Fourier), mse, batches, lambda net: mse(net, test))
 
 
 def temperature(points: Tensor) -> Tensor:
@@ -129,8 +125,8 @@ def heat(seed: int, root: str | None) -> Problem:
     test = torch.rand(2000, 2, generator=generator(0))
     true = temperature(test)
 
-    def evaluate(net: nn.Module) -> float:
-        return float((net(test)[:, 0] - true).norm() / true.norm())
+    def evaluate(net: nn.Module) -> Tensor:
+        return (net(test)[:, 0] - true).norm() / true.norm()
 
     net = seeded(seed, lambda: mlp(2, 48, 48, 48, 1, activation=nn.Tanh))
     return Problem(net, loss, of_step, evaluate)

@@ -59,7 +59,7 @@ def digits(seed: int, root: str | None) -> Problem:
         return (reconstruction + divergence) / len(x)
 
     test = batch_of(data.test_x[:1000], generator(0))
-    return Problem(seeded(seed, VAE), loss, of_step, lambda net: float(loss(net, test)))
+    return Problem(seeded(seed, VAE), loss, of_step, lambda net: loss(net, test))
 
 
 class Flow(nn.Module):
@@ -102,7 +102,7 @@ def flow(seed: int, root: str | None) -> Problem:
         seeded(seed, Flow),
         loss,
         lambda step: (moons(128, generator(seed, step)),),
-        lambda net: float(loss(net, test)),
+        lambda net: loss(net, test),
     )
 
 

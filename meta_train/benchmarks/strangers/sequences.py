@@ -88,7 +88,7 @@ def next_character(build: Callable[[], nn.Module], batch: int, length: int) -> M
             seeded(seed, build),
             loss,
             lambda step: windows(shown, random_indices(len(shown) - length - 1, batch, seed, step)),
-            lambda net: float(loss(net, test)),
+            lambda net: loss(net, test),
         )
 
     return make

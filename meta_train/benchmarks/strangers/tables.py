@@ -30,7 +30,7 @@ NODES, CLASSES, LABELLED = 1000, 4, 80
 
 def tabular(
     name: str, widths: tuple[int, ...], batch: int, loss: Loss,
-    evaluate: Callable[[nn.Module, Batch], float],
+    evaluate: Callable[[nn.Module, Batch], float | Tensor],
 ) -> Make:  # fmt: skip
     """Define a task of an MLP on a table of scikit-learn, evaluated on held-out rows."""
 
@@ -50,9 +50,9 @@ def regression(net: nn.Module, batch: Batch) -> Tensor:
     return F.mse_loss(net(batch[0])[:, 0], batch[1])
 
 
-def relative(net: nn.Module, batch: Batch) -> float:
+def relative(net: nn.Module, batch: Batch) -> Tensor:
     """Compute the mean squared error over the variance of the targets."""
-    return float(regression(net, batch) / batch[1].var())
+    return regression(net, batch) / batch[1].var()
 
 
 class Factors(nn.Module):
@@ -91,7 +91,7 @@ def ratings(seed: int, root: str | None) -> Problem:
     test = user[hidden], item[hidden], rated[hidden]
     mean = float(rated[shown].mean())
     net = seeded(seed, lambda: Factors(mean))
-    return Problem(net, loss, batches, lambda net: float(loss(net, test)))
+    return Problem(net, loss, batches, lambda net: loss(net, test))
 
 
 class GraphNet(nn.Module):
@@ -136,8 +136,7 @@ TASKS = (
     Task("diabetes", "MLP, 332 rows, raw targets", Merit("relative mean square"), 1000,
          tabular("diabetes", (10, 64, 64, 1), 32, regression, relative), SKLEARN),
     Task("cancer", "MLP, breast cancer, 427 rows", Merit("nats"), 500,
-         tabular("breast_cancer", (30, 32, 32, 2), 32, cross_entropy,
-                 lambda net, batch: float(cross_entropy(net, batch))), SKLEARN),
+         tabular("breast_cancer", (30, 32, 32, 2), 32, cross_entropy, cross_entropy), SKLEARN),
     Task("digits", "MLP, digits of scikit-learn", ACCURACY, 600,
          tabular("digits", (64, 64, 64, 10), 64, cross_entropy,
                  lambda net, batch: accuracy(net, *batch)), SKLEARN),

@@ -32,7 +32,7 @@ class Problem:
     net: nn.Module  # initialised network in training mode
     loss: Loss  # calls the network once and draws no random numbers
     batch: Callable[[int], Batch]  # step -> batch, always the same for the same step
-    evaluate: Callable[[nn.Module], float]  # network in evaluation mode -> figure of merit
+    evaluate: Callable[[nn.Module], float | Tensor]  # network -> figure of merit
 
     @torch.no_grad()
     def merit(self) -> float:
@@ -97,7 +97,7 @@ def cross_entropy(net: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(net(inputs), labels)
 
 
-def squared_error(net: nn.Module, batch: Batch) -> Tensor:
+def mse(net: nn.Module, batch: Batch) -> Tensor:
     """Compute the mean squared error of (inputs, targets)."""
     inputs, targets = batch
     return F.mse_loss(net(inputs), targets)

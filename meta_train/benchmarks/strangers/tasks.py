@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, nn
 
 from meta_train.benchmarks.strangers import fields, generative, sequences, tables, taught, vision
-from meta_train.benchmarks.strangers.task import ACCURACY, Batch, Problem, Task
+from meta_train.benchmarks.strangers.task import ACCURACY, Problem, Task
 from meta_train.tasks import TASKS as REGISTERED
 from meta_train.tasks import get_task
 
@@ -47,14 +46,12 @@ def find(name: str, device: str = "cpu") -> Task:
     def make(seed: int, root: str | None) -> Problem:
         registered.load(root)
         problem = registered.problem(FIRST_SEED - 1 + seed, torch.device(device))
-
-        def loss(net: nn.Module, batch: Batch) -> Tensor:
-            return problem.loss(list(net.parameters()), batch)
-
-        def evaluate(net: nn.Module) -> float:
-            return 100 * problem.accuracy(list(net.parameters()))
-
-        return Problem(problem.module, loss, problem.batch, evaluate)
+        return Problem(
+            problem.module,
+            lambda net, batch: problem.loss(list(net.parameters()), batch),
+            problem.batch,
+            lambda net: 100 * problem.accuracy(list(net.parameters())),
+        )
 
     return Task(name, name, ACCURACY, STEPS, make)
 

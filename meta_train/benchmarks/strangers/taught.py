@@ -135,8 +135,8 @@ def value_function(seed: int, root: str | None) -> Problem:
     test = torch.randn(2000, 3, generator=generator(0))
     value = ((test @ weight) * test).sum(1) + constant
 
-    def evaluate(net: nn.Module) -> float:
-        return float((net(test)[:, 0] - value).square().mean() / value.var())
+    def evaluate(net: nn.Module) -> Tensor:
+        return (net(test)[:, 0] - value).square().mean() / value.var()
 
     return Problem(net, loss, of_step, evaluate)
 

@@ -18,9 +18,9 @@ from meta_train.benchmarks.strangers.task import (
     accuracy,
     cross_entropy,
     generator,
+    mse,
     random_indices,
     seeded,
-    squared_error,
 )
 from meta_train.tasks.image_classification import cnn
 
@@ -65,9 +65,7 @@ def denoising(seed: int, root: str | None) -> Problem:
         return noisy(data.train_x[chosen], generator(seed, -2 - step))
 
     test = noisy(data.test_x[:400], generator(0))
-    return Problem(
-        seeded(seed, UNet), squared_error, of_step, lambda net: float(squared_error(net, test))
-    )
+    return Problem(seeded(seed, UNet), mse, of_step, lambda net: mse(net, test))
 
 
 class Encoder(nn.Module):
