@@ -1,4 +1,4 @@
-"""Train a CNN on FashionMNIST with NGOptimizer in a loop of Hugging Face accelerate.
+"""Train a CNN on FashionMNIST with NGOptimizer in a training loop of Hugging Face accelerate.
 
 pip install -e ".[frameworks]"
 python examples/accelerate_loop.py             # or, on several devices or machines:
@@ -20,7 +20,7 @@ def main(steps: int = 100) -> tuple[float, float]:
     accelerator = Accelerator(gradient_accumulation_steps=2)
     images = load_images("fmnist_sample")
     data = TensorDataset(images.normalise(images.train_x), images.train_y)
-    # Each step takes two batches of 64.
+    # Gradients of two batches of 64 are accumulated for each step.
     sampler = RandomSampler(data, num_samples=2 * 64 * steps)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2),

@@ -1,10 +1,10 @@
-"""FashionMNIST with the learned optimizer, Adam and Muon side by side: a table and a plot.
+"""Comparison of the learned optimizer with Adam and Muon on FashionMNIST: a table and a plot.
 
     python examples/demo.py [--data-root FOLDER] [--steps N] [--out demo.png]
 
-All three start at the same initialisation and see the same batches. The learned optimizer averages
-its weights as it goes; their accuracy is shown as well. Without the dataset, and without a network
-to download it, the sample of FashionMNIST in the package has to do.
+All three optimizers have the same initialisation and mini-batches. The table also has the accuracy
+of the learned optimizer's averaged weights. If FashionMNIST cannot be found or downloaded, the
+sample in the package is used.
 """
 
 import argparse
@@ -21,30 +21,30 @@ from l2o_graph.datasets.images import DATA_VARIABLE, DatasetNotFoundError, data_
 from l2o_graph.ranges import COUNT
 from l2o_graph.storage.files import check_writable, write_atomically
 from meta_train.benchmarks.contenders import contenders
-from meta_train.benchmarks.plots import curves
+from meta_train.benchmarks.plots import plot_losses
 from meta_train.benchmarks.records import Record, Run
 from meta_train.benchmarks.report import Outcome
 from meta_train.benchmarks.strangers.tasks import find
 from meta_train.benchmarks.training import train
 from meta_train.tasks import get_task
 
-# What did best of each grid on the task fmnist_cnn (docs/results.md).
+# The best learning rates on the task fmnist_cnn (docs/results.md).
 RATES = {"adam": 0.02, "muon": 0.05, "ng": 1.0}
 STEPS, SAMPLE_STEPS = 600, 300
-PATIENCE = 10.0  # seconds that a download may be silent
+PATIENCE = 10.0  # timeout of a download in seconds
 
 
 def main(steps: int | None = None, root: str | None = None, out: str | Path = "demo.png") -> Path:
-    """Train, print the table and save the plot; returns its path.
+    """Train, print the table and save the plot; return its path.
 
     Args:
-        steps: Of training; None for 600, or 300 on the sample.
-        root: Where FashionMNIST lies; see ``l2o_graph.datasets.images.data_root``.
-        out: The plot.
+        steps: Number of training steps; by default 600, or 300 on the sample.
+        root: Folder of FashionMNIST; see ``l2o_graph.datasets.images.data_root``.
+        out: File for the plot.
 
     Raises:
         ValueError: For fewer than one step.
-        OSError: When the plot cannot be written; before any work.
+        OSError: If the plot cannot be written, before any training.
     """
     if steps is not None:
         COUNT.check("steps", steps)
@@ -63,15 +63,19 @@ def main(steps: int | None = None, root: str | None = None, out: str | Path = "d
     task = replace(find(name), label=data, steps=steps)
     done = list(records.values())
     tables = Outcome([task], known, done, []).tables()
-    write_atomically(out, curves([task], tables, done, labels))
+    write_atomically(out, plot_losses([task], tables, done, labels))
     print(f"\nwrote {out}")
     return out
 
 
 def choose_task(root: str | None) -> tuple[str, str, bool]:
-    """The task on all of FashionMNIST if that is to be had, else on the sample; says which."""
+    """Choose FashionMNIST, or its sample if it cannot be downloaded, and print which.
+
+    Returns:
+        Name of the task, name of the dataset, and whether it is the whole dataset.
+    """
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)  # torchvision would wait for a silent server for ever
+    socket.setdefaulttimeout(PATIENCE)  # torchvision has no timeout
     try:
         data = get_task("fmnist_cnn").load(root)
         print(f"data: all of {data}, in {data_root(root).resolve()}")
@@ -80,9 +84,9 @@ def choose_task(root: str | None) -> tuple[str, str, bool]:
         data = get_task("fmnist_sample").load(None)
         reason = " ".join(str(error.__cause__).split())
         print(
-            f"data: {data} (6,000 of 60,000 images); the whole is not in "
-            f"{data_root(root).resolve()} and could not be downloaded ({reason}). Give its folder "
-            f"with --data-root or {DATA_VARIABLE}."
+            f"data: {data} (6,000 of 60,000 images); all of it is not in "
+            f"{data_root(root).resolve()} and could not be downloaded ({reason}). Set its folder "
+            f"by --data-root or {DATA_VARIABLE}."
         )
         return "fmnist_sample", data, False
     finally:
@@ -90,7 +94,7 @@ def choose_task(root: str | None) -> tuple[str, str, bool]:
 
 
 def table(labels: Mapping[str, str], records: Mapping[str, Record]) -> str:
-    """One line for each optimizer, and one for the averaged weights of the learned one."""
+    """Format a line for each optimizer, and one for averaged weights."""
     columns = f"{'test accuracy':>14} {'loss at the end':>15} {'ms/update':>10} {'ms/step':>8}"
     lines = ["", f"{'optimizer':30} {columns}"]
     for name, record in records.items():
@@ -108,9 +112,10 @@ def table(labels: Mapping[str, str], records: Mapping[str, Record]) -> str:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, help=f"{STEPS}, or {SAMPLE_STEPS} on the sample")
-    parser.add_argument("--data-root", metavar="FOLDER")
-    parser.add_argument("--out", default="demo.png", metavar="FILE")
+    text = f"number of training steps [{STEPS}, or {SAMPLE_STEPS} on the sample]"
+    parser.add_argument("--steps", type=int, help=text)
+    parser.add_argument("--data-root", metavar="FOLDER", help="folder of datasets")
+    parser.add_argument("--out", default="demo.png", metavar="FILE", help="file for the plot")
     return parser.parse_args(argv)
 
 

@@ -3,8 +3,8 @@
     pip install -e ".[frameworks]"
     python examples/hf_trainer.py
 
-The data are made up, so that nothing needs to be downloaded: sequences that count upwards in
-steps of three from a random start.
+Nothing is downloaded: the data are sequences that count upwards in steps of three from a random
+start.
 """
 
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ TOKENS, LENGTH = 32, 16
 
 
 def sequences(number: int) -> list[dict[str, torch.Tensor]]:
+    """Draw sequences (16,) of tokens, which are also the labels."""
     start = torch.randint(0, TOKENS, (number, 1))
     rows = (start + 3 * torch.arange(LENGTH)) % TOKENS
     return [{"input_ids": row, "labels": row} for row in rows]
@@ -47,7 +48,7 @@ def main(steps: int = 100) -> tuple[float, float]:
             ),
             train_dataset=sequences(1024),
             eval_dataset=sequences(256),
-            # The Trainer adds its usual linear decay of the rate.
+            # The Trainer adds its usual linear decay of the learning rate.
             optimizers=(NGOptimizer(model.named_parameters()), None),
         )
         before = trainer.evaluate()["eval_loss"]

@@ -14,7 +14,7 @@ from l2o_graph.datasets.images import load_images
 
 
 class Classifier(lightning.LightningModule):
-    """A small CNN; only ``configure_optimizers`` knows of the learned optimizer."""
+    """Small CNN; only ``configure_optimizers`` is specific to NGOptimizer."""
 
     def __init__(self):
         super().__init__()
@@ -29,15 +29,15 @@ class Classifier(lightning.LightningModule):
         )
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of a batch."""
+        """Compute the cross-entropy of a batch."""
         return nn.functional.cross_entropy(self.net(x), y)
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        """What Lightning differentiates."""
+        """Compute the training loss."""
         return self.loss(*batch)
 
     def configure_optimizers(self) -> NGOptimizer:
-        """What Lightning steps."""
+        """Create the optimizer."""
         return NGOptimizer(self.parameters())
 
 

@@ -1,10 +1,10 @@
-"""Meta-train the paper's learned optimizer in an inner loop of the package ``higher``.
+"""Meta-train the paper's learned optimizer with the package ``higher``.
 
     pip install "l2o_graph[higher]"
     python examples/meta_learn_with_higher.py
 
-The rule that computes the updates is a module like any other: whatever is differentiable in the
-network that it trained has a gradient for its weights.
+The learned update rule is a module. A loss of the network after training is differentiable with
+respect to the weights of the rule.
 """
 
 import higher
@@ -19,7 +19,7 @@ HELD_OUT = range(1000, 1004)
 
 
 def wave(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A fresh network, and a sine wave for it to learn."""
+    """Create a network, and inputs and targets [32, 1] of a sine wave."""
     torch.manual_seed(seed)
     x = torch.linspace(-2, 2, 32)[:, None]
     y = torch.sin(2 * x + 6 * torch.rand(()))
@@ -27,6 +27,7 @@ def wave(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def loss_after_training(rule: UpdateRule, seed: int, differentiable: bool = True) -> Tensor:
+    """Train a network with the rule for ten steps, and compute its loss."""
     model, x, y = wave(seed)
     optimizer = PaperOptimizer(model.parameters(), checkpoint=rule)
     with higher.innerloop_ctx(model, optimizer, track_higher_grads=differentiable) as (net, inner):
@@ -36,12 +37,13 @@ def loss_after_training(rule: UpdateRule, seed: int, differentiable: bool = True
 
 
 def held_out_loss(rule: UpdateRule) -> float:
+    """Compute the mean loss after training on held-out waves."""
     losses = [loss_after_training(rule, seed, False).item() for seed in HELD_OUT]
     return sum(losses) / len(losses)
 
 
 def main(steps: int = 50) -> tuple[float, float]:
-    """Returns the loss after training on waves never meta-trained on, before and after."""
+    """Meta-train; return the loss after training on held-out waves, before and after."""
     rule = untrained(RuleConfig(hidden=8, layers=1, inner=8), seed=0)
     outer = torch.optim.Adam(rule.parameters(), lr=1e-2)
     before = held_out_loss(rule)

@@ -1,12 +1,12 @@
-"""Ask a network how accurate it is, while it is trained.
+"""Predict the test accuracy of a CNN while it is trained.
 
     python examples/predict_accuracy.py --data-root DATA
 
-A CNN learns CIFAR-10 at half its size by an ordinary training loop. From time to time the packaged
-predictor says without any image of the dataset which test accuracy it expects, and between which
-ends it lies in nine of ten cases; what is measured stands beside it. Where CIFAR-10 is not and
-cannot be downloaded, it is the sample of FashionMNIST in the package, in three equal colours: the
-predictor has seen no network of that, so that only the order of what it says can be right.
+An ordinary training loop trains a CNN on CIFAR-10 at half resolution. At several steps the packaged
+predictor estimates the test accuracy without any image of the dataset, with a 90 % interval, and
+the measured accuracy is printed beside it. If CIFAR-10 cannot be found or downloaded, the sample of
+FashionMNIST in the package is used instead. The predictor was not trained on networks of that
+dataset, so only the order of its predictions is meaningful.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from l2o_graph import predict_accuracy
 from l2o_graph.datasets.images import DatasetNotFoundError, load_images
 
-COLOURS = 3
+CHANNELS = 3
 
 
 def network() -> nn.Sequential:
-    """Three convolutions, a mean over the image, a linear layer."""
+    """Build a CNN of three convolutions, global average pooling and a linear layer."""
     return nn.Sequential(
-        nn.Conv2d(COLOURS, 16, 3, padding=1),
+        nn.Conv2d(CHANNELS, 16, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, padding=1),
         nn.GELU(),
@@ -36,20 +36,20 @@ def network() -> nn.Sequential:
 
 
 def halved(x: Tensor) -> Tensor:
-    """Means of four pixels each, in three colours."""
-    return nn.functional.avg_pool2d(x, 2).expand(-1, COLOURS, -1, -1)
+    """Halve the resolution of images; repeat a single channel three times."""
+    return nn.functional.avg_pool2d(x, 2).expand(-1, CHANNELS, -1, -1)
 
 
 def main(steps: int = 600, data_root: str | None = None) -> list[tuple[float, float]]:
-    """Train and ask; returns what was predicted and what was measured, each time."""
+    """Train and predict; return predicted and measured accuracies."""
     torch.manual_seed(0)
     try:
         images = load_images("cifar10", data_root)
     except DatasetNotFoundError:
         images = load_images("fmnist_sample")
-        print("the predictor knows networks on CIFAR-10: of these only the order can be right")
-    print(f"{images.name}: {len(images.train_x)} images to train on")
-    some = torch.randperm(len(images.test_y))[:2500]  # a file may have one class after another
+        print("the predictor is for networks on CIFAR-10: here only the order is meaningful")
+    print(f"{images.name}: {len(images.train_x)} training images")
+    some = torch.randperm(len(images.test_y))[:2500]  # datasets may be sorted by class
     test_x, test_y = halved(images.normalise(images.test_x[some])), images.test_y[some]
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0)
@@ -62,8 +62,8 @@ def main(steps: int = 600, data_root: str | None = None) -> list[tuple[float, fl
             expected, low, high = predict_accuracy(model, test_x[:1], interval=0.9)
             with torch.no_grad():
                 accuracy = (model(test_x).argmax(1) == test_y).float().mean().item()
-            ends = f"{low:.1%} to {high:.1%}"
-            print(f"step {step:4}: predicted {expected:.1%}, {ends}, measured {accuracy:.1%}")
+            interval = f"{low:.1%} to {high:.1%}"
+            print(f"step {step:4}: predicted {expected:.1%}, {interval}, measured {accuracy:.1%}")
             found.append((expected, accuracy))
         if step == steps:
             break
@@ -78,5 +78,5 @@ def main(steps: int = 600, data_root: str | None = None) -> list[tuple[float, fl
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-root", metavar="FOLDER", help="where datasets lie")
+    parser.add_argument("--data-root", metavar="FOLDER", help="folder of datasets")
     main(data_root=parser.parse_args().data_root)

@@ -2,7 +2,7 @@
 
     python examples/train_cnn.py
 
-The images are the sample inside the package, so that nothing needs to be downloaded.
+Nothing is downloaded: the images are the sample in the package.
 """
 
 import torch
@@ -41,10 +41,10 @@ def main(steps: int = 200) -> float:
             predicted = model(images.normalise(images.test_x)).argmax(1)
         return (predicted == images.test_y).float().mean().item()
 
-    print(f"test accuracy of the last weights {accuracy():.1%}")
-    with optimizer.averaged():  # the mean over about the last tenth of the steps
+    print(f"test accuracy: {accuracy():.1%}")
+    with optimizer.averaged():  # weights averaged over about the last tenth of the steps
         averaged = accuracy()
-    print(f"test accuracy of averaged weights {averaged:.1%}")
+    print(f"test accuracy of averaged weights: {averaged:.1%}")
     return averaged
 
 

@@ -45,7 +45,7 @@ CONTROLLERS: dict[str, tuple[Reader, Grain]] = {
     "ng_t": ("attention", "neuron"),
 }
 
-# Fields of weight-space models that are options: of all models, and of those of INRs or CNNs.
+# Fields of configurations that are options: for all weight-space models, for INRs and for CNNs.
 OF_READERS = ("hidden", "dropout", "fourier", "reverse", "probes")
 OF_INR_MODELS = ("answers", "generated", "canonical", "positions")
 OF_CNN_MODELS = ("responses", "scaled", "activations")
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def processes(allowed: bool) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; only the first prints."""
+    """Join the processes started by torchrun, if any; only the first one prints."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and not allowed:
         raise ValueError(

@@ -165,7 +165,7 @@ def _restored(state: Path, settings: Mapping[str, Any], saved: Callable[[Path], 
         Range(0, trainer.steps, whole=True).check(trainer.count, trainer.step)
         NOT_NEGATIVE.check("seconds", trainer.seconds)
         if trainer.evaluations:
-            trainer.is_best()  # which reads them all
+            trainer.is_best()  # reads all of them
     return trainer
 
 
@@ -303,7 +303,7 @@ def _stopping() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         stop.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone gets Ctrl-C
+    if threading.current_thread() is not threading.main_thread():  # only that one gets Ctrl-C
         yield stop
         return
     before = signal.signal(signal.SIGINT, ask)
@@ -323,11 +323,11 @@ def _forget_after(log: Path, count: str, step: int) -> None:
         return
     kept = []
     for number, line in enumerate(log.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):  # a run was killed while it wrote
+        if not line.endswith(b"\n"):  # a run was killed while writing
             break
         with expecting(
-            f"'{log}', line {number}: expected what a run has logged, JSON with '{count}' (move "
-            "the file away to go on without)"
+            f"'{log}', line {number}: expected a record of a run, JSON with '{count}' (move "
+            "the file away to continue without it)"
         ):
             if json.loads(line)[count] <= step:
                 kept.append(line)

@@ -70,12 +70,12 @@ def test_a_script_runs_without_data_and_network(name):
 
 def test_networks_are_read_as_the_digits_that_they_draw(capsys):
     assert script("classify_inr").main() >= 0.75
-    assert "a network that draws 1: read as 1" in capsys.readouterr().out
+    assert "network of a 1: classified as 1" in capsys.readouterr().out
 
 
 def test_a_graph_network_computes_what_the_networks_compute(capsys):
     off = script("forward_pass_as_graph").main(layouts=1)
-    assert 1e-6 < off.pop("tanh, by 129 knots") < 1e-2
+    assert 1e-6 < off.pop("tanh, 129 knots") < 1e-2
     assert len(off) == 4 and max(off.values()) <= 1e-6
     assert "ReLU: " in capsys.readouterr().out
 

@@ -1,1 +1,1 @@
-"""What optimizers reach and cost, and tables of models that read networks."""
+"""Benchmarks of optimizers and of their cost, and result tables of weight-space models."""

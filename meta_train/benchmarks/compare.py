@@ -1,10 +1,11 @@
-"""Controllers side by side on networks of validation: is what was learned, is the graph, worth it?
+"""Comparison of learned controllers on the same validation problems.
 
     python -m meta_train.compare messages=FILE none=FILE start --draws 6
 
-All train the same networks on the same batches. Reported is the mean logarithm of the loss at the
-end, of the weights and of the averaged weights, relative to the start; and of each pair of
-controllers the mean difference over draws of families, with a paired t-test.
+All controllers train the same networks on the same mini-batches. The first table has, for each
+family, the mean logarithm of the final loss relative to the initial one, for the weights and for
+the averaged weights. The second has the mean difference of each pair of controllers over draws of
+families, with a paired t-test.
 """
 
 import argparse
@@ -21,16 +22,15 @@ from l2o_graph.datasets.images import DATA_VARIABLE
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.optim.controller import Controller, ControllerConfig
 from l2o_graph.ranges import COUNT, THREADS, check_ranges
-from meta_train.benchmarks.judge import paired_p
+from meta_train.benchmarks.judge import t_test
 from meta_train.benchmarks.report import table
 from meta_train.controller_training import VALIDATION_SEED, mean_log_of_last, validation_losses
 from meta_train.families import HELD_OUT
 from meta_train.families.registry import FAMILIES
 
 START = "start"
-PAIRS = 4  # of instances
-# What a controller came to on the draws of each family: of each draw the mean logarithm of the last
-# losses, relative to the start, and that of averaged weights.
+PAIRS = 4  # number of instances in a draw of a family
+# For each family and draw: mean logarithm of the final losses, of weights and averaged weights.
 Outcomes = dict[str, list[tuple[float, float]]]
 
 
@@ -41,7 +41,18 @@ def compare(
     steps: int,
     data_root: str | Path | None = None,
 ) -> dict[str, Outcomes]:
-    """Outcomes by controller; networks are not told the end."""
+    """Train with each controller, without ``total_steps``.
+
+    Args:
+        controllers: Controllers by name.
+        families: Names of families.
+        draws: Number of draws of each family.
+        steps: Number of training steps.
+        data_root: Folder of datasets.
+
+    Returns:
+        Outcomes by name of the controller.
+    """
     found: dict[str, Outcomes] = {name: {f: [] for f in families} for name in controllers}
     turns = list(itertools.product(families, range(draws)))
     for family, draw in tqdm(turns, unit="draw"):
@@ -56,7 +67,7 @@ def compare(
 
 
 def markdown(found: dict[str, Outcomes]) -> str:
-    """Tables of means by family, and of the pairs of controllers."""
+    """Format both tables."""
     names = list(found)
     families = list(found[names[0]])
     rows = [["family", *names]]
@@ -71,34 +82,34 @@ def markdown(found: dict[str, Outcomes]) -> str:
             if not chosen:
                 continue
             cells = []
-            for i in (0, 1):  # the weights, and averaged ones
+            for i in (0, 1):  # the weights, and averaged weights
                 both = [zip(found[a][f], found[b][f], strict=True) for f in chosen]
                 differences = [x[i] - y[i] for x, y in itertools.chain(*both)]
-                cells += [_with_error(differences), f"{paired_p(differences):.2g}"]
+                cells += [_with_error(differences), f"{t_test(differences):.2g}"]
             pairs.append([f"{a} - {b}", label, *cells])
     return f"{table(rows)}\n\n{table(pairs)}"
 
 
 def _with_error(values: Sequence[float]) -> str:
-    """Mean and its standard error."""
+    """Format the mean and its standard error."""
     text = f"{fmean(values):+.3f}"
     return text + (f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, train, print; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m meta_train.compare", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    text = f"NAME=FILE, a packaged name, or '{START}' for the first one before training"
+    text = f"NAME=FILE, a packaged name, or '{START}' for the untrained controller"
     add("controllers", nargs="+", help=text)
-    text = "[the held-out ones]"
+    text = "families to compare on [the held-out ones]"
     add("--families", nargs="+", default=list(HELD_OUT), choices=sorted(FAMILIES), help=text)
-    add("--draws", type=int, default=4, help="of each family [4]")
-    add("--steps", type=int, default=500, help="[500]")
-    add("--data-root", help=f"where datasets lie [${DATA_VARIABLE} or data]")
-    add("--threads", type=int, default=1, help="CPU threads [1]")
+    add("--draws", type=int, default=4, help="number of draws of each family [4]")
+    add("--steps", type=int, default=500, help="number of training steps [500]")
+    add("--data-root", help=f"folder of datasets [${DATA_VARIABLE} or data]")
+    add("--threads", type=int, default=1, help="number of CPU threads [1]")
     given = parser.parse_args(arguments)
 
     def work() -> list[str]:
@@ -109,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name, _, path = text.partition("=")
             if name == START and not path:
                 config = next(iter(loaded.values())).config if loaded else ControllerConfig()
-                loaded[name] = Controller(config)  # its answers are 0
+                loaded[name] = Controller(config)  # its outputs are 0
             else:
                 loaded[name] = load_checkpoint(path or name).controller
         draws, steps = given.draws, given.steps

@@ -1,7 +1,7 @@
-"""Who is better: the rules, on plain numbers.
+"""Comparison of optimizers: ranks on each task, and tests of significance.
 
-Merits of a task are compared in units that make tasks comparable: 0.3 points of accuracy, or 2 %
-of a loss, is one unit, and so is what "level" means. "Clearly" is 2 points, or 10 % of a loss.
+Differences are in units that make tasks comparable: one unit is 0.3 points of accuracy or 2 % of a
+loss. Optimizers within one unit of each other are level. "Clearly" worse is 2 points or 10 %.
 """
 
 import math
@@ -15,44 +15,41 @@ from meta_train.benchmarks.strangers.task import Merit
 LEVEL_POINTS, LEVEL_SHARE = 0.3, 0.02
 CLEAR_POINTS, CLEAR_SHARE = 2.0, 0.10
 SIGNIFICANT = 0.05
-FEWEST_TASKS, FEWEST_SEEDS = 6, 3  # with fewer, no test can be significant, or be trusted
-WORST = 1000.0  # units; what a run without a number is behind by
-DEFAULT = "adamw-default"  # what nobody should be clearly worse than
+# With fewer tasks the Wilcoxon test cannot be significant; with fewer seeds a t-test is unreliable.
+FEWEST_TASKS, FEWEST_SEEDS = 6, 3
+WORST = 1000.0  # largest difference in units, also that of a diverged run
+DEFAULT = "adamw-default"  # baseline that no optimizer should be clearly worse than
 
 RULE = (
     "One optimizer is *better* than another over the tasks if a two-sided Wilcoxon signed-rank "
     f"test over the tasks' differences (in units of {LEVEL_POINTS:g} points of accuracy or "
-    f"{100 * LEVEL_SHARE:g} % of a loss, means over seeds) has p < {SIGNIFICANT:g}; on one task, "
-    f"if a paired t test over at least {FEWEST_SEEDS} seeds has, and the mean difference is more "
-    "than one unit."
+    f"{100 * LEVEL_SHARE:g} % of a loss, means over seeds) has p < {SIGNIFICANT:g}. On one task, "
+    f"it is better if a paired t-test over at least {FEWEST_SEEDS} seeds has p < {SIGNIFICANT:g} "
+    "and the mean difference is more than one unit."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An optimizer at one rate on one task.
-
-    ``merits`` are by seed, None where there was no number, and ``starts`` those before training;
-    ``diverged`` is whether any seed did.
-    """
+    """Results of an optimizer with one learning rate on one task."""
 
     optimizer: str
     rate: float
-    merits: Mapping[int, float | None]
-    starts: Mapping[int, float]
-    diverged: bool = False
+    merits: Mapping[int, float | None]  # figure of merit by seed; None if diverged
+    starts: Mapping[int, float]  # figure of merit before training, by seed
+    diverged: bool = False  # whether a seed diverged
     is_learned: bool = False
 
     @property
     def mean(self) -> float | None:
-        """Over seeds; None where one has no number."""
+        """Mean over seeds; None if a seed diverged."""
         values = list(self.merits.values())
         numbers = [value for value in values if value is not None]
         return fmean(numbers) if len(numbers) == len(values) else None
 
 
 def gain(merit: Merit, mine: float | None, other: float | None) -> float:
-    """How much better mine is than the other, in units; negative if it is worse."""
+    """Compute by how many units ``mine`` is better than ``other``; negative if it is worse."""
     if mine is None or other is None:
         return WORST * ((mine is not None) - (other is not None))
     if merit.higher:
@@ -61,7 +58,7 @@ def gain(merit: Merit, mine: float | None, other: float | None) -> float:
 
 
 def clearly_worse(merit: Merit, mine: float | None, other: float | None) -> bool:
-    """By more than 2 points of accuracy, or a loss more than 10 % higher."""
+    """Return whether ``mine`` is worse by more than 2 points of accuracy, or 10 % of a loss."""
     if mine is None or other is None:
         return mine is None and other is not None
     if merit.higher:
@@ -70,16 +67,19 @@ def clearly_worse(merit: Merit, mine: float | None, other: float | None) -> bool
 
 
 def failed(merit: Merit, entry: Entry) -> bool:
-    """Whether a seed diverged, or the mean is not clearly better than before training."""
+    """Return whether a seed diverged, or the mean is not clearly better than before training."""
     if entry.diverged or entry.mean is None:
         return True
     return not clearly_worse(merit, fmean(entry.starts.values()), entry.mean)
 
 
 def at_best_rates(merit: Merit, entries: Sequence[Entry]) -> dict[str, Entry]:
-    """By optimizer, the entry with the best mean of those with the most seeds; the first of equals.
+    """Choose the best learning rate of each optimizer.
 
-    Its rate is the best one.
+    It is the one with the best mean, among those with the most seeds.
+
+    Returns:
+        Entry of each optimizer by name.
     """
     sign = 1.0 if merit.higher else -1.0
 
@@ -91,55 +91,57 @@ def at_best_rates(merit: Merit, entries: Sequence[Entry]) -> dict[str, Entry]:
     return {n: max((e for e in entries if e.optimizer == n), key=goodness) for n in names}
 
 
-def rank(merit: Merit, entry: Entry, others: Sequence[Entry]) -> int:
-    """One more than there are rivals, other optimizers than this and not learned, that did better.
-
-    Learned ones are each compared with the rivals, not with each other.
-    """
-    rivals = [e for e in others if not e.is_learned and e.optimizer != entry.optimizer]
-    return 1 + sum(gain(merit, e.mean, entry.mean) > 0 for e in rivals)
-
-
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How an optimizer, at its best rate, did on a task."""
+    """Standing of an optimizer, at its best learning rate, on a task.
+
+    Rivals are all other optimizers that are not learned.
+    """
 
     entry: Entry
-    rank: int  # among rivals at their best rates
-    rank_of_all: int  # among all rates of all rivals
-    behind: float  # units that the best rival, other than itself, is better; negative if worse
-    level: bool  # first or at most one unit behind
+    rank: int  # one plus the number of rivals that did better
+    rank_of_all: int  # the same, where each learning rate of a rival counts
+    behind: float  # units that the best rival is better; negative if it is worse
+    level: bool  # whether it is first or at most one unit behind
     failed: bool
-    worse_than_default: bool  # clearly, than default AdamW; not where that was not run
+    worse_than_default: bool  # whether it is clearly worse than default AdamW, if that was run
 
 
 def standings(merit: Merit, entries: Sequence[Entry]) -> dict[str, Standing]:
-    """Of all optimizers on a task, by name."""
-    chosen = at_best_rates(merit, entries)
-    default = chosen.get(DEFAULT)
-    answer: dict[str, Standing] = {}
-    for name, entry in chosen.items():
-        rivals = [e for n, e in chosen.items() if n != name and not e.is_learned]
-        behind = max((gain(merit, e.mean, entry.mean) for e in rivals), default=0.0)
+    """Compute the standings of all optimizers on a task, by name."""
+    best = at_best_rates(merit, entries)
+    default = best.get(DEFAULT)
+    found: dict[str, Standing] = {}
+    for name, entry in best.items():
+        among_best, among_all = (
+            [
+                gain(merit, e.mean, entry.mean)
+                for e in group
+                if e.optimizer != name and not e.is_learned
+            ]
+            for group in (best.values(), entries)
+        )
+        behind = max(among_best, default=0.0)
         lost = failed(merit, entry)
-        answer[name] = Standing(
+        found[name] = Standing(
             entry,
-            rank=rank(merit, entry, list(chosen.values())),
-            rank_of_all=rank(merit, entry, entries),
+            rank=1 + sum(g > 0 for g in among_best),
+            rank_of_all=1 + sum(g > 0 for g in among_all),
             behind=behind,
             level=behind <= 1.0 + 1e-9 and not lost,
             failed=lost,
             worse_than_default=default is not None
             and clearly_worse(merit, entry.mean, default.mean),
         )
-    return answer
+    return found
 
 
 def summary(own: Sequence[Standing]) -> tuple[int | float, ...]:
-    """Sum up an optimizer's standings over tasks, in the order of the report's columns.
+    """Summarise the standings of an optimizer over tasks, in the order of the report's columns.
 
-    Number of tasks; median of the rank and of the rank among all rates; numbers of tasks on which
-    it was the first, level, failed and worse than default AdamW.
+    Returns:
+        Number of tasks; median rank, and median rank among all learning rates; numbers of tasks on
+        which it was first, level, failed and worse than default AdamW.
     """
     return (
         len(own),
@@ -154,17 +156,17 @@ def summary(own: Sequence[Standing]) -> tuple[int | float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One optimizer against another, over tasks or over seeds."""
+    """Comparison of two optimizers over tasks or over seeds."""
 
-    count: int  # of tasks or seeds
-    wins: int
+    count: int  # number of tasks or seeds
+    wins: int  # number of tasks or seeds on which the first is better
     gain: float  # median over tasks, or mean over seeds, in units
-    p: float | None  # of the test; None where there are too few
+    p: float | None  # p-value of the test; None if there are too few
     better: str  # "yes", "no" for worse, or "not significant"
 
 
 def over_tasks(gains: Sequence[float]) -> Verdict:
-    """Wilcoxon's signed-rank test over the tasks' differences, two-sided."""
+    """Test differences over tasks by a two-sided Wilcoxon signed-rank test."""
     from scipy.stats import rankdata, wilcoxon
 
     moved = [g for g in gains if g != 0]
@@ -175,41 +177,41 @@ def over_tasks(gains: Sequence[float]) -> Verdict:
     return _verdict(gains, median(gains), p, balance)
 
 
-def paired_p(differences: Sequence[float]) -> float:
-    """Of a paired t test against 0, two-sided; 1 where nothing differs or can be told."""
+def over_seeds(gains: Sequence[float]) -> Verdict:
+    """Test differences over the seeds of one task by a two-sided paired t-test."""
+    mean = fmean(gains)
+    p = t_test(gains) if len(gains) >= FEWEST_SEEDS else None
+    return _verdict(gains, mean, p, mean if abs(mean) > 1 else 0.0)
+
+
+def t_test(differences: Sequence[float]) -> float:
+    """Compute the p-value of a two-sided paired t-test; 1 for fewer than two differences."""
     from scipy.stats import t
 
     mean, count = fmean(differences), len(differences)
     if count < 2 or not mean:
         return 1.0
     error = stdev(differences) / math.sqrt(count)
-    return 2 * float(t.sf(abs(mean) / error, count - 1)) if error else 0.0  # without any spread
-
-
-def over_seeds(gains: Sequence[float]) -> Verdict:
-    """A paired t test over the seeds of one task, two-sided."""
-    mean = fmean(gains)
-    p = paired_p(gains) if len(gains) >= FEWEST_SEEDS else None
-    return _verdict(gains, mean, p, mean if abs(mean) > 1 else 0.0)
+    return 2 * float(t.sf(abs(mean) / error, count - 1)) if error else 0.0
 
 
 def _verdict(gains: Sequence[float], middle: float, p: float | None, balance: float) -> Verdict:
-    """A verdict whose direction is the sign of ``balance``; with 0 there is none."""
+    """Create a verdict whose direction, if significant, is the sign of ``balance``."""
     better = "not significant"
     if p is not None and p < SIGNIFICANT and balance:
         better = "yes" if balance > 0 else "no"
     return Verdict(len(gains), sum(g > 0 for g in gains), middle, p, better)
 
 
-def text(merit: Merit, values: Sequence[float | None]) -> str:
-    """Mean and standard deviation of a figure of merit, or "diverged"."""
+def format_merit(merit: Merit, values: Sequence[float | None]) -> str:
+    """Format the mean and standard deviation of figures of merit; "diverged" if one is None."""
     numbers = [value for value in values if value is not None]
     if not values or len(numbers) < len(values):
         return "diverged"
-    return spread(numbers, *((".1f", ".1f") if merit.higher else (".3g", ".1g")))
+    return format_mean(numbers, *((".1f", ".1f") if merit.higher else (".3g", ".1g")))
 
 
-def spread(values: Sequence[float], mean: str, deviation: str) -> str:
-    """Mean and, of more than one value, standard deviation, each in a format."""
+def format_mean(values: Sequence[float], mean: str, deviation: str) -> str:
+    """Format the mean and, for more than one value, the standard deviation."""
     told = f" ± {stdev(values):{deviation}}" if len(values) > 1 else ""
     return f"{fmean(values):{mean}}{told}"

@@ -1,4 +1,4 @@
-"""Muon, for torch releases that have none, and of any kernel."""
+"""The optimizer Muon, which torch has from 2.9 on, here also for convolution kernels."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 class Muon(Optimizer):
-    """Momentum whose update is made orthogonal, for kernels and matrices.
+    """Nesterov momentum with orthogonalised updates.
 
-    A kernel counts as a matrix of out x (in * height * width); its update is scaled by
+    Kernels are viewed as matrices of out x (in * height * width). Updates are scaled by
     sqrt(max(1, rows / columns)).
 
     Args:
@@ -27,7 +27,7 @@ class Muon(Optimizer):
 
     Source:
         K. Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; without
-        weight decay, in the parameters' own type rather than in bfloat16.
+        weight decay, in the parameters' own dtype rather than in bfloat16.
     """
 
     def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95):
@@ -49,17 +49,17 @@ class Muon(Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 momentum = state["momentum"].mul_(beta).add_(p.grad)
-                ahead = (p.grad + beta * momentum).flatten(1)
-                scale = max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
-                update = orthogonalised(ahead)
+                nesterov = (p.grad + beta * momentum).flatten(1)
+                scale = max(1.0, nesterov.shape[0] / nesterov.shape[1]) ** 0.5
+                update = orthogonalised(nesterov)
                 p.sub_(update.view_as(p), alpha=group["lr"] * scale)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors, its singular values driven to about 1."""
+    """Move the singular values of a matrix to about 1, by Newton-Schulz iterations."""
     a, b, c = QUINTIC
     x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]  # the smaller of the two Gram matrices is the cheaper one
+    tall = x.shape[0] > x.shape[1]  # the smaller of the two Gram matrices is cheaper
     if tall:
         x = x.T
     for _ in range(ITERATIONS):
@@ -68,10 +68,13 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-def split(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What Muon takes: kernels and matrices but embeddings and the last layer; and the rest."""
-    embeddings = [m.weight for m in net.modules() if isinstance(m, nn.Embedding)]
+def split_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split the trainable parameters for Muon and for AdamW.
+
+    Muon trains kernels and matrices, except embeddings and the last layer; AdamW all others.
+    """
+    embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
     parameters = [p for p in net.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.dim() >= 2 and all(p is not e for e in embeddings)]
-    matrices = matrices[:-1]
-    return matrices, [p for p in parameters if all(p is not m for m in matrices)]
+    kernels = [p for p in parameters if p.dim() >= 2 and id(p) not in embeddings][:-1]
+    chosen = {id(p) for p in kernels}
+    return kernels, [p for p in parameters if id(p) not in chosen]

@@ -1,4 +1,4 @@
-"""The networks that the cost of a step is measured on."""
+"""Networks on which the cost of a step is measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,25 +13,20 @@ from meta_train.tasks.image_classification import cnn
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """A network to measure on, and a batch for it."""
+    """Network to measure on."""
 
-    label: str
+    label: str  # title in tables
     make: Callable[[], nn.Module]
-    inputs: Callable[[], Tensor]
+    inputs: Callable[[], Tensor]  # function that draws a mini-batch
     classes: int = 10
-    repeats: int = 1  # rounds for each round of the others; short times need more
+    repeats: int = 1  # number of measurements in a round; short times need more
 
 
 def gpt2(words: int = 50257, tokens: int = 1024, width: int = 768, blocks: int = 12) -> GPT:
-    """A decoder of the shape of GPT-2 small, 124 M parameters; the head is the embedding."""
+    """Build GPT-2 small by default, 124 M parameters, with a head tied to the embedding."""
     net = GPT(words, tokens, width, blocks, width // 64)
     net.head.weight = net.word.weight
     return net
-
-
-def _cnn(width: int) -> Net:
-    """The paper's CIFAR-10 network is the one of width 32."""
-    return Net(f"CNN, width {width}", lambda: cnn(3, 32, width), lambda: torch.randn(4, 3, 32, 32))
 
 
 WORDS = 2048
@@ -60,6 +55,13 @@ TIMED = {
         repeats=9,
     ),
 }  # fmt: skip
+
+
+def _cnn(width: int) -> Net:
+    """Define a CNN; width 32 is the CIFAR-10 network of Kofinas et al. 2024."""
+    return Net(f"CNN, width {width}", lambda: cnn(3, 32, width), lambda: torch.randn(4, 3, 32, 32))
+
+
 GROWING = {
     **{f"cnn-{width}": _cnn(width) for width in (16, 32, 64, 128, 256, 512, 1024)},
     "mlp-1024": Net(

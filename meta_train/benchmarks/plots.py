@@ -1,4 +1,4 @@
-"""Pictures as PNG: who is how far behind the best, losses over steps, predicted accuracies."""
+"""Plots as PNG: standings of optimizers, training losses, and results of weight-space models."""
 
 import io
 import itertools
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from meta_train.benchmarks.judge import Standing, gain, text
+from meta_train.benchmarks.judge import Standing, format_merit, gain
 from meta_train.benchmarks.records import Record
 from meta_train.benchmarks.strangers.task import Merit, Task
 
-# Okabe and Ito's palette; learned ones in the warm colours, as elsewhere.
+# The palette of Okabe and Ito; learned optimizers have warm colours.
 COLOURS = {
     "ng": "#D55E00",
     "ng-averaged": "#E69F00",
@@ -26,19 +26,19 @@ COLOURS = {
     "sgd": "#44AA99",
 }
 OTHER = "#555555"
-FURTHEST = 20.0  # units that the scale of colours ends at
-COLUMNS = 4  # of small pictures
-SMOOTHING = 2  # points of a curve on either side that are averaged
+FURTHEST = 20.0  # units behind the best at the end of the colour scale
+COLUMNS = 4  # number of columns of plots of losses
+SMOOTHING = 2  # number of points on either side of a running mean
 
 
-def dots(
+def plot_standings(
     tasks: Sequence[Task],
     tables: Mapping[str, Mapping[str, Standing]],
     labels: Mapping[str, str],
 ) -> bytes:
-    """A map of tasks and optimizers: figures, coloured by how far behind the best they are.
+    """Plot figures of merit by task and optimizer, coloured by the difference to the best.
 
-    A unit is 0.3 points of accuracy or 2 % of a loss.
+    ``tables`` are standings by name of task and optimizer, ``labels`` titles of optimizers.
     """
     names = [name for name in labels if any(name in table for table in tables.values())]
     figure = _figure(2.6 + 0.85 * len(names), 1.5 + 0.3 * len(tasks))
@@ -49,7 +49,7 @@ def dots(
         for j, name in enumerate(names):
             if name in tables[task.name]:
                 axis.text(
-                    j, i, text(task.merit, [tables[task.name][name].entry.mean]),
+                    j, i, format_merit(task.merit, [tables[task.name][name].entry.mean]),
                     ha="center", va="center", fontsize=7.5,
                     color="white" if behind[i][j] < 0.55 * FURTHEST else "black",
                     fontweight="normal" if behind[i][j] else "bold",
@@ -65,13 +65,13 @@ def dots(
     return _png(figure)
 
 
-def curves(
+def plot_losses(
     tasks: Sequence[Task],
     tables: Mapping[str, Mapping[str, Standing]],
     records: Sequence[Record],
     labels: Mapping[str, str],
 ) -> bytes:
-    """Training losses of the first seed, every optimizer at its best rate; a picture a task."""
+    """Plot the training losses of the first seed for each task, at the best learning rates."""
     from matplotlib.ticker import NullFormatter
 
     columns = min(COLUMNS, len(tasks))
@@ -83,7 +83,7 @@ def curves(
     for axis, task in zip(axes, tasks, strict=False):
         low, high = [], []
         for name, standing in tables[task.name].items():
-            if name == "ng-averaged":  # the same run as that of the last weights
+            if name == "ng-averaged":  # the same run as "ng"
                 continue
             losses = _losses(records, task, name, standing.entry.rate, seed)
             if not losses:
@@ -117,7 +117,10 @@ def curves(
 def plot_predictions(
     predictions: Mapping[str, tuple[Sequence[float], Sequence[float]]],
 ) -> bytes:
-    """A panel for each predictor: by label true and predicted accuracies of networks, in [0, 1]."""
+    """Plot predicted against true accuracies of networks, in one panel for each predictor.
+
+    ``predictions`` are true and predicted accuracies in [0, 1], by title of the predictor.
+    """
     figure = _figure(0.6 + 3.6 * len(predictions), 3.9)
     axes = figure.subplots(1, len(predictions), squeeze=False, sharex=True, sharey=True)[0]
     for axis, (label, (true, predicted)) in zip(axes, predictions.items(), strict=True):
@@ -135,9 +138,9 @@ def plot_predictions(
 
 
 def plot_training(points: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    """A line for each classifier: by label, from evaluation to evaluation, accuracies in [0, 1].
+    """Plot validation against training accuracies, with one line for each classifier.
 
-    Each evaluation is an accuracy on the training and one on the validation split.
+    ``points`` are the training and validation accuracy at each evaluation, in [0, 1].
     """
     figure = _figure(6.4, 4.8)
     axis = figure.subplots()
@@ -149,7 +152,7 @@ def plot_training(points: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
         axis.plot(train[-1:], val[-1:], "o", color=colour, markersize=7)
     highest = 100 * max(max(point) for line in points.values() for point in line)
     axis.set(xlim=(0, 1.05 * highest), ylim=(0, 1.05 * highest))
-    axis.set_xlabel("accuracy on networks trained on, %")
+    axis.set_xlabel("accuracy on the training split, %")
     axis.set_ylabel("accuracy on the validation split, %")
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -157,7 +160,7 @@ def plot_training(points: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
 
 
 def _behind(merit: Merit, table: Mapping[str, Standing], name: str) -> float:
-    """Units behind the best of all; not a number for who has no figure there."""
+    """Compute the units behind the best optimizer; NaN without a figure."""
     if name not in table:
         return math.nan
     mine = table[name].entry.mean
@@ -167,6 +170,7 @@ def _behind(merit: Merit, table: Mapping[str, Standing], name: str) -> float:
 def _losses(
     records: Sequence[Record], task: Task, name: str, rate: float, seed: int
 ) -> list[float]:
+    """Find the training losses of a run, as a running mean."""
     for r in records:
         if (r.run.task, r.run.optimizer, r.run.rate, r.run.seed) == (task.name, name, rate, seed):
             near = range(len(r.curve))

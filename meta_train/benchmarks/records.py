@@ -1,4 +1,4 @@
-"""Runs and what came of them, kept as lines of JSON."""
+"""Runs of the benchmark and their results, stored as lines of JSON."""
 
 import json
 import os
@@ -14,48 +14,48 @@ BEGINNING = b'{"run": {'  # of every line
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training run; runs that are equal here give the same result."""
+    """Training run; equal runs give the same result."""
 
     task: str
     optimizer: str
-    rate: float
-    seed: int  # of initialisation and batches
-    steps: int  # which a schedule is planned for
-    checkpoint: str = ""  # identity of a learned optimizer's weights
+    rate: float  # learning rate
+    seed: int  # seed of the initialisation and of the batches
+    steps: int  # number of steps, also that of the schedule
+    checkpoint: str = ""  # hash of the weights of a learned optimizer
     device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What came of a run."""
+    """Result of a run."""
 
     run: Run
-    start: float  # figure of merit before the first step
-    merits: dict[int, float | None]  # after so many steps; None where there was no number
-    averaged: dict[int, float | None]  # the same at averaged weights, where the run gives both
-    curve: list[float]  # training loss, mean of each of up to a hundred parts of the run
-    diverged: bool  # the loss became non-finite, which ends a run
-    pass_seconds: float  # median of a forward and backward pass
-    update_seconds: float  # median of the optimizer's part
-    update_seconds_mean: float  # some steps do more than others
-    seconds: float  # of the whole run
-    torch: str  # version
-    date: str  # when it ended, UTC
+    start: float  # figure of merit before training
+    merits: dict[int, float | None]  # figure of merit by number of steps; None if not finite
+    averaged: dict[int, float | None]  # the same for averaged weights, if there are any
+    curve: list[float]  # training losses, averaged over each of up to 100 parts of the run
+    diverged: bool  # whether the loss became infinite or NaN, which ends a run
+    pass_seconds: float  # median time of a forward and backward pass
+    update_seconds: float  # median time of the optimizer's step
+    update_seconds_mean: float  # mean time of the optimizer's step; steps differ
+    seconds: float  # time of the whole run
+    torch: str  # version of torch
+    date: str  # time at the end, UTC
 
     @property
     def merit(self) -> float | None:
-        """At the end of the run."""
+        """Figure of merit at the end of the run."""
         return self.merits.get(self.run.steps)
 
     def stopped(self, steps: int) -> "Record":
-        """The record as if the run had ended after so many steps."""
+        """Return the record of the first part of the run."""
         merits, averaged = ({steps: m.get(steps)} for m in (self.merits, self.averaged))
         run = replace(self.run, steps=steps)
         return replace(self, run=run, merits=merits, averaged=averaged)
 
 
 def add(folder: Path, record: Record) -> None:
-    """Append a record to a folder that this process holds."""
+    """Append a record to the file in a folder, which this process has locked."""
     path = folder / FILE
     line = json.dumps(asdict(record), allow_nan=False)
     before = path.read_bytes() if path.exists() else b""
@@ -67,10 +67,10 @@ def add(folder: Path, record: Record) -> None:
 
 
 def read(folder: Path) -> dict[Run, Record]:
-    """All records of a folder; a line that was not written to its end is passed over.
+    """Read all records of a folder; skip lines that were only partly written.
 
     Raises:
-        ValueError: When the file is something else.
+        ValueError: For a file with other lines.
     """
     path = folder / FILE
     if not path.exists():
@@ -84,7 +84,7 @@ def read(folder: Path) -> dict[Run, Record]:
             try:
                 content = json.loads(line)
             except ValueError:
-                if line.startswith(BEGINNING[: len(line)]):  # a run was killed while it wrote
+                if line.startswith(BEGINNING[: len(line)]):  # a run was killed while writing
                     continue
                 raise
             record = parsed(Record, content, "record")

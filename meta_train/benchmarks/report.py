@@ -1,4 +1,4 @@
-"""The outcome as Markdown and as pictures."""
+"""Reports of the benchmark of optimizers: tables in Markdown, and plots."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,14 +12,14 @@ from meta_train.benchmarks.judge import (
     Entry,
     Standing,
     Verdict,
+    format_merit,
     gain,
     over_seeds,
     over_tasks,
     standings,
     summary,
-    text,
 )
-from meta_train.benchmarks.plots import curves, dots
+from meta_train.benchmarks.plots import plot_losses, plot_standings
 from meta_train.benchmarks.records import Record
 from meta_train.benchmarks.strangers.task import Task
 from meta_train.benchmarks.training import FRACTIONS, stops
@@ -27,21 +27,21 @@ from meta_train.benchmarks.training import FRACTIONS, stops
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that is reported, in the order of the tables."""
+    """Results of a comparison, in the order of the tables."""
 
     tasks: Sequence[Task]
-    contenders: Mapping[str, Contender]  # by name
-    records: Sequence[Record]  # of whole runs
-    notes: Sequence[str]  # about what was left out
-    # By the fraction of a run, if that was asked for.
+    contenders: Mapping[str, Contender]  # optimizers by name
+    records: Sequence[Record]  # records of whole runs
+    notes: Sequence[str]  # messages about what was left out
+    # Records of shorter runs, by the fraction of the steps; empty without ``anytime``.
     stopped: Mapping[float, Sequence[Record]] = field(default_factory=dict)
 
     def tables(self) -> dict[str, dict[str, Standing]]:
-        """Standings of each task, by its name."""
+        """Compute the standings of all optimizers, by name of task and optimizer."""
         return {task.name: standings(task.merit, self.entries(task)) for task in self.tasks}
 
     def entries(self, task: Task) -> list[Entry]:
-        """A task's records by optimizer and rate, seeds together."""
+        """Group the records of a task by optimizer and learning rate."""
         groups: dict[tuple[str, float], list[Record]] = {}
         for r in self.records:
             if r.run.task == task.name:
@@ -60,13 +60,13 @@ class Outcome:
 
 
 def write(outcome: Outcome, folder: Path) -> list[Path]:
-    """Write results.md, standings.png and curves.png; returns their paths."""
+    """Write results.md, standings.png and curves.png; return their paths."""
     tables = outcome.tables()
     labels = {name: contender.label for name, contender in outcome.contenders.items()}
     files = {
         "results.md": markdown(outcome).encode(),
-        "standings.png": dots(outcome.tasks, tables, labels),
-        "curves.png": curves(outcome.tasks, tables, outcome.records, labels),
+        "standings.png": plot_standings(outcome.tasks, tables, labels),
+        "curves.png": plot_losses(outcome.tasks, tables, outcome.records, labels),
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -74,19 +74,19 @@ def write(outcome: Outcome, folder: Path) -> list[Path]:
 
 
 def markdown(outcome: Outcome) -> str:
-    """All tables."""
+    """Format all tables."""
     seeds = sorted({r.run.seed for r in outcome.records})
     parts = [
         "# Optimizers",
         f"{len(outcome.tasks)} tasks, seeds {seeds[0]} to {seeds[-1]}, torch "
         f"{', '.join(sorted({r.torch for r in outcome.records}))}. Mean ± standard deviation over "
         "seeds; tuned rivals at the best rate of their grid, in brackets, chosen on the very "
-        "figure that is shown, which favours them. AdamW, SGD, Muon and SOAP decay linearly to "
-        "zero. The best of a row is bold.",
+        "figure that is shown, which favours them. AdamW, SGD, Muon and SOAP have a learning rate "
+        "that decays linearly to zero. The best of a row is bold.",
         *[f"*{line}*" for line in outcome.notes],
         table(_merits(outcome)),
         "## Summary",
-        "Rank: one more than there are rivals that did better; learned ones are each compared "
+        "Rank: one more than the number of rivals that did better; learned optimizers are compared "
         "with the rivals, not with each other. First or level: within 0.3 points or 2 % of the "
         "best rival. Failed: diverged, or not 2 points or 10 % better than before training. Worse "
         "than default AdamW: by more than 2 points or 10 %.",
@@ -101,22 +101,22 @@ def markdown(outcome: Outcome) -> str:
     if outcome.stopped:
         parts += [
             "## Stopped at any time",
-            "Every schedule is planned anew for each stop; what knows no end is one run. Median "
-            "rank among rivals, and how often first or level.",
+            "Optimizers with a schedule are trained anew for each number of steps, the others only "
+            "once. Median rank among rivals, and number of tasks on which first or level.",
             table(_anytime(outcome)),
         ]
     return "\n\n".join([*parts, "## All rates", table(_rates(outcome))]) + "\n"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as Markdown, the first as the head."""
+    """Format rows as a Markdown table, the first as its header."""
     head, *rest = rows
     lines = [head, ["---"] * len(head), *rest]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _challengers(outcome: Outcome) -> list[str]:
-    """The learned contenders, or AdamW where there is none."""
+    """Return the names of the learned optimizers, or AdamW if there are none."""
     learned = [name for name, contender in outcome.contenders.items() if contender.is_learned]
     return learned or [name for name in ("adamw",) if name in outcome.contenders]
 
@@ -133,7 +133,7 @@ def _merits(outcome: Outcome) -> list[list[str]]:
                 cells.append("")
                 continue
             standing = found[name]
-            cell = text(task.merit, list(standing.entry.merits.values()))
+            cell = format_merit(task.merit, list(standing.entry.merits.values()))
             if all(gain(task.merit, standing.entry.mean, mean) >= 0 for mean in means):
                 cell = f"**{cell}**"
             if standing.failed:
@@ -154,7 +154,7 @@ def _summary(outcome: Outcome) -> list[list[str]]:
 
 
 def _verdicts(outcome: Outcome) -> list[list[str]]:
-    """Each challenger against every rival, over tasks."""
+    """Compare each challenger with every rival, over tasks."""
     rows = [["", "better than", "tasks won", "median difference, units", "p", "better?"]]
     tables = outcome.tables()
     for mine in _challengers(outcome):
@@ -173,7 +173,7 @@ def _verdicts(outcome: Outcome) -> list[list[str]]:
 
 
 def _on_each_task(outcome: Outcome) -> list[list[str]]:
-    """Against the best rival of each task, where there are seeds enough to tell."""
+    """Compare each challenger with the best rival of each task, if there are enough seeds."""
     rows = [["task", "", "best rival", "seeds won", "mean difference, units", "p", "better?"]]
     tables = outcome.tables()
     for task in outcome.tasks:
@@ -216,14 +216,14 @@ def _rates(outcome: Outcome) -> list[list[str]]:
         for e in outcome.entries(task):
             contender = outcome.contenders[e.optimizer]
             if len(contender.rates) > 1:
-                merit = text(task.merit, list(e.merits.values()))
-                start = text(task.merit, [fmean(e.starts.values())])
+                merit = format_merit(task.merit, list(e.merits.values()))
+                start = format_merit(task.merit, [fmean(e.starts.values())])
                 rows.append([task.label, contender.label, f"{e.rate:g}", merit, start])
     return rows
 
 
 def stopped_early(tasks: Sequence[Task], records: Sequence[Record]) -> dict[float, list[Record]]:
-    """Records by the fraction of the run at which they stopped, those of one long run too."""
+    """Sort records by the fraction of the steps; a whole run also gives its shorter parts."""
     answer: dict[float, list[Record]] = {share: [] for share in FRACTIONS}
     for task in tasks:
         own = [r for r in records if r.run.task == task.name]

@@ -1,4 +1,4 @@
-"""What is in each table of models that read networks: rows, measure, figure, published numbers."""
+"""Result tables of weight-space models: rows, metrics, plots and published results."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,33 +21,38 @@ PROBES = (0, 4, 16, 64)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model of a table."""
+    """Row of a table: a model with options."""
 
     label: str
-    arguments: str  # of ``python -m meta_train``, after the task and --model
-    published: str = ""  # what the paper says, if it does, in the units of the table
+    arguments: str  # model and options of ``python -m meta_train``, after --task and --model
+    published: str = ""  # result in the paper, in the unit of the table
 
     @property
     def name(self) -> str:
-        """As folders are called."""
+        """Name in folders."""
         return "-".join(argument.strip("-") for argument in self.arguments.split())
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What is compared."""
+    """Table of models on one task."""
 
     rows: tuple[Row, ...]
-    measure: str  # of a checkpoint's provenance
-    unit: str  # of the figures, for people
-    scale: float  # figures are the measure times this
-    digits: int  # behind the point
-    figure: Callable[[Mapping[str, Path]], bytes] | None = None  # folders of runs by label -> PNG
-    task: str = ""  # of ``python -m meta_train``; that of the table's name, if none is said
+    measure: str  # key of the metric in a checkpoint's provenance
+    unit: str  # metric and unit in the header
+    scale: float  # factor from the metric to this unit
+    digits: int  # number of decimals
+    plot: Callable[[Mapping[str, Path]], bytes]  # (folders of runs by label) -> PNG
+    task: str = ""  # task of ``python -m meta_train``, if not the name of the table
 
 
 def edited_digits(folders: Mapping[str, Path]) -> bytes:
-    """What networks draw before and after each editor, and what they should draw."""
+    """Plot images of INRs before and after each editor, and the targets.
+
+    Raises:
+        ValueError: For damaged images of a run.
+        OSError: For missing ones.
+    """
     found: dict[str, Tensor] = {}
     for label, folder in folders.items():
         path = folder / EDITED
@@ -56,43 +61,47 @@ def edited_digits(folders: Mapping[str, Path]) -> bytes:
             drawn, edited, target = (images[name] for name in ("drawn", "edited", "target"))
             if not drawn.shape == edited.shape == target.shape or drawn.dim() != 3:
                 raise ValueError(f"images of shapes {[list(x.shape) for x in images.values()]}")
-        found.pop("target", None)  # the same of all, and the last
+        found.pop("target", None)  # the same for all editors, and the last row
         found = {"network": drawn, **found, label: edited, "target": target}
     return contact_sheet(found)
 
 
 def predictions(folders: Mapping[str, Path]) -> bytes:
-    """What predictors say of the test split, against how it is."""
+    """Plot predicted against true accuracies of the test split.
+
+    Raises:
+        ValueError: For damaged predictions of a run.
+        OSError: For missing ones.
+    """
     found = {}
     for label, folder in folders.items():
         path = folder / PREDICTIONS
         with expecting(f"'{path}': expected accuracies and predictions, a line for each network"):
             lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-            true, said = ([float(x[k]) for x in lines] for k in ("accuracy", "prediction"))
+            true, predicted = ([float(x[k]) for x in lines] for k in ("accuracy", "prediction"))
             if not lines:
                 raise ValueError("an empty file")
-            found[label] = true, said
+            found[label] = true, predicted
     return plot_predictions(found)
 
 
 def training(folders: Mapping[str, Path]) -> bytes:
-    """How accurate classifiers are on what they train on and on what they do not, as they train.
+    """Plot validation against training accuracies, as in Figure 4 of Kofinas et al. 2024.
 
-    As Figure 4 of Kofinas et al. 2024, with the validation split for the test split, which is read
-    once.
+    The paper plots test accuracies, but the test split is for the final evaluation only.
     """
     return plot_training({label: accuracies(folder / LOG) for label, folder in folders.items()})
 
 
 def accuracies(log: Path) -> list[tuple[float, float]]:
-    """Accuracy at each evaluation of a run on the training and on the validation split, in [0, 1].
+    """Read the training and validation accuracy at each evaluation of a run, in [0, 1].
 
-    That on the training split is the mean over the steps since the evaluation before, with the
-    noise that these have.
+    The training accuracy is the mean over the steps since the last evaluation, with augmentation
+    and dropout.
 
     Raises:
-        ValueError: For a log of something else.
-        OSError: For one that is not there.
+        ValueError: For a log without accuracies.
+        OSError: For a missing log.
     """
     found: list[tuple[float, float]] = []
     steps: list[float] = []
@@ -100,7 +109,7 @@ def accuracies(log: Path) -> list[tuple[float, float]]:
         for line in map(json.loads, log.read_bytes().splitlines()):
             if "val_accuracy" not in line:
                 steps.append(float(line["accuracy"]))
-            elif steps:  # neither before the first step nor of the best once more, at the end
+            elif steps:  # not before the first step, nor the final evaluation of the best
                 found.append((fmean(steps), float(line["val_accuracy"])))
                 steps.clear()
         if not found:
@@ -108,7 +117,7 @@ def accuracies(log: Path) -> list[tuple[float, float]]:
     return found
 
 
-# What reads CNNs beyond the paper: in the order of their computation, by what they answer.
+# Models of CNNs beyond the paper.
 BEYOND_ON_CNNS = (
     Row("Ordered", "ordered"),
     Row("ProbeGen, 128 probes", "probegen"),
@@ -119,7 +128,7 @@ BEYOND_ON_CNNS = (
 
 
 def _held_out(trait: str) -> list[Row]:
-    """Models that are tested on what they have not seen the like of."""
+    """List models that are tested on networks with a trait that training has not seen."""
     models = Row("StatNN", "stat_nn"), Row("NG-GNN", "ng_gnn"), Row("NG-T", "ng_t")
     return [
         Row(f"{row.label}, {trait} held out", f"{row.arguments} --hold-out {trait}")
@@ -128,17 +137,17 @@ def _held_out(trait: str) -> list[Row]:
 
 
 def _probed(label: str, model: str, count: int, published: str = "") -> Row:
-    """A model with so many probes."""
+    """Define a model with a number of probes."""
     return Row(f"{label}, {count} probes", f"{model} --probes {count}", published)
 
 
 def _canonical(row: Row) -> Row:
-    """The same model, which reads networks in canonical form."""
+    """Define the same model, with networks in canonical form."""
     return Row(f"{row.label}, canonical", f"{row.arguments} --canonical")
 
 
 def _each_probed(published: Mapping[str, Sequence[str]]) -> list[Row]:
-    """Both graph models with each number of probes, and what is published of each."""
+    """List both graph models, and published results by label, for each number of probes."""
     return [
         _probed(label, model, count, figure)
         for label, model in GRAPHS
@@ -151,8 +160,7 @@ BASELINES = (
     ("NFN", "nfn"),
 )  # fmt: skip
 GRAPHS = (("NG-GNN", "ng_gnn"), ("NG-T", "ng_t"))
-# What reads INRs, beyond the paper: in canonical form, in the order of their computation, by what
-# they answer.
+# Models of INRs beyond the paper.
 BEYOND = (
     *[_canonical(Row(label, model)) for label, model in BASELINES],
     *[_canonical(_probed(label, model, count)) for label, model in GRAPHS for count in (0, 64)],
@@ -167,13 +175,13 @@ BEYOND = (
 
 
 def _of_inrs(published: Mapping[str, Sequence[str]], *ablated: Row) -> Table:
-    """Everything that classifies INRs, with what is published of each by its label."""
+    """Define a table of all classifiers of INRs, with published results by label."""
     baselines = [Row(label, model, *published.get(label, ())) for label, model in BASELINES]
     rows = (*baselines, *_each_probed(published), *ablated, *BEYOND)
     return Table(rows, "test_accuracy", "accuracy, %", 100.0, 2, training)
 
 
-# Kofinas et al. 2024, Tables 1 to 7; what is not in them stands here without a figure.
+# Published results are from Tables 1 to 7 of Kofinas et al. 2024.
 TABLES = {
     "mnist_inr": _of_inrs(
         {

@@ -1,12 +1,12 @@
-"""What a step of an optimizer costs, in forward and backward passes of the network it trains.
+"""Cost of an optimizer's step, in forward and backward passes of the network.
 
     python -m meta_train.step_cost --threads 1
-    python -m meta_train.step_cost --memory       # of NGOptimizer: time and memory as networks grow
+    python -m meta_train.step_cost --memory       # memory and time of NGOptimizer by network size
 
-Everything is measured in one run, one after the other in each round, so that whatever else the
-machine does falls on all alike; the figures are medians over rounds. Some steps of SOAP, and of
-NGOptimizer, renew a basis: at least eleven steps are taken in a row, and the slowest is told too.
-Inputs are random, and every round starts at the same weights: time does not depend on them.
+All optimizers are measured in turn, in several rounds of one process, so that other load on the
+machine affects all of them; results are medians over rounds. Some steps of SOAP and NGOptimizer
+update an eigenbasis, so at least eleven consecutive steps are measured, and the slowest is reported
+too. Inputs are random and each round starts with the same weights, which does not affect the time.
 """
 
 import argparse
@@ -31,24 +31,25 @@ from l2o_graph.datasets.workers import check_device
 from l2o_graph.optim.checkpoints import load_checkpoint
 from l2o_graph.ranges import COUNT, THREADS
 from meta_train.benchmarks import memory
-from meta_train.benchmarks.contenders import LIBRARY, made
-from meta_train.benchmarks.muon import split
+from meta_train.benchmarks.contenders import LIBRARY, ng_optimizer
+from meta_train.benchmarks.muon import split_parameters
 from meta_train.benchmarks.nets import GROWING, NETS, TIMED
 from meta_train.benchmarks.report import table
 
-STEPS = 11  # in a row: one more than there are from one basis to the next
-# Steps that do not count. In the first one NGOptimizer makes its state, and until this one it renews
-# powers more often than in the rest of a run.
+STEPS = 11  # number of consecutive steps, one more than between updates of the eigenbasis
+# Number of steps that are not measured. In the first, state is created, and until this one
+# NGOptimizer recomputes powers more often than in the rest of a run.
 WARM_UP = 64
-SHORTEST = 0.05  # seconds that steps in a row take together, or there are more of them
+SHORTEST = 0.05  # seconds that consecutive steps take at least
+
 
 
 class FlatMuon:
-    """torch's Muon, which takes matrices alone, with kernels seen as such; AdamW for the rest."""
+    """torch's Muon with kernels viewed as matrices, and AdamW for the other parameters."""
 
     def __init__(self, net: nn.Module):
-        self._kernels, rest = split(net)
-        # Parameters of their own that lie where the kernels do.
+        self._kernels, rest = split_parameters(net)
+        # Views that share the memory of the kernels.
         self._flat = [nn.Parameter(p.detach().flatten(1)) for p in self._kernels]
         self._optimizers = [torch.optim.Muon(self._flat), AdamW(rest)]
 
@@ -71,17 +72,13 @@ OPTIMIZERS = (*RIVALS, NG)
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the steps of an optimizer took on a network.
-
-    Medians over rounds: of a forward and backward pass, of the mean of some steps in a row, and of
-    the longest of these.
-    """
+    """Cost of an optimizer on a network; times are medians over rounds."""
 
     net: str
     optimizer: str
-    pass_seconds: float
-    seconds: float
-    slowest: float
+    pass_seconds: float  # forward and backward pass
+    seconds: float  # mean of consecutive steps
+    slowest: float  # slowest of consecutive steps
 
 
 def step_costs(
@@ -91,9 +88,9 @@ def step_costs(
     rounds: int = 1,
     device: str = "cpu",
 ) -> list[Cost]:
-    """Measure networks of ``NETS``, in so many rounds of each.
+    """Measure the cost of steps on networks of ``NETS``.
 
-    SOAP is left out where its library is not installed, Muon where torch has none.
+    SOAP is left out if its package is not installed, and Muon if torch does not have it.
 
     Raises:
         ValueError: For a device that torch cannot use.
@@ -115,7 +112,7 @@ def step_costs(
 def _measured(
     name: str, optimizers: Sequence[str], checkpoint: str, rounds: int, device: torch.device
 ) -> list[Cost]:
-    """Measure a network, in as many copies as there are optimizers."""
+    """Measure on one network, with a copy for each optimizer."""
     net = NETS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -123,8 +120,8 @@ def _measured(
         inputs = net.inputs().to(device)
     start = copy.deepcopy(plain.state_dict())
     copies = {optimizer: copy.deepcopy(plain) for optimizer in optimizers}
-    makers = {**RIVALS, NG: lambda module: made(module, checkpoint)}
-    at_work = {optimizer: makers[optimizer](copied) for optimizer, copied in copies.items()}
+    makers = {**RIVALS, NG: lambda module: ng_optimizer(module, checkpoint)}
+    stepping = {name: makers[name](copied) for name, copied in copies.items()}
 
     def now() -> float:
         if device.type == "cuda":
@@ -132,7 +129,7 @@ def _measured(
         return time.perf_counter()
 
     def one_pass(model: nn.Module) -> float:
-        """Seconds of a forward and backward pass."""
+        """Measure a forward and backward pass, in seconds."""
         begin = now()
         model.zero_grad()
         scores = model(inputs).flatten(0, -2)
@@ -141,18 +138,18 @@ def _measured(
         return now() - begin
 
     def steps(optimizer: str, count: int, shortest: float = 0.0) -> list[float]:
-        """Seconds of each of the steps in a row, from the same weights with the same gradients."""
+        """Measure consecutive steps from the initial weights with the same gradients."""
         trained, times = copies[optimizer], []
         trained.load_state_dict(start)
         for p, q in zip(trained.parameters(), plain.parameters(), strict=True):
             p.grad = None if q.grad is None else q.grad.clone()
         while len(times) < count or sum(times) < shortest:
             begin = now()
-            at_work[optimizer].step()
+            stepping[optimizer].step()
             times.append(now() - begin)
         return times
 
-    for model in (*copies.values(), plain):  # of its copy NGOptimizer reads the structure
+    for model in (*copies.values(), plain):  # NGOptimizer traces its copy in a forward pass
         one_pass(model)
     for optimizer in optimizers:
         steps(optimizer, WARM_UP)
@@ -170,7 +167,7 @@ def _measured(
 
 
 def markdown(costs: Sequence[Cost]) -> str:
-    """The measurements as a table."""
+    """Format the measurements as a table."""
     head = ["network", "pass, ms", "optimizer", "step, ms", "passes", "slowest step, passes"]
     rows = [
         [
@@ -184,19 +181,21 @@ def markdown(costs: Sequence[Cost]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, measure, print; 0 when all is done, 2 for a request that cannot be met."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m meta_train.step_cost", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("--threads", type=int, help="of the CPU; torch's own choice if not given")
+    add("--threads", type=int, help="number of CPU threads; chosen by torch if not given")
     text = "networks to measure on [gpt to small; with --memory cnn-16 to gpt2]"
     add("--nets", nargs="+", choices=list(NETS), help=text)
-    add("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
-    add("--checkpoint", default="general", help="of NGOptimizer: a name or a path")
-    add("--rounds", type=int, default=1, help="of the largest; small networks get more")
-    add("--device", default="cpu")
-    text = "of NGOptimizer: memory, and time for a parameter, as networks grow"
+    text = "optimizers to compare"
+    add("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS, help=text)
+    add("--checkpoint", default="general", help="name or file of a learned optimizer")
+    text = "number of rounds for the largest network; small ones get more"
+    add("--rounds", type=int, default=1, help=text)
+    add("--device", default="cpu", help="device of torch")
+    text = "measure memory of NGOptimizer, and time per parameter, by network size"
     add("--memory", action="store_true", help=text)
     given = parser.parse_args(argv)
 
@@ -206,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.threads is not None:
             THREADS.check("threads", given.threads)
             torch.set_num_threads(given.threads)
-        load_checkpoint(checkpoint)  # that it can be is seen before any work
+        load_checkpoint(checkpoint)  # fails before any work if it is not one
         machine = f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}"
         if given.memory:
             if device != "cpu":
@@ -215,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return [memory.markdown(found), f"\n{machine}"]
         nets = given.nets or list(TIMED)
         costs = step_costs(nets, given.optimizers, checkpoint, rounds, device)
-        explained = f"Means of at least {STEPS} steps in a row, medians over rounds; "
-        return [markdown(costs), f"\n{explained}{machine}"]
+        note = f"Means of at least {STEPS} consecutive steps, medians over rounds; {machine}"
+        return [markdown(costs), f"\n{note}"]
 
     return run_command("step_cost", work, stopped="stopped")

@@ -1,10 +1,10 @@
-"""Tables of models that read networks: each row trained over seeds, and what the paper says of it.
+"""Training of all models in a result table of the paper, over several seeds.
 
     python -m meta_train.tables mnist_inr --seeds 2 --jobs 2 --hidden 32 -- --inrs DIR --epochs 10
 
-A row is a model that ``python -m meta_train`` trains; what follows ``--`` goes to each of these
-commands. Runs are kept in ``--out``: the same command goes on with those that are missing or were
-interrupted. Reported is the test split at the evaluation that was best on the validation split.
+Each row is a model that ``python -m meta_train`` trains; options after ``--`` are passed to it.
+Runs are stored in ``--out``, and the same command continues with those that are missing or were
+interrupted. Results are on the test split, for the checkpoint that is best on the validation split.
 """
 
 import argparse
@@ -31,32 +31,32 @@ from l2o_graph.ranges import COUNT, COUNT_OR_NONE, check_ranges
 from l2o_graph.storage.files import expecting, write_atomically
 from l2o_graph.storage.lock import held
 from meta_train.__main__ import main as train
-from meta_train.benchmarks.judge import spread
+from meta_train.benchmarks.judge import format_mean
 from meta_train.benchmarks.report import table
 from meta_train.benchmarks.rows import TABLES, Row, Table
 from meta_train.parsing import parsed
 
-INTERRUPTED = 130  # what a command answers that was told to stop
+INTERRUPTED = 130  # exit status of an interrupted run
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to train."""
+    """Settings of a table."""
 
-    table: str  # a name of ``TABLES``
-    only: Sequence[str] = ()  # labels of rows, or words in them; () for all
-    seeds: int = 2  # how many, from 0 on
+    table: str  # name in ``TABLES``
+    only: Sequence[str] = ()  # labels of rows, or words in labels; empty for all rows
+    seeds: int = 2  # number of seeds, from 0 on
     hidden: int = 0  # channels of the graph models; 0 for the published ones
-    extra: Sequence[str] = ()  # further arguments of every run
+    extra: Sequence[str] = ()  # additional options of every run
     out: Path = Path("runs/tables")  # folder of the runs and the table
-    jobs: int = 1  # runs at the same time, of one thread each
+    jobs: int = 1  # number of parallel runs, with one thread each
 
     def __post_init__(self) -> None:
         check_ranges(self, seeds=COUNT, hidden=COUNT_OR_NONE, jobs=COUNT)
 
     @property
     def rows(self) -> list[Row]:
-        """Those that are asked for; a ValueError where there are none."""
+        """Selected rows; raises a ValueError if there are none."""
         every = TABLES[self.table].rows
         labels = [row.label for row in every]
         words = "|".join(re.escape(part) for part in self.only if part not in labels)
@@ -67,18 +67,20 @@ class Settings:
         return found
 
     def folder(self, row: Row, seed: int) -> Path:
-        """Of a run."""
+        """Return the folder of a run."""
         return self.out / self.table / f"{row.name}-{seed}"
 
 
 def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
-    """Train every row on every seed.
+    """Train each row with each seed.
 
     Returns:
-        The provenance of each run's best checkpoint; of runs that did not end, none.
+        For each row, provenance of the best checkpoint of each run that finished.
 
     Raises:
-        ValueError, OSError: For rows that are not there, and a folder that is written by another.
+        ValueError: For unknown rows.
+        BlockingIOError: If another process uses the folder.
+        OSError: If the folder cannot be written to.
     """
     rows = settings.rows
     runs = [(row, seed) for seed in range(settings.seeds) for row in rows]
@@ -92,21 +94,21 @@ def fill(settings: Settings) -> dict[Row, list[dict[str, Any]]]:
             text = found
             if not isinstance(found, str):
                 answers[row].append(found)
-                figure = _figure(TABLES[settings.table], [found])
-                text = f"{figure}, {found['minutes']} minutes"
+                result = _result(TABLES[settings.table], [found])
+                text = f"{result}, {found['minutes']} minutes"
             progress.write(f"{row.label}, seed {seed}: {text}", file=sys.stderr)
     return answers
 
 
 def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> str:
-    """The table, its last column what the paper has."""
+    """Format the table, with published results in the last column."""
     known = TABLES[settings.table]
     rows = [[settings.table, "parameters", known.unit, "seeds", "minutes", "paper"]]
     for row, found in answers.items():
         if found:
             minutes = fmean(each["minutes"] for each in found)
             rows.append([
-                row.label, f"{found[0]['parameters']:,}", _figure(known, found), str(len(found)),
+                row.label, f"{found[0]['parameters']:,}", _result(known, found), str(len(found)),
                 f"{minutes:.1f}", row.published,
             ])  # fmt: skip
     width = f"{settings.hidden} channels" if settings.hidden else "published sizes"
@@ -116,21 +118,29 @@ def markdown(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> st
 
 
 def write(settings: Settings, answers: dict[Row, list[dict[str, Any]]]) -> list[Path]:
-    """Write the table and, where there is something to see, its figure; returns their paths."""
-    # Some rows alone do not take the place of the whole table.
+    """Write the table, and a plot of the rows that finished; return their paths."""
+    # Selected rows do not overwrite the whole table.
     name = settings.table + ("-some" if settings.only else "")
     paths = [settings.out / f"{name}.md"]
     write_atomically(paths[0], markdown(settings, answers).encode())
-    draw, whole = TABLES[settings.table].figure, settings.seeds
-    ended = {row.label: settings.folder(row, 0) for row, f in answers.items() if len(f) == whole}
-    if draw is not None and ended:
+    finished = {
+        row.label: settings.folder(row, 0)
+        for row, found in answers.items()
+        if len(found) == settings.seeds
+    }
+    if finished:
         paths.append(paths[0].with_suffix(".png"))
-        write_atomically(paths[1], draw(ended))
+        write_atomically(paths[1], TABLES[settings.table].plot(finished))
     return paths
 
 
 def provenance(checkpoint: Path) -> dict[str, Any]:
-    """How a checkpoint was made, and how good it is; a ValueError for a file of something else."""
+    """Read how a checkpoint was trained, and its results.
+
+    Raises:
+        ValueError: For a file that is not a checkpoint.
+        OSError: For a missing file.
+    """
     with (
         expecting(f"checkpoint '{checkpoint}': expected how it was made"),
         safe_open(checkpoint, framework="pt") as file,
@@ -139,21 +149,26 @@ def provenance(checkpoint: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, print; 0 when all rows are there, 1 when some are not, 2 for bad requests."""
+    """Run the command line.
+
+    Returns:
+        Exit status: 0 if all runs finished, 1 if some did not, 2 for bad input, 130 after Ctrl-C.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         prog="python -m meta_train.tables", description=(__doc__ or "").partition("\n")[0],
-        epilog="What follows -- goes to each python -m meta_train.",
+        epilog="Options after -- are passed to each python -m meta_train.",
     )  # fmt: skip
     add = parser.add_argument
-    add("table", choices=sorted(TABLES))
-    add("--only", nargs="+", default=[], metavar="LABEL",
-        help="rows of these labels, or with these words in theirs")  # fmt: skip
-    add("--seeds", type=int, default=2, help="how many, from 0 on")
+    add("table", choices=sorted(TABLES), help="table to train")
+    text = "rows with these words in their label"
+    add("--only", nargs="+", default=[], metavar="LABEL", help=text)
+    add("--seeds", type=int, default=2, help="number of seeds, from 0 on")
     add("--hidden", type=int, default=0, help="channels of the graph models; 0: the paper's")
-    add("--out", type=Path, default=Path("runs/tables"), metavar="FOLDER")
-    add("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
+    text = "folder for results"
+    add("--out", type=Path, default=Path("runs/tables"), metavar="FOLDER", help=text)
+    add("--jobs", type=int, default=1, help="parallel runs, with one thread each")
     args = vars(parser.parse_args(argv[:cut]))
     complete = False
 
@@ -162,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(**args, extra=argv[cut + 1 :])
         answers = fill(settings)
         if not any(answers.values()):
-            print("tables: no row ended, nothing written", file=sys.stderr)
+            print("tables: no row finished, nothing written", file=sys.stderr)
             return []
         paths = write(settings, answers)
         complete = all(len(found) == settings.seeds for found in answers.values())
@@ -172,9 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, dict[str, Any] | str]:
-    """One run: the provenance of its best checkpoint, or why there is none.
+    """Train a row with a seed; return the checkpoint's provenance, or why there is none.
 
-    What it prints goes to a file in its folder.
+    The output of the run goes to a file in its folder.
     """
     row, seed = run
     folder, known = settings.folder(row, seed), TABLES[settings.table]
@@ -195,9 +210,9 @@ def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, dict[str
     ):
         try:
             status = train(list(arguments))
-        except SystemExit as error:  # arguments that no command takes
+        except SystemExit as error:  # from argparse, for unknown options
             status = int(error.code or 0)
-        except Exception:  # whatever it is, the other rows have nothing to do with it
+        except Exception:  # does not affect the other rows
             traceback.print_exc()
             status = 1
     if status == INTERRUPTED:
@@ -214,6 +229,6 @@ def _train(settings: Settings, run: tuple[Row, int]) -> tuple[Row, int, dict[str
     return row, seed, found
 
 
-def _figure(table: Table, found: Sequence[dict[str, Any]]) -> str:
-    form = f".{table.digits}f"
-    return spread([table.scale * each[table.measure] for each in found], form, form)
+def _result(table: Table, found: Sequence[dict[str, Any]]) -> str:
+    digits = f".{table.digits}f"
+    return format_mean([table.scale * each[table.measure] for each in found], digits, digits)

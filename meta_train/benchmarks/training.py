@@ -1,4 +1,4 @@
-"""One run: a task, an optimizer, a seed."""
+"""One run of the benchmark: a task, an optimizer and a seed."""
 
 import math
 import time
@@ -13,35 +13,40 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from meta_train.benchmarks.contenders import contenders, identity
 from meta_train.benchmarks.records import Record, Run
-from meta_train.benchmarks.strangers.task import Problem, falling, measured
+from meta_train.benchmarks.strangers.task import Problem, linear_decay
 from meta_train.benchmarks.strangers.tasks import find
 
-POINTS = 100  # of a loss curve
-FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of a run, at which an anytime figure is taken
-NORM_BATCHES = 20  # that BatchNorm sees again where other weights are evaluated than trained
+POINTS = 100  # maximal number of points of a loss curve
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of a run, after which it is evaluated
+NORM_BATCHES = 20  # number of batches for new statistics of BatchNorm
 
 
 def stops(steps: int) -> list[int]:
-    """Steps of a run at which it may be judged; the last is its end."""
+    """Return the numbers of steps after which a run is evaluated; the last is its end."""
     return [max(1, round(fraction * steps)) for fraction in FRACTIONS]
 
 
 def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Record:
-    """Do a run and judge it, with data of a folder and the checkpoint of a learned optimizer.
+    """Carry out a run.
+
+    Args:
+        run: Run to carry out.
+        checkpoint: Name or file of a learned optimizer.
+        root: Folder of datasets; "sample" for the packaged sample.
 
     Raises:
-        RuntimeError: When the checkpoint is no longer the one that the run was planned with.
+        RuntimeError: If the checkpoint has other weights than those of the run.
     """
     if run.checkpoint and identity(checkpoint) != run.checkpoint:
         raise RuntimeError(f"checkpoint '{checkpoint}' changed since the runs were planned")
     began = time.perf_counter()
     problem = find(run.task, run.device).make(run.seed, root)
-    start = measured(problem.net, problem.evaluate)  # before an optimizer follows the network
+    start = problem.merit()  # before NGOptimizer adds hooks to the network
     contender = contenders(checkpoint)[run.optimizer]
     optimizers: list[Any] = contender.make(problem.net, run.rate, run.steps)
-    decays = [falling(o, run.steps) for o in optimizers if contender.decays]
-    # A run that diverges has no figure from there on.
-    judged = [run.steps] if contender.horizon else stops(run.steps)
+    decays = [linear_decay(o, run.steps) for o in optimizers if contender.decays]
+    # A run that diverges has no later figures.
+    judged = [run.steps] if contender.depends_on_length else stops(run.steps)
     merits: dict[int, float | None] = dict.fromkeys(judged)
     averaged = dict(merits) if contender.is_learned else {}
     losses: list[float] = []
@@ -69,9 +74,9 @@ def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Rec
         losses.append(value)
         if step + 1 in judged:
             swaps = [contender.swap(o) for o in optimizers] if contender.swap else []
-            merits[step + 1] = judge(problem, *swaps)
+            merits[step + 1] = evaluate(problem, *swaps)
             if contender.is_learned:
-                averaged[step + 1] = judge(problem, *(o.averaged() for o in optimizers))
+                averaged[step + 1] = evaluate(problem, *(o.averaged() for o in optimizers))
     width = max(1, -(-len(losses) // POINTS))
     return Record(
         run=run,
@@ -89,22 +94,27 @@ def train(run: Run, checkpoint: str = "general", root: str | None = None) -> Rec
     )
 
 
-def judge(problem: Problem, *swapped: AbstractContextManager[object]) -> float | None:
-    """The figure of merit, of other weights where these are swapped in; None for no number."""
+def evaluate(problem: Problem, *swaps: AbstractContextManager[object]) -> float | None:
+    """Compute the figure of merit; return None if it is not finite.
+
+    Args:
+        problem: Problem with the trained network.
+        swaps: Contexts in which the network has other weights, such as averaged ones.
+    """
     with ExitStack() as stack:
-        for swap in swapped:
+        for swap in swaps:
             stack.enter_context(swap)
-        if swapped:
-            stack.enter_context(norms_renewed(problem))
-        merit = measured(problem.net, problem.evaluate)
+        if swaps:
+            stack.enter_context(new_norm_statistics(problem))
+        merit = problem.merit()
     return merit if math.isfinite(merit) else None
 
 
 @contextmanager
-def norms_renewed(problem: Problem) -> Iterator[None]:
-    """BatchNorm's statistics of the weights in place, from training batches; then as before."""
+def new_norm_statistics(problem: Problem) -> Iterator[None]:
+    """Compute BatchNorm's running statistics for the current weights; restore them afterwards."""
     norms = [m for m in problem.net.modules() if isinstance(m, _BatchNorm)]
-    before = [({k: v.clone() for k, v in n.state_dict().items()}, n.momentum) for n in norms]
+    before = [({k: v.clone() for k, v in n.named_buffers()}, n.momentum) for n in norms]
     if norms:
         with torch.no_grad():
             for norm in norms:
@@ -116,7 +126,6 @@ def norms_renewed(problem: Problem) -> Iterator[None]:
         yield
     finally:
         for norm, (state, momentum) in zip(norms, before, strict=True):
-            # The weights are not ours to put back: whoever swapped them in does so.
             for name, buffer in norm.named_buffers():
                 buffer.copy_(state[name])
             norm.momentum = momentum

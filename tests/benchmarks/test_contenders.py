@@ -7,7 +7,7 @@ from support.rules import paper_cnn
 from torch import nn
 
 from meta_train.benchmarks.contenders import contenders
-from meta_train.benchmarks.muon import QUINTIC, Muon, orthogonalised, split
+from meta_train.benchmarks.muon import QUINTIC, Muon, orthogonalised, split_parameters
 
 
 def slow_orthogonalised(matrix, iterations):
@@ -67,14 +67,14 @@ def test_muon_leaves_alone_what_has_no_gradient_and_refuses_vectors():
 
 def test_muon_takes_the_kernels_and_adamw_the_rest():
     net = paper_cnn(1, 4)
-    kernels, rest = split(net)
+    kernels, rest = split_parameters(net)
     assert [p.dim() for p in kernels] == [4, 4, 4]
     assert [list(p.shape) for p in rest] == [[4], [8], [8], [10, 8], [10]]
 
 
 def test_muon_leaves_embeddings_vectors_and_the_last_layer_to_adamw():
     net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2))
-    kernels, rest = split(net)
+    kernels, rest = split_parameters(net)
     assert [list(k.shape) for k in kernels] == [[3, 4], [3, 3]]
     assert len(kernels) + len(rest) == len(list(net.parameters()))
     assert any(p is net[0].weight for p in rest) and any(p is net[3].weight for p in rest)

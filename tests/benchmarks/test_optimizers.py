@@ -35,11 +35,11 @@ from meta_train.benchmarks.optimizers import (
 from meta_train.benchmarks.records import Record, Run
 from meta_train.benchmarks.report import Outcome, markdown, stopped_early, write
 from meta_train.benchmarks.strangers import tasks, taught
-from meta_train.benchmarks.strangers.task import ACCURACY, falling, lower, measured
+from meta_train.benchmarks.strangers.task import ACCURACY, Merit, linear_decay
 from meta_train.benchmarks.strangers.tasks import TASKS
 from meta_train.tasks import get_task
 
-LOSS = lower("nats")
+LOSS = Merit("nats")
 needs_library = pytest.mark.skipif(
     find_spec(contenders.LIBRARY) is None, reason=f"needs {contenders.LIBRARY}"
 )
@@ -49,9 +49,9 @@ TINY = Settings(tasks=("flow", "value"), data_root="sample", steps=8)
 @pytest.fixture(autouse=True)
 def _little_pretraining(monkeypatch):
     monkeypatch.setattr(taught, "PRETRAINING", 3)
-    taught._trained.cache_clear()
+    taught.pretrained.cache_clear()
     yield
-    taught._trained.cache_clear()
+    taught.pretrained.cache_clear()
 
 
 class StandIn(torch.optim.AdamW):
@@ -79,7 +79,7 @@ def stand_in(monkeypatch):
         StandIn.made.append(total_steps)
         return StandIn(net.parameters())
 
-    monkeypatch.setattr(contenders, "made", made)
+    monkeypatch.setattr(contenders, "ng_optimizer", made)
     for module in (contenders, training):
         monkeypatch.setattr(module, "identity", lambda checkpoint: "12ab")
 
@@ -115,7 +115,7 @@ def test_a_task_is_the_same_for_all_and_can_be_trained(name):
         assert math.isfinite(loss.item())
         loss.backward()
         optimizer.step()
-    merit = measured(first.net, first.evaluate)
+    merit = first.merit()
     assert torch.equal(state, torch.random.get_rng_state())
     assert math.isfinite(merit) and merit >= 0
     assert task.merit.higher or merit > 0
@@ -154,16 +154,16 @@ def test_impossible_settings_are_refused(wrong, tmp_path):
 def test_what_needs_a_missing_package_is_left_out_with_a_line(monkeypatch):
     for module in (tasks, contenders):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
-    found, lines = tasks.chosen(("digits", "flow", "digits"))
+    found, lines = tasks.choose_tasks(("digits", "flow", "digits"))
     assert [task.name for task in found] == ["flow"]
     assert lines == ["task digits left out: needs sklearn"]
-    known, lines = contenders.chosen(("adamw", "soap"), "general")
+    known, lines = contenders.choose_contenders(("adamw", "soap"), "general")
     assert list(known) == ["adamw"]
     assert lines == ["optimizer soap left out: needs pytorch_optimizer"]
 
 
 def test_a_checkpoint_that_is_not_there_leaves_the_learned_ones_out():
-    known, lines = contenders.chosen(("muon", "ng"), "no-such-checkpoint")
+    known, lines = contenders.choose_contenders(("muon", "ng"), "no-such-checkpoint")
     assert list(known) == ["muon"]
     assert "optimizer ng left out" in lines[0] and "no-such-checkpoint" in lines[0]
 
@@ -183,7 +183,7 @@ def test_rivals_of_a_library_train(name):
 def test_the_rate_falls_to_zero_where_it_should():
     problem = TASKS["flow"].make(1, "sample")
     [optimizer] = contenders.contenders()["adamw"].make(problem.net, 0.1, 4)
-    decay = falling(optimizer, 4)
+    decay = linear_decay(optimizer, 4)
     rates = []
     for _ in range(4):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -195,7 +195,7 @@ def test_the_rate_falls_to_zero_where_it_should():
 def test_batchnorm_sees_batches_again_for_swapped_weights_and_is_as_before():
     problem = TASKS["resnet"].make(1, "sample")
     before = {k: v.clone() for k, v in problem.net.state_dict().items()}
-    with training.norms_renewed(problem):
+    with training.new_norm_statistics(problem):
         assert not torch.equal(problem.net.norm.running_var, before["norm.running_var"])
         assert problem.net.norm.num_batches_tracked == training.NORM_BATCHES
     after = problem.net.state_dict()
@@ -221,7 +221,7 @@ def test_one_run_gives_last_and_averaged_weights_and_the_told_one_knows_its_end(
 def test_the_real_one_is_called_as_its_users_do(tmp_path):
     file = str(controller_file(tmp_path))
     names = ("ng", "ng-averaged", "ng-told")
-    known, lines = contenders.chosen(names, file)
+    known, lines = contenders.choose_contenders(names, file)
     assert list(known) == list(names) and not lines
     run = Run("resnet", "ng", 1.0, 1, 4, contenders.identity(file))
     record = training.train(run, file, "sample")
@@ -393,7 +393,7 @@ def test_a_run_that_diverges_has_no_figure():
 
 def test_what_knows_no_end_is_run_once_for_all_stops(tmp_path):
     settings = replace(TINY, tasks=("flow",), anytime=True, out=tmp_path)
-    wanted, _ = tasks.chosen(settings.tasks)
+    wanted, _ = tasks.choose_tasks(settings.tasks)
     known = {n: contenders.contenders()[n] for n in ("adamw-default", "adamw")}
     known["adamw"] = replace(known["adamw"], rates=(1e-3,))
     wanted = [replace(task, steps=8) for task in wanted]
@@ -440,7 +440,7 @@ def test_a_registered_task_can_be_trained_on_the_sample(name, tmp_path):
 
 
 def test_tasks_of_strangers_are_for_the_cpu():
-    found, lines = tasks.chosen(("flow", "fmnist_sample"), None, "cuda")
+    found, lines = tasks.choose_tasks(("flow", "fmnist_sample"), None, "cuda")
     assert [task.name for task in found] == ["fmnist_sample"]
     assert lines == ["task flow left out: needs the CPU"]
 

@@ -59,7 +59,7 @@ def test_the_width_is_that_of_graph_models_alone(inrs, tmp_path):
 def test_rows_that_do_not_end_are_left_out_and_say_where_to_look(inrs, tmp_path, capsys):
     assert main(asked(tmp_path, inrs, "--no-such-option")) == 1
     said = capsys.readouterr()
-    assert "no row ended, nothing written" in said.err
+    assert "no row finished, nothing written" in said.err
     assert not list(tmp_path.glob("*.md"))
     place = tmp_path / "mnist_inr" / "mlp-0" / "output.txt"
     assert f"MLP, seed 0: see {place}" in said.err

@@ -61,7 +61,7 @@ def test_a_line_that_no_run_has_logged_is_named(run, line):
     first, *rest = log.read_bytes().splitlines(keepends=True)
     damaged = b"".join([first, line + b"\n", *rest])
     log.write_bytes(damaged)
-    match = r"^'.*run/log.jsonl', line 2: expected what a run has logged, JSON with 'outer_step'"
+    match = r"^'.*run/log.jsonl', line 2: expected a record of a run, JSON with 'outer_step'"
     with pytest.raises(ValueError, match=match) as caught:
         resume(run)
     assert len(str(caught.value)) < 1000

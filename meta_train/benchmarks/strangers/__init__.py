@@ -1,1 +1,1 @@
-"""Tasks that people really have and that no meta-training family has, and who does them best."""
+"""Tasks that people train in practice and that no family of meta-training contains."""

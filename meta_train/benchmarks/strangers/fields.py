@@ -1,4 +1,4 @@
-"""Networks that are functions: of a picture's coordinates, of a differential equation."""
+"""Coordinate networks: implicit neural representations of images, and a PINN."""
 
 import math
 
@@ -10,49 +10,49 @@ from meta_train.benchmarks.strangers.networks import mlp
 from meta_train.benchmarks.strangers.sources import images
 from meta_train.benchmarks.strangers.task import (
     Batch,
+    Merit,
     Problem,
     Task,
-    batches_of,
     generator,
-    lower,
+    mse,
+    random_batches,
     seeded,
-    squared,
 )
 
-OMEGA = 30.0  # of a SIREN
+OMEGA = 30.0  # frequency of a SIREN
 CONDUCTIVITY = 0.05
-MODES = ((1, 1.0), (3, 0.5))  # of the temperature at the start: sin(k pi x), and how much of it
+MODES = ((1, 1.0), (3, 0.5))  # (k, amplitude) of sin(k pi x) in the initial temperature
 
 
 class Sine(nn.Module):
-    """sin(30 x)."""
+    """Activation sin(30 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of each number."""
+        """Apply the activation elementwise."""
         return torch.sin(OMEGA * x)
 
 
 class Siren(nn.Module):
-    """Sines all the way, initialised as its authors do (Sitzmann et al. 2020)."""
+    """MLP with sine activations, initialised as in Sitzmann et al. 2020."""
 
     def __init__(self, width: int = 40):
         super().__init__()
         self.layers = mlp(2, width, width, width, 3, activation=Sine)
-        kernels = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        for i, layer in enumerate(kernels):
+        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        for i, layer in enumerate(linear):
             fan_in = layer.weight.shape[1]
             bound = 1 / fan_in if i == 0 else math.sqrt(6 / fan_in) / OMEGA
             nn.init.uniform_(layer.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Colours (points, 3) of coordinates (points, 2)."""
+        """Compute colours from coordinates, [Q, 2] -> [Q, 3]."""
         return self.layers(x)
 
 
 class Fourier(nn.Module):
-    """Sines and cosines of fixed random frequencies, then an MLP (Tancik et al. 2020)."""
+    """MLP on random Fourier features (Tancik et al. 2020)."""
 
-    waves: Tensor
+    waves: Tensor  # frequencies, [2, width / 2]
 
     def __init__(self, width: int = 64, scale: float = 4.0):
         super().__init__()
@@ -60,38 +60,38 @@ class Fourier(nn.Module):
         self.layers = mlp(width, width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Colours (points, 3) of coordinates (points, 2)."""
+        """Compute colours from coordinates, [Q, 2] -> [Q, 3]."""
         angles = math.pi * x @ self.waves
         return self.layers(torch.cat([angles.sin(), angles.cos()], 1))
 
 
-def _picture(seed: int, root: str | None) -> tuple[Tensor, Tensor]:
-    """Coordinates in [-1, 1] and colours in [-1, 1] of a photograph of 32 x 32 pixels."""
+def _photograph(seed: int, root: str | None) -> tuple[Tensor, Tensor]:
+    """Load coordinates (1024, 2) and colours (1024, 3), both in [-1, 1], of a CIFAR-10 image."""
     pixels = images("cifar10", root).test_x[seed]
     axis = torch.linspace(-1, 1, 32)
-    places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).flatten(0, 1)
-    return places, pixels.flatten(1).T.float() / 127.5 - 1
+    points = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).flatten(0, 1)
+    return points, pixels.flatten(1).T.float() / 127.5 - 1
 
 
 def photograph(seed: int, root: str | None) -> Problem:
-    """A SIREN learns a photograph by heart; judged on all of it, there is nothing else."""
-    pixels = _picture(seed, root)
-    batches = batches_of(pixels, 512, seed)
-    return Problem(seeded(seed, Siren), squared, batches, lambda net: float(squared(net, pixels)))
+    """Fit a SIREN to a photograph, evaluated on all pixels."""
+    pixels = _photograph(seed, root)
+    batches = random_batches(pixels, 512, seed)
+    return Problem(seeded(seed, Siren), mse, batches, lambda net: mse(net, pixels))
 
 
 def missing_pixels(seed: int, root: str | None) -> Problem:
-    """Half of a photograph's pixels, filled in from the other half."""
-    places, colours = _picture(seed, root)
-    order = torch.randperm(len(places), generator=generator(seed))
+    """Reconstruct half of a photograph's pixels from the other half."""
+    points, colours = _photograph(seed, root)
+    order = torch.randperm(len(points), generator=generator(seed))
     shown, hidden = order[:512], order[512:]
-    tested = places[hidden], colours[hidden]
-    batches = batches_of((places[shown], colours[shown]), 256, seed)
-    return Problem(seeded(seed, Fourier), squared, batches, lambda net: float(squared(net, tested)))
+    test = points[hidden], colours[hidden]
+    batches = random_batches((points[shown], colours[shown]), 256, seed)
+    return Problem(seeded(seed, Fourier), mse, batches, lambda net: mse(net, test))
 
 
 def temperature(points: Tensor) -> Tensor:
-    """The solution that the network has to find, at (time, place)."""
+    """Compute the exact solution of the heat equation at points (time, place), [Q, 2] -> [Q]."""
     time, place = points.T
     return sum(
         (
@@ -103,38 +103,38 @@ def temperature(points: Tensor) -> Tensor:
 
 
 def heat(seed: int, root: str | None) -> Problem:
-    """The heat equation from its residual, first temperatures and cold ends (a PINN)."""
+    """Solve the heat equation with a PINN: residual, initial and boundary conditions."""
 
     def of_step(step: int) -> Batch:
         draws = generator(seed, step)
         inner = torch.rand(192, 2, generator=draws)
         edge = torch.rand(64, 2, generator=draws)
-        edge[:32, 0] = 0.0
-        edge[32:, 1] = (edge[32:, 1] > 0.5).float()
+        edge[:32, 0] = 0.0  # initial temperature
+        edge[32:, 1] = (edge[32:, 1] > 0.5).float()  # both ends, of temperature 0
         return torch.cat([inner, edge]), len(inner), temperature(edge)
 
     def loss(net: nn.Module, batch: Batch) -> Tensor:
         points, inside, known = batch
         points = points.clone().requires_grad_()
-        answer = net(points)[:, 0]
-        slope = torch.autograd.grad(answer[:inside].sum(), points, create_graph=True)[0]
-        bend = torch.autograd.grad(slope[:inside, 1].sum(), points, create_graph=True)[0]
-        residual = slope[:inside, 0] - CONDUCTIVITY * bend[:inside, 1]
-        return residual.square().mean() + 10 * F.mse_loss(answer[inside:], known)
+        u = net(points)[:, 0]
+        first = torch.autograd.grad(u[:inside].sum(), points, create_graph=True)[0]
+        second = torch.autograd.grad(first[:inside, 1].sum(), points, create_graph=True)[0]
+        residual = first[:inside, 0] - CONDUCTIVITY * second[:inside, 1]  # u_t - c u_xx
+        return residual.square().mean() + 10 * F.mse_loss(u[inside:], known)
 
-    tested = torch.rand(2000, 2, generator=generator(0))
-    true = temperature(tested)
+    test = torch.rand(2000, 2, generator=generator(0))
+    true = temperature(test)
 
-    def evaluate(net: nn.Module) -> float:
-        return float((net(tested)[:, 0] - true).norm() / true.norm())
+    def evaluate(net: nn.Module) -> Tensor:
+        return (net(test)[:, 0] - true).norm() / true.norm()
 
     net = seeded(seed, lambda: mlp(2, 48, 48, 48, 1, activation=nn.Tanh))
     return Problem(net, loss, of_step, evaluate)
 
 
 TASKS = (
-    Task("siren", "SIREN of a photograph", lower("mean square"), 1200, photograph),
-    Task("fourier", "Fourier features, missing pixels", lower("mean square"), 1000,
+    Task("siren", "SIREN of a photograph", Merit("mean square"), 1200, photograph),
+    Task("fourier", "Fourier features, missing pixels", Merit("mean square"), 1000,
          missing_pixels),
-    Task("pinn", "PINN, heat equation", lower("relative error"), 1500, heat),
+    Task("pinn", "PINN, heat equation", Merit("relative error"), 1500, heat),
 )  # fmt: skip

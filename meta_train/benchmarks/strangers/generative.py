@@ -1,4 +1,4 @@
-"""Networks that learn a distribution: an autoencoder with noise, a flow."""
+"""Generative models: a variational autoencoder and a normalising flow."""
 
 import math
 
@@ -10,75 +10,79 @@ from meta_train.benchmarks.strangers.networks import mlp
 from meta_train.benchmarks.strangers.sources import images
 from meta_train.benchmarks.strangers.task import (
     Batch,
+    Merit,
     Problem,
     Task,
     generator,
-    lower,
-    pick,
+    random_indices,
     seeded,
 )
 
-CODE = 16
+LATENT = 16
 
 
 class VAE(nn.Module):
-    """Images to a code of means and deviations, and a drawn code to images."""
+    """Variational autoencoder of MLPs, with Gaussian latents (Kingma and Welling 2014)."""
 
     def __init__(self, width: int = 128):
         super().__init__()
-        self.encode = mlp(784, width, 2 * CODE)
-        self.decode = mlp(CODE, width, 784)
+        self.encode = mlp(784, width, 2 * LATENT)
+        self.decode = mlp(LATENT, width, 784)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the pixels, means and log deviations."""
-        mean, size = self.encode(x).chunk(2, 1)
-        return self.decode(mean + size.exp() * noise), mean, size
+        """Reconstruct images [B, 784] from latents sampled with standard normal noise [B, 16].
+
+        Returns:
+            Logits of pixels, [B, 784]; means and log standard deviations of latents, [B, 16].
+        """
+        mean, log_std = self.encode(x).chunk(2, 1)
+        return self.decode(mean + log_std.exp() * noise), mean, log_std
 
 
 def digits(seed: int, root: str | None) -> Problem:
-    """A variational autoencoder of MNIST; nats an image, the negative lower bound."""
+    """Train a VAE on MNIST; the loss is the negative ELBO in nats per image."""
     data = images("mnist", root)
 
     def batch_of(pixels: Tensor, draws: torch.Generator) -> Batch:
         x = pixels.flatten(1).float() / 255
-        return x, torch.randn(len(x), CODE, generator=draws)
+        return x, torch.randn(len(x), LATENT, generator=draws)
 
     def of_step(step: int) -> Batch:
-        chosen = pick(len(data.train_x), 64, seed, step)
+        chosen = random_indices(len(data.train_x), 64, seed, step)
         return batch_of(data.train_x[chosen], generator(seed, -2 - step))
 
     def loss(net: nn.Module, batch: Batch) -> Tensor:
         x, noise = batch
-        scores, mean, size = net(x, noise)
-        seen = F.binary_cross_entropy_with_logits(scores, x, reduction="sum")
-        apart = 0.5 * (mean.square() + (2 * size).exp() - 1 - 2 * size).sum()
-        return (seen + apart) / len(x)
+        logits, mean, log_std = net(x, noise)
+        reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum()
+        return (reconstruction + divergence) / len(x)
 
-    tested = batch_of(data.test_x[:1000], generator(0))
-    return Problem(seeded(seed, VAE), loss, of_step, lambda net: float(loss(net, tested)))
+    test = batch_of(data.test_x[:1000], generator(0))
+    return Problem(seeded(seed, VAE), loss, of_step, lambda net: loss(net, test))
 
 
 class Flow(nn.Module):
-    """Six steps that each move one coordinate by what the other says (RealNVP)."""
+    """Normalising flow in the plane, of affine coupling layers (RealNVP, Dinh et al. 2017)."""
 
     def __init__(self, steps: int = 6, width: int = 32):
         super().__init__()
         self.steps = nn.ModuleList(mlp(1, width, width, 2) for _ in range(steps))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Where points go, and the logarithm of how much room they take there."""
-        room = torch.zeros(len(x))
+        """Map points [B, 2] to latents [B, 2], with the log determinant of the Jacobian [B]."""
+        log_det = torch.zeros(len(x))
         for step in self.steps:
             kept, changed = x[:, :1], x[:, 1:]
-            size, shift = step(kept).chunk(2, 1)
-            size = torch.tanh(size)
-            x = torch.cat([changed * size.exp() + shift, kept], 1)
-            room = room + size[:, 0]
-        return x, room
+            scale, shift = step(kept).chunk(2, 1)
+            scale = torch.tanh(scale)
+            x = torch.cat([changed * scale.exp() + shift, kept], 1)
+            log_det = log_det + scale[:, 0]
+        return x, log_det
 
 
 def moons(count: int, draws: torch.Generator) -> Tensor:
-    """Points of two half circles that reach into each other, some four across."""
+    """Draw points (count, 2) of two interleaving half circles, with noise."""
     angle = math.pi * torch.rand(count, generator=draws)
     upper = torch.rand(count, generator=draws) < 0.5
     first, second = (angle.cos(), angle.sin()), (1 - angle.cos(), 0.5 - angle.sin())
@@ -87,22 +91,22 @@ def moons(count: int, draws: torch.Generator) -> Tensor:
 
 
 def flow(seed: int, root: str | None) -> Problem:
-    """A normalising flow of two moons; nats a point."""
+    """Fit a normalising flow to two moons; the loss is the negative log-likelihood per point."""
 
     def loss(net: nn.Module, batch: Batch) -> Tensor:
-        x, room = net(batch[0])
-        return (0.5 * x.square().sum(1) + math.log(2 * math.pi) - room).mean()
+        x, log_det = net(batch[0])
+        return (0.5 * x.square().sum(1) + math.log(2 * math.pi) - log_det).mean()
 
-    tested = (moons(4000, generator(0)),)
+    test = (moons(4000, generator(0)),)
     return Problem(
         seeded(seed, Flow),
         loss,
         lambda step: (moons(128, generator(seed, step)),),
-        lambda net: float(loss(net, tested)),
+        lambda net: loss(net, test),
     )
 
 
 TASKS = (
-    Task("vae", "VAE, MNIST", lower("nats an image"), 800, digits),
-    Task("flow", "RealNVP, two moons", lower("nats a point"), 800, flow),
+    Task("vae", "VAE, MNIST", Merit("nats an image"), 800, digits),
+    Task("flow", "RealNVP, two moons", Merit("nats a point"), 800, flow),
 )

@@ -1,4 +1,4 @@
-"""The networks of several tasks: transformers, residual networks, mixers, U-Nets."""
+"""Networks of several tasks: transformers, an MLP-Mixer, a ResNet and a U-Net."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Linear layers of these widths with an activation between each two."""
+    """Build linear layers with an activation between any two."""
     layers: list[nn.Module] = []
     for i, (source, target) in enumerate(itertools.pairwise(widths)):
         layers += [activation()] if i else []
@@ -17,7 +17,7 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """A transformer block, norms first."""
+    """Pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
@@ -27,8 +27,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) to the same."""
-        q, k, v = (
+        """Map [B, T, width] -> [B, T, width]."""
+        q, k, v = (  # [B, heads, T, width of a head]
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(self.norm1(x)).chunk(3, -1)
         )
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder: the scores of the next word at every place."""
+    """Decoder-only transformer with learned positions."""
 
     def __init__(self, words: int, tokens: int, width: int, blocks: int, heads: int):
         super().__init__()
@@ -49,13 +49,13 @@ class GPT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Scores (batch, tokens, words) of words (batch, tokens)."""
+        """Compute the logits of the next token at each position, [B, T] -> [B, T, words]."""
         x = self.word(text) + self.place(torch.arange(text.shape[1], device=text.device))
         return self.head(self.norm(self.blocks(x)))
 
 
 class ViT(nn.Module):
-    """A vision transformer on 32 x 32 pixels."""
+    """Vision transformer for images of 32 x 32 pixels."""
 
     def __init__(self, width: int = 64, blocks: int = 3, heads: int = 4, patch: int = 8):
         super().__init__()
@@ -66,13 +66,13 @@ class ViT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores of the classes."""
+        """Compute class logits, [B, 3, 32, 32] -> [B, 10]."""
         x = self.patches(x).flatten(2).transpose(1, 2)
         return self.head(self.norm(self.blocks(x + self.place.weight)).mean(1))
 
 
 class MixerBlock(nn.Module):
-    """Two small networks: across the patches, and across the channels."""
+    """Block of MLP-Mixer: an MLP across patches and one across channels."""
 
     def __init__(self, patches: int, width: int):
         super().__init__()
@@ -81,13 +81,13 @@ class MixerBlock(nn.Module):
         self.along = mlp(width, 2 * width, width, activation=nn.GELU)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, patches, width) to the same."""
+        """Map [B, patches, width] -> [B, patches, width]."""
         x = x + self.across(self.norm1(x).transpose(1, 2)).transpose(1, 2)
         return x + self.along(self.norm2(x))
 
 
 class Mixer(nn.Module):
-    """MLP-Mixer on 32 x 32 pixels."""
+    """MLP-Mixer for images of 32 x 32 pixels."""
 
     def __init__(self, width: int = 64, blocks: int = 3, patch: int = 8):
         super().__init__()
@@ -97,13 +97,13 @@ class Mixer(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores of the classes."""
+        """Compute class logits, [B, 3, 32, 32] -> [B, 10]."""
         x = self.patches(x).flatten(2).transpose(1, 2)
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
 class Residual(nn.Module):
-    """Two convolutions with BatchNorm, beside a shortcut."""
+    """Residual block of two convolutions with BatchNorm."""
 
     def __init__(self, source: int, target: int, stride: int):
         super().__init__()
@@ -114,13 +114,13 @@ class Residual(nn.Module):
         self.short = nn.Identity() if stride == 1 else nn.Conv2d(source, target, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps to maps."""
+        """Map [B, source, H, W] -> [B, target, H / stride, W / stride]."""
         inner = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(inner)) + self.short(x))
 
 
 class ResNet8(nn.Module):
-    """Three residual blocks."""
+    """ResNet of three residual blocks."""
 
     def __init__(self, width: int = 16):
         super().__init__()
@@ -133,12 +133,12 @@ class ResNet8(nn.Module):
         self.head = nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores of the classes."""
+        """Compute class logits, [B, 3, H, W] -> [B, 10]."""
         return self.head(self.blocks(F.relu(self.norm(self.stem(x)))).mean((2, 3)))
 
 
 class UNet(nn.Module):
-    """Down twice and up twice, with what was seen on the way down beside it."""
+    """U-Net of two levels, with skip connections by concatenation."""
 
     def __init__(self, channels: int = 3, width: int = 16):
         super().__init__()
@@ -151,7 +151,7 @@ class UNet(nn.Module):
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images to images."""
+        """Map [B, channels, H, W] -> [B, channels, H, W]."""
         wide = F.relu(self.enter(x))
         half = F.relu(self.down1(wide))
         deep = F.relu(self.middle(F.relu(self.down2(half))))

@@ -1,4 +1,4 @@
-"""Sequences: characters, rows of images, numbers put in order."""
+"""Sequence models: language models of characters, images as rows, and sorting."""
 
 from collections.abc import Callable
 
@@ -12,21 +12,21 @@ from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
     Make,
+    Merit,
     Problem,
     Task,
     generator,
-    lower,
-    pick,
+    random_indices,
     seeded,
 )
-from meta_train.benchmarks.strangers.vision import classified
+from meta_train.benchmarks.strangers.vision import classification
 
-NUMBERS, LENGTH = 30, 12  # that there are, and that are to be sorted
-START = NUMBERS  # the word that a sorted sequence begins with
+NUMBERS, LENGTH = 30, 12  # size of the vocabulary and length of the sequences to sort
+START = NUMBERS  # token at the start of a sorted sequence
 
 
 class Recurrent(nn.Module):
-    """An embedding, an LSTM, and the scores of the next character at every place."""
+    """LSTM language model."""
 
     def __init__(self, words: int, width: int):
         super().__init__()
@@ -35,12 +35,12 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(width, words)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Scores (batch, tokens, words) of words (batch, tokens)."""
+        """Compute the logits of the next token at each position, [B, T] -> [B, T, words]."""
         return self.head(self.cells(self.word(text))[0])
 
 
 class RowReader(nn.Module):
-    """A GRU that sees an image row by row."""
+    """GRU that classifies an image row by row."""
 
     def __init__(self, width: int = 64):
         super().__init__()
@@ -48,12 +48,12 @@ class RowReader(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores of the classes."""
+        """Compute class logits, [B, 1, 28, 28] -> [B, 10]."""
         return self.head(self.cells(x.squeeze(1))[0][:, -1])
 
 
 class Sorter(nn.Module):
-    """An encoder and a decoder, as torch has them."""
+    """Encoder-decoder transformer ``nn.Transformer`` with learned positions."""
 
     def __init__(self, width: int = 48):
         super().__init__()
@@ -64,40 +64,40 @@ class Sorter(nn.Module):
         self.register_buffer("ahead", ahead, persistent=False)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Scores (batch, tokens, numbers) of what follows each word of the target."""
+        """Compute the logits of the token after each target token, [B, T] x 2 -> [B, T, 30]."""
         place = self.place.weight
-        read, said = self.word(source) + place, self.word(target) + place
-        return self.head(self.body(read, said, tgt_mask=self.ahead))
+        read, written = self.word(source) + place, self.word(target) + place
+        return self.head(self.body(read, written, tgt_mask=self.ahead))
 
 
 def next_character(build: Callable[[], nn.Module], batch: int, length: int) -> Make:
-    """The next character of Python sources, with a network that gives scores at every place."""
+    """Define a language model [B, T] -> [B, T, words] of Python code, with T = ``length``."""
 
     def make(seed: int, root: str | None) -> Problem:
         shown, held_out = text()
 
-        def cut(codes: Tensor, starts: Tensor) -> Batch:
+        def windows(codes: Tensor, starts: Tensor) -> Batch:
             pieces = codes[starts[:, None] + torch.arange(length + 1)]
             return pieces[:, :-1], pieces[:, 1:]
 
         def loss(net: nn.Module, batch: Batch) -> Tensor:
             return F.cross_entropy(net(batch[0]).flatten(0, 1), batch[1].flatten())
 
-        tested = cut(held_out, torch.linspace(0, len(held_out) - length - 2, 200).long())
+        test = windows(held_out, torch.linspace(0, len(held_out) - length - 2, 200).long())
         return Problem(
             seeded(seed, build),
             loss,
-            lambda step: cut(shown, pick(len(shown) - length - 1, batch, seed, step)),
-            lambda net: float(loss(net, tested)),
+            lambda step: windows(shown, random_indices(len(shown) - length - 1, batch, seed, step)),
+            lambda net: loss(net, test),
         )
 
     return make
 
 
 def sorting(seed: int, root: str | None) -> Problem:
-    """Numbers come out in order."""
+    """Sort sequences of numbers, with teacher forcing."""
 
-    def drawn(count: int, draws: torch.Generator) -> Batch:
+    def draw(count: int, draws: torch.Generator) -> Batch:
         source = torch.randint(NUMBERS, (count, LENGTH), generator=draws)
         answer = source.sort(1).values
         return source, torch.cat([torch.full((count, 1), START), answer[:, :-1]], 1), answer
@@ -106,23 +106,22 @@ def sorting(seed: int, root: str | None) -> Problem:
         source, target, answer = batch
         return F.cross_entropy(net(source, target).flatten(0, 1), answer.flatten())
 
-    tested = drawn(1000, generator(0, -2))
+    source, target, answer = draw(1000, generator(0, -2))
 
     def evaluate(net: nn.Module) -> float:
-        source, target, answer = tested
         return 100 * float((net(source, target).argmax(-1) == answer).float().mean())
 
     net = seeded(seed, Sorter)
-    return Problem(net, loss, lambda step: drawn(64, generator(seed, step)), evaluate)
+    return Problem(net, loss, lambda step: draw(64, generator(seed, step)), evaluate)
 
 
 WORDS = len(CHARACTERS)
 TASKS = (
-    Task("gpt", "GPT, 2 layers, characters", lower("nats"), 300,
+    Task("gpt", "GPT, 2 layers, characters", Merit("nats"), 300,
          next_character(lambda: GPT(WORDS, 64, 64, 2, 4), 16, 64)),
-    Task("lstm", "LSTM, characters", lower("nats"), 600,
+    Task("lstm", "LSTM, characters", Merit("nats"), 600,
          next_character(lambda: Recurrent(WORDS, 96), 16, 48)),
     Task("gru_rows", "GRU that reads MNIST by rows", ACCURACY, 500,
-         classified("mnist", RowReader, 64)),
+         classification("mnist", RowReader, 64)),
     Task("sorting", "encoder and decoder that sort", ACCURACY, 200, sorting),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where the tasks' data come from: images, the standard library's sources, bundled tables."""
+"""Data of the tasks: images, source code of the standard library, and tables of scikit-learn."""
 
 import sysconfig
 from dataclasses import replace
@@ -18,16 +18,16 @@ TEXT_LENGTH, TEXT_HELD_OUT = 1_000_000, 100_000
 
 @cache
 def images(name: str, root: str | None) -> Images:
-    """A dataset as ``images_of`` has it, its test images in random order."""
+    """Load a dataset by ``images_of``, with shuffled test images."""
     found = images_of(name, root)
-    # Some come sorted by class, and a part of the test images is all that is looked at.
+    # Some datasets are sorted by class, and tasks only use the first test images.
     order = torch.randperm(len(found.test_y), generator=generator(0))
     return replace(found, test_x=found.test_x[order], test_y=found.test_y[order])
 
 
 @cache
 def text() -> tuple[Tensor, Tensor]:
-    """Characters of the standard library's own sources as numbers: for training, and held out."""
+    """Load source code of Python's standard library as character codes, training and test."""
     folder = Path(sysconfig.get_path("stdlib"))
     pieces: list[str] = []
     for path in sorted(folder.glob("*.py")):
@@ -42,7 +42,7 @@ def text() -> tuple[Tensor, Tensor]:
 
 @cache
 def table(name: str) -> tuple[Tensor, Tensor]:
-    """A table of scikit-learn: features of mean 0 and standard deviation 1, and raw targets."""
+    """Load standardised features (rows, features) and raw targets (rows,) from scikit-learn."""
     from sklearn import datasets
 
     found = getattr(datasets, f"load_{name}")()

@@ -1,13 +1,12 @@
-"""All tasks by name: those of strangers, and behind them those of ``meta_train.tasks``."""
+"""All tasks of the benchmark by name: tasks of strangers and those of ``meta_train.tasks``."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, nn
 
 from meta_train.benchmarks.strangers import fields, generative, sequences, tables, taught, vision
-from meta_train.benchmarks.strangers.task import ACCURACY, Batch, Problem, Task
+from meta_train.benchmarks.strangers.task import ACCURACY, Problem, Task
 from meta_train.tasks import TASKS as REGISTERED
 from meta_train.tasks import get_task
 
@@ -18,20 +17,24 @@ TASKS: dict[str, Task] = {
 }
 QUICK = ("vit", "gpt", "siren", "pinn", "recommender", "adapt")
 
-# Kofinas et al. 2024: runs of 1,000 steps, seeds 101 to 105.
+# Of tasks of ``meta_train.tasks``, from Kofinas et al. 2024: 1,000 steps, seeds 101 to 105.
 STEPS, FIRST_SEED = 1000, 101
 
 
 def known_names() -> list[str]:
-    """Names of all tasks, of ours and of ``meta_train.tasks``."""
+    """Return the names of all tasks."""
     return [*TASKS, *REGISTERED]
 
 
 def find(name: str, device: str = "cpu") -> Task:
-    """The task of a name, of ours or of ``meta_train.tasks``; the first are for the CPU alone.
+    """Find a task by name.
+
+    Args:
+        name: Name of a task of strangers, or of ``meta_train.tasks``, possibly with settings.
+        device: Device for a task of ``meta_train.tasks``; tasks of strangers only use the CPU.
 
     Raises:
-        ValueError: For a name that is not known, and a setting that the task does not take.
+        ValueError: For an unknown name, and for settings that the task does not take.
     """
     if name in TASKS:
         return TASKS[name]
@@ -43,39 +46,43 @@ def find(name: str, device: str = "cpu") -> Task:
     def make(seed: int, root: str | None) -> Problem:
         registered.load(root)
         problem = registered.problem(FIRST_SEED - 1 + seed, torch.device(device))
-
-        def loss(net: nn.Module, batch: Batch) -> Tensor:
-            return problem.loss(list(net.parameters()), batch)
-
-        def evaluate(net: nn.Module) -> float:
-            return 100 * problem.accuracy(list(net.parameters()))
-
-        return Problem(problem.module, loss, problem.batch, evaluate)
+        return Problem(
+            problem.module,
+            lambda net, batch: problem.loss(list(net.parameters()), batch),
+            problem.batch,
+            lambda net: 100 * problem.accuracy(list(net.parameters())),
+        )
 
     return Task(name, name, ACCURACY, STEPS, make)
 
 
-def chosen(
+def choose_tasks(
     names: Sequence[str], root: str | None = None, device: str = "cpu"
 ) -> tuple[list[Task], list[str]]:
-    """Tasks by name, and a line about each that cannot run here.
+    """Find tasks by name.
 
-    ``names`` may be "all" or "quick", too; the root "sample" has stand-ins from the package.
+    Args:
+        names: Names as in ``find``, "all" or "quick".
+        root: Folder of datasets; "sample" for the packaged sample.
+        device: Device to train on.
+
+    Returns:
+        Tasks that can run here, and a message about each of the others.
 
     Raises:
-        ValueError: For a name that is not known.
-        DatasetNotFoundError: For data of ``meta_train.tasks`` that are not there.
+        ValueError: For an unknown name.
+        DatasetNotFoundError: If data of ``meta_train.tasks`` is missing.
     """
-    several = {"all": tuple(TASKS), "quick": QUICK}
-    tasks, lines = [], []
-    for name in dict.fromkeys(n for given in names for n in several.get(given, (given,))):
+    groups = {"all": tuple(TASKS), "quick": QUICK}
+    tasks, messages = [], []
+    for name in dict.fromkeys(n for given in names for n in groups.get(given, (given,))):
         task = find(name, device)
         if name not in TASKS:
             get_task(name).load(root)
         if task.library and find_spec(task.library) is None:
-            lines.append(f"task {name} left out: needs {task.library}")
+            messages.append(f"task {name} left out: needs {task.library}")
         elif name in TASKS and device != "cpu":
-            lines.append(f"task {name} left out: needs the CPU")
+            messages.append(f"task {name} left out: needs the CPU")
         else:
             tasks.append(task)
-    return tasks, lines
+    return tasks, messages

@@ -1,4 +1,4 @@
-"""Images: classified, denoised, told apart without labels."""
+"""Images: classification, denoising and contrastive learning."""
 
 from collections.abc import Callable
 
@@ -12,27 +12,27 @@ from meta_train.benchmarks.strangers.task import (
     ACCURACY,
     Batch,
     Make,
+    Merit,
     Problem,
     Task,
+    accuracy,
     cross_entropy,
     generator,
-    lower,
-    percent_right,
-    pick,
+    mse,
+    random_indices,
     seeded,
-    squared,
 )
 from meta_train.tasks.image_classification import cnn
 
-TESTED = 2000  # images held out that accuracy is measured on
-NOISE = 0.5  # standard deviation of what a U-Net takes away; that of images is 1
-WRONG = 0.3  # fraction of labels that are drawn at random
+TESTED = 2000  # number of test images for accuracies
+NOISE = 0.5  # standard deviation of the noise to remove; that of images is 1
+WRONG = 0.3  # fraction of random labels
 
 
-def classified(
+def classification(
     dataset: str, build: Callable[[], nn.Module], batch: int, wrong: float = 0.0
 ) -> Make:
-    """Images of a dataset to classes; a share ``wrong`` of training labels is drawn at random."""
+    """Define a task of image classification, with a fraction ``wrong`` of random labels."""
 
     def make(seed: int, root: str | None) -> Problem:
         data = images(dataset, root)
@@ -42,22 +42,18 @@ def classified(
         labels[where] = torch.randint(10, (int(where.sum()),), generator=draws)
 
         def of_step(step: int) -> Batch:
-            chosen = pick(len(labels), batch, seed, step)
+            chosen = random_indices(len(labels), batch, seed, step)
             return data.normalise(data.train_x[chosen]), labels[chosen]
 
-        tested = data.normalise(data.test_x[:TESTED])
-        return Problem(
-            seeded(seed, build),
-            cross_entropy,
-            of_step,
-            lambda net: percent_right(net, tested, data.test_y[:TESTED]),
-        )
+        test = data.normalise(data.test_x[:TESTED]), data.test_y[:TESTED]
+        net = seeded(seed, build)
+        return Problem(net, cross_entropy, of_step, lambda net: accuracy(net, *test))
 
     return make
 
 
-def denoised(seed: int, root: str | None) -> Problem:
-    """A U-Net tells the noise from the image."""
+def denoising(seed: int, root: str | None) -> Problem:
+    """Denoise images of CIFAR-10 with a U-Net."""
     data = images("cifar10", root)
 
     def noisy(pixels: Tensor, draws: torch.Generator) -> Batch:
@@ -65,15 +61,15 @@ def denoised(seed: int, root: str | None) -> Problem:
         return clean + NOISE * torch.randn(clean.shape, generator=draws), clean
 
     def of_step(step: int) -> Batch:
-        chosen = pick(len(data.train_x), 16, seed, step)
+        chosen = random_indices(len(data.train_x), 16, seed, step)
         return noisy(data.train_x[chosen], generator(seed, -2 - step))
 
-    tested = noisy(data.test_x[:400], generator(0))
-    return Problem(seeded(seed, UNet), squared, of_step, lambda net: float(squared(net, tested)))
+    test = noisy(data.test_x[:400], generator(0))
+    return Problem(seeded(seed, UNet), mse, of_step, lambda net: mse(net, test))
 
 
 class Encoder(nn.Module):
-    """Images to points on a sphere."""
+    """CNN with normalised embeddings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,18 +81,20 @@ class Encoder(nn.Module):
         self.head = nn.Linear(64, 32)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(images, 32), of length 1."""
+        """Embed images on the unit sphere, [B, 1, 28, 28] -> [B, 32]."""
         return F.normalize(self.head(self.body(x)), dim=1)
 
 
-def contrasted(seed: int, root: str | None) -> Problem:
-    """Two views of an image are near each other, all others far away (SimCLR).
+def contrastive(seed: int, root: str | None) -> Problem:
+    """Learn embeddings of images without labels, by SimCLR (Chen et al. 2020).
 
-    Judged by the labels of the nearest of 2,000 images in what lies before the last layer.
+    The figure of merit is the accuracy of the 10 nearest neighbours among 2,000 training images,
+    with features before the last layer.
     """
     data = images("fmnist", root)
 
     def view(pixels: Tensor, draws: torch.Generator) -> Tensor:
+        """Crop, flip, brighten and add noise, at random."""
         count = len(pixels)
         scale = 0.7 + 0.3 * torch.rand(count, generator=draws)
         flip = 1 - 2 * torch.randint(2, (count,), generator=draws)
@@ -109,21 +107,22 @@ def contrasted(seed: int, root: str | None) -> Problem:
         return bright * moved + 0.1 * torch.randn(moved.shape, generator=draws)
 
     def of_step(step: int) -> Batch:
-        chosen = data.normalise(data.train_x[pick(len(data.train_x), 64, seed, step)])
+        index = random_indices(len(data.train_x), 64, seed, step)
+        chosen = data.normalise(data.train_x[index])
         draws = generator(seed, -2 - step)
         return (torch.cat([view(chosen, draws), view(chosen, draws)]),)
 
     def loss(net: nn.Module, batch: Batch) -> Tensor:
         points = net(batch[0])
-        near = points @ points.T / 0.2
-        near = near.masked_fill(torch.eye(len(near), dtype=torch.bool), -1e9)
-        return F.cross_entropy(near, torch.arange(len(near)).roll(len(near) // 2))
+        logits = points @ points.T / 0.2  # cosines over the temperature
+        logits = logits.masked_fill(torch.eye(len(logits), dtype=torch.bool), -1e9)
+        return F.cross_entropy(logits, torch.arange(len(logits)).roll(len(logits) // 2))
 
-    shown, tested = (data.normalise(x[:TESTED]) for x in (data.train_x, data.test_x))
+    train, test = (data.normalise(x[:TESTED]) for x in (data.train_x, data.test_x))
 
     def evaluate(net: nn.Module) -> float:
         assert isinstance(net, Encoder)
-        known, asked = (F.normalize(net.body(x), dim=1) for x in (shown, tested))
+        known, asked = (F.normalize(net.body(x), dim=1) for x in (train, test))
         votes = F.one_hot(data.train_y[:TESTED], 10)[(asked @ known.T).topk(10).indices].sum(1)
         return 100 * float((votes.argmax(1) == data.test_y[:TESTED]).float().mean())
 
@@ -131,12 +130,12 @@ def contrasted(seed: int, root: str | None) -> Problem:
 
 
 TASKS = (
-    Task("vit", "ViT, CIFAR-10", ACCURACY, 400, classified("cifar10", ViT, 32)),
+    Task("vit", "ViT, CIFAR-10", ACCURACY, 400, classification("cifar10", ViT, 32)),
     Task("resnet", "ResNet-8 with BatchNorm, CIFAR-10", ACCURACY, 300,
-         classified("cifar10", ResNet8, 32)),
-    Task("mixer", "MLP-Mixer, CIFAR-10", ACCURACY, 400, classified("cifar10", Mixer, 32)),
+         classification("cifar10", ResNet8, 32)),
+    Task("mixer", "MLP-Mixer, CIFAR-10", ACCURACY, 400, classification("cifar10", Mixer, 32)),
     Task("noisy_labels", "CNN, batches of 8, 30 % wrong labels", ACCURACY, 1200,
-         classified("fmnist", lambda: cnn(1, 28, 16), 8, WRONG)),
-    Task("unet", "U-Net that denoises CIFAR-10", lower("mean square"), 200, denoised),
-    Task("contrastive", "SimCLR, FashionMNIST, neighbours' labels", ACCURACY, 300, contrasted),
+         classification("fmnist", lambda: cnn(1, 28, 16), 8, WRONG)),
+    Task("unet", "U-Net that denoises CIFAR-10", Merit("mean square"), 200, denoising),
+    Task("contrastive", "SimCLR, FashionMNIST, neighbours' labels", ACCURACY, 300, contrastive),
 )  # fmt: skip
