@@ -24,20 +24,12 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """File of a set.
-
-    Attributes:
-        path: Path of the file.
-        numbers: Numbers of its networks or runs.
-        record: Header of the file.
-        total: Entry of the header with the size of the set, if shards of a smaller set can be kept
-            when the set grows; otherwise "".
-    """
+    """File of a set."""
 
     path: Path
-    numbers: Sequence[int]
-    record: dict[str, Any]
-    total: str
+    numbers: Sequence[int]  # numbers of its networks or runs
+    record: dict[str, Any]  # header
+    total: str  # entry of the header with the size of the set, if the set can grow; otherwise ""
 
 
 def shards_of(
@@ -45,14 +37,10 @@ def shards_of(
 ) -> list[Shard]:
     """Divide the numbers of a split into shards of a size; for other arguments see ``Shard``."""
     parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    paths = [folder / shard_name(record["split"], i) for i in range(len(parts))]
     return [
-        Shard(
-            folder / shard_name(record["split"], i),
-            part,
-            {**record, "shards": len(parts), "shard": i},
-            total,
-        )
-        for i, part in enumerate(parts)
+        Shard(path, part, {**record, "shards": len(parts), "shard": i}, total)
+        for i, (path, part) in enumerate(zip(paths, parts, strict=True))
     ]
 
 

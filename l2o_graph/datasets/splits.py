@@ -10,32 +10,25 @@ from l2o_graph.storage.shards import named
 
 
 def listed(
-    folder: Path,
-    given: str | Path | None,
-    defaults: Sequence[str],
-    split: str,
-    columns: Sequence[str],
+    folder: Path, given: str | Path | None, names: Sequence[str], split: str, columns: Sequence[str]
 ) -> list[tuple[Any, ...]] | None:
-    """Read the entries of a split from a JSON file; None if there is no such file.
+    """Read the rows (path, ...) of a split from a JSON file; None if there is no such file.
 
     Paths in the file are those of the authors' machine. Each is replaced by its longest suffix that
     exists in the folder.
 
     Args:
         folder: Folder of the dataset.
-        given: JSON file; None for the first file with a default name, in the folder or its parent.
-        defaults: Default names.
+        given: JSON file; None for the first one of the default names, in the folder or its parent.
+        names: Default names.
         split: Key of the split in the file.
         columns: Keys of the lists of a split, "path" first. A split may also be a list of paths;
             the other columns are then None.
 
-    Returns:
-        Entries of the columns, one tuple for each network.
-
     Raises:
         ValueError: For a file of another format, and paths that do not exist.
     """
-    candidates = [place / name for place in (folder, folder.parent) for name in defaults]
+    candidates = [place / name for place in (folder, folder.parent) for name in names]
     file = next((p for p in candidates if p.exists()), None) if given is None else Path(given)
     if file is None:
         return None

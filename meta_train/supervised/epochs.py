@@ -87,14 +87,8 @@ class EpochTrainer(Trainer):
     """Supervised training run between two steps, by AdamW with AMSGrad.
 
     The random numbers of a step depend only on the seed and the number of the step, so that no
-    state of generators has to be saved.
-
-    Args:
-        config: Configuration of the run.
-        make: Function that creates the model.
-        examples: Number of training examples.
-        device: Device of the model.
-        data: Description of the dataset.
+    state of generators has to be saved. ``make`` creates the model, an epoch has ``examples``
+    training examples, and ``data`` describes them.
     """
 
     count = "step"
@@ -131,10 +125,7 @@ class EpochTrainer(Trainer):
 
     @abstractmethod
     def descend(self, index: Int64[Tensor, " batch"]) -> dict[str, float]:
-        """Accumulate gradients of the mean loss on networks of the training split.
-
-        Returns the mean "loss"; for classifiers also "accuracy".
-        """
+        """Accumulate gradients on training networks; return the mean "loss" and other metrics."""
 
     @abstractmethod
     def measure(self, split: str) -> dict[str, float]:
@@ -243,9 +234,6 @@ class EpochTrainer(Trainer):
         return super().provenance(parameters=count, **self.evaluations[-1], **more)
 
     def generator(self, purpose: int, number: int) -> torch.Generator:
-        """Create the generator for a purpose and a number of a step or epoch.
-
-        Purpose 1 is the order of an epoch, 2 the augmentation and 3 the dropout of a step.
-        """
+        """Create a generator for order (1), augmentation (2) or dropout (3) at a step or epoch."""
         seed = (self.config.seed * 8 + purpose) * 2**32 + number
         return torch.Generator().manual_seed(seed)

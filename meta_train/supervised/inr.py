@@ -246,10 +246,7 @@ class INRTrainer(EpochTrainer):
     def _metrics(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor], targets: Tensor
     ) -> dict[str, Float[Tensor, " n"]]:
-        """Compute the loss of each network, and for classifiers whether the prediction is right.
-
-        The loss is the cross-entropy in nats, or for editors the mean squared error of the pixels.
-        """
+        """Compute cross-entropy in nats and correctness of each network, or the MSE of pixels."""
         weights, biases = ([t.to(self.device) for t in kind] for kind in (weights, biases))
         targets = targets.to(self.device)
         if isinstance(self.model, INREditor):

@@ -72,9 +72,6 @@ def register_task(name: str) -> Callable[[Make], Make]:
     The task is registered in this process only. Others, such as those of ``--jobs``, have to import
     the file that registers it.
 
-    Args:
-        name: Name of the task.
-
     Raises:
         ValueError: For a name that is taken, and for one with a colon, which separates the settings
             of a variant.
@@ -88,9 +85,7 @@ def register_task(name: str) -> Callable[[Make], Make]:
 def get_task(name: str) -> Task:
     """Return a task by name, or a variant of it such as "fmnist_cnn:width=64,batch=32".
 
-    Args:
-        name: Name of the task. Settings of a variant are ``batch``, ``width`` and for CNNs
-            ``depth``.
+    Settings of a variant are ``batch``, ``width`` and for CNNs ``depth``.
 
     Raises:
         ValueError: For an unknown name or setting, and for settings of a task without variants.

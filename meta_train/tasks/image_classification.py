@@ -172,11 +172,7 @@ class ImageTask:
         return self._images.name
 
     def problem(self, seed: int, device: torch.device) -> ImageProblem:
-        """Create a network and its batches, with a seed for both.
-
-        Raises:
-            RuntimeError: If ``load`` was not called before.
-        """
+        """Create a network and its batches, with a seed for both; requires ``load``."""
         if self._images is None:
             raise RuntimeError("expected a call of load() before problem()")
         images = self._images

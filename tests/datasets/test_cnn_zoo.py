@@ -278,8 +278,8 @@ def test_a_split_without_networks_is_refused(park, tmp_path):
         load_cnns(tmp_path / "few", "val")
     assert str(error.value) == (
         f"CNNs '{tmp_path / 'few'}': expected networks of split 'val', in val-00000.safetensors "
-        "and so on, found none; train them by python -m l2o_graph.datasets.zoo, with --runs 3 or "
-        "more for all splits"
+        "and so on, found none: train them by python -m l2o_graph.datasets.zoo, with --runs 3 or "
+        "more"
     )
     copy = copied(park, tmp_path)
     for path in copy.glob("val-*"):
@@ -444,7 +444,7 @@ def test_the_command_counts_runs_that_diverged(tmp_path, monkeypatch, capsys):
         run(tmp_path)
     said = capsys.readouterr().out
     assert "9 runs diverged: checkpoints with non-finite weights are left out" in said
-    with pytest.raises(ValueError, match=r"split 'train', .* found none, as every run diverged"):
+    with pytest.raises(ValueError, match=r"split 'train', .* found none: every run diverged"):
         load_cnns(tmp_path, "train")
 
 

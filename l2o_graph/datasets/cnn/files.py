@@ -26,7 +26,6 @@ from l2o_graph.storage.shards import (
 
 KIND = "CNNs"
 TENSORS = ("step", "accuracy", "values")  # tensors of a run, stored as NAME.NUMBER
-MANIFEST = "manifest.json"
 
 # Of every 20 runs, 12 for training, 3 for validation, 5 for the test. Three runs have all splits.
 SPLIT_OF_RUN = tuple({"t": "train", "v": "val", "s": "test"}[x] for x in "tsvttsttvtsttstvttst")
@@ -132,14 +131,12 @@ def load_cnns(folder: str | Path, split: str) -> CNNs:
     record, shards, faults = read_set(folder, split, KIND, read_shard)
     runs = [run for shard in shards for run in shard]
     if not any(len(run.step) for run in runs):
-        reason = (
-            "; train them by python -m l2o_graph.datasets.zoo, with --runs 3 or more for all splits"
-        )
+        reason = "train them by python -m l2o_graph.datasets.zoo, with --runs 3 or more"
         if shards or faults:
-            reason = f": {named(faults)}" if faults else ", as every run diverged"
+            reason = named(faults) if faults else "every run diverged"
         raise ValueError(
             f"CNNs '{folder}': expected networks of split '{split}', in {shard_name(split, 0)} and "
-            f"so on, found none{reason}"
+            f"so on, found none: {reason}"
         )
     if faults:
         warnings.warn(
@@ -232,11 +229,7 @@ def _check(
 
 
 def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
-    """Write manifest.json, a readable list of the content of all shards, with a line per run.
-
-    Raises:
-        ValueError: For damaged shards.
-    """
+    """Write manifest.json, a readable list of the content of all shards, with a line per run."""
     lines, common = {}, {}
     for path in paths:
         common, runs = read_shard(path)
@@ -253,7 +246,7 @@ def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
             lines[run.number] = json.dumps(line)
     head = json.dumps({k: v for k, v in common.items() if k not in ("split", "shard", "shards")})
     of_all = ",\n".join(lines[number] for number in sorted(lines))
-    write_atomically(folder / MANIFEST, f'{head[:-1]}, "runs": [\n{of_all}\n]}}\n'.encode())
+    write_atomically(folder / "manifest.json", f'{head[:-1]}, "runs": [\n{of_all}\n]}}\n'.encode())
 
 
 def stacked(networks: CNNs, index: Int64[Tensor, " n"], like: Tensor) -> list[Tensor]:

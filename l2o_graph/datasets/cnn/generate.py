@@ -88,12 +88,7 @@ class Settings:
 
 
 def plan(settings: Settings) -> list[Shard]:
-    """Check the settings, and list the shards.
-
-    Raises:
-        ValueError: For settings out of range.
-        DatasetNotFoundError: If the dataset is not found and cannot be downloaded.
-    """
+    """Check the settings, by a ValueError or DatasetNotFoundError, and list the shards."""
     check_ranges(
         settings, runs=COUNT, size=COUNT_OR_NONE, test_images=COUNT_OR_NONE, shard=COUNT,
         seed=SEED, jobs=COUNT,

@@ -66,12 +66,7 @@ def layout_for(source: str) -> tuple[int, ...]:
 
 
 def plan(settings: Settings) -> list[Shard]:
-    """Check the settings, and list the shards.
-
-    Raises:
-        ValueError: For settings out of range.
-        DatasetNotFoundError: If the dataset is not found and cannot be downloaded.
-    """
+    """Check the settings, by a ValueError or DatasetNotFoundError, and list the shards."""
     check_ranges(settings, views=COUNT, seed=SEED, shard=COUNT, batch=COUNT, jobs=COUNT)
     if settings.batch > settings.shard:
         raise ValueError(
@@ -106,11 +101,7 @@ def plan(settings: Settings) -> list[Shard]:
 
 
 def fit_shard(settings: Settings, shard: Shard) -> Shard:
-    """Fit the networks of a shard, and write it.
-
-    Raises:
-        ValueError: For networks that are not finite.
-    """
+    """Fit the networks of a shard, and write it; a ValueError for non-finite networks."""
     data = _load(settings.source, settings.data_root)
     split, rows = shard.record["split"], torch.tensor(shard.numbers)
     view, position = rows // shard.record["images"], rows % shard.record["images"]

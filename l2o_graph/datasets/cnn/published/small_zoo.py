@@ -140,10 +140,7 @@ def _positions(count: int, split: str) -> list[int]:
 
 
 def _rearranged(folder: Path, rows: Tensor) -> tuple[list[tuple[int, ...]], Tensor]:
-    """Convert rows (n, P) to torch's layout; return the shapes of the parameters, and the rows.
-
-    Parameters are in the order of the layers, the weight before the bias.
-    """
+    """Convert rows (n, P) to torch's layout, weight before bias; return shapes and rows."""
     parts: dict[str, Tensor] = {}
     table = _table(folder, "layout.csv", LAYOUT)
     with expecting(
