@@ -1,1 +1,1 @@
-"""Data that ships with the package or is found beside it."""
+"""Datasets: images, and sets of trained networks."""

@@ -1,4 +1,4 @@
-"""FashionMNIST, MNIST and CIFAR-10 as tensors, from wherever they are; and the packaged sample."""
+"""Image datasets as tensors: FashionMNIST, MNIST, CIFAR-10, and the packaged sample."""
 
 import os
 import zipfile
@@ -15,7 +15,7 @@ from l2o_graph.storage.files import expecting, write_atomically
 
 DATA_VARIABLE = "L2O_GRAPH_DATA"
 
-# Channel mean and deviation. FashionMNIST takes MNIST's, as the paper's tasks do.
+# Mean and standard deviation of each channel. FashionMNIST has those of MNIST, as in the paper.
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "fmnist": ((0.1307,), (0.3081,)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -25,43 +25,43 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 class DatasetNotFoundError(FileNotFoundError):
-    """A dataset is neither at hand nor can it be downloaded."""
+    """Error for a dataset that is not found and cannot be downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """A labelled image dataset, split into training and test."""
+    """Labelled image dataset with a training and a test set."""
 
-    name: str  # which dataset, and in words where it came from
+    name: str  # name of the dataset and its source, for people
     train_x: Tensor  # (n, channels, height, width) uint8
     train_y: Tensor  # (n,) int64
     test_x: Tensor
     test_y: Tensor
-    mean: tuple[float, ...]  # of each channel, in [0, 1]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # mean of each channel, for pixels from 0 to 1
+    std: tuple[float, ...]  # standard deviation of each channel
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels -> float32, of mean 0 and standard deviation 1 a channel."""
+        """Convert uint8 pixels to float32, with mean 0 and standard deviation 1 per channel."""
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
         return (pixels.float() / 255 - mean) / std
 
 
 def data_root(given: str | Path | None = None) -> Path:
-    """The folder given, or the one that L2O_GRAPH_DATA names, or ``data`` here."""
+    """Return the given folder, or else that of L2O_GRAPH_DATA, or else ``data``."""
     return Path(given or os.environ.get(DATA_VARIABLE) or "data")
 
 
 def load_images(name: str, root: str | Path | None = None) -> Images:
-    """Load a dataset, downloading it where it is not found.
+    """Load a dataset, and download it if needed.
 
     Args:
         name: "fmnist", "mnist", "cifar10" or "fmnist_sample".
-        root: Folder where datasets lie; see :func:`data_root`.
+        root: Folder of datasets; see :func:`data_root`.
 
     Raises:
-        ValueError: For a name that is not known.
-        DatasetNotFoundError: When it is not there and cannot be downloaded.
+        ValueError: For an unknown name.
+        DatasetNotFoundError: If the dataset is not found and cannot be downloaded.
     """
     if name not in NORMALISATION:
         raise ValueError(f"unknown dataset '{name}', expected one of {sorted(NORMALISATION)}")
@@ -71,15 +71,15 @@ def load_images(name: str, root: str | Path | None = None) -> Images:
     except Exception as error:
         raise DatasetNotFoundError(
             f"dataset '{name}' is not in {folder.resolve()} and could not be downloaded "
-            f"({type(error).__name__}: {error}). Give its folder with --data-root or "
-            f"{DATA_VARIABLE}, or use the task fmnist_sample, which needs no data."
+            f"({type(error).__name__}: {error}). Set its folder by --data-root or "
+            f"{DATA_VARIABLE}, or use fmnist_sample, which is part of the package."
         ) from error
     mean, std = NORMALISATION[name]
     return Images(label, *tensors, mean=mean, std=std)
 
 
 def _read(name: str, folder: Path) -> tuple[str, list[Tensor]]:
-    """Where a dataset came from, in words; images and labels for training, and for the test."""
+    """Return the name of a dataset for people; images and labels for training, then the test."""
     if name == "fmnist_sample":
         return "FashionMNIST, the packaged sample", _sample()
     if name == "cifar10" and (archive := folder / "cifar10.zip").exists():
@@ -87,17 +87,17 @@ def _read(name: str, folder: Path) -> tuple[str, list[Tensor]]:
     from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
     kind = {"fmnist": FashionMNIST, "mnist": MNIST, "cifar10": CIFAR10}[name]
-    answer: list[Tensor] = []
+    tensors: list[Tensor] = []
     for train in (True, False):
-        dataset = kind(folder, train=train, download=True)  # where it is not there in full
+        dataset = kind(folder, train=train, download=True)  # only if it is not there in full
         x = torch.as_tensor(dataset.data)  # (n, height, width), or with channels last
         x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
-        answer += [x, torch.as_tensor(dataset.targets).long()]
-    return "CIFAR-10" if name == "cifar10" else kind.__name__, answer
+        tensors += [x, torch.as_tensor(dataset.targets).long()]
+    return "CIFAR-10" if name == "cifar10" else kind.__name__, tensors
 
 
 def _sample() -> list[Tensor]:
-    """The first 6,000 training and 1,000 test images of FashionMNIST (MIT, Zalando SE)."""
+    """Load the first 6,000 training and 1,000 test images of FashionMNIST (MIT, Zalando SE)."""
     path = resources.files("l2o_graph.datasets") / "fmnist_sample.npz"
     with resources.as_file(path) as file, np.load(file, allow_pickle=False) as arrays:
         x, y, tx, ty = (torch.from_numpy(arrays[k]) for k in ("x", "y", "test_x", "test_y"))
@@ -105,14 +105,14 @@ def _sample() -> list[Tensor]:
 
 
 def _cached_cifar10(archive: Path) -> list[Tensor]:
-    """Decode an archive of cifar10/{train,test}/<class>/*.jpg once, and keep the tensors."""
+    """Decode an archive of cifar10/{train,test}/<class>/*.jpg, and cache the tensors in a file."""
     status = archive.stat()
     cache = Path.home() / ".cache" / "l2o_graph" / f"cifar10_{status.st_size}.safetensors"
     keys = ("train_x", "train_y", "test_x", "test_y")
     if not cache.exists():
         decoded = [*_decode(archive, "train"), *_decode(archive, "test")]
         write_atomically(cache, save(dict(zip(keys, decoded, strict=True))))
-    with expecting(f"'{cache}': expected decoded images (remove it to have them decoded anew)"):
+    with expecting(f"'{cache}': expected decoded images (remove the file to decode them again)"):
         tensors = load_file(cache)
         return [tensors[k] for k in keys]
 

@@ -1,4 +1,4 @@
-"""What commands that make sets of networks share: what is missing is made, shard by shard."""
+"""Creation of sharded sets of networks: shards that are missing are made in parallel."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -24,69 +24,66 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file to be."""
+    """File of a set."""
 
     path: Path
-    numbers: Sequence[int]  # of the networks, or runs, in it
-    record: dict[str, Any]  # what its header says
-    # The entry of the header that is smaller in a smaller set with the same numbers; "" where a
-    # smaller set has others.
-    total: str
+    numbers: Sequence[int]  # numbers of its networks or runs
+    record: dict[str, Any]  # header
+    total: str  # entry of the header with the size of the set, if the set can grow; otherwise ""
 
 
 def shards_of(
     folder: Path, numbers: Sequence[int], size: int, record: dict[str, Any], total: str
 ) -> list[Shard]:
-    """The shards of a split, of so many numbers each; the other arguments as of ``Shard``."""
+    """Divide the numbers of a split into shards of a size; for other arguments see ``Shard``."""
     parts = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    paths = [folder / shard_name(record["split"], i) for i in range(len(parts))]
     return [
-        Shard(
-            folder / shard_name(record["split"], i),
-            part,
-            {**record, "shards": len(parts), "shard": i},
-            total,
-        )
-        for i, part in enumerate(parts)
+        Shard(path, part, {**record, "shards": len(parts), "shard": i}, total)
+        for i, (path, part) in enumerate(zip(paths, parts, strict=True))
     ]
 
 
 def make(
     shards: Sequence[Shard],
     kind: str,
-    held: Callable[[Path], int],
+    count: Callable[[Path], int],
     work: Callable[[Shard], Shard],
     jobs: int,
     unit: str,
 ) -> int:
-    """Make the shards that are missing, each written as it is done; count what was made.
+    """Make the shards that are missing or damaged.
 
-    The caller holds the folder. A set that was smaller grows: what it has is not made again.
+    Full shards of a smaller set are kept. The caller holds the lock of the folder.
 
     Args:
-        shards: All of the set.
-        kind: Kind of networks.
-        held: Count of what is in a file there, as ``numbers`` counts it.
-        work: Maker of a shard; a function that can be pickled.
-        jobs: Number of processes, of one thread each.
-        unit: Name of what is counted: networks, or runs.
+        shards: All shards of the set.
+        kind: Kind of networks, "INRs" or "CNNs".
+        count: Function that counts the networks or runs in a file.
+        work: Function that makes and writes a shard; has to be picklable.
+        jobs: Number of processes, with one thread each.
+        unit: Unit of the progress bar.
+
+    Returns:
+        Number of networks or runs that were made.
 
     Raises:
-        ValueError: For shards of another configuration in their place, before any work.
+        ValueError: For existing shards of another configuration, before any work.
     """
     absent, smaller = [], []
     for shard in shards:
         try:
             found = read_record(shard.path, kind)
-        except (FileNotFoundError, ValueError):  # what is damaged is made anew
+        except (FileNotFoundError, ValueError):  # missing or damaged
             absent.append(shard)
             continue
         grown = 0 < found.get(shard.total, 0) < shard.record.get(shard.total, 0)
-        usual = {key: shard.record[key] for key in (shard.total, "shards")} if grown else {}
-        if difference := differences(shard.record, {**found, **usual}):
+        ignored = {key: shard.record[key] for key in (shard.total, "shards")} if grown else {}
+        if difference := differences(shard.record, {**found, **ignored}):
             raise ValueError(
-                f"'{shard.path}' is of another configuration: {difference}; give another --out"
+                f"'{shard.path}' is of another configuration: {difference}; choose another --out"
             )
-        if grown and held(shard.path) == len(shard.numbers):
+        if grown and count(shard.path) == len(shard.numbers):
             smaller.append((shard.path, {**found, **shard.record}))
         elif grown:
             absent.append(shard)
@@ -100,12 +97,12 @@ def make(
 
 
 def generator_of(name: str) -> torch.Generator:
-    """Random numbers for what has a name, whatever else is made."""
+    """Create a generator that is seeded by a hash of the name."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return torch.Generator().manual_seed(seed)
 
 
 def quantiles(values: Tensor) -> str:
-    """Cells of a table: the least, 5 %, 25 %, the median, 75 %, 95 % and the most."""
+    """Format minimum, 5 %, 25 %, median, 75 %, 95 % and maximum as cells of a table."""
     found = values.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
     return "".join(f"{q:8.2f}" for q in found.tolist())

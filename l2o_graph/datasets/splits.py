@@ -1,4 +1,4 @@
-"""Splits of sets that others published, from the JSON files that their scripts write."""
+"""Splits of published datasets of networks, from their JSON files."""
 
 import json
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ from l2o_graph.storage.shards import named
 
 
 def listed(
-    folder: Path, given: str | Path | None, usual: Sequence[str], split: str, columns: Sequence[str]
+    folder: Path, given: str | Path | None, names: Sequence[str], split: str, columns: Sequence[str]
 ) -> list[tuple[Any, ...]] | None:
-    """What a JSON file says that a split is; None where there is no such file.
+    """Read the rows (path, ...) of a split from a JSON file; None if there is no such file.
 
-    Paths in it are as they were on the authors' machine: what counts is the longest end of each
-    that is there in the folder.
+    Paths in the file are those of the authors' machine. Each is replaced by its longest suffix that
+    exists in the folder.
 
     Args:
-        folder: Folder of the set.
-        given: The file; None for the first of the usual names, in the folder or beside it.
-        usual: These names.
-        split: Its key in the file.
-        columns: Keys of the lists of a split, "path" first. A split may also be a list of paths
-            alone; the others are then None.
+        folder: Folder of the dataset.
+        given: JSON file; None for the first one of the default names, in the folder or its parent.
+        names: Default names.
+        split: Key of the split in the file.
+        columns: Keys of the lists of a split, "path" first. A split may also be a list of paths;
+            the other columns are then None.
 
     Raises:
-        ValueError: For a file that is something else, and paths to nothing.
+        ValueError: For a file of another format, and paths that do not exist.
     """
-    candidates = [place / name for place in (folder, folder.parent) for name in usual]
+    candidates = [place / name for place in (folder, folder.parent) for name in names]
     file = next((p for p in candidates if p.exists()), None) if given is None else Path(given)
     if file is None:
         return None
@@ -37,17 +37,18 @@ def listed(
         if isinstance(content, list):
             content = dict.fromkeys(columns, [None] * len(content)) | {columns[0]: content}
         entries = list(zip(*(content[column] for column in columns), strict=True))
-        places = [_place(folder, Path(entry[0])) for entry in entries]
-    missing = [entry[0] for entry, place in zip(entries, places, strict=True) if place is None]
+        found = [_found(folder, Path(entry[0])) for entry in entries]
+    missing = [entry[0] for entry, path in zip(entries, found, strict=True) if path is None]
     if missing or not entries:
         raise ValueError(
-            f"'{folder}': expected {len(entries)} files of split '{split}' by '{file.name}', "
+            f"'{folder}': expected {len(entries)} files of split '{split}' in '{file.name}', "
             f"{len(missing)} are missing: {named(missing)}"
         )
-    return [(place, *entry[1:]) for place, entry in zip(places, entries, strict=True)]
+    return [(path, *entry[1:]) for path, entry in zip(found, entries, strict=True)]
 
 
-def _place(folder: Path, path: Path) -> Path | None:
+def _found(folder: Path, path: Path) -> Path | None:
+    """Find the longest suffix of a path that is a file in the folder."""
     parts = path.relative_to(path.anchor).parts
-    ends = (folder.joinpath(*parts[i:]) for i in range(len(parts)))
-    return next((end for end in ends if end.is_file()), None)
+    suffixes = (folder.joinpath(*parts[i:]) for i in range(len(parts)))
+    return next((suffix for suffix in suffixes if suffix.is_file()), None)

@@ -1,4 +1,4 @@
-"""Where work is done: devices, and processes of one thread that end with who started them."""
+"""Devices, and pools of single-threaded processes that end with their parent."""
 
 import itertools
 import os
@@ -12,11 +12,11 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Output = TypeVar("Output")
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that torch cannot work on, by a ValueError with torch's reason."""
+    """Raise a ValueError for a device that torch cannot use."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -25,19 +25,20 @@ def check_device(device: str) -> None:
 
 
 def in_parallel(
-    work: Callable[[Item], Answer], items: Sequence[Item], jobs: int
-) -> Iterator[Answer]:
-    """Answers as they come, the same to the bit for any number of jobs: each of one thread.
+    work: Callable[[Item], Output], items: Sequence[Item], jobs: int
+) -> Iterator[Output]:
+    """Map a function over items in parallel, and yield results as they are finished.
 
-    Where the caller is stopped or killed, so are the processes.
+    Every process has one thread, so results are bit-identical for any number of jobs. The processes
+    end if the caller is stopped or killed.
 
     Args:
-        work: What is done with each item; a function that can be pickled.
-        items: Started in this order.
-        jobs: Processes; 1 for this one, where the order of the answers is that of the items.
+        work: Function of an item; has to be picklable.
+        items: Items, which are started in this order.
+        jobs: Number of processes. With 1, this process does the work, in the order of the items.
 
     Raises:
-        BrokenProcessPool: When a process is killed.
+        BrokenProcessPool: If a process is killed.
     """
     if jobs == 1 or not items:
         threads = torch.get_num_threads()
@@ -51,7 +52,7 @@ def in_parallel(
         min(jobs, len(items)), get_context("spawn"), initializer=_begin_as_worker
     )
     try:
-        # No more than are worked on: what is queued would be begun after an interrupt.
+        # One item per process: queued items would still be started after an interrupt.
         waiting = iter(items)
         running = {pool.submit(work, item) for item in itertools.islice(waiting, jobs)}
         while running:
@@ -65,9 +66,9 @@ def in_parallel(
 
 def _begin_as_worker() -> None:
     torch.set_num_threads(1)
-    # An interrupt from the keyboard reaches all processes; a worker has nothing to say about it.
+    # Ctrl-C reaches all processes; a worker should end without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # A worker waits for work for ever where the parent was killed and cannot tell it to end.
+    # Otherwise a worker would wait for work forever after its parent was killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""``python -m l2o_graph.datasets.zoo``: see ``l2o_graph.datasets.cnn.generate``."""
+"""Entry point of ``python -m l2o_graph.datasets.zoo``; see ``cnn.generate``."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Training of models that read the weights of networks, by labels."""
+"""Supervised training of models that read networks."""

@@ -1,9 +1,9 @@
-"""Training of models that read CNNs to predict their accuracy.
+"""Training of models that predict the accuracy of CNNs.
 
-Kofinas et al. 2024, section 4.2: AdamW with AMSGrad, clipped gradients, a mean squared error or a
-cross-entropy of the predicted accuracy, and of all evaluations the one that ranks the validation
-split best, by Kendall's tau-b. Their recipe is for tens of thousands of networks; the default one
-for a few thousand.
+Kofinas et al. 2024, section 4.2: AdamW with AMSGrad, gradient clipping, and mean squared error or
+cross-entropy of the predicted accuracy. The best evaluation is that with the largest Kendall's
+tau-b on the validation split. The paper's recipe is for tens of thousands of networks, the default
+recipe for a few thousand.
 """
 
 import json
@@ -37,31 +37,31 @@ from l2o_graph.metanets.intervals import covered, residuals_of
 from l2o_graph.metanets.structure import structure_of
 from l2o_graph.ranges import COUNT, check_choices
 from l2o_graph.storage.files import write_atomically
+from l2o_graph.storage.shards import SPLITS
 from meta_train.run import Result
-from meta_train.supervised.epochs import EpochConfig, EpochTrainer, in_words
+from meta_train.supervised.epochs import EpochConfig, EpochTrainer
 
 CNN_TASKS: dict[str, Zoo] = {"cnn_park": "park", "cnn_small": "small"}
-SPLITS = ("train", "val", "test")
 PREDICTIONS = "predictions.jsonl"
-LEVELS = (0.8, 0.9)  # of intervals whose coverage is measured
+LEVELS = (0.8, 0.9)  # nominal coverage of the prediction intervals that are evaluated
 
 Loss = Literal["mse", "bce"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CNNTrainingConfig(EpochConfig):
-    """One run; ``default_recipe`` and ``paper_recipe`` say what goes with what.
+    """Configuration of a run; see ``default_recipe`` and ``paper_recipe``.
 
     Attributes:
-        task: A name of ``CNN_TASKS``.
-        model: What is trained.
-        loss: "mse", of the accuracy, or "bce", its cross-entropy in nats.
-        piece: Networks that are worked on at once, as many as the cache holds; a step adds up
-            the gradients of its pieces.
-        augment: Whether networks are changed at random in training: see ``augmented``.
-        hold_out: "TRAIT=VALUE", as "depth=5": networks that have it
-            (``l2o_graph.metanets.descriptors``) are not trained on and not validated on, and
-            only they are tested; "" for no trait.
+        task: Key of ``CNN_TASKS``.
+        model: Configuration of the model.
+        loss: Loss: "mse", the squared error of the accuracy, or "bce", its cross-entropy in nats.
+        piece: Number of networks in a micro-batch, which should fit in the cache; gradients are
+            accumulated over the micro-batches of a batch.
+        augment: Whether networks are augmented in training; see ``augmented``.
+        hold_out: Trait "TRAIT=VALUE" of networks for testing only, such as "depth=5", from
+            ``l2o_graph.metanets.descriptors``. Training and validation have only networks without
+            it; "" for all networks.
     """
 
     task: str = "cnn_park"
@@ -79,19 +79,22 @@ class CNNTrainingConfig(EpochConfig):
     def __post_init__(self) -> None:
         _kind(self.task)
         check_choices(self, loss=Loss)
-        self.check_ranges(piece=COUNT)
+        EpochConfig.__post_init__(self)
+        COUNT.check("piece", self.piece)
 
 
 def default_recipe(
     task: str = "cnn_park", model: str = "ng_gnn", **sizes: Any
 ) -> CNNTrainingConfig:
-    """What learns most from a few thousand networks: see docs/generalization.md.
+    """Return the best recipe for a few thousand networks; see docs/generalization.md.
 
-    Small steps, no noise of any kind, a rate that falls to 0, and for graph models weights times
-    the root of their fan-in instead of their Fourier features. NG-T takes smaller batches and a
-    larger rate, ProbeGen a smaller rate, as published.
+    Small batches, no dropout or augmentation, decay of the learning rate to 0, and for graph
+    models weights times the root of their fan-in instead of Fourier features. NG-T has smaller
+    batches and a larger learning rate; ProbeGen has a smaller learning rate, as published.
+    ``sizes`` override fields of the model's configuration.
 
-    ``sizes`` are other fields of the model's configuration than the published ones.
+    Raises:
+        ValueError: For an unknown task, and values out of range.
     """
     scaled = model in ON_GRAPHS and not sizes.get("fourier")
     changes = {"dropout": 0.0, "fourier": 0.0, "scaled": scaled, **sizes}
@@ -101,10 +104,11 @@ def default_recipe(
 
 
 def paper_recipe(task: str = "cnn_park", model: str = "ng_gnn", **sizes: Any) -> CNNTrainingConfig:
-    """The recipe of Kofinas et al. 2024, section 4.2, and of their scripts: see above.
+    """Return the recipe of Kofinas et al. 2024, section 4.2, and their code.
 
-    NG-GNN's first weights (``keep_nodes``) and NG-T's pairs without an edge (``plain``) are ours
-    here, too.
+    Unlike there, NG-GNN's initial weights (``keep_nodes``) and NG-T's attention between nodes
+    without an edge (``plain``) are those of this package. Arguments and errors are those of
+    ``default_recipe``.
     """
     kind = _kind(task)
     recipe: dict[str, Any] = {"epochs": 10, "batch": 128}
@@ -124,10 +128,10 @@ def _kind(task: str) -> Zoo:
 
 
 def load_zoo(folder: str | Path, split: str) -> CNNs:
-    """A split of a zoo: of ``python -m l2o_graph.datasets.zoo``, or one of the published two.
+    """Load a split of a zoo: one of ``python -m l2o_graph.datasets.zoo``, or a published one.
 
     Raises:
-        ValueError: For a folder without networks of that split.
+        ValueError: For a folder without networks of the split.
     """
     folder = Path(folder)
     if (folder / "weights.npy").exists():
@@ -138,7 +142,7 @@ def load_zoo(folder: str | Path, split: str) -> CNNs:
 
 
 def kendall(one: Float[Tensor, " I"], other: Float[Tensor, " I"]) -> float:
-    """Kendall's tau-b of two orders, -1 to 1; 0 where one of them is none."""
+    """Compute Kendall's tau-b, from -1 to 1; 0 if one of the variables is constant."""
     from scipy.stats import kendalltau
 
     found: Any = kendalltau(one.numpy(), other.numpy())
@@ -146,16 +150,18 @@ def kendall(one: Float[Tensor, " I"], other: Float[Tensor, " I"]) -> float:
 
 
 def held_out(splits: Mapping[str, CNNs], trait: str) -> dict[str, CNNs]:
-    """Splits, by name, without the networks that have a trait; the test split has only them.
+    """Hold out networks with a trait, such as "depth=5", from all splits but "test".
+
+    The test split keeps only these networks.
 
     Raises:
-        ValueError: For an unknown trait, and where a split is left without networks.
+        ValueError: For an unknown trait, and if no network of a split is left.
     """
     key, _, value = trait.partition("=")
     if key not in (*RANGES, *NAMES) or not value:
         expected = ", ".join((*RANGES, *NAMES))
         raise ValueError(f"hold_out: expected TRAIT=VALUE, of {expected}, found '{trait}'")
-    left = {}
+    selected = {}
     for split, networks in splits.items():
         found = [
             value in map(str, descriptors(structure_of(a))[key]) for a in networks.architectures
@@ -163,13 +169,15 @@ def held_out(splits: Mapping[str, CNNs], trait: str) -> dict[str, CNNs]:
         index = (torch.tensor(found)[networks.which] == (split == "test")).nonzero().flatten()
         if not len(index):
             which = "with" if split == "test" else "without"
-            raise ValueError(f"hold_out: no network of split '{split}' is {which} {trait}")
-        left[split] = chosen(networks, index)
-    return left
+            raise ValueError(
+                f"hold_out: expected networks of split '{split}' {which} {trait}, found none"
+            )
+        selected[split] = chosen(networks, index)
+    return selected
 
 
 class CNNTrainer(EpochTrainer):
-    """A run in progress, between two steps."""
+    """Training run of a predictor of accuracy between two steps."""
 
     config: CNNTrainingConfig
     model: GeneralizationPredictor
@@ -180,11 +188,11 @@ class CNNTrainer(EpochTrainer):
         make = partial(GeneralizationPredictor, config.model)
         super().__init__(config, make, len(zoo["train"]), device, data)
         self.zoo = zoo
-        self._predicted = torch.empty(0)  # of the split that was last evaluated
-        self._residuals: dict[str, Any] = {}
+        self._predicted = torch.empty(0)  # predictions for the last evaluated split, (I,)
+        self._residuals: dict[str, Any] = {}  # see ``residuals_of``
 
     def descend(self, index: Int64[Tensor, " batch"]) -> dict[str, float]:
-        """Add the gradients of the mean loss of some networks, by pieces; returns that loss."""
+        """Accumulate gradients of the mean loss on a batch, over micro-batches."""
         config = self.config
         networks = chosen(self.zoo["train"], index)
         if config.augment:
@@ -199,11 +207,11 @@ class CNNTrainer(EpochTrainer):
 
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:
-        """Mean loss and Kendall's tau of a split; keeps what is predicted of its networks.
+        """Compute mean loss and Kendall's tau on a split, and keep the predictions.
 
-        Of the test split also the share of accuracies within the intervals of ``LEVELS``, as
-        "cover_80", where the runs of the validation split suffice for them. How far off the model
-        is on these runs, which the intervals are made of, is measured before.
+        For the test split also the coverage of the prediction intervals of ``LEVELS``, as
+        "cover_80", if the validation split has enough runs for them. The intervals come from
+        residuals on the validation split, which are computed first.
         """
         networks = self.zoo[split]
         if split == "test":
@@ -215,34 +223,30 @@ class CNNTrainer(EpochTrainer):
         logits = torch.cat([self.model.logits(chosen(networks, piece)) for piece in pieces])
         self._predicted = logits.sigmoid().cpu()
         loss = self._loss(logits, networks).mean().item()
-        found = {"loss": loss, "tau": kendall(self._predicted, networks.accuracy)}
+        metrics = {"loss": loss, "tau": kendall(self._predicted, networks.accuracy)}
         if split == "test":
             runs = self._residuals["runs"]
             for level in LEVELS:
                 if level * (runs + 1) <= runs:
-                    share = covered(self._predicted, networks.accuracy, level, self._residuals)
-                    found[f"cover_{100 * level:.0f}"] = share
-        return found
-
-    def describe(self, point: dict[str, Any]) -> str:
-        """Say in words what an evaluation found."""
-        return "tau " + in_words(point, "tau", "{:.3f}")
+                    coverage = covered(self._predicted, networks.accuracy, level, self._residuals)
+                    metrics[f"cover_{100 * level:.0f}"] = coverage
+        return metrics
 
     def score(self, point: dict[str, Any]) -> float:
-        """By the order of the validation split."""
+        """Return Kendall's tau on the validation split."""
         return point["val_tau"]
 
     def save_best(self, path: Path) -> None:
-        """Write the model as it is, for use."""
+        """Save a checkpoint, with the ranges of traits in the training split in its provenance."""
         train = self.zoo["train"]
-        known = (train.architectures[i] for i in train.which.unique().tolist())
-        seen = ranges_of(map(structure_of, known))
+        architectures = (train.architectures[i] for i in train.which.unique().tolist())
+        seen = ranges_of(map(structure_of, architectures))
         seen["accuracy"] = [round(x.item(), 6) for x in train.accuracy.aminmax()]
-        found = {"seen": seen, "residuals": self._residuals}
-        save_cnn_model(path, self.model, self.provenance() | found)
+        more = {"seen": seen, "residuals": self._residuals}
+        save_cnn_model(path, self.model, self.provenance() | more)
 
-    def save_shown(self, path: Path) -> None:
-        """Write beside a checkpoint what it says of each network of the test split."""
+    def save_predictions(self, path: Path) -> None:
+        """Write ``PREDICTIONS``, a line for each network of the test split."""
         test = self.zoo["test"]
         names = "run", "step", "accuracy", "prediction"
         columns = test.run, test.step, test.accuracy, self._predicted
@@ -251,7 +255,7 @@ class CNNTrainer(EpochTrainer):
         write_atomically(path.with_name(PREDICTIONS), "".join(lines).encode())
 
     def _loss(self, logits: Float[Tensor, " n"], networks: CNNs) -> Float[Tensor, " n"]:
-        """Of each network."""
+        """Compute the loss of each network."""
         accuracy = networks.accuracy.to(logits)
         if self.config.loss == "mse":
             return (logits.sigmoid() - accuracy).square()
@@ -267,24 +271,23 @@ def train_cnn_model(
 ) -> Result:
     """Train a model that predicts the accuracy of CNNs.
 
-    Ctrl-C ends the run after the step it is in, state saved.
+    Ctrl-C saves the state after the current step and ends the run.
 
     Args:
-        config: The run. When resuming, that of the saved state has to be the same.
-        zoo: Folder of the networks: see ``load_zoo``.
+        config: Configuration of the run; the same as that of the state if the run is resumed.
+        zoo: Folder of the networks; see ``load_zoo``.
         out: Folder for ``state.safetensors``, ``log.jsonl``, ``checkpoint.safetensors`` and
-            ``predictions.jsonl``, a line for each network of the test split as the checkpoint
-            sees it.
-        device: Where the model lives.
-        resume: Continue from the state in ``out`` if there is one.
+            ``predictions.jsonl``, with a line for each network of the test split.
+        device: Device of the model.
+        resume: Whether to continue from the state in ``out``, if there is one.
 
     Raises:
-        ValueError, OSError: For an empty split, for networks that there is no room for, and as
-            ``meta_train.run.prepared``.
+        ValueError, OSError: For an empty split, for networks that exceed the capacity of the
+            model, and as in ``meta_train.run.prepared``.
     """
     splits = {split: load_zoo(zoo, split) for split in SPLITS}
     if config.hold_out:
         splits = held_out(splits, config.hold_out)
     counts = ", ".join(f"{len(networks)} {split}" for split, networks in splits.items())
-    new = CNNTrainer(config, splits, torch.device(device), f"{Path(zoo).name}: {counts}")
-    return new.run(out, resume)
+    trainer = CNNTrainer(config, splits, torch.device(device), f"{Path(zoo).name}: {counts}")
+    return trainer.run(out, resume)

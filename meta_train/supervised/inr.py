@@ -1,8 +1,8 @@
-"""Training of models that read INRs: to classify what they draw, or to edit it.
+"""Training of models that read INRs, to classify or edit their images.
 
-AdamW with AMSGrad, a linear warm-up, clipped gradients, and of all evaluations the one that is best
-on the validation split, as in Kofinas et al. 2024, section 4.1. Their recipe is for hundreds of
-epochs; the default one for a few.
+Kofinas et al. 2024, section 4.1: AdamW with AMSGrad, linear warm-up and gradient clipping; the best
+evaluation on the validation split counts. The paper's recipe is for hundreds of epochs, the default
+recipe for a few.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,11 @@ from l2o_graph.metanets.inr import MODELS
 from l2o_graph.metanets.inr_config import Task
 from l2o_graph.ranges import check_choices
 from l2o_graph.storage.files import write_atomically
+from l2o_graph.storage.shards import SPLITS
 from meta_train.run import Result
-from meta_train.supervised.epochs import EpochConfig, EpochTrainer, in_words
+from meta_train.supervised.epochs import EpochConfig, EpochTrainer
 
-# Name -> (dataset of the images, what a model is to do).
+# Dataset of the images, and task of the model, by name.
 INR_TASKS: dict[str, tuple[str, Task]] = {
     "mnist_inr": ("mnist", "classify"),
     "fmnist_inr": ("fmnist", "classify"),
@@ -48,30 +49,29 @@ INR_TASKS: dict[str, tuple[str, Task]] = {
     "sample_inr": ("fmnist_sample", "classify"),
     "sample_dilation": ("fmnist_sample", "edit"),
 }
-# Changes that leave a class of each dataset what it is.
+# Augmentation that preserves the classes of each dataset, a key of AMOUNTS.
 SMALL = {
     "mnist": "small",
     "fmnist": "mirrored",
     "cifar10": "small-mirrored",
     "fmnist_sample": "mirrored",
 }
-SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 128
 
-# Beside the checkpoint of an editor: what the first networks of the test split draw as they are
-# and edited, and what they should draw; "drawn", "edited" and "target", (n, 28, 28) each.
+# File with images of the first SHOWN networks of the test split, for editors: "drawn" without
+# editing, "edited" and "target", (n, 28, 28) each.
 EDITED = "edited.safetensors"
 SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class INRTrainingConfig(EpochConfig):
-    """One run.
+    """Configuration of a run; see ``default_recipe`` and ``paper_recipe``.
 
     Attributes:
-        task: A name of ``INR_TASKS``.
-        model: What is trained.
-        augment: How networks to be classified are changed at random: a name of ``AMOUNTS``, or
+        task: Key of ``INR_TASKS``.
+        model: Configuration of the model.
+        augment: Augmentation of networks in training of classifiers, a key of ``AMOUNTS``, or
             "none".
     """
 
@@ -92,19 +92,21 @@ class INRTrainingConfig(EpochConfig):
                 f"task '{self.task}': expected a model to {kind}, found one to {self.model.task}"
             )
         check_choices(self, augment=("none", *AMOUNTS))
-        self.check_ranges()
+        EpochConfig.__post_init__(self)
 
 
 def default_recipe(
     task: str = "mnist_inr", model: str = "ng_gnn", **sizes: Any
 ) -> INRTrainingConfig:
-    """What learns most in minutes from some ten thousand INRs: see docs/inr.md.
+    """Return the best recipe for minutes of training on about ten thousand INRs; see docs/inr.md.
 
-    The ordered pass and ProbeGen take steps of 32 networks (16 to edit), changed at random, at a
-    rate that falls to 0. Other models take small steps, without noise of any kind, and read numbers
-    as they are instead of their Fourier features.
+    The ordered pass and ProbeGen have batches of 32 augmented networks (16 without augmentation
+    for editing) and decay of the learning rate to 0. Other models have small batches, no dropout
+    or augmentation, and no Fourier features. ``sizes`` override fields of the model's
+    configuration.
 
-    ``sizes`` are other fields of the model's configuration than the published ones.
+    Raises:
+        ValueError: For an unknown task, and values out of range.
     """
     recipe: dict[str, Any] = {}
     if model not in ("ordered", "probegen"):
@@ -118,7 +120,10 @@ def default_recipe(
 
 
 def paper_recipe(task: str = "mnist_inr", model: str = "ng_gnn", **sizes: Any) -> INRTrainingConfig:
-    """The recipe of Kofinas et al. 2024, section 4.1, and of their scripts: see above."""
+    """Return the recipe of Kofinas et al. 2024, section 4.1, and their code.
+
+    Arguments and errors are those of ``default_recipe``.
+    """
     recipe: dict[str, Any] = {"epochs": 200, "warmup": 10_000, "clip": 1.0}
     if _kind(task) == "classify":
         epochs = 150 if task == "fmnist_inr" else 100
@@ -134,25 +139,25 @@ def _kind(task: str) -> Task:
 
 
 def _model(task: str, model: str, **changes: Any) -> INRModelConfig:
-    """A model for the networks of a task, with changes."""
+    """Configure a model for the networks of a task, with changes."""
     kind, source = _kind(task), INR_TASKS[task][0]
     return inr_config(model, kind, **{"layout": layout_for(source), **changes})
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """A split: networks, and what a model is to say of each.
+    """Split of a task.
 
     Attributes:
-        networks: I of them.
-        targets: Their classes (I,), or the images (I, 28, 28) that they are to draw.
+        networks: I networks.
+        targets: Classes (I,), or target images (I, height, width) of editing.
     """
 
     networks: INRs
     targets: Int64[Tensor, " I"] | Float[Tensor, "I height width"]
 
-    def of(self, index: Int64[Tensor, " n"]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Weights, biases and targets of some networks."""
+    def batch(self, index: Int64[Tensor, " n"]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Select weights (n, out, in), biases (n, out) and targets of networks by index."""
         weights = [w[index] for w in self.networks.weights]
         return weights, [b[index] for b in self.networks.biases], self.targets[index]
 
@@ -160,13 +165,13 @@ class Examples:
 def load_examples(
     task: str, folder: str | Path, data_root: str | Path | None
 ) -> dict[str, Examples]:
-    """Splits of a task from a folder that ``python -m l2o_graph.datasets.inr`` wrote.
+    """Load the splits of a task from a folder that ``python -m l2o_graph.datasets.inr`` wrote.
 
-    Only editing needs images, from where datasets lie.
+    Only editing needs ``data_root``, the folder of image datasets.
 
     Raises:
-        ValueError: For a folder without whole splits.
-        DatasetNotFoundError: When images are needed and absent.
+        ValueError: For missing or damaged shards.
+        DatasetNotFoundError: If images are needed and not found.
     """
     source, kind = INR_TASKS[task]
     splits = {split: load_inrs(folder, split) for split in SPLITS}
@@ -177,7 +182,7 @@ def load_examples(
 
 
 class INRTrainer(EpochTrainer):
-    """A run in progress, between two steps."""
+    """Training run of a classifier or editor between two steps."""
 
     config: INRTrainingConfig
     model: INRClassifier | INREditor
@@ -196,65 +201,57 @@ class INRTrainer(EpochTrainer):
         super().__init__(config, make, len(networks), device, data)
 
     def descend(self, index: Int64[Tensor, " batch"]) -> dict[str, float]:
-        """Add the gradients of the mean loss of some networks; returns what is known of them."""
+        """Accumulate gradients of the mean loss on a batch; return the metrics."""
         config = self.config
-        weights, biases, targets = self.splits["train"].of(index)
+        weights, biases, targets = self.splits["train"].batch(index)
         if config.augment != "none" and config.model.task == "classify":
-            dice, amounts = self.generator(2, self.step), AMOUNTS[config.augment]
-            weights, biases = augmented(weights, biases, dice, amounts)
-        found = {k: v.mean() for k, v in self._score(weights, biases, targets).items()}
-        found["loss"].backward()
-        return {key: value.item() for key, value in found.items()}
+            generator, amounts = self.generator(2, self.step), AMOUNTS[config.augment]
+            weights, biases = augmented(weights, biases, generator, amounts)
+        metrics = {k: v.mean() for k, v in self._metrics(weights, biases, targets).items()}
+        metrics["loss"].backward()
+        return {key: value.item() for key, value in metrics.items()}
 
     @torch.no_grad()
     def measure(self, split: str) -> dict[str, float]:
-        """Mean loss and, of a classifier, accuracy on a split."""
+        """Compute mean loss and, for classifiers, accuracy on a split."""
         examples = self.splits[split]
         self.model.eval()
         batches = torch.arange(len(examples.networks)).split(EVALUATION_BATCH)
-        found = [self._score(*examples.of(index)) for index in batches]
+        found = [self._metrics(*examples.batch(index)) for index in batches]
         return {key: float(torch.cat([f[key] for f in found]).mean()) for key in found[0]}
 
-    def describe(self, point: dict[str, Any]) -> str:
-        """Say in words what an evaluation found."""
-        if "val_accuracy" in point:
-            return "accuracy " + in_words(point, "accuracy", "{:.2%}")
-        return "mean squared error " + in_words(point, "loss", "{:.5f}")
-
     def score(self, point: dict[str, Any]) -> float:
-        """By accuracy on the validation split, or without one by loss."""
+        """Return the accuracy on the validation split or, for editors, the negative loss."""
         return point.get("val_accuracy", -point["val_loss"])
 
     def save_best(self, path: Path) -> None:
-        """Write the model as it is, for use."""
+        """Save a checkpoint."""
         save_inr_model(path, self.model, self.provenance())
 
-    def save_shown(self, path: Path) -> None:
-        """Write ``EDITED`` beside the checkpoint of an editor."""
-        if isinstance(self.model, INREditor):
-            write_atomically(path.with_name(EDITED), save(self._edited(self.model)))
-
     @torch.no_grad()
-    def _edited(self, model: INREditor) -> dict[str, Float[Tensor, "n height width"]]:
-        """What some networks draw, and what they should."""
+    def save_predictions(self, path: Path) -> None:
+        """Write ``EDITED``, images of some networks of the test split, for an editor."""
+        if not isinstance(self.model, INREditor):
+            return
         test = self.splits["test"]
-        weights, biases, target = test.of(torch.arange(min(SHOWN, len(test.networks))))
-        model.eval()
-        edited = model.draw(
+        weights, biases, target = test.batch(torch.arange(min(SHOWN, len(test.networks))))
+        self.model.eval()
+        edited = self.model.draw(
             [w.to(self.device) for w in weights], [b.to(self.device) for b in biases]
         )
         drawn = render(weights, biases, omega0=self.config.model.omega0)
-        return {"drawn": drawn, "edited": edited.cpu(), "target": target}
+        images = {"drawn": drawn, "edited": edited.cpu(), "target": target}
+        write_atomically(path.with_name(EDITED), save(images))
 
-    def _score(
+    def _metrics(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor], targets: Tensor
     ) -> dict[str, Float[Tensor, " n"]]:
-        """Of each network the loss in nats and whether it is right, or the error of its pixels."""
+        """Compute cross-entropy in nats and correctness of each network, or the MSE of pixels."""
         weights, biases = ([t.to(self.device) for t in kind] for kind in (weights, biases))
         targets = targets.to(self.device)
         if isinstance(self.model, INREditor):
-            drawn = self.model.draw(weights, biases)
-            return {"loss": (drawn - targets).square().mean((1, 2))}
+            edited = self.model.draw(weights, biases)
+            return {"loss": (edited - targets).square().mean((1, 2))}
         logits = self.model(weights, biases)
         loss = nn.functional.cross_entropy(logits, targets, reduction="none")
         return {"loss": loss, "accuracy": (logits.argmax(1) == targets).to(loss)}
@@ -270,20 +267,21 @@ def train_inr_model(
 ) -> Result:
     """Train a model that reads INRs.
 
-    Ctrl-C ends the run after the step it is in, state saved.
+    Ctrl-C saves the state after the current step and ends the run.
 
     Args:
-        config: The run. When resuming, that of the saved state has to be the same.
-        inrs: Folder of the networks: see ``load_examples``.
-        out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``.
-        data_root: Where datasets of images lie; only editing needs them.
-        device: Where the model lives.
-        resume: Continue from the state in ``out`` if there is one.
+        config: Configuration of the run; the same as that of the state if the run is resumed.
+        inrs: Folder of the networks; see ``load_examples``.
+        out: Folder for ``state.safetensors``, ``log.jsonl`` and ``checkpoint.safetensors``; for
+            editors also ``edited.safetensors``.
+        data_root: Folder of image datasets, which only editing needs.
+        device: Device of the model.
+        resume: Whether to continue from the state in ``out``, if there is one.
 
     Raises:
-        ValueError, OSError: For networks that are absent, damaged or of another layout, and as
+        ValueError, OSError: For networks that are missing, damaged or of another layout, and as in
             ``meta_train.run.prepared``.
-        DatasetNotFoundError: When images are needed and absent.
+        DatasetNotFoundError: If images are needed and not found.
     """
     splits = load_examples(config.task, inrs, data_root)
     counts = ", ".join(f"{len(examples.networks)} {split}" for split, examples in splits.items())
@@ -291,5 +289,5 @@ def train_inr_model(
         found, expected = (getattr(x, name) for x in (splits["train"].networks, config.model))
         if found != expected:
             raise ValueError(f"INRs '{inrs}': expected {name} {expected}, found {found}")
-    new = INRTrainer(config, splits, torch.device(device), f"{Path(inrs).name}: {counts}")
-    return new.run(out, resume)
+    trainer = INRTrainer(config, splits, torch.device(device), f"{Path(inrs).name}: {counts}")
+    return trainer.run(out, resume)

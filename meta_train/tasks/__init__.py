@@ -1,6 +1,6 @@
-"""The tasks: a name -> networks to train, batches to train them on and a loss.
+"""Tasks by name: networks to train, with mini-batches and a loss.
 
-They are what the paper's rule is meta-trained on, and what benchmarks take besides their own.
+The paper's rule is meta-trained on them, and benchmarks have them in addition to their own.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,39 +18,39 @@ from meta_train.tasks.image_classification import ImageTask, cnn, mlp
 
 @runtime_checkable
 class Problem(Protocol):
-    """One network and the data it is trained on, on one device.
+    """Network and its data on a device.
 
     Attributes:
-        module: The network; its parameters are where training starts.
-        spec: Specification of its graph, as ``neural_graph(module).spec``.
+        module: Network with the initial parameters.
+        spec: Specification of its graph, as in ``neural_graph(module).spec``.
     """
 
     module: nn.Module
     spec: NetSpec
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Give the batch of one step, counted from 0; the same whenever it is asked for."""
+        """Return the batch of a step, counted from 0; always the same for a step."""
         ...
 
     def loss(self, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Compute the loss of the network with these parameters on a batch; differentiable."""
+        """Compute the loss of the network with given parameters on a batch; differentiable."""
         ...
 
     def accuracy(self, parameters: Sequence[Tensor]) -> float:
-        """Compute the fraction of held-out examples that these parameters get right."""
+        """Compute the accuracy on held-out examples, from 0 to 1, with given parameters."""
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A family of problems."""
+    """Distribution of problems."""
 
     def load(self, root: str | Path | None) -> str:
-        """Load the data once, from a folder or where it is otherwise; say what it is."""
+        """Load the data, from a folder or the default one; return a description of it."""
         ...
 
     def problem(self, seed: int, device: torch.device) -> Problem:
-        """Make a problem: the network, initialised by the seed, on a device, and its batches."""
+        """Create a problem on a device, with initial parameters and batches of the seed."""
         ...
 
 
@@ -63,18 +63,18 @@ TASKS: dict[str, Task] = {
     "fmnist_mlp": ImageTask("fmnist", mlp, width=32),
     "fmnist_sample": ImageTask("fmnist_sample", cnn, width=16),
 }
-"""All tasks by name; ``register_task`` adds to them."""
+"""Tasks by name; ``register_task`` adds to them."""
 
 
 def register_task(name: str) -> Callable[[Make], Make]:
-    """Add a task of one's own: decorates a class, or a function, that makes it without arguments.
+    """Register a task: a decorator of a class or function that creates it without arguments.
 
-    It is known by a name, to this process alone: another one, as those of ``--jobs``, has to import
+    The task is registered in this process only. Others, such as those of ``--jobs``, have to import
     the file that registers it.
 
     Raises:
-        ValueError: For a name that another task has, and one with a colon, behind which settings
-            of a variant stand.
+        ValueError: For a name that is taken, and for one with a colon, which separates the settings
+            of a variant.
     """
     if ":" in name:
         raise ValueError(f"expected the name of a task without a colon, found '{name}'")
@@ -83,12 +83,12 @@ def register_task(name: str) -> Callable[[Make], Make]:
 
 @cache
 def get_task(name: str) -> Task:
-    """Find the task of a name, or a variant of one: "fmnist_cnn:width=64,batch=32".
+    """Return a task by name, or a variant of it such as "fmnist_cnn:width=64,batch=32".
 
-    Settings of a variant are ``batch``, ``width`` and of a CNN ``depth``.
+    Settings of a variant are ``batch``, ``width`` and for CNNs ``depth``.
 
     Raises:
-        ValueError: For a name or a setting that is not known, and settings of a task without any.
+        ValueError: For an unknown name or setting, and for settings of a task without variants.
     """
     base, _, settings = name.partition(":")
     if base not in TASKS:

@@ -1,4 +1,4 @@
-"""Classify images with a small CNN or MLP (REFERENCE net: Kofinas et al. 2024, appendix)."""
+"""Image classification by small CNNs and MLPs (Kofinas et al. 2024, appendix)."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,19 +17,20 @@ from l2o_graph.tracing.by_order import spec_of_module
 CLASSES = 10
 BATCH = 128
 TEST_BATCH = 1000
-SAMPLE = "sample"  # as a data root: the packaged sample in place of all image datasets
+SAMPLE = "sample"  # data root that replaces all image datasets by the packaged sample
 
 
 def cnn(channels: int, size: int, width: int, depth: int = 3) -> nn.Module:
-    """Convolutions, global average pooling and a linear layer: the paper's optimizee.
+    """Build a CNN with global average pooling and a linear layer, the optimizee of the paper.
 
-    14,378 parameters for one channel and width 16, 56,970 for three and width 32.
+    It has 14,378 parameters for one channel and width 16, 56,970 for three channels and width 32.
 
     Args:
-        channels: Number of channels of an image.
-        size: Size of an image; any.
-        width: Channels after the first convolution, which has stride 2; twice as many later.
-        depth: Convolutions.
+        channels: Number of channels of the images.
+        size: Side of the images, which is not used.
+        width: Number of channels after the first convolution, which has stride 2; later ones have
+            twice as many.
+        depth: Number of convolutions.
     """
     layers: list[nn.Module] = []
     for i in range(depth):
@@ -42,7 +43,7 @@ def cnn(channels: int, size: int, width: int, depth: int = 3) -> nn.Module:
 
 
 def mlp(channels: int, size: int, width: int) -> nn.Module:
-    """Two hidden layers on flattened images."""
+    """Build an MLP with two hidden layers for flattened images."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(channels * size * size, 2 * width),
@@ -54,36 +55,36 @@ def mlp(channels: int, size: int, width: int) -> nn.Module:
 
 
 def images_of(dataset: str, root: str | Path | None) -> Images:
-    """A dataset of ``load_images``, loaded once.
+    """Load a dataset by ``load_images``, cached.
 
-    Of the root "sample" it is a stand-in from the packaged sample of FashionMNIST.
+    For the root "sample", the packaged sample of FashionMNIST replaces it.
 
     Raises:
-        DatasetNotFoundError: When it is not there and cannot be downloaded.
+        ValueError: For an unknown name.
+        DatasetNotFoundError: If the dataset is not found and cannot be downloaded.
     """
     return _stand_in(dataset) if root == SAMPLE else _loaded(dataset, data_root(root).resolve())
 
 
-@cache
-def _loaded(dataset: str, folder: Path | None = None) -> Images:
-    return load_images(dataset, folder)
+_loaded = cache(load_images)
 
 
 @cache
 def _stand_in(dataset: str) -> Images:
+    """Return the packaged sample; for CIFAR-10 with its size and three channels."""
     grey = _loaded("fmnist_sample")
     if dataset != "cifar10":
         return grey
     x, test_x = (
-        torch.cat([wide, wide // 2, 255 - wide], 1)
-        for wide in (F.pad(pixels, (2, 2, 2, 2)) for pixels in (grey.train_x, grey.test_x))
+        torch.cat([padded, padded // 2, 255 - padded], 1)
+        for padded in (F.pad(pixels, (2, 2, 2, 2)) for pixels in (grey.train_x, grey.test_x))
     )
     label = f"{grey.name}, in colour"
     return Images(label, x, grey.train_y, test_x, grey.test_y, *NORMALISATION[dataset])
 
 
 class ImageProblem:
-    """One network on one image dataset; batches run through shuffled epochs."""
+    """Network and image dataset, with batches from shuffled epochs."""
 
     def __init__(self, module: nn.Module, images: Images, batch: int, seed: int):
         self.module = module
@@ -94,7 +95,7 @@ class ImageProblem:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of one step."""
+        """Return the batch of a step: images (B, channels, height, width) and labels (B,)."""
         steps = len(self._images.train_y) // self._batch
         epoch, at = divmod(step, steps)
         if epoch != self._epoch:
@@ -105,13 +106,13 @@ class ImageProblem:
         return self._on_device(self._images.train_x[index], self._images.train_y[index])
 
     def loss(self, parameters: Sequence[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy in nats."""
+        """Compute the cross-entropy in nats."""
         x, y = batch
         return F.cross_entropy(self._logits(parameters, x), y)
 
     @torch.no_grad()
     def accuracy(self, parameters: Sequence[Tensor]) -> float:
-        """Test accuracy in [0, 1]."""
+        """Compute the test accuracy, from 0 to 1."""
         right, images = 0, self._images
         self.module.eval()
         for index in torch.arange(len(images.test_y)).split(TEST_BATCH):
@@ -129,14 +130,14 @@ class ImageProblem:
 
 
 class ImageTask:
-    """A network family on a dataset.
+    """Task of a network and an image dataset.
 
     Args:
-        dataset: A name that ``load_images`` knows.
-        build: (channels, size, width) -> network.
-        width: Width of the task's own network.
-        batch: Images in a batch.
-        shape: What else the network is built with.
+        dataset: Name of the dataset for ``load_images``.
+        build: Function (channels, size, width) -> network.
+        width: Width of the network.
+        batch: Number of images in a batch.
+        shape: Further arguments of ``build``.
     """
 
     def __init__(
@@ -152,31 +153,31 @@ class ImageTask:
         self._images: Images | None = None
 
     def variant(self, **settings: int) -> "ImageTask":
-        """The same task with another ``batch``, ``width`` or shape of network.
+        """Return the task with another ``batch``, ``width`` or shape of the network.
 
         Raises:
-            ValueError: For a setting that the network does not take, and one of 0.
+            ValueError: For an argument that ``build`` does not have, and values below 1.
         """
-        takes = list(inspect.signature(self.build).parameters)[2:]  # after channels and size
+        known = ["batch", *list(inspect.signature(self.build).parameters)[2:]]
         for key, value in settings.items():
-            if key not in ("batch", *takes):
-                raise ValueError(f"expected one of {['batch', *takes]}, found '{key}'")
+            if key not in known:
+                raise ValueError(f"expected one of {known}, found '{key}'")
             COUNT.check(key, value)
         changed = {"width": self.width, "batch": self.batch, **self.shape, **settings}
         return ImageTask(self.dataset, self.build, **changed)
 
     def load(self, root: str | Path | None) -> str:
-        """Load the images, of a folder or, as root "sample", a stand-in from the package."""
+        """Load the images, see ``images_of``; return a description of them."""
         self._images = images_of(self.dataset, root)
         return self._images.name
 
     def problem(self, seed: int, device: torch.device) -> ImageProblem:
-        """The task's own network and batch size."""
+        """Create a network and its batches, with a seed for both; requires ``load``."""
         if self._images is None:
-            raise RuntimeError("call load() before asking for a problem")
+            raise RuntimeError("expected a call of load() before problem()")
         images = self._images
         channels, size = images.train_x.shape[1:3]
-        # torch's default initialisation draws from the global generator and takes no other.
+        # torch's default initialisation only draws from the global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.build(channels, size, self.width, **self.shape).to(device)

@@ -106,11 +106,11 @@ def test_an_architecture_is_told_in_a_line():
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"channels": (3,)}, r"channels: expected those of the image and of one convolution or"),
+        ({"channels": (3,)}, r"channels: expected positive numbers for the image and at least"),
         ({"channels": (3, 0, 6)}, r"found \(3, 0, 6\) and 10 classes"),
         ({"classes": 0}, "and 0 classes"),
         ({"kernels": (3,)}, r"kernels: expected one for each of 2 convolutions, found \(3,\)"),
-        ({"kernels": (3, 4)}, "kernel of convolution 1: expected odd, found 4"),
+        ({"kernels": (3, 4)}, "kernel of convolution 1: expected an odd size, found 4"),
         ({"strides": (0, 1)}, "stride of convolution 0: expected at least 1, found 0"),
         ({"activations": ("relu", "selu")}, "activation of convolution 1: expected one of .*selu"),
         ({"skips": (0, -1)}, r"skip to convolution 0: .*, one of \[-1\], found 0"),

@@ -159,10 +159,10 @@ def test_what_is_wrong_with_a_small_zoo_is_said(small):
         read_small_zoo(folder)
     np.save(folder / "weights.npy", rows.numpy())
     write_layout(folder, [(name.replace("dense/k", "dense/other/k"), s) for name, s in LAYOUT])
-    with pytest.raises(ValueError, match=r"of each layer a kernel and a bias, .*found: KeyError"):
+    with pytest.raises(ValueError, match=r"a kernel and a bias of each layer, .*found: KeyError"):
         read_small_zoo(folder)
     write_layout(folder, [*LAYOUT, ("sequential/dense_1/kernel:0", (10, 10))])
-    with pytest.raises(ValueError, match=r"their places in rows of 4970, .*found: RuntimeError"):
+    with pytest.raises(ValueError, match=r"with positions in rows of 4970, .*found: RuntimeError"):
         read_small_zoo(folder)
     (folder / "metrics.csv.gz").write_bytes(gzip.compress(b"step,accuracy\n86,0.5\n"))
     with pytest.raises(ValueError, match=r"metrics.csv.gz with .*found: KeyError\('test_acc"):
@@ -347,7 +347,7 @@ def test_what_is_wrong_with_a_park_is_said(park, tmp_path):
     listing = tmp_path / "mine.json"
     entry = {"path": [path_of(0), "a/b/checkpoint.pt"], "score": [0.1, 0.2], "step": [1, 2]}
     listing.write_text(json.dumps({"train": entry}))
-    with pytest.raises(ValueError, match=r"2 files of split 'train' by 'mine.json', 1 are missing: "
+    with pytest.raises(ValueError, match=r"2 files of split 'train' in 'mine.json', 1 are missing: "
                        r"a/b/checkpoint.pt"):  # fmt: skip
         read_wild_park(park, "train", listing)
     listing.write_text(json.dumps({"train": {**entry, "score": [0.1]}}))

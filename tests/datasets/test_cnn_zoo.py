@@ -278,8 +278,8 @@ def test_a_split_without_networks_is_refused(park, tmp_path):
         load_cnns(tmp_path / "few", "val")
     assert str(error.value) == (
         f"CNNs '{tmp_path / 'few'}': expected networks of split 'val', in val-00000.safetensors "
-        "and on, found none; python -m l2o_graph.datasets.zoo makes them, of 3 --runs or more "
-        "in each split"
+        "and so on, found none: train them by python -m l2o_graph.datasets.zoo, with --runs 3 or "
+        "more"
     )
     copy = copied(park, tmp_path)
     for path in copy.glob("val-*"):
@@ -303,7 +303,7 @@ def test_shards_of_another_zoo_are_refused(park, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--seed", "3"], "of another configuration: seed is 0, not 3; give another --out"),
+        (["--seed", "3"], "of another configuration: seed is 0, not 3; choose another --out"),
         (["--runs", "8"], "of another configuration: runs_in_all is 9, not 8"),
         (["--kind", "small"], "of another configuration: kind is park, not small"),
         (["--runs", "0"], "runs: expected at least 1, found 0"),
@@ -317,7 +317,10 @@ def test_shards_of_another_zoo_are_refused(park, tmp_path):
         (["--kind", "small", "--longest", "9"], "longest: expected none for kind 'small'"),
         (["--kind", "small", "--strides", "1"], "strides: expected none for kind 'small'"),
         (["--size", "5"], "size: expected a divisor of 28 pixels, found 5"),
-        (["--test-images", "9999"], "test_images: expected at most the 1000 there are, found"),
+        (
+            ["--test-images", "9999"],
+            "test_images: expected at most 1000, the size of the test",
+        ),
         (["--test-images", "-1"], "test_images: expected at least 0, found -1"),
         (["--dataset", "mnist", "--data-root", "/dev/null/x"], "dataset 'mnist' is not in"),
         (["--out", "/dev/null/x"], "Not a directory"),
@@ -440,8 +443,8 @@ def test_the_command_counts_runs_that_diverged(tmp_path, monkeypatch, capsys):
         patched.setattr("l2o_graph.datasets.cnn.park.RATES", (1e38, 1e38))
         run(tmp_path)
     said = capsys.readouterr().out
-    assert "9 runs lack checkpoints, whose weights were not finite" in said
-    with pytest.raises(ValueError, match=r"split 'train', .* found none, as every run diverged"):
+    assert "9 runs diverged: checkpoints with non-finite weights are left out" in said
+    with pytest.raises(ValueError, match=r"split 'train', .* found none: every run diverged"):
         load_cnns(tmp_path, "train")
 
 

@@ -12,7 +12,6 @@ from l2o_graph.datasets.inr.augment import (
     dropped,
     noisy,
     rotated,
-    scaled,
     translated,
 )
 from l2o_graph.inr import coordinates, evaluate, render
@@ -80,14 +79,6 @@ def test_rotated_networks_draw_at_turned_points():
     # A quarter turn brings x where y was: the picture, on its side.
     quarter = render([w[2:] for w in weights], [b[2:] for b in biases])
     torch.testing.assert_close(found[2:], quarter.rot90(1, (1, 2)))
-
-
-def test_scaled_networks_draw_at_points_further_out():
-    weights, biases = networks(2, dtype=torch.float64)
-    factor = torch.tensor([0.8, 1.2], dtype=torch.float64)
-    points = coordinates(dtype=torch.float64) * factor[:, None, None]
-    found = render([scaled(weights[0], factor), *weights[1:]], biases)
-    torch.testing.assert_close(found, drawn_at(weights, biases, points), rtol=0, atol=1e-9)
 
 
 # Disturbances ----------------------------------------------------------------------------------
@@ -199,7 +190,7 @@ def test_small_changes_draw_the_image_in_another_frame(name):
 
 @pytest.mark.parametrize("layout", [(3, 4, 1), (2, 1)])
 def test_networks_without_coordinates_or_hidden_layer_are_refused(layout):
-    message = r"expected networks on 2 coordinates with a hidden layer, found layout \(\d, "
+    message = r"expected networks with 2 inputs and a hidden layer, found layout \(\d, "
     with pytest.raises(ValueError, match=message):
         augmented(*networks(2, layout), generator())
 

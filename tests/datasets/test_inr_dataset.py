@@ -232,8 +232,7 @@ def test_missing_shards_are_named(small, tmp_path):
         load_inrs(copy, "train")
     assert str(error.value) == (
         f"INRs '{copy}': 2 shards of split 'train' cannot be read: train-00000.safetensors is "
-        "missing, train-00003.safetensors is missing; the command that fitted them fits what is "
-        "missing"
+        "missing, train-00003.safetensors is missing; run the same command again to fit them"
     )
     with pytest.raises(ValueError, match=r"expected shards of split 'valid', valid-00000.safet"):
         load_inrs(copy, "valid")
@@ -272,14 +271,14 @@ def test_shards_of_something_else_are_refused(small, tmp_path, replaced, expecte
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--seed", "3"], "of another configuration: seed is 0, not 3; give another --out"),
+        (["--seed", "3"], "of another configuration: seed is 0, not 3; choose another --out"),
         (["--steps", "4"], "is of another configuration: recipe is {'steps': 3"),
         (["--count", "21", "3", "5"], "images is 20, not 21"),
         (["--count", "5501"], "count: expected 0 to 5500 images of split 'train', found 5501"),
         (["--count", "1", "2"], "count: expected one number or three, found [1, 2]"),
-        (["--count", "0"], "count: expected an image to fit, found [0]"),
+        (["--count", "0"], "count: expected at least one image, found [0]"),
         (["--views", "0"], "views: expected at least 1, found 0"),
-        (["--batch", "9"], "batch: expected at most a shard, 8, found 9"),
+        (["--batch", "9"], "batch: expected at most --shard, 8, found 9"),
         (["--device", "nonsense"], "device: cannot use 'nonsense'"),
         (["--source", "mnist", "--data-root", "/dev/null/x"], "dataset 'mnist' is not in"),
         (["--out", "/dev/null/x"], "Not a directory"),
@@ -412,7 +411,7 @@ def test_what_is_wrong_with_a_published_folder_is_said(published, tmp_path):
         read_published(tmp_path / "nothing")
     listing = tmp_path / "mine.json"
     listing.write_text(json.dumps({"train": ["train/model_7.pth", "train/model_8.pth"]}))
-    with pytest.raises(ValueError, match=r"expected 2 files of split 'train' by 'mine.json', 1 "
+    with pytest.raises(ValueError, match=r"expected 2 files of split 'train' in 'mine.json', 1 "
                        r"are missing: train/model_8.pth"):  # fmt: skip
         read_published(fmnist, "train", splits=listing)
     with pytest.raises(ValueError, match=r"mine.json': expected lists \['path', 'label'\] for 'va"):

@@ -67,10 +67,10 @@ def test_targets_are_the_dilated_images_of_the_networks_in_order(split):
 
 def test_networks_of_other_images_are_refused_by_number():
     inrs = inrs_of([0, 1, 2, 3], SAMPLE.train_y)
-    with pytest.raises(ValueError, match=r"split 'test', found others in \d of 4 networks, the"):
+    with pytest.raises(ValueError, match=r"split 'test', found others in \d of 4 networks, first"):
         dilation_targets(inrs, SAMPLE, "test")
     inrs.index[2] = 6_000
-    with pytest.raises(ValueError, match=r"in 1 of 4 networks, the first of them 2 \(image 6000"):
+    with pytest.raises(ValueError, match=r"in 1 of 4 networks, first in network 2 \(image 6000"):
         dilation_targets(inrs, SAMPLE, "train")
     with pytest.raises(ValueError, match="unknown split 'dev', expected one of"):
         dilation_targets(inrs, SAMPLE, "dev")

@@ -158,9 +158,9 @@ def test_a_trait_that_cannot_be_held_out_is_named(zoo):
     for bad in ("colour=red", "depth"):
         with pytest.raises(ValueError, match=f"hold_out: expected TRAIT=VALUE, .* found '{bad}'"):
             held_out(splits, bad)
-    with pytest.raises(ValueError, match="no network of split 'test' is with depth=9"):
+    with pytest.raises(ValueError, match="expected networks of split 'test' with depth=9"):
         held_out(splits, "depth=9")
-    with pytest.raises(ValueError, match="no network of split 'train' is without classes=10"):
+    with pytest.raises(ValueError, match="expected networks of split 'train' without classes="):
         held_out(splits, "classes=10")
 
 

@@ -206,7 +206,7 @@ def test_requests_that_cannot_be_met(inrs, tmp_path, capsys):
     status = main(["--task", "mnist_inr", "--inrs", str(tmp_path / "nothing")])
     assert status == 2
     said = capsys.readouterr().err
-    assert "expected shards of split 'train'" in said and "l2o_graph.datasets.inr makes" in said
+    assert "expected shards of split 'train'" in said and "by python -m l2o_graph.data" in said
     assert main(["--task", "mnist_inr", "--device", "nonsense"]) == 2
     assert "meta_train: device: cannot use 'nonsense'" in capsys.readouterr().err
 

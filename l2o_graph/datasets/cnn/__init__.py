@@ -1,1 +1,1 @@
-"""CNNs as data: trained in numbers, and stored with their accuracy."""
+"""Datasets of trained CNNs with their test accuracies."""

@@ -1,10 +1,11 @@
-"""What a small CNN is made of, and the module that it stands for.
+"""Architectures of small CNNs, and their modules.
 
-Convolutions with "same" padding, each followed by an activation of its own; skips from earlier
-layers; a global average; a linear layer to the classes. Layers of nodes are counted from the
-image, 0: convolution i, counted from 0, reads layer i and writes layer i + 1.
+Convolutions with "same" padding, each followed by an activation; skip connections from earlier
+layers; global average pooling; a linear layer to the classes. Layers are counted from the image,
+layer 0: convolution i, counted from 0, reads layer i, and layer i + 1 is its output after the
+activation.
 
-The family of the CNN Wild Park (Kofinas et al. 2024, appendix C.3), with strides beside.
+The family of the CNN Wild Park (Kofinas et al. 2024, appendix C.3), with strides in addition.
 """
 
 import math
@@ -22,7 +23,7 @@ from l2o_graph.ranges import COUNT
 
 NO_SKIP = -1
 
-# By the names that graphs know them by; "" is none.
+# Activations by their names in graphs; "" for none.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda x: x,
     "relu": F.relu,
@@ -36,21 +37,21 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class CNNArchitecture:
-    """All of a CNN but its parameters; hashable.
-
-    Raises:
-        ValueError: For numbers out of range, naming the field and the convolution.
+    """Architecture of a CNN; hashable.
 
     Attributes:
-        channels: Number of channels of the image, then of what each convolution writes.
+        channels: Number of channels of the image, then of each convolution's output.
         kernels: Side of each convolution's square kernel; odd.
-        activations: Activation behind each convolution, by the name of torch's function; ""
+        activations: Activation after each convolution, by the name of torch's function; ""
             for none.
-        skips: For each convolution the layer that is added to what it writes, in front of the
-            activation: 0 the image, k what convolution k - 1 wrote and its activation gave, -1
-            none. Between unequal widths the first channels are added, as many as both have.
+        skips: Source of each convolution's skip connection, a layer that is added to its output
+            before the activation: 0 for the image, k for convolution k - 1, -1 for none. If
+            their widths differ, only the first channels are added, up to the smaller width.
         strides: Stride of each convolution.
-        classes: Number of classes, which the linear layer writes.
+        classes: Number of classes, the outputs of the linear layer.
+
+    Raises:
+        ValueError: For values out of range, naming the field and the convolution.
     """
 
     channels: tuple[int, ...]
@@ -64,8 +65,8 @@ class CNNArchitecture:
         depth = len(self.channels) - 1
         if depth < 1 or min(*self.channels, self.classes) < 1:
             raise ValueError(
-                "channels: expected those of the image and of one convolution or more, and a "
-                f"class, found {self.channels} and {self.classes} classes"
+                "channels: expected positive numbers for the image and at least one convolution, "
+                f"and at least one class, found {self.channels} and {self.classes} classes"
             )
         for name in ("kernels", "activations", "skips", "strides"):
             if len(getattr(self, name)) != depth:
@@ -76,7 +77,7 @@ class CNNArchitecture:
         each = zip(self.kernels, self.strides, self.activations, self.skips, strict=True)
         for i, (kernel, stride, name, skip) in enumerate(each):
             if kernel < 1 or kernel % 2 == 0:
-                raise ValueError(f"kernel of convolution {i}: expected odd, found {kernel}")
+                raise ValueError(f"kernel of convolution {i}: expected an odd size, found {kernel}")
             COUNT.check(f"stride of convolution {i}", stride)
             if name not in FUNCTIONS:
                 raise ValueError(
@@ -85,8 +86,8 @@ class CNNArchitecture:
                 )
             if skip not in (known := [NO_SKIP, *range(i)]):
                 raise ValueError(
-                    f"skip to convolution {i}: expected a layer before the one that it reads, one "
-                    f"of {known}, found {skip}"
+                    f"skip to convolution {i}: expected a layer before its input, one of {known}, "
+                    f"found {skip}"
                 )
             passed = () if skip == NO_SKIP else self.strides[skip : i + 1]
             if math.prod(passed) != 1:
@@ -97,7 +98,7 @@ class CNNArchitecture:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of weight and bias of each convolution, then of the linear layer."""
+        """Shapes of the weight and bias of each convolution, then of the linear layer."""
         shapes: list[tuple[int, ...]] = []
         for (fan_in, fan_out), side in zip(pairwise(self.channels), self.kernels, strict=True):
             shapes += [(fan_out, fan_in, side, side), (fan_out,)]
@@ -105,11 +106,11 @@ class CNNArchitecture:
 
     @property
     def num_parameters(self) -> int:
-        """Scalars in all parameters together."""
+        """Number of parameters, as scalars."""
         return sum(map(math.prod, self.shapes))
 
     def __str__(self) -> str:
-        """As "3-16-32-10, kernels 3 5, relu tanh, skips -1 0"."""
+        """Return for example "3-16-32-10, kernels 3 5, relu tanh, skips -1 0"."""
         widths = "-".join(map(str, (*self.channels, self.classes)))
         parts = [widths, f"kernels {' '.join(map(str, self.kernels))}"]
         parts.append(" ".join(name or "none" for name in self.activations))
@@ -120,15 +121,15 @@ class CNNArchitecture:
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to what JSON holds."""
+        """Convert to a JSON object."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "CNNArchitecture":
-        """Convert from what ``to_json`` gave.
+        """Convert from the result of ``to_json``.
 
         Raises:
-            ValueError: For other fields, and values out of range.
+            ValueError: For missing or unknown fields, and values out of range.
         """
         expected = [field.name for field in fields(CNNArchitecture)]
         if set(content) != set(expected):
@@ -140,10 +141,10 @@ class CNNArchitecture:
 
 
 def cnn_module(architecture: CNNArchitecture) -> nn.Module:
-    """Make a network of an architecture.
+    """Build a network of an architecture, initialised as torch does.
 
-    It maps images (B, channels, height, width) to logits (B, classes). Its parameters are in the
-    order of ``architecture.shapes``, drawn as torch draws them.
+    It maps images (B, channels, height, width) to logits (B, classes). Its parameters have the
+    order of ``architecture.shapes``.
 
     Examples:
         >>> architecture = CNNArchitecture((3, 8, 16), (3, 3), ("relu", "relu"), (-1, -1), (2, 1))
@@ -158,8 +159,7 @@ def cnn_module(architecture: CNNArchitecture) -> nn.Module:
 class _CNN(nn.Module):
     def __init__(self, architecture: CNNArchitecture):
         super().__init__()
-        self.architecture = architecture
-        a = architecture
+        self.architecture = a = architecture
         widths = zip(pairwise(a.channels), a.kernels, a.strides, strict=True)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(fan_in, fan_out, side, stride, padding=side // 2)
@@ -179,6 +179,6 @@ class _CNN(nn.Module):
 
 
 def as_wide(x: Float[Tensor, "*B C height width"], channels: int) -> Tensor:
-    """The first channels, filled up with zeros: what a skip adds between unequal widths."""
+    """Keep the first channels, padded with zeros: a skip connection between different widths."""
     kept = x[..., :channels, :, :]
     return F.pad(kept, (0, 0, 0, 0, 0, channels - kept.shape[-3]))

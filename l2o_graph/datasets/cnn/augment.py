@@ -1,4 +1,4 @@
-"""Random changes to CNNs that leave their accuracy about what it was (Zhou et al. 2023)."""
+"""Data augmentation of CNNs that about preserves their accuracy (Zhou et al. 2023)."""
 
 from dataclasses import replace
 
@@ -10,17 +10,17 @@ from l2o_graph.datasets.inr.augment import DROPOUT, NOISE, dropped, noisy
 
 
 def augmented(networks: CNNs, generator: torch.Generator) -> CNNs:
-    """Put noise on every parameter of every network, then set a hundredth of them to 0.
+    """Add noise to all parameters, then set 1 % of them to 0.
 
-    Noise has a tenth of the standard deviation of the tensor. What survives keeps its value, where
-    the released code's grows by 1 / (1 - rate).
+    Noise has a tenth of the standard deviation of the tensor. Remaining parameters are not
+    rescaled; the released code multiplies them by 1 / (1 - rate).
 
     Args:
-        networks: Left as they are.
-        generator: Where the random numbers come from; the same gives the same.
+        networks: Networks, which are not modified.
+        generator: Random number generator.
 
     Returns:
-        The networks with other parameters, in new tensors.
+        Networks with the changed parameters, in new tensors.
 
     Source:
         Zhou et al., "Permutation Equivariant Neural Functionals", 2023.

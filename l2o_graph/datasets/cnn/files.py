@@ -1,4 +1,4 @@
-"""Sets of CNNs as sharded safetensors: written whole or not at all, what is whole is read."""
+"""Sets of CNNs in sharded safetensors files, with atomic writes; damaged files are skipped."""
 
 import json
 import math
@@ -25,36 +25,35 @@ from l2o_graph.storage.shards import (
 )
 
 KIND = "CNNs"
-TENSORS = ("step", "accuracy", "values")  # of a run, each as NAME.NUMBER
-MANIFEST = "manifest.json"
+TENSORS = ("step", "accuracy", "values")  # tensors of a run, stored as NAME.NUMBER
 
-# Twelve for training, three for validation, five for the test, and mixed: few runs have all three.
+# Of every 20 runs, 12 for training, 3 for validation, 5 for the test. Three runs have all splits.
 SPLIT_OF_RUN = tuple({"t": "train", "v": "val", "s": "test"}[x] for x in "tsvttsttvtsttstvttst")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A network on its way through training: the checkpoints C that were kept of it."""
+    """Training run of a network, with C checkpoints of P parameters."""
 
-    number: int  # of the run in its zoo, from 0
+    number: int  # index of the run in its zoo, from 0
     architecture: CNNArchitecture
-    hyperparameters: Mapping[str, Any]  # how it was trained, as JSON can hold it
-    step: Int64[Tensor, " C"]  # training steps done
-    accuracy: Float[Tensor, " C"]  # share of the test images that it got right, in [0, 1]
-    values: Float[Tensor, "C P"]  # its parameters, one after another in a row
+    hyperparameters: Mapping[str, Any]  # training hyperparameters, as a JSON object
+    step: Int64[Tensor, " C"]  # number of training steps
+    accuracy: Float[Tensor, " C"]  # test accuracy, from 0 to 1
+    values: Float[Tensor, "C P"]  # flattened parameters
 
 
 @dataclass(frozen=True, slots=True)
 class CNNs:
-    """Networks, each with the share of test images that it gets right.
+    """Networks with their test accuracies.
 
     Attributes:
-        architectures: The distinct architectures.
+        architectures: Distinct architectures.
         which: Index of each network's architecture among these, (I,).
-        values: Parameters of each network, one after another in a row, float32.
-        accuracy: Accuracy of each network on the test images, from 0 to 1.
-        run: Number of the training run that each network is a checkpoint of.
-        step: Number of training steps done.
+        values: Flattened parameters of each network, (P,), float32.
+        accuracy: Test accuracy of each network, from 0 to 1, (I,).
+        run: Number of each network's training run, (I,); a network is a checkpoint of a run.
+        step: Number of training steps of each network, (I,).
     """
 
     architectures: tuple[CNNArchitecture, ...]
@@ -68,18 +67,18 @@ class CNNs:
         return len(self.values)
 
     def architecture(self, i: int) -> CNNArchitecture:
-        """Give the architecture of network i."""
+        """Return the architecture of network i."""
         return self.architectures[int(self.which[i])]
 
     def parameters(self, i: int) -> list[Tensor]:
-        """Give views of network i's parameters, in their shapes."""
+        """Return views of network i's parameters, in their shapes."""
         return unflattened(self.values[i], self.architecture(i))
 
 
 def unflattened(
     values: Float[Tensor, "*B _"], architecture: CNNArchitecture
 ) -> list[Float[Tensor, "..."]]:
-    """Views of rows of parameters in their shapes, behind any batch axes."""
+    """Split flattened parameters (*batch, P) into views (*batch, *shape)."""
     shapes = architecture.shapes
     parts = values.split([math.prod(shape) for shape in shapes], dim=-1)
     return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -91,9 +90,9 @@ def run_of(
     hyperparameters: Mapping[str, Any],
     kept: Sequence[tuple[int, float, Float[Tensor, " P"]]],
 ) -> Run:
-    """Put a run together from the step, accuracy and parameters of its checkpoints.
+    """Build a run from the step, accuracy and parameters of each checkpoint.
 
-    Those that are not finite are left out.
+    Checkpoints with non-finite parameters are left out.
     """
     finite = [entry for entry in kept if bool(entry[2].isfinite().all())]
     rows = [row[None] for _, _, row in finite]
@@ -108,57 +107,55 @@ def run_of(
 
 
 def split_of(run: int) -> str:
-    """To which split the run of a number belongs; the same in a zoo of any size."""
+    """Return the split of a run by its number; it does not depend on the size of the zoo."""
     return SPLIT_OF_RUN[run % len(SPLIT_OF_RUN)]
 
 
 def load_cnns(folder: str | Path, split: str) -> CNNs:
-    """Read what ``python -m l2o_graph.datasets.zoo --out FOLDER`` wrote, checkpoint by checkpoint.
+    """Load a zoo that ``python -m l2o_graph.datasets.zoo --out FOLDER`` wrote.
 
-    Shards that are missing or damaged are named in a warning; the others are read.
+    A warning names shards that are missing or damaged; the others are loaded.
 
     Args:
-        folder: Where the shards lie.
-        split: "train", "val" or "test": no run has checkpoints in two of them.
+        folder: Folder of the shards.
+        split: "train", "val" or "test". All checkpoints of a run are in the same split.
 
     Returns:
-        The networks of the split, on the CPU.
+        Networks of the split, one for each checkpoint, on the CPU.
 
     Raises:
-        ValueError: For an unknown split, one without a network to read, and shards of another
-            zoo than the rest.
+        ValueError: For an unknown split, a split without networks, and shards of different zoos.
     """
     check_split(split)
     folder = Path(folder)
     record, shards, faults = read_set(folder, split, KIND, read_shard)
     runs = [run for shard in shards for run in shard]
     if not any(len(run.step) for run in runs):
-        reason = "; python -m l2o_graph.datasets.zoo makes them, of 3 --runs or more in each split"
+        reason = "train them by python -m l2o_graph.datasets.zoo, with --runs 3 or more"
         if shards or faults:
-            reason = f": {named(faults)}" if faults else ", as every run diverged"
+            reason = named(faults) if faults else "every run diverged"
         raise ValueError(
             f"CNNs '{folder}': expected networks of split '{split}', in {shard_name(split, 0)} and "
-            f"on, found none{reason}"
+            f"so on, found none: {reason}"
         )
     if faults:
         warnings.warn(
             f"CNNs '{folder}', split '{split}': {len(faults)} of {record['shards']} shards cannot "
-            f"be read, and are left out: {named(faults)}; the command that trained them trains "
-            "what is missing",
+            f"be read and are left out: {named(faults)}; run the same command again to train them",
             stacklevel=2,
         )
     return gathered(runs)
 
 
 def chosen(networks: CNNs, index: Int64[Tensor, " n"]) -> CNNs:
-    """Choose some of the networks.
+    """Select networks by index.
 
     Args:
-        networks: The networks to choose from.
-        index: Numbers of those to keep, (n,), from 0 on.
+        networks: Networks to select from.
+        index: Indices of the selected networks, (n,).
 
     Returns:
-        n networks, in the order of their numbers.
+        The n networks, in the order of the indices.
     """
     tensors = {k: getattr(networks, k)[index] for k in ("which", "accuracy", "run", "step")}
     values = tuple(networks.values[i] for i in index.tolist())
@@ -166,7 +163,7 @@ def chosen(networks: CNNs, index: Int64[Tensor, " n"]) -> CNNs:
 
 
 def gathered(runs: Sequence[Run]) -> CNNs:
-    """All checkpoints of runs, one after another."""
+    """Concatenate the checkpoints of runs."""
     index = {a: i for i, a in enumerate(dict.fromkeys(run.architecture for run in runs))}
     return CNNs(
         architectures=tuple(index),
@@ -179,9 +176,9 @@ def gathered(runs: Sequence[Run]) -> CNNs:
 
 
 def write_shard(path: Path, runs: Sequence[Run], record: Mapping[str, Any]) -> None:
-    """Write runs, and a record of how they came about; the same content gives the same bytes.
+    """Write runs to a file; equal content gives equal bytes.
 
-    ``record`` is anything that JSON can hold; "split", "shard" and "shards" are read back.
+    ``record`` is a JSON object that describes the zoo, with entries "split", "shard" and "shards".
     """
     tensors = {f"{name}.{run.number}": getattr(run, name) for run in runs for name in TENSORS}
     described = [
@@ -196,27 +193,28 @@ def write_shard(path: Path, runs: Sequence[Run], record: Mapping[str, Any]) -> N
 
 
 def read_shard(path: Path) -> tuple[dict[str, Any], list[Run]]:
-    """What the record of a shard says, but of its runs; and these.
+    """Read the record of a shard, without its runs, and the runs.
 
     Raises:
-        ValueError: For a file that is damaged or something else, tensors that do not make the
-            networks of its record, and networks that are not finite.
+        ValueError: For a damaged file or one of another format, tensors that do not fit the
+            architectures in the record, and weights that are not finite.
     """
     record, tensors, runs = read_record(path, KIND), read_tensors(path), []
-    with expecting(f"CNNs '{path}': expected a split and runs as they are written here"):
+    with expecting(f"CNNs '{path}': expected a split and runs in its header"):
         record["split"] = str(record["split"])
-        for told in record.pop("runs"):
-            number, architecture = int(told["run"]), CNNArchitecture.from_json(told["architecture"])
+        for entry in record.pop("runs"):
+            number = int(entry["run"])
+            architecture = CNNArchitecture.from_json(entry["architecture"])
             own = [tensors[f"{name}.{number}"] for name in TENSORS]
             _check(number, architecture, *own)
-            runs.append(Run(number, architecture, dict(told["hyperparameters"]), *own))
+            runs.append(Run(number, architecture, dict(entry["hyperparameters"]), *own))
     return record, runs
 
 
 def _check(
     number: int, architecture: CNNArchitecture, step: Tensor, accuracy: Tensor, values: Tensor
 ) -> None:
-    """Refuse tensors that are not of checkpoints of a network, and not finite."""
+    """Raise for tensors of wrong shapes or values."""
     (count,) = step.shape
     shape = (count, architecture.num_parameters)
     if accuracy.shape != (count,) or values.shape != shape:
@@ -231,11 +229,7 @@ def _check(
 
 
 def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
-    """Write manifest.json: what the shards hold, for people, with a line for each run.
-
-    Raises:
-        ValueError: For shards that are damaged.
-    """
+    """Write manifest.json, a readable list of the content of all shards, with a line per run."""
     lines, common = {}, {}
     for path in paths:
         common, runs = read_shard(path)
@@ -252,10 +246,13 @@ def write_manifest(folder: Path, paths: Sequence[Path]) -> None:
             lines[run.number] = json.dumps(line)
     head = json.dumps({k: v for k, v in common.items() if k not in ("split", "shard", "shards")})
     of_all = ",\n".join(lines[number] for number in sorted(lines))
-    write_atomically(folder / MANIFEST, f'{head[:-1]}, "runs": [\n{of_all}\n]}}\n'.encode())
+    write_atomically(folder / "manifest.json", f'{head[:-1]}, "runs": [\n{of_all}\n]}}\n'.encode())
 
 
 def stacked(networks: CNNs, index: Int64[Tensor, " n"], like: Tensor) -> list[Tensor]:
-    """Parameters of networks of one architecture, (n, *shape) each, in the type of ``like``."""
+    """Stack parameters of networks of one architecture, (n, *shape) each.
+
+    They have the dtype and device of ``like``.
+    """
     rows = torch.stack([networks.values[i] for i in index.tolist()]).to(like)
     return unflattened(rows, networks.architecture(int(index[0])))

@@ -1,21 +1,22 @@
-"""Train CNNs in numbers, and keep checkpoints of each with its test accuracy: shards, a manifest.
+"""Train many CNNs, and store checkpoints of each with their test accuracies.
 
     python -m l2o_graph.datasets.zoo --kind park --dataset cifar10 --runs 300 --out data/cnn_park
     python -m l2o_graph.datasets.zoo --kind small --dataset cifar10 --runs 1000 --out data/cnn_small
 
-"park" trains networks of mixed architecture (``park``), "small" identical ones in many ways
-(``small``). Read them with ``l2o_graph.cnn.load_cnns``. Images are halved in size by default: the
-mean of each four pixels, rounded.
+"park" trains networks of random architectures (``park``), "small" networks of one architecture
+with random hyperparameters (``small``). ``l2o_graph.cnn.load_cnns`` loads them. By default, images
+are halved in size by averages over 2 x 2 pixels, rounded.
 
-All checkpoints of a run are in one split: of every twenty runs in a row twelve are for training,
-three for validation and five for the test. Every run draws from the seed, the kind, the dataset
-and its number alone, but for the dropout of small networks, which those of a file share. A shard
-appears whole or not at all, and the same command goes on with those that are missing.
+All checkpoints of a run are in the same split: of every 20 runs, 12 are for training, 3 for
+validation and 5 for the test. The random numbers of a run depend only on the seed, the kind, the
+dataset and the number of the run, except for the dropout masks of small networks, which depend on
+the other runs of the file. Files are written atomically, and the same command continues an
+interrupted one.
 
-The defaults are for two cores: 300 runs of the park with 10 checkpoints each in 2 hours (45 s of a
-core a run, up to 500 s for five layers of 32 channels and kernels of 7x7), 1,000 small networks
-with 5 each in 40 minutes (4.8 s of a core each). On CIFAR-10 that reaches from guessing to about
-half of the images for the park, and to 42 % for small networks; ``--steps`` for more.
+The defaults suit two cores: 300 runs of the park with 10 checkpoints each take 2 hours (45 s of a
+core per run, up to 500 s for five layers of 32 channels and kernels of 7x7), 1,000 small networks
+with 5 each take 40 minutes (4.8 s of a core each). On CIFAR-10, accuracies then range from chance
+level to about 50 % for the park and to 42 % for small networks; ``--steps`` for more.
 """
 
 import argparse
@@ -49,18 +50,18 @@ from l2o_graph.storage.lock import held
 from l2o_graph.storage.shards import SPLITS
 
 DATASETS = ("cifar10", "fmnist", "mnist", "fmnist_sample")
-PREPARED = 1000  # images at once
-OF_PARK = ("longest", "cost", "channels", "strides")  # what a recipe of the park may say besides
+RESIZE_BATCH = 1000  # number of images
+PARK_OPTIONS = ("longest", "cost", "channels", "strides")  # fields of a recipe for the park only
 
 
 class Kind(NamedTuple):
-    """A kind of zoo."""
+    """Kind of zoo, with its defaults."""
 
-    train: Train  # trains the runs of a shard
-    grey: bool  # whether colours are averaged
-    recipe: Recipe  # for runs of the size that the module's docstring tells
-    test_images: int  # to take accuracies on
-    shard: int  # runs in a file
+    train: Train  # function that trains the runs of a shard
+    grey: bool  # whether images are converted to grey
+    recipe: Recipe  # recipe for the times above
+    test_images: int  # number of test images
+    shard: int  # number of runs in a file
 
 
 KINDS = {
@@ -71,37 +72,32 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to train, and how."""
+    """Settings of a zoo."""
 
-    kind: str  # one of KINDS
+    kind: str  # key of KINDS
     dataset: str  # one of DATASETS
-    runs: int  # networks to train
+    runs: int  # number of networks to train
     out: Path  # folder of the shards and manifest.json
-    recipe: Recipe  # how each is trained
+    recipe: Recipe  # training recipe
     size: int  # side of the images in pixels, a divisor of the dataset's; 0 for half of it
-    test_images: int  # how many accuracies are taken on; 0 for all
-    shard: int  # runs in a file; small networks of a file are trained at once
-    seed: int  # of all draws
-    jobs: int  # processes, of one thread each
-    data_root: str | None  # where datasets lie; see l2o_graph.datasets.images.data_root
+    test_images: int  # number of test images; 0 for all
+    shard: int  # number of runs in a file; small networks of a file are trained in parallel
+    seed: int  # seed of all random numbers
+    jobs: int  # number of processes, with one thread each
+    data_root: str | None  # folder of datasets; see l2o_graph.datasets.images.data_root
 
 
 def plan(settings: Settings) -> list[Shard]:
-    """Check what was asked for, and list the shards.
-
-    Raises:
-        ValueError: For numbers out of range.
-        DatasetNotFoundError: For data that are not there.
-    """
+    """Check the settings, by a ValueError or DatasetNotFoundError, and list the shards."""
     check_ranges(
         settings, runs=COUNT, size=COUNT_OR_NONE, test_images=COUNT_OR_NONE, shard=COUNT,
         seed=SEED, jobs=COUNT,
     )  # fmt: skip
-    for name in OF_PARK:
+    for name in PARK_OPTIONS:
         if settings.kind != "park" and getattr(settings.recipe, name):
             raise ValueError(
-                f"{name}: expected none for kind '{settings.kind}', whose networks "
-                f"are all alike in this, found {getattr(settings.recipe, name)}"
+                f"{name}: expected none for kind '{settings.kind}', as it is an option of 'park', "
+                f"found {getattr(settings.recipe, name)}"
             )
     images = _images(settings)
     shards = []
@@ -126,13 +122,13 @@ def plan(settings: Settings) -> list[Shard]:
 
 
 def train_shard(settings: Settings, shard: Shard) -> Shard:
-    """Train all networks of a shard, and write it."""
+    """Train the networks of a shard, and write it."""
     generators = [
         generator_of(f"{settings.seed}/{settings.kind}/{settings.dataset}/{run}")
         for run in shard.numbers
     ]
     images, train = _images(settings), KINDS[settings.kind].train
-    # Moments of networks whose gradients have died fall to where a CPU takes 100 times as long.
+    # Adam's moments of networks with vanished gradients become denormal, which is 100 times slower.
     torch.set_flush_denormal(True)
     try:
         runs = train(shard.numbers, generators, images, settings.recipe)
@@ -143,7 +139,7 @@ def train_shard(settings: Settings, shard: Shard) -> Shard:
 
 
 def summary(shards: Sequence[Shard]) -> str:
-    """Accuracies of each split in a table, and of how many runs something is missing."""
+    """Tabulate accuracies by split, and count runs with missing checkpoints."""
     lines = ["accuracy, %  runs networks     min     5 %    25 %  median    75 %    95 %     max"]
     most, cut_short = shards[0].record["recipe"]["checkpoints"], 0
     for split in SPLITS:
@@ -154,12 +150,12 @@ def summary(shards: Sequence[Shard]) -> str:
             cells = quantiles(100 * values.double())
             lines.append(f"{split:11}{len(runs):6,}{len(values):9,}{cells}")
     if cut_short:
-        lines.append(f"{cut_short} runs lack checkpoints, whose weights were not finite")
+        lines.append(f"{cut_short} runs diverged: checkpoints with non-finite weights are left out")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, print; 0 when all is done, 2 for a request that cannot be met."""
+    """Run the command line; return 0 for success, 2 for bad input."""
     return run_command("zoo", lambda: _made(argv), (*ERRORS, BrokenProcessPool))
 
 
@@ -181,43 +177,43 @@ def _parse(argv: Sequence[str] | None) -> Settings:
         prog="python -m l2o_graph.datasets.zoo", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("--kind", choices=sorted(KINDS), default="park")
-    add("--dataset", choices=DATASETS, default="cifar10")
-    add("--runs", type=int, required=True, metavar="N", help="networks to train")
-    add("--out", type=Path, metavar="FOLDER", help="[runs/zoo-KIND]")
+    add("--kind", choices=sorted(KINDS), default="park", help="mixed architectures, or one")
+    add("--dataset", choices=DATASETS, default="cifar10", help="training images")
+    add("--runs", type=int, required=True, metavar="N", help="number of networks to train")
+    add("--out", type=Path, metavar="FOLDER", help="folder of the zoo [runs/zoo-KIND]")
     add("--size", type=int, default=0, metavar="PIXELS", help="side of the images; 0: half")
-    add("--test-images", type=int, metavar="N", help="to take accuracies on; 0: all")
-    add("--steps", type=int, help="of training")
+    add("--test-images", type=int, metavar="N", help="number of test images; 0: all")
+    add("--steps", type=int, help="number of training steps")
     add(
         "--longest", type=int, metavar="N",
-        help="steps of the longest run, --steps of the shortest; lengths between are drawn "
-        "[all as long]",
+        help="for --kind park, number of steps of the longest run; numbers of steps are drawn "
+        "log-uniformly from --steps to this [--steps for all]",
     )  # fmt: skip
     add(
         "--channels", type=int, nargs="+", metavar="N",
-        help="widths of the park's networks to draw from; one given twice is drawn twice as often "
-        "[4 8 16 32]",
+        help="for --kind park, numbers of channels to draw from; repeated ones are drawn more "
+        "often [4 8 16 32]",
     )  # fmt: skip
     add(
         "--strides", type=int, nargs="+", metavar="N",
-        help="strides of the park's networks to draw from, at most 4 in all [1]",
+        help="for --kind park, strides to draw from; their product in a network is at most 4 [1]",
     )  # fmt: skip
     add(
         "--cost", type=float, metavar="MILLIONS",
-        help="multiplications that a network of the park may take for an image [any]",
+        help="for --kind park, largest number of multiplications of a network for an image [any]",
     )  # fmt: skip
-    add("--batch", type=int, metavar="N", help="images of a step")
-    add("--checkpoints", type=int, metavar="N", help="to keep of each run")
-    add("--shard", type=int, metavar="N", help="runs in a file")
-    add("--seed", type=int, default=0)
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
-    add("--data-root", metavar="FOLDER")
+    add("--batch", type=int, metavar="N", help="number of images in a batch")
+    add("--checkpoints", type=int, metavar="N", help="number of checkpoints of each run")
+    add("--shard", type=int, metavar="N", help="number of runs in a file")
+    add("--seed", type=int, default=0, help="seed of all random numbers")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, with one thread each")
+    add("--data-root", metavar="FOLDER", help="folder of datasets")
     args = vars(parser.parse_args(argv))
     kind = KINDS[args["kind"]]
     for name in ("test_images", "shard"):
         if args[name] is None:
             args[name] = getattr(kind, name)
-    given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints", *OF_PARK)}
+    given = {name: args.pop(name) for name in ("steps", "batch", "checkpoints", *PARK_OPTIONS)}
     given |= {name: tuple(given[name]) for name in ("channels", "strides") if given[name]}
     recipe = replace(kind.recipe, **{k: v for k, v in given.items() if v is not None})
     args["out"] = args["out"] or Path("runs") / f"zoo-{args['kind']}"
@@ -226,26 +222,30 @@ def _parse(argv: Sequence[str] | None) -> Settings:
 
 @cache
 def _images(settings: Settings) -> Images:
-    """Images in a drawn order, as many and as large as they are to be; once in a process."""
+    """Load the images, shuffled, resized and, for the test, limited in number."""
     data, grey = load_images(settings.dataset, settings.data_root), KINDS[settings.kind].grey
     full = data.train_x.shape[-1]
     size = settings.size or full // 2
     if full % size:
         raise ValueError(f"size: expected a divisor of {full} pixels, found {size}")
-    there, count = len(data.test_x), settings.test_images
-    if count > there:
-        raise ValueError(f"test_images: expected at most the {there} there are, found {count}")
-    # Files may hold one class after another; a part is to hold all.
+    count = settings.test_images
+    if count > len(data.test_x):
+        raise ValueError(
+            f"test_images: expected at most {len(data.test_x)}, the size of the test set, found "
+            f"{count}"
+        )
+    # Files may be sorted by class; a part should have all classes.
     generator = torch.Generator().manual_seed(0)
     parts = []
     for x, y, most in ((data.train_x, data.train_y, None), (data.test_x, data.test_y, count)):
         order = torch.randperm(len(x), generator=generator)[: most or None]
-        parts += [torch.cat([_smaller(p, size, grey) for p in x[order].split(PREPARED)]), y[order]]
+        batches = x[order].split(RESIZE_BATCH)
+        parts += [torch.cat([_resized(batch, size, grey) for batch in batches]), y[order]]
     mean, std = ((0.5,), (0.5,)) if grey else (data.mean, data.std)
     return Images(data.name, *parts, mean=mean, std=std)
 
 
-def _smaller(x: Tensor, size: int, grey: bool) -> Tensor:
-    """Averages over pixels, and over colours for grey, rounded."""
+def _resized(x: Tensor, size: int, grey: bool) -> Tensor:
+    """Average over pixels and, for grey, over colours; rounded to uint8."""
     pixels = F.avg_pool2d(x.float(), x.shape[-1] // size)
     return (pixels.mean(1, keepdim=True) if grey else pixels).round().to(torch.uint8)

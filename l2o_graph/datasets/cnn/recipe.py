@@ -1,4 +1,4 @@
-"""How networks of a zoo are trained, and how what differs between them is drawn."""
+"""Training recipes of CNN zoos, and random draws of hyperparameters."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,25 +13,33 @@ from l2o_graph.datasets.cnn.files import Run
 from l2o_graph.datasets.images import Images
 from l2o_graph.ranges import COUNT, COUNT_OR_NONE, NOT_NEGATIVE, check_ranges
 
-TESTED = 500  # images at once: what a convolution holds of them stays in the cache
+TEST_BATCH = 500  # number of images; activations of a convolution then fit in the cache
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What all networks of a zoo share."""
+    """Training recipe of all networks of a zoo.
 
-    steps: int  # of training
-    batch: int  # images of a step, drawn with replacement
-    checkpoints: int  # to keep of each network, the last at the end
-    # Steps of the longest run, where lengths differ: their logarithm is drawn evenly from that of
-    # ``steps`` on; 0 where all runs have ``steps``.
+    Attributes:
+        steps: Number of training steps.
+        batch: Number of images in a batch, drawn with replacement.
+        checkpoints: Number of checkpoints of each network; the last is at the end.
+        longest: Number of steps of the longest run. Numbers of steps are drawn log-uniformly from
+            ``steps`` to this; 0 for ``steps`` in all runs.
+        channels: Numbers of channels to draw from; () for the defaults of the kind of zoo.
+        strides: Strides to draw from; () likewise.
+        cost: Largest number of multiplications, in millions, of a network's convolutions for one
+            image. Architectures with more are drawn again; 0 for no limit.
+    """
+
+    steps: int
+    batch: int
+    checkpoints: int
     longest: int = 0
-    channels: tuple[int, ...] = ()  # widths to draw from; () for the kind's own
-    strides: tuple[int, ...] = ()  # likewise
-    # Million multiplications that the convolutions of a network may take for an image; costlier
-    # ones are drawn again. 0 for any.
+    channels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     cost: float = 0.0
 
     def __post_init__(self):
@@ -53,48 +61,48 @@ class Recipe:
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
-        """Steps done at each checkpoint: they lie closer at first, where more changes."""
+        """Number of steps at each checkpoint; denser early in training, when more changes."""
         n = self.checkpoints
         return tuple(max(k, round(self.steps * (k / n) ** 2)) for k in range(1, n + 1))
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to what JSON holds; fields after the third only where they say something."""
+        """Convert to a JSON object; without optional fields that have their default."""
         content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        usual = ("steps", "batch", "checkpoints")  # all that a header of an older zoo has
-        return {k: v for k, v in content.items() if v or k in usual}
+        required = ("steps", "batch", "checkpoints")  # headers of older zoos have only these
+        return {k: v for k, v in content.items() if v or k in required}
 
     def drawn(self, generator: torch.Generator) -> "Recipe":
-        """Draw the length of one run; the recipe itself, and no draw, where all are as long."""
+        """Draw the number of steps of one run; nothing is drawn if all runs have the same."""
         if not self.longest:
             return self
         steps = round(log_uniform(float(self.steps), float(self.longest), generator))
         return replace(self, steps=steps, longest=0)
 
 
-# Trains runs of these numbers, by the random numbers of a generator each, and tests checkpoints on
-# the same dataset; those that are not finite are left out.
+# Function that trains runs of these numbers, with a generator each, and evaluates their checkpoints
+# on the test images; checkpoints with non-finite weights are left out.
 Train = Callable[[Sequence[int], Sequence[torch.Generator], Images, Recipe], list[Run]]
 
 
 @torch.no_grad()
-def shares_right(
+def accuracies_of(
     logits: Callable[[Float[Tensor, "B C height width"]], Float[Tensor, "B I classes"]],
     images: Images,
 ) -> Float[Tensor, " I"]:
-    """Share of the test images that each network gets right, by its logits for images."""
+    """Compute the test accuracy of each network, given a function from images to logits."""
     right = []
-    for x, y in zip(images.test_x.split(TESTED), images.test_y.split(TESTED), strict=True):
+    for x, y in zip(images.test_x.split(TEST_BATCH), images.test_y.split(TEST_BATCH), strict=True):
         right.append((logits(images.normalise(x)).argmax(2) == y[:, None]).sum(0))
     return torch.stack(right).sum(0) / len(images.test_x)
 
 
 def one_of(choices: Sequence[T], generator: torch.Generator) -> T:
-    """Draw one of some choices, evenly."""
+    """Draw one of the choices uniformly."""
     return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """Draw a number evenly."""
+    """Draw a number uniformly."""
     return low + (high - low) * float(torch.rand((), dtype=torch.float64, generator=generator))
 
 

@@ -1,15 +1,15 @@
-"""Networks of the Small CNN Zoo's kind: one architecture, trained in many ways, many at once.
+"""CNNs of one architecture with random hyperparameters, in the manner of the Small CNN Zoo.
 
 Unterthiner et al. 2020: three convolutions of 16 channels, 3x3, stride 2, on grey images in
-[-1, 1], a global average and a linear layer: 4,970 parameters. Like theirs, networks differ in
-initialisation, optimizer, rate, dropout, decay and in how much of the data they see. Theirs take
-86 epochs; the ranges here are chosen so that after a few thousand steps few networks still guess.
-All are ReLU networks, where theirs are tanh networks, too.
+[-1, 1], global average pooling and a linear layer, 4,970 parameters. As in the paper, networks
+differ in initialisation, optimizer, learning rate, dropout, weight decay and the fraction of the
+training images. The paper trains for 86 epochs; the ranges here are chosen so that after a few
+thousand steps few networks are at chance level. All networks have ReLU; the paper also has tanh.
 
-The convolutions of a group of networks are one grouped convolution, which is what ``torch.vmap``
-makes of them. Written out, and channels last, a step takes 0.7 of the time of ``torch.func.vmap``
-around a module with the same order of memory, and 0.3 of one network after another (groups of
-16, batches of 64 images of 16x16, one thread).
+A group of networks is trained in parallel, by grouped convolutions, into which ``torch.func.vmap``
+would convert them. Written out, with channels last, a step takes 0.7 of the time of
+``torch.func.vmap`` of a module with the same memory format, and 0.3 of the time of training one by
+one (groups of 16, batches of 64 images of 16x16, one thread).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from l2o_graph.datasets.cnn.architecture import FUNCTIONS, NO_SKIP, CNNArchitecture
 from l2o_graph.datasets.cnn.files import Run, run_of, unflattened
-from l2o_graph.datasets.cnn.recipe import Recipe, log_uniform, one_of, shares_right, uniform
+from l2o_graph.datasets.cnn.recipe import Recipe, accuracies_of, log_uniform, one_of, uniform
 from l2o_graph.datasets.images import Images
 
 ARCHITECTURE = CNNArchitecture(
@@ -35,24 +35,28 @@ ARCHITECTURE = CNNArchitecture(
 )
 
 INITIALISATIONS = ("normal", "truncated_normal", "orthogonal", "glorot_normal", "he_normal")
-DEVIATIONS = (5e-2, 5e-1)  # of the first two, log-uniform
+DEVIATIONS = (5e-2, 5e-1)  # standard deviation of the first two, log-uniform
 RATES = (1e-3, 3e-2)  # log-uniform
 DROPOUTS = (0.0, 0.4)  # uniform
 DECAYS = (1e-8, 1e-2)  # log-uniform
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 
-TRUNCATION = 0.87962566  # deviation of a standard normal number that lies within ±2
-EPSILON = 1e-7
+# Standard deviation of the standard normal distribution truncated to [-2, 2].
+TRUNCATION = 0.87962566
+EPSILON = 1e-7  # Keras' default in Adam and RMSprop
 BYTE = 256
 
 
 class Rule(NamedTuple):
-    """An optimizer: a mean of gradients, over the root of a mean of their squares."""
+    """Optimizer with the step -lr m / (sqrt(v) + epsilon).
 
-    keep: float  # share of the mean that stays at a step
-    gain: float  # share of the gradient that enters
-    keep_squares: float | None  # share of the squares that stays; None to divide by nothing
-    correct: bool  # whether means are corrected for having started at 0
+    m = keep m + gain g and v = keep_squares v + (1 - keep_squares) g^2, for a gradient g.
+    """
+
+    keep: float
+    gain: float
+    keep_squares: float | None  # None for the step -lr m
+    correct: bool  # whether m and v have Adam's bias correction
 
 
 RULES = {
@@ -64,19 +68,19 @@ RULES = {
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """How a network is trained."""
+    """Training hyperparameters of a network."""
 
-    initialisation: str  # of the weights, one of INITIALISATIONS; biases start at 0
-    deviation: float  # of the weights, where the initialisation leaves it open; else 0
-    optimizer: str  # one of RULES
-    rate: float  # its learning rate
-    dropout: float  # share of what each convolution gives that a step leaves out, to 1/256
-    decay: float  # its product with the sum of the squares of all weights is added to the loss
-    fraction: float  # share of the training images that it sees
+    initialisation: str  # initialisation of the weights, one of INITIALISATIONS; biases are 0
+    deviation: float  # standard deviation of initial weights, for the first two; else 0
+    optimizer: str  # key of RULES
+    rate: float  # learning rate
+    dropout: float  # dropout rate after each convolution, rounded to 1/256
+    decay: float  # factor of the sum of squared weights, an additional loss
+    fraction: float  # fraction of the training images that are used
 
 
 def draw_hyperparameters(generator: torch.Generator) -> Hyperparameters:
-    """Draw from the ranges of this module."""
+    """Draw hyperparameters from the ranges of this module."""
     initialisation = one_of(INITIALISATIONS, generator)
     deviation = log_uniform(*DEVIATIONS, generator)
     return Hyperparameters(
@@ -96,42 +100,44 @@ def train_small(
     images: Images,
     recipe: Recipe,
 ) -> list[Run]:
-    """Train networks on grey images, all at once: see ``recipe.Train``.
+    """Train networks on grey images in parallel; see ``recipe.Train``.
 
-    Dropout is drawn for all together, by the first generator. A network that sees a fraction of
-    the training images sees the first.
+    Dropout masks of all networks come from the first generator. A fraction of the training images
+    means the first ones.
     """
     drawn = [draw_hyperparameters(generator) for generator in generators]
     rows = [initial(h, g) for h, g in zip(drawn, generators, strict=True)]
     values = torch.stack(rows).requires_grad_()
-    seen = [max(1, round(h.fraction * len(images.train_x))) for h in drawn]
+    sizes = [max(1, round(h.fraction * len(images.train_x))) for h in drawn]
     update, done, kept = Update(drawn), 0, []
     for stop in recipe.checkpoint_steps:
         for _ in range(done, stop):
-            pairs = zip(seen, generators, strict=True)
-            of_each = [torch.randint(n, (recipe.batch,), generator=g) for n, g in pairs]
-            index = torch.stack(of_each, dim=1)
+            pairs = zip(sizes, generators, strict=True)
+            columns = [torch.randint(n, (recipe.batch,), generator=g) for n, g in pairs]
+            index = torch.stack(columns, dim=1)  # (B, I)
             answers = logits(
                 values,
                 images.normalise(images.train_x[index, 0]),
                 Dropout([h.dropout for h in drawn], generators[0]),
             )
-            # Summed over networks: each has the gradient of its own mean.
+            # The sum over networks of each one's mean loss.
             loss = F.cross_entropy(answers.flatten(0, 1), images.train_y[index].flatten())
             (gradient,) = torch.autograd.grad(len(drawn) * loss, values)
             update.step(values, gradient)
         done = stop
-        right = shares_right(lambda x: logits(values, x.expand(-1, len(drawn), -1, -1)), images)
-        kept.append((done, right, values.detach().clone()))
+        accuracies = accuracies_of(
+            lambda x: logits(values, x.expand(-1, len(drawn), -1, -1)), images
+        )
+        kept.append((done, accuracies, values.detach().clone()))
     runs = []
     for i, number in enumerate(numbers):
-        own = [(step, float(right[i]), rows[i]) for step, right, rows in kept]
+        own = [(step, float(accuracies[i]), rows[i]) for step, accuracies, rows in kept]
         runs.append(run_of(number, ARCHITECTURE, asdict(drawn[i]), own))
     return runs
 
 
 def initial(hyperparameters: Hyperparameters, generator: torch.Generator) -> Float[Tensor, " P"]:
-    """Draw first parameters, as Keras does by the same names."""
+    """Draw initial parameters by Keras' initialiser of the same name."""
     row = torch.zeros(ARCHITECTURE.num_parameters)
     for parameter in unflattened(row, ARCHITECTURE):
         if parameter.dim() == 1:
@@ -154,25 +160,25 @@ def initial(hyperparameters: Hyperparameters, generator: torch.Generator) -> Flo
 
 
 class Dropout:
-    """Drops entries of a group of networks, and makes the others larger in turn.
+    """Inverted dropout with a rate for each network of a group.
 
-    Random numbers are the costly part: each entry gets one byte of an integer, so that the shares
-    to drop of each network are rounded to 1/256.
+    Random numbers are the costly part: each activation takes one byte of a random integer, so
+    rates are rounded to 1/256.
     """
 
-    def __init__(self, shares: Sequence[float], generator: torch.Generator):
-        dropped = [min(round(BYTE * share), BYTE - 1) for share in shares]
+    def __init__(self, rates: Sequence[float], generator: torch.Generator):
+        dropped = [min(round(BYTE * rate), BYTE - 1) for rate in rates]
         self._dropped = torch.tensor(dropped, dtype=torch.uint8)[:, None]
         self._scale = torch.tensor([BYTE / (BYTE - d) for d in dropped])[:, None]
         self._generator = generator
 
     def __call__(self, x: Float[Tensor, "B IC height width"]) -> Tensor:
-        """Drop, of channels that lie network after network."""
+        """Apply dropout to activations whose channels are those of the networks in turn."""
         batch, channels, *size = x.shape
         numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64)
         numbers.random_(-(2**63), None, generator=self._generator)
-        of_entries = numbers.view(torch.uint8)[: x.numel()]
-        by_network = of_entries.view(batch, *size, len(self._scale), -1)
+        random_bytes = numbers.view(torch.uint8)[: x.numel()]
+        by_network = random_bytes.view(batch, *size, len(self._scale), -1)
         factor = (by_network >= self._dropped) * self._scale
         return x * factor.view(batch, *size, channels).permute(0, 3, 1, 2)
 
@@ -182,7 +188,7 @@ def logits(
     pixels: Float[Tensor, "B I height width"],
     dropout: Dropout | None = None,
 ) -> Float[Tensor, "B I classes"]:
-    """What each network says of its own images, with dropout behind each convolution."""
+    """Compute the logits of each network on its own images, with dropout after convolutions."""
     parameters, count = unflattened(values, ARCHITECTURE), len(values)
     hidden = pixels.contiguous(memory_format=torch.channels_last)
     for i, name in enumerate(ARCHITECTURE.activations):
@@ -197,7 +203,7 @@ def logits(
 
 
 class Update:
-    """A step of each network's own optimizer, on all at once: one formula, and numbers of each."""
+    """Optimizers of a group of networks, each with its own rule, as one vectorised formula."""
 
     def __init__(self, drawn: Sequence[Hyperparameters]):
         rules = [RULES[h.optimizer] for h in drawn]
@@ -207,17 +213,17 @@ class Update:
         self._keep, self._gain, self._keep_squares, self._rate, decay = columns
         self._divides = torch.tensor([[rule.keep_squares is not None] for rule in rules])
         self._corrects = torch.tensor([[rule.correct] for rule in rules])
-        of_weights = [
+        is_weight = [
             torch.full(shape, float(len(shape) > 1)).flatten() for shape in ARCHITECTURE.shapes
         ]
-        self._decay = 2 * decay * torch.cat(of_weights)
+        self._decay = 2 * decay * torch.cat(is_weight)
         self._mean = torch.zeros_like(self._decay)
         self._squares = torch.zeros_like(self._decay)
         self._steps = 0
 
     @torch.no_grad()
     def step(self, values: Float[Tensor, "I P"], gradient: Float[Tensor, "I P"]) -> None:
-        """Change the values."""
+        """Update the parameters ``values`` in place."""
         self._steps += 1
         gradient = torch.addcmul(gradient, self._decay, values)
         self._mean.mul_(self._keep).addcmul_(self._gain, gradient)
@@ -228,4 +234,5 @@ class Update:
         values.sub_(self._mean.mul(self._rate).div_(divisor))
 
     def _correction(self, keep: Float[Tensor, "I 1"]) -> Float[Tensor, "I 1"]:
+        """Compute Adam's bias correction 1 - keep^t, or 1."""
         return torch.where(self._corrects, 1 - keep**self._steps, 1.0)

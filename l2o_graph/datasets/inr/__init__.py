@@ -1,1 +1,1 @@
-"""Images as networks: SIRENs that each draw one image, fitted, stored, read and drawn again."""
+"""Datasets of implicit neural representations (INRs): SIRENs that represent one image each."""

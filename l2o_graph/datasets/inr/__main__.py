@@ -1,4 +1,4 @@
-"""``python -m l2o_graph.datasets.inr``: see ``generate``."""
+"""Entry point of ``python -m l2o_graph.datasets.inr``; see ``generate``."""
 
 import sys
 

@@ -1,12 +1,12 @@
-"""Random changes to INRs that leave their class what it was (Navon et al. 2023, appendix).
+"""Data augmentation of INRs that preserves their class (Navon et al. 2023, appendix).
 
-Translation, rotation, scale, shear and mirroring move the image: with first weights W_1 A and
-biases b_1 + W_1 t, a network draws at x what it drew at A x + t. Noise and dropout disturb the
-parameters. Everything is drawn anew for each network, and nothing is written in place.
+Translation, rotation, scale, shear and mirroring transform the image: a network f with first
+weights W_1 A and biases b_1 + W_1 t instead of W_1 and b_1 represents f(A x + t). Noise and dropout
+act on the parameters. All transformations are drawn independently for each network.
 
-Noise is what the release of AvivNavon/DWSNets meant; it adds a constant, because it forgets to
-draw. Weights that survive dropout keep their values; the release's grow by 1 / (1 - rate), so that
-it trains on other sizes than it is tested on.
+Differences from the released code (AvivNavon/DWSNets): its noise is a constant, not random. It
+rescales weights that are not dropped by 1 / (1 - rate), so that networks in training have larger
+weights than those in tests; here they are not rescaled.
 """
 
 import math
@@ -19,25 +19,26 @@ from torch import Tensor
 
 from l2o_graph.datasets.inr.siren import layout_of
 
-NOISE = 0.1  # standard deviations of a tensor's entries, as published
+# As published: noise relative to the standard deviation of a tensor, and dropout rate.
+NOISE = 0.1
 DROPOUT = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """How much networks are changed, at most.
+    """Largest amounts of data augmentation.
 
     Attributes:
-        translation: Shift along each axis; an image is 2 wide.
-        deep: Whether translations act at a layer drawn at random instead of the first, where alone
-            they are exact.
-        rotation: Angle in degrees, either way.
-        scale: Relative change of the size, up or down.
-        stretch: The same for each axis by itself.
-        shear: Part of y that is added to x.
-        mirrored: Whether half of the images are mirrored, left to right.
-        noise: Standard deviation of noise, relative to that of a tensor's entries.
-        dropout: Fraction of the entries that are set to 0.
+        translation: Shift along each axis, in coordinates from -1 to 1.
+        deep: Whether translations act at a random hidden layer instead of the first. They are
+            exact only at the first.
+        rotation: Angle in degrees, in both directions.
+        scale: Relative change of size.
+        stretch: Relative change of size of each axis, independently.
+        shear: Fraction of y that is added to x.
+        mirrored: Whether half of the images are mirrored horizontally.
+        noise: Standard deviation of the noise, relative to that of a tensor.
+        dropout: Fraction of parameters that are set to 0.
     """
 
     translation: float
@@ -58,10 +59,8 @@ AMOUNTS = {
     "small-mirrored": replace(_SMALL, mirrored=True),
     "mirrored": Amounts(0.04, rotation=4.0, stretch=0.05, shear=0.04, mirrored=True),
 }
-"""Amounts by name: those of the release of Navon et al. 2023, for digits, and two for clothes and
-photographs."""
-
-Networks = tuple[tuple[Float[Tensor, "I _ _"], ...], tuple[Float[Tensor, "I _"], ...]]
+"""Amounts by name: "published" by Navon et al. 2023 in their code, "small" for digits,
+"small-mirrored" and "mirrored" for photographs and clothes."""
 
 
 def augmented(
@@ -69,25 +68,25 @@ def augmented(
     biases: Sequence[Float[Tensor, "I _"]],
     generator: torch.Generator,
     amounts: Amounts = AMOUNTS["published"],
-) -> Networks:
-    """Change networks at random.
+) -> tuple[tuple[Float[Tensor, "I _ _"], ...], tuple[Float[Tensor, "I _"], ...]]:
+    """Augment networks by random transformations.
 
     Args:
-        weights: Weights of each layer, (I, out, in), as they were fitted, not normalised.
+        weights: Weights of each layer, (I, out, in), not normalised.
         biases: Biases of each layer, (I, out).
-        generator: Where the random numbers come from, on any device; the same gives the same.
-        amounts: How much.
+        generator: Random number generator, on any device.
+        amounts: Amounts of augmentation.
 
     Returns:
         Weights and biases in new tensors of the same shapes.
 
     Raises:
-        ValueError: For tensors that do not make networks on two coordinates, with a hidden layer.
+        ValueError: For tensors that do not form networks with two inputs and a hidden layer.
     """
     layout = layout_of(weights, biases)
     if layout[0] != 2 or len(weights) < 2:
         raise ValueError(
-            "augmentation: expected networks on 2 coordinates with a hidden layer, found layout "
+            "augmentation: expected networks with 2 inputs and a hidden layer, found layout "
             f"{layout}"
         )
     like, count = weights[0], len(weights[0])
@@ -100,7 +99,7 @@ def augmented(
     angle = math.radians(amounts.rotation) * _between_ones(generator, like, count)
     factor = 1 + amounts.scale * _between_ones(generator, like, count)
     moved = translated(weights, biases, shift, depth)
-    first = scaled(rotated(weights[0], angle), factor)
+    first = factor[:, None, None] * rotated(weights[0], angle)
     if amounts.stretch or amounts.shear or amounts.mirrored:
         first = first @ _frame(amounts, generator, like, count)
     networks = [first, *weights[1:], *moved]
@@ -114,7 +113,7 @@ def augmented(
 def _frame(
     amounts: Amounts, generator: torch.Generator, like: Tensor, count: int
 ) -> Float[Tensor, "I 2 2"]:
-    """Axes of the image of each network: stretched, sheared and mirrored."""
+    """Draw matrices A that stretch, shear and mirror."""
     stretch = 1 + amounts.stretch * _between_ones(generator, like, count, 2)
     shear = amounts.shear * _between_ones(generator, like, count)
     mirror = _between_ones(generator, like, count)
@@ -130,20 +129,20 @@ def translated(
     shift: Float[Tensor, "I inputs"],
     depth: Int64[Tensor, " I"],
 ) -> tuple[Float[Tensor, "I _"], ...]:
-    """Biases of networks that see every point moved: b_k + W_k ... W_1 t.
+    """Compute biases b_k + W_k ... W_1 t of networks that are translated by shifts t.
 
-    Each has a shift t, and draws at x what it drew at x + t; and a depth k, from 1. Only 1 is
-    exact, as deeper layers are not linear in t.
+    ``depth`` is the layer k of each network at which the shift acts, from 1. Layer 1 gives exactly
+    f(x + t); at deeper layers this is approximate, as they are not linear in t.
     """
-    answer = []
+    moved = []
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
         shift = (weight @ shift[..., None])[..., 0]
-        answer.append(torch.where((depth == k)[:, None], bias + shift, bias))
-    return tuple(answer)
+        moved.append(torch.where((depth == k)[:, None], bias + shift, bias))
+    return tuple(moved)
 
 
 def rotated(weight: Float[Tensor, "I _ 2"], angle: Float[Tensor, " I"]) -> Float[Tensor, "I _ 2"]:
-    """First weights of networks that see every point turned: W_1 R.
+    """Compute first weights W_1 R of networks whose inputs are rotated.
 
     Angles are in radians, from the first axis towards the second.
     """
@@ -152,17 +151,12 @@ def rotated(weight: Float[Tensor, "I _ 2"], angle: Float[Tensor, " I"]) -> Float
     return weight @ rotation
 
 
-def scaled(weight: Float[Tensor, "I _ _"], factor: Float[Tensor, " I"]) -> Float[Tensor, "I _ _"]:
-    """First weights of networks that see every point ``factor`` times as far from the centre."""
-    return factor[:, None, None] * weight
-
-
 def noisy(
     x: Float[Tensor, "I ..."], share: float, generator: torch.Generator
 ) -> Float[Tensor, "I ..."]:
-    """A tensor of each network with normal noise; a single scalar a network stays as it is.
+    """Add normal noise to a tensor of each network, unless it has a single scalar per network.
 
-    ``share`` is the deviation of the noise, relative to that of the network's entries.
+    ``share`` is the standard deviation of the noise, relative to that of the network's entries.
     """
     if x[:1].numel() < 2:
         return x
@@ -174,12 +168,12 @@ def noisy(
 def dropped(
     x: Float[Tensor, "I ..."], rate: float, generator: torch.Generator
 ) -> Float[Tensor, "I ..."]:
-    """A tensor with a share ``rate`` of its entries, drawn one by one, set to 0."""
+    """Set entries to 0, each with probability ``rate``."""
     kept = torch.rand(x.shape, generator=generator, device=generator.device) >= rate
     return x * kept.to(x)
 
 
 def _between_ones(generator: torch.Generator, like: Tensor, *shape: int) -> Tensor:
-    """Uniform numbers from -1 to 1."""
+    """Draw uniform numbers from -1 to 1, with the dtype and device of ``like``."""
     draw = torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype)
     return (2 * draw - 1).to(like.device)

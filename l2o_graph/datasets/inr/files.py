@@ -1,4 +1,4 @@
-"""Sets of INRs as sharded safetensors: written whole or not at all, checked when read."""
+"""Sets of INRs in sharded safetensors files, with atomic writes and checks when loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ KIND = "INRs"
 
 @dataclass(frozen=True, slots=True)
 class INRs:
-    """Networks that each hold one image.
+    """Networks that represent one image each.
 
     Attributes:
         weights: Weights of each layer, (I, out, in), float32.
         biases: Biases of each layer, (I, out).
-        labels: Class of each of the I images.
-        index: Number of each image in the file of its dataset; validation images are numbered
-            in the training file.
-        view: 0, and 1 and on for further networks of the same image.
-        psnr: PSNR of each network on its image, in dB; None where it is not on record.
-        omega0: Factor in every sine.
+        labels: Class of each image, (I,).
+        index: Index of each image in its dataset, (I,); for validation images, in the training
+            set.
+        view: Number of each network among those of the same image, from 0, (I,).
+        psnr: PSNR of each network on its image, in dB, (I,); None if unknown.
+        omega0: Frequency factor of the sines.
     """
 
     weights: tuple[Float[Tensor, "I _ _"], ...]
@@ -51,23 +51,23 @@ class INRs:
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """Widths, from the two coordinates to the channels of an image."""
+        """Widths of all layers, from the two coordinates to the channels of an image."""
         return layout_of(self.weights, self.biases)
 
 
 def load_inrs(folder: str | Path, split: str) -> INRs:
-    """Read what ``python -m l2o_graph.datasets.inr --out FOLDER`` wrote.
+    """Load networks that ``python -m l2o_graph.datasets.inr --out FOLDER`` wrote.
 
     Args:
-        folder: Where the shards lie.
+        folder: Folder of the shards.
         split: "train", "val" or "test".
 
     Returns:
-        The networks of the split, on the CPU.
+        Networks of the split, on the CPU.
 
     Raises:
-        ValueError: For shards that are missing, damaged, or of another run, and for networks
-            with weights that are not finite; each by name or number.
+        ValueError: For shards that are missing, damaged or of different sets, and for networks with
+            weights that are not finite, naming them.
     """
     folder = Path(folder)
     record, shards, faults = read_set(
@@ -76,15 +76,15 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
     if faults:
         raise ValueError(
             f"INRs '{folder}': {len(faults)} shards of split '{split}' cannot be read: "
-            f"{named(faults)}; the command that fitted them fits what is missing"
+            f"{named(faults)}; run the same command again to fit them"
         )
     if not shards:
         raise ValueError(
-            f"INRs '{folder}': expected shards of split '{split}', {shard_name(split, 0)} and on, "
-            "found none; python -m l2o_graph.datasets.inr makes them"
+            f"INRs '{folder}': expected shards of split '{split}', {shard_name(split, 0)} and so "
+            "on, found none; fit them by python -m l2o_graph.datasets.inr"
         )
     with expecting(
-        f"INRs '{folder}', split '{split}': expected omega0, and the same tensors in all"
+        f"INRs '{folder}', split '{split}': expected omega0, and the same tensors in all shards"
     ):
         tensors = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
         layers = range(sum(key.startswith("weight.") for key in tensors))
@@ -101,10 +101,10 @@ def load_inrs(folder: str | Path, split: str) -> INRs:
 
 
 def write_shard(path: Path, inrs: INRs, record: Mapping[str, Any]) -> None:
-    """Write networks, and a record of how they came about; the same content gives the same bytes.
+    """Write networks to a file; equal content gives equal bytes.
 
-    ``record`` is anything that JSON can hold; "split", "shard", "shards" and "omega0" are read
-    back.
+    ``record`` is a JSON object that describes the set, with entries "split", "shard", "shards" and
+    "omega0".
     """
     tensors = {f"weight.{i}": t for i, t in enumerate(inrs.weights)}
     tensors |= {f"bias.{i}": t for i, t in enumerate(inrs.biases)}
@@ -115,10 +115,11 @@ def write_shard(path: Path, inrs: INRs, record: Mapping[str, Any]) -> None:
 
 
 def checked(inrs: INRs, origin: str) -> INRs:
-    """Refuse what are not networks, by layer, and networks that are not finite, by number.
+    """Return the networks if they are valid.
 
     Raises:
-        ValueError: For these; ``origin`` is where it says that they lie.
+        ValueError: For tensors that do not form networks, and weights that are not finite, with
+            ``origin`` in the message.
     """
     parameters = (*inrs.weights, *inrs.biases)
     layout_of(inrs.weights, inrs.biases)

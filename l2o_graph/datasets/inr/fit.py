@@ -1,7 +1,7 @@
-"""Fit one SIREN to each of many images: batched products, gradients by hand, Adam on all at once.
+"""Fitting of SIRENs to images, one for each, with batched matrix products and Adam.
 
-The chain rule of a SIREN is a dozen lines, and steps by it take 0.6 to 0.7 of the time of steps
-through autograd, which asks for memory anew each time and works out each cosine apart.
+Gradients are computed by hand. A step takes 0.6 to 0.7 of the time of a step with autograd, which
+allocates memory at every step and computes cosines separately.
 """
 
 from collections.abc import Sequence
@@ -21,23 +21,26 @@ from l2o_graph.datasets.inr.siren import (
 )
 from l2o_graph.ranges import COUNT, POSITIVE, SHARE, SHARE_BELOW_ONE, check_ranges
 
-# Part of the steps, at the end, that see all pixels.
+# Fraction of the steps, at the end, that use all pixels.
 WHOLE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a network is fitted: Adam on the mean squared error of its pixels, over all channels.
+    """Recipe for fitting a network: Adam on the mean squared error over pixels and channels.
 
     Attributes:
         steps: Number of steps of Adam.
         lr: Learning rate of Adam.
         betas: Decay rates of Adam.
-        tail: Fraction of the steps, at the end, over which the rate falls to 0 on a straight line.
-        grids: Number of interleaved grids of pixels, of which a step sees one, by turns; in the
-            last tenth of the steps, and with 1 always, all pixels.
-        stop: PSNR in dB at which a network is finished early; None to never stop.
-        output: How the last layer is drawn; see ``siren.initialise``.
+        tail: Fraction of the steps, at the end, with linear decay of the learning rate to 0.
+        grids: Number of interleaved grids of pixels. A step uses one of them, in turn; the last
+            tenth of the steps uses all pixels. 1 for all pixels in all steps.
+        stop: PSNR in dB at which the fit of a network stops early; None for no early stopping.
+        output: Initialisation of the last layer; see ``siren.initialise``.
+
+    Raises:
+        ValueError: For values out of range, naming the field.
     """
 
     steps: int
@@ -54,25 +57,25 @@ class Recipe:
             SHARE_BELOW_ONE.check("betas", beta)
 
     def rate(self, step: int) -> float:
-        """Give the learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         falling = self.tail * self.steps
         return self.lr * min(1.0, (self.steps - step) / falling) if falling else self.lr
 
     def sees_all(self, step: int) -> bool:
-        """Whether a step sees all pixels."""
+        """Return whether a step uses all pixels."""
         return self.grids == 1 or step >= (1 - WHOLE) * self.steps
 
 
 RECIPES = {
-    # Medians of 30.4 dB on MNIST and 29.3 on Fashion-MNIST, in two thirds of the time of 1,000
-    # steps on all pixels, which are worth 0.8 dB more: neighbours say much the same. Of four grids
-    # one sees too little. A shorter memory of the squares, 0.95, is worth 0.7 dB. Rates of 1e-2 and
-    # up fit better still, but throw the weights far from where they started.
+    # Median PSNR of 30.4 dB on MNIST and 29.3 on Fashion-MNIST, in two thirds of the time of 1,000
+    # steps on all pixels, which give only 0.8 dB more, as neighbouring pixels are similar. Four
+    # grids have too few pixels. A second beta of 0.95 instead of 0.999 gives 0.7 dB. Learning rates
+    # of 1e-2 and more fit better still, but move the weights far from their initial values.
     "default": Recipe(steps=1100, lr=2e-3, betas=(0.9, 0.95), tail=0.25, grids=2),
-    # What the authors of DWSNets say of theirs (issue 6 of AvivNavon/DWSNets).
+    # As reported by the authors of DWSNets (issue 6 of AvivNavon/DWSNets).
     "published": Recipe(1000, lr=5e-4, betas=(0.9, 0.999), stop=40.0, output="linear"),
 }
-"""Recipes by name: the default one, and that of the published networks."""
+"""Recipes by name: the default, and that of the published networks."""
 
 
 def fit(
@@ -82,26 +85,25 @@ def fit(
     recipe: Recipe = RECIPES["default"],
     omega0: float = OMEGA0,
 ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
-    """Fit networks to images, all at once.
+    """Fit networks to images in parallel.
 
-    The default recipe takes 0.12 to 0.15 s a network on one core. A network comes out the same in
-    any company: up to rounding, and bit for bit in batches of one size, on one device and with a
-    number of pixels that 16 divides (else matrix products depend on the place in memory). Batches
-    of 8 to 32 suit the cache of a CPU.
+    The default recipe takes 0.12 to 0.15 s per network on one core. The result for a network does
+    not depend on the others of its batch, up to rounding. It is bit-identical for batches of equal
+    size on the same device if the number of pixels is a multiple of 16; otherwise matrix products
+    depend on the alignment in memory. Batches of 8 to 32 networks suit the cache of a CPU.
 
     Args:
-        images: Images (I, height, width), or of C channels (I, C, height, width), in [0, 1], on the
-            device and in the dtype to work in.
-        weights: First weights of each layer, (I, out, in), on the same.
-        biases: First biases of each layer, (I, out).
-        recipe: How many steps of which size.
-        omega0: Factor in every sine.
+        images: Images (I, height, width), or with channels (I, C, height, width), from 0 to 1.
+        weights: Initial weights of each layer, (I, out, in), of the same device and dtype.
+        biases: Initial biases of each layer, (I, out).
+        recipe: Recipe for the fit.
+        omega0: Frequency factor of the sines.
 
     Returns:
-        Weights and biases in new tensors; they are not checked for being finite.
+        Weights and biases in new tensors, which may be non-finite.
 
     Raises:
-        ValueError: For tensors that do not make one network an image, with an output a channel.
+        ValueError: For tensors that do not form one network per image, with one output per channel.
     """
     layout = layout_of(weights, biases)
     channels = layout[-1:] if layout[-1] > 1 else ()
@@ -120,10 +122,10 @@ def fit(
         part.copy_(first)
     finished = [p.clone() for p in parameters]
     running = torch.ones(len(images), dtype=torch.bool, device=images.device)
-    seen = _views(layout, images, recipe.grids)
+    views = _views(layout, images, recipe.grids)
     beta1, beta2 = recipe.betas
     for step in range(recipe.steps):
-        view = seen[0] if recipe.sees_all(step) else seen[1 + step % recipe.grids]
+        view = views[0] if recipe.sees_all(step) else views[1 + step % recipe.grids]
         loss = _backward(parameters, gradients, omega0, view)
         if recipe.stop is not None:
             reached = running & (loss <= 10 ** (-recipe.stop / 10))
@@ -141,21 +143,21 @@ def fit(
 
 
 class _View:
-    """Pixels that a step sees, and its memory; asking for that anew costs up to a step's time."""
+    """Pixels of a step, and buffers for it; allocation would take up to the time of a step."""
 
     def __init__(self, layout: Sequence[int], points: Tensor, target: Tensor):
-        self.points = points.contiguous()  # places of Q pixels, (2, Q)
-        self.target = target.contiguous()  # what each of I networks is to say there, (I, C, Q)
+        self.points = points.contiguous()  # coordinates of Q pixels, (2, Q)
+        self.target = target.contiguous()  # target outputs, (I, C, Q)
         shapes = [(len(target), width, points.shape[1]) for width in layout[1:]]
-        self.hidden = [points.new_empty(shape) for shape in shapes[:-1]]  # sines
+        self.hidden = [points.new_empty(shape) for shape in shapes[:-1]]  # sines, (I, out, Q)
         self.slopes = [points.new_empty(shape) for shape in shapes[:-1]]  # their derivatives
-        self.error = points.new_empty(shapes[-1])  # of the output
+        self.error = points.new_empty(shapes[-1])  # output minus target, (I, C, Q)
 
 
 def _views(
     layout: Sequence[int], images: Float[Tensor, "I *C height width"], grids: int
 ) -> list[_View]:
-    """All pixels; and if there are several grids, those of each."""
+    """Create the view of all pixels and, if there are several grids, one for each."""
     height, width = images.shape[-2:]
     points = coordinates(height, width, dtype=images.dtype).to(images.device)
     target = images.reshape(len(images), layout[-1], height * width) - OFFSET
@@ -163,7 +165,7 @@ def _views(
     grid = (torch.arange(height)[:, None] + torch.arange(width)).flatten() % grids
     for number in range(grids if grids > 1 else 0):
         index = (grid == number).nonzero().flatten()
-        # Filled up with some of the same: see ``ALIGNMENT``.
+        # Padded with pixels of the grid; see ``ALIGNMENT``.
         index = torch.cat([index, index[: -len(index) % ALIGNMENT]]).to(images.device)
         views.append(_View(layout, points[:, index], target[..., index]))
     return views
@@ -172,7 +174,7 @@ def _views(
 def _backward(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], omega0: float, view: _View
 ) -> Float[Tensor, " I"]:
-    """Write the gradients of each network's mean squared error; returns the errors."""
+    """Compute each network's mean squared error, (I,), and write its gradients."""
     weights, biases = parameters[::2], parameters[1::2]
     inputs = [view.points.expand(len(view.target), -1, -1), *view.hidden]
     for i, slope in enumerate(view.slopes):
@@ -188,19 +190,19 @@ def _backward(
         torch.bmm(delta, inputs[i].mT, out=gradients[2 * i])
         torch.sum(delta, 2, out=gradients[2 * i + 1])
         if i > 0:
-            # What the layer read is no longer needed: its memory takes what flows back to it.
+            # The inputs of the layer are no longer needed; their buffer takes their gradient.
             torch.bmm((omega0 * weights[i]).mT, delta, out=view.hidden[i - 1])
             delta = view.slopes[i - 1].mul_(view.hidden[i - 1])
     return loss
 
 
 def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of one flat tensor, one for each of others and in its shape."""
+    """Split a flat tensor into views with the shapes of other tensors."""
     parts = flat.split([t.numel() for t in like])
     return [part.view(t.shape) for part, t in zip(parts, like, strict=True)]
 
 
 def _keep(kept: Sequence[Tensor], parameters: Sequence[Tensor], which: Tensor) -> None:
-    """Copy the parameters of some networks."""
+    """Copy the parameters of the networks in a mask, (I,)."""
     for k, p in zip(kept, parameters, strict=True):
         k[which] = p[which]

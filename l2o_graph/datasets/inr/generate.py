@@ -1,14 +1,13 @@
-"""Fit one SIREN to each image of a dataset: safetensors shards, a summary and a figure.
+"""Fit a SIREN to each image of a dataset, and write shards, a summary and a figure.
 
     python -m l2o_graph.datasets.inr --source mnist --out data/mnist_inrs
     python -m l2o_graph.datasets.inr --source mnist --views 10 --out data/mnist_inrs_10
 
-Read them with ``l2o_graph.inr.load_inrs``. Validation images are the last twelfth of the training
-images, 5,000 of MNIST's; only training images get more than one view. Images that come class by
-class, as out of folders, are taken from all classes by turns. Every network starts from
-weights of its own, drawn from the seed, the source, the split, the image and the view, and shares
-nothing with the others of its batch or shard. A shard appears whole or not at all, and the same
-command goes on with those that are missing; with a larger --count a set grows.
+``l2o_graph.inr.load_inrs`` loads them. Validation images are the last twelfth of the training set,
+5,000 for MNIST; only training images can have several views. Datasets that are sorted by class are
+reordered so that classes alternate. The initial weights of a network depend only on the seed, the
+source, the split, the image and the view. Files are written atomically, and the same command
+continues an interrupted one. A larger --count extends a set.
 
 An image takes about 0.15 s of one core with the default recipe.
 """
@@ -38,45 +37,40 @@ from l2o_graph.storage.lock import held
 from l2o_graph.storage.shards import SPLITS, read_tensors
 
 SOURCES = ("mnist", "fmnist", "cifar10", "fmnist_sample")
-VALIDATION_SHARE = 12  # one in so many training images, from the end
-SHOWN = 10
+VALIDATION_SHARE = 12  # one in this number of training images, at the end
+SHOWN = 10  # number of images in the figure
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to fit, and how."""
+    """Settings of a set of INRs."""
 
     source: str  # one of SOURCES
     out: Path  # folder of the shards and figure.png
-    # Images of each split, from the first on; (n,) stands for n of training and a like share of
-    # the others, () for all.
+    # Numbers of images of the splits; (n,) for n training images and as large a fraction of the
+    # other splits, () for all.
     count: tuple[int, ...] = ()
-    views: int = 1  # networks of a training image
-    recipe: Recipe = RECIPES["default"]  # how each is fitted
-    seed: int = 0  # of all first weights
-    shard: int = 256  # networks in a file
-    batch: int = 16  # networks that are fitted at once
-    device: str = "cpu"  # to fit on
-    jobs: int = 1  # processes, of one thread each
-    data_root: str | None = None  # where datasets lie; see l2o_graph.datasets.images.data_root
+    views: int = 1  # number of networks for each training image
+    recipe: Recipe = RECIPES["default"]  # recipe for the fits
+    seed: int = 0  # seed of the initial weights
+    shard: int = 256  # number of networks in a file
+    batch: int = 16  # number of networks that are fitted in parallel
+    device: str = "cpu"  # device of the fits
+    jobs: int = 1  # number of processes, with one thread each
+    data_root: str | None = None  # folder of datasets; see l2o_graph.datasets.images.data_root
 
 
 def layout_for(source: str) -> tuple[int, ...]:
-    """Widths of the networks of a source, with an output for each channel of its images."""
+    """Return the layer widths of networks for a source, with one output for each channel."""
     return (*LAYOUT[:-1], len(NORMALISATION[source][0]))
 
 
 def plan(settings: Settings) -> list[Shard]:
-    """Check what was asked for, and list the shards.
-
-    Raises:
-        ValueError: For numbers out of range.
-        DatasetNotFoundError: For data that are not there.
-    """
+    """Check the settings, by a ValueError or DatasetNotFoundError, and list the shards."""
     check_ranges(settings, views=COUNT, seed=SEED, shard=COUNT, batch=COUNT, jobs=COUNT)
     if settings.batch > settings.shard:
         raise ValueError(
-            f"batch: expected at most a shard, {settings.shard}, found {settings.batch}"
+            f"batch: expected at most --shard, {settings.shard}, found {settings.batch}"
         )
     check_device(settings.device)
     data = _load(settings.source, settings.data_root)
@@ -97,22 +91,22 @@ def plan(settings: Settings) -> list[Shard]:
             "device": settings.device,
             "torch": torch.__version__,
         }
-        # Rows of a split: all images in order, then all again for each further view.
+        # Networks of a split: all images in order, then all images again for each further view.
         rows = range(images * views)
         total = "images" if views == 1 else ""
         shards += shards_of(settings.out, rows, settings.shard, record, total)
     if not shards:
-        raise ValueError(f"count: expected an image to fit, found {list(settings.count)}")
+        raise ValueError(f"count: expected at least one image, found {list(settings.count)}")
     return shards
 
 
 def fit_shard(settings: Settings, shard: Shard) -> Shard:
-    """Fit all networks of a shard and write it; a ValueError where some are not finite."""
+    """Fit the networks of a shard, and write it; a ValueError for non-finite networks."""
     data = _load(settings.source, settings.data_root)
     split, rows = shard.record["split"], torch.tensor(shard.numbers)
     view, position = rows // shard.record["images"], rows % shard.record["images"]
-    x, y, numbers = _of_split(data, split)
-    index = numbers[position]
+    x, y, indices = _of_split(data, split)
+    index = indices[position]
     images = _in_floats(x[index])
     generators = [
         generator_of(f"{settings.seed}/{settings.source}/{split}/{image}/{which}")
@@ -127,7 +121,7 @@ def fit_shard(settings: Settings, shard: Shard) -> Shard:
 
 
 def summary(shards: Sequence[Shard]) -> str:
-    """PSNR of each split in a table."""
+    """Tabulate the PSNR by split."""
     lines = ["PSNR, dB    INRs     min     5 %    25 %  median    75 %    95 %     max"]
     for split in dict.fromkeys(shard.record["split"] for shard in shards):
         own = [read_tensors(s.path)["psnr"] for s in shards if s.record["split"] == split]
@@ -137,7 +131,7 @@ def summary(shards: Sequence[Shard]) -> str:
 
 
 def figure(settings: Settings, shard: Shard) -> bytes:
-    """A PNG of ten images of a shard over what their networks draw, from the worst to the best."""
+    """Plot images of a shard above those of their networks, from worst to best PSNR, as PNG."""
     tensors = read_tensors(shard.path)
     order = tensors["psnr"].argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(SHOWN, len(order))).long()]
@@ -153,7 +147,7 @@ def figure(settings: Settings, shard: Shard) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, fit, print; 0 when all is done, 2 for a request that cannot be met."""
+    """Run the command line; return 0 for success, 2 for bad input."""
     return run_command("inr", lambda: _made(argv), (*ERRORS, BrokenProcessPool))
 
 
@@ -175,21 +169,22 @@ def _parse(argv: Sequence[str] | None) -> Settings:
         prog="python -m l2o_graph.datasets.inr", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("--source", choices=SOURCES, default="mnist")
-    add("--out", type=Path, metavar="FOLDER", help="[runs/inr-SOURCE]")
+    add("--source", choices=SOURCES, default="mnist", help="dataset of the images")
+    add("--out", type=Path, metavar="FOLDER", help="folder of the set [runs/inr-SOURCE]")
     add(
         "--count", type=int, nargs="+", default=[], metavar="N",
-        help="images: of training, the others in proportion; or of training, validation and test",
+        help="number of training images, with other splits in proportion; or of training, "
+        "validation and test images",
     )  # fmt: skip
-    add("--views", type=int, default=1, help="networks of a training image")
-    add("--recipe", choices=sorted(RECIPES), default="default")
-    add("--steps", type=int, help="in place of the recipe's")
-    add("--seed", type=int, default=0)
-    add("--shard", type=int, default=256, metavar="N", help="networks in a file")
-    add("--batch", type=int, default=16, metavar="N", help="networks at once; 16 suit a CPU")
-    add("--device", default="cpu")
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
-    add("--data-root", metavar="FOLDER")
+    add("--views", type=int, default=1, help="number of networks for each training image")
+    add("--recipe", choices=sorted(RECIPES), default="default", help="recipe for the fits")
+    add("--steps", type=int, help="number of steps of each fit [the recipe's own]")
+    add("--seed", type=int, default=0, help="seed of the initial weights")
+    add("--shard", type=int, default=256, metavar="N", help="number of networks in a file")
+    add("--batch", type=int, default=16, metavar="N", help="number of networks in a batch")
+    add("--device", default="cpu", help="device of torch")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, with one thread each")
+    add("--data-root", metavar="FOLDER", help="folder of datasets")
     args = vars(parser.parse_args(argv))
     recipe, steps = RECIPES[args["recipe"]], args.pop("steps")
     args["recipe"] = recipe if steps is None else replace(recipe, steps=steps)
@@ -198,48 +193,48 @@ def _parse(argv: Sequence[str] | None) -> Settings:
     return Settings(**args)
 
 
-_load = cache(load_images)  # once in a process
+_load = cache(load_images)
 
 
 def _of_split(data: Images, split: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Images and labels of the file that a split is of, and the numbers of its images in there."""
+    """Return images and labels of the training or test set, and the indices of a split in it."""
     if split == "test":
-        return data.test_x, data.test_y, _mixed(data.test_y)
-    numbers = _mixed(data.train_y)
-    training = len(numbers) - len(numbers) // VALIDATION_SHARE
-    chosen = numbers[:training] if split == "train" else numbers[training:]
+        return data.test_x, data.test_y, _alternating(data.test_y)
+    indices = _alternating(data.train_y)
+    training = len(indices) - len(indices) // VALIDATION_SHARE
+    chosen = indices[:training] if split == "train" else indices[training:]
     return data.train_x, data.train_y, chosen
 
 
-def _mixed(labels: Tensor) -> Tensor:
-    """Numbers of all images: as they come, or where they come class by class, these by turns."""
-    numbers = torch.arange(len(labels))
+def _alternating(labels: Tensor) -> Tensor:
+    """Return the indices of all images; if these are sorted by class, with classes in turn."""
+    indices = torch.arange(len(labels))
     if bool((labels.diff() < 0).any()):
-        return numbers
+        return indices
     sizes = labels.bincount()
-    within = numbers - (sizes.cumsum(0) - sizes)[labels]
+    within = indices - (sizes.cumsum(0) - sizes)[labels]
     return within.argsort(stable=True)
 
 
 def _in_floats(pixels: Tensor) -> Tensor:
-    """Images from 0 to 1 as ``render`` draws them: grey ones have no axis of channels."""
+    """Convert uint8 images to the range and shape of ``render``; grey ones have no channel axis."""
     return (pixels.float() / 255).squeeze(1)
 
 
 def _drawn(weights: Sequence[Tensor], biases: Sequence[Tensor], images: Tensor) -> Tensor:
-    """What networks draw in the size of images."""
+    """Render networks in the size of the images."""
     return render(weights, biases, (images.shape[-2], images.shape[-1]))
 
 
 def _counts(settings: Settings, data: Images) -> dict[str, int]:
-    """Images of each split."""
-    there = [len(_of_split(data, split)[2]) for split in SPLITS]
-    counts = list(settings.count) or there
-    if len(counts) == 1:  # rounded up: a small sample has all three splits
-        counts = [-(-counts[0] * n // there[0]) for n in there]
+    """Return the number of images of each split."""
+    sizes = [len(_of_split(data, split)[2]) for split in SPLITS]
+    counts = list(settings.count) or sizes
+    if len(counts) == 1:  # rounded up, so that small sets have all three splits
+        counts = [-(-counts[0] * n // sizes[0]) for n in sizes]
     if len(counts) != len(SPLITS):
         raise ValueError(f"count: expected one number or three, found {counts}")
-    for split, count, n in zip(SPLITS, counts, there, strict=True):
+    for split, count, n in zip(SPLITS, counts, sizes, strict=True):
         if not 0 <= count <= n:
             raise ValueError(f"count: expected 0 to {n} images of split '{split}', found {count}")
     return dict(zip(SPLITS, counts, strict=True))
@@ -248,12 +243,12 @@ def _counts(settings: Settings, data: Images) -> dict[str, int]:
 def _fit_in_batches(
     settings: Settings, images: Tensor, generators: Sequence[torch.Generator]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases of one network an image."""
+    """Fit one network to each image; return weights and biases."""
     layout = layout_for(settings.source)
     drawn = initialise(generators, layout, output=settings.recipe.output)
     parts = []
     for part in torch.arange(len(images)).split(settings.batch):
-        # The last batch is filled up: rounding depends on the size of a batch.
+        # The last batch is padded, because rounding depends on the size of a batch.
         full = torch.cat([part, part[-1:].expand(settings.batch - len(part))])
         weights, biases = ([t[full].to(settings.device) for t in kind] for kind in drawn)
         fitted = fit(images[full].to(settings.device), weights, biases, settings.recipe)

@@ -1,4 +1,4 @@
-"""Rows of images beneath each other, as PNG."""
+"""Figures of labelled rows of images."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,15 @@ from torch import Tensor
 def contact_sheet(
     rows: Mapping[str, Float[Tensor, "n *C height width"]], captions: Sequence[str] = ()
 ) -> bytes:
-    """A PNG of as many columns as there are images.
+    """Plot rows of images.
 
     Args:
-        rows: A label for each row, and its images, 0 black to 1 white, grey or of three colours
-            (n, 3, height, width); what lies outside is cut.
-        captions: Beneath the columns; none by default.
+        rows: Label and images of each row, (n, height, width) or (n, 3, height, width), clipped to
+            the range from 0 to 1.
+        captions: Captions below the columns.
+
+    Returns:
+        PNG file.
     """
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 

@@ -1,10 +1,10 @@
-"""The INRs that DWSNets published (Navon et al. 2023), in the folders that they come in.
+"""Reader of the INRs that DWSNets published (Navon et al. 2023), in their original format.
 
 MNIST:         mnist_png_{training,testing}_{label}_{image}/checkpoints/model_final.pth
-Fashion-MNIST: {train,test}/model_{image}.pth, which holds its label
+Fashion-MNIST: {train,test}/model_{image}.pth, which contains the label
 
-Which of them belong to which split is in a JSON file: of each split a list of paths, or the lists
-"path" and "label", as the scripts of AvivNavon/DWSNets and mkofinas/neural-graphs write them.
+A JSON file has the splits: for each one a list of paths, or lists "path" and "label", in the
+formats of AvivNavon/DWSNets and mkofinas/neural-graphs.
 """
 
 import re
@@ -23,7 +23,7 @@ from l2o_graph.storage.shards import check_split
 
 SPLIT_FILES = ("mnist_splits.json", "fmnist_splits.json", "splits.json")
 
-# Without a JSON file, the split of l2o_graph.datasets.inr.
+# Without a JSON file, validation images are those of l2o_graph.datasets.inr.
 FIRST_VALIDATION_IMAGE = 55_000
 
 NAMES = (
@@ -36,32 +36,32 @@ NAMES = (
 
 
 class _Entry(NamedTuple):
-    """A file, and what is known of it before it is read."""
+    """File of a network, with the information in its name."""
 
     path: Path
     image: int
-    split: str  # where no JSON file says so
-    label: int | None
+    split: str  # split if there is no JSON file
+    label: int | None  # None if it is in the file
 
 
 def read_published(
     folder: str | Path, split: str = "train", splits: str | Path | None = None
 ) -> INRs:
-    """Read the published INRs of MNIST or Fashion-MNIST; a minute or so for 55,000 of them.
+    """Read the published INRs of MNIST or Fashion-MNIST; 55,000 take about a minute.
 
     Args:
-        folder: ``mnist-inrs`` or ``fmnist_inrs``.
+        folder: Folder ``mnist-inrs`` or ``fmnist_inrs``.
         split: "train", "val" or "test".
-        splits: The JSON file; by default mnist_splits.json, fmnist_splits.json or splits.json,
-            in the folder or beside it. Where there is none, validation images are the last 5,000
-            of the training set (the authors drew theirs at random).
+        splits: JSON file with the splits; by default mnist_splits.json, fmnist_splits.json or
+            splits.json in the folder or its parent. Without such a file, validation images are
+            the last 5,000 of the training set (those of the authors are random).
 
     Returns:
-        The networks in the order of the JSON file, else by image. Their PSNR is not on record.
+        Networks in the order of the JSON file, or else of the images, without PSNR.
 
     Raises:
         ValueError: For an unknown split or folder, files that are missing or damaged, and
-            networks with weights that are not finite; each by name or number.
+            networks with weights that are not finite, naming them.
     """
     check_split(split)
     folder = Path(folder)
@@ -70,7 +70,6 @@ def read_published(
     networks: list[list[Tensor]] = []  # weights, then biases, of each
     labels = []
     for entry in tqdm(entries, desc=f"{folder.name} {split}", unit="INR", disable=None):
-        # A state dict, with nothing in it but tensors and numbers.
         with expecting(f"INR '{entry.path}': expected a state dict", passing=()):
             content = dict(torch.load(entry.path, map_location="cpu", weights_only=True))
         with expecting(f"INR '{entry.path}': expected a label"):
@@ -98,7 +97,7 @@ def read_published(
 
 
 def _all(folder: Path, split: str) -> list[_Entry]:
-    """All files of a split, by number."""
+    """List the files of a split in the order of their images."""
     files = [*folder.glob("mnist_png_*/checkpoints/model_final.pth"), *folder.glob("*/model_*.pth")]
     entries = sorted(map(_entry, files), key=lambda entry: entry.image)
     chosen = [entry for entry in entries if entry.split == split]
@@ -111,16 +110,16 @@ def _all(folder: Path, split: str) -> list[_Entry]:
 
 
 def _entry(path: Path, label: Any = None) -> _Entry:
-    """What a file's name says, beside a label that is known already."""
+    """Parse the name of a file; a given label takes precedence."""
     end = "/".join(path.parts[-3 if path.parent.name == "checkpoints" else -2 :])
-    said = next((match.groupdict() for name in NAMES if (match := name.fullmatch(end))), None)
-    if said is None:
+    found = next((match.groupdict() for name in NAMES if (match := name.fullmatch(end))), None)
+    if found is None:
         raise ValueError(
             f"INR '{path}': expected a name like mnist_png_training_5_0/checkpoints/"
             "model_final.pth or train/model_0.pth"
         )
-    image, label = int(said["image"]), said.get("label") if label is None else label
+    image, label = int(found["image"]), found.get("label") if label is None else label
     split = "train" if image < FIRST_VALIDATION_IMAGE else "val"
-    if said["half"] in ("test", "testing"):
+    if found["half"] in ("test", "testing"):
         split = "test"
     return _Entry(path, image, split, None if label is None else int(label))

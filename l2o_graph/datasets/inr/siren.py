@@ -1,10 +1,10 @@
-"""SIRENs (Sitzmann et al. 2020) that each hold an image: their first weights, and what they draw.
+"""SIRENs (Sitzmann et al. 2020) that represent one image each: initialisation and evaluation.
 
-A point (x, y) passes layers of sin(omega0 (W x + b)), then a linear one; 0.5 is added to what
-comes out. Weights are as in torch, (out, in), with all networks of a set along a first axis.
+Hidden layers compute sin(omega0 (W x + b)) of a point x, the last layer W x + b + 0.5. Weights have
+torch's layout, (out, in), with the networks of a set along a first axis, (I, out, in).
 
-The networks, the grid and the 0.5 are those of DWSNets (Navon et al. 2023; nn/inr.py and
-experiments/utils.py of AvivNavon/DWSNets), so that published networks draw what they should.
+Layers, coordinates and the offset of 0.5 are those of DWSNets (Navon et al. 2023; nn/inr.py and
+experiments/utils.py of AvivNavon/DWSNets), so that published networks give their images.
 """
 
 import math
@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from l2o_graph.tracing.checks import check_module, check_parameter
 
-LAYOUT = (2, 32, 32, 1)  # of grey images; those of C channels have C outputs
+LAYOUT = (2, 32, 32, 1)  # layer widths for grey images; C outputs for C channels
 OMEGA0 = 30.0
 OFFSET = 0.5
 
-# Networks that are drawn in one go, and the points that their number is filled up to a multiple
-# of: with these every matrix product has the same shape and alignment, whatever is drawn.
+# ``evaluate`` processes this number of networks at a time, and pads the number of points to a
+# multiple of ALIGNMENT, so that all matrix products have the same shape and alignment.
 BLOCK = 64
 ALIGNMENT = 16
 
@@ -34,22 +34,22 @@ Output = Literal["sine", "linear"]
 def coordinates(
     height: int = 28, width: int = 28, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "2 Q"]:
-    """List the points of all pixels, row by row.
+    """Return the coordinates of all pixels, row by row.
 
     Args:
         height: Number of rows.
         width: Number of columns.
-        dtype: Type of the answer.
+        dtype: Dtype of the result.
 
     Returns:
-        x and y of each of the Q = height * width points, (2, Q), each from -1 to 1.
+        x and y of the Q = height * width points, (2, Q), from -1 to 1.
 
     Examples:
         >>> coordinates(2, 3)
         tensor([[-1.,  0.,  1., -1.,  0.,  1.],
                 [-1., -1., -1.,  1.,  1.,  1.]])
     """
-    # Rounded once, like those that the published networks were fitted on.
+    # Rounded once, as for the published networks.
     x, y = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (width, height))
     return torch.stack([x.repeat(height), y.repeat_interleave(width)]).to(dtype)
 
@@ -60,19 +60,19 @@ def initialise(
     omega0: float = OMEGA0,
     output: Output = "sine",
 ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
-    """Draw first weights and biases, in float32 on the CPU.
+    """Draw initial weights and biases, in float32 on the CPU.
 
-    Weights of sine layers are uniform within ±sqrt(6 / fan-in) / omega0, those of the first
-    layer too, and biases are 0.
+    Weights of all sine layers, including the first, are uniform within ±sqrt(6 / fan-in) / omega0,
+    and biases are 0.
 
     Args:
-        generators: A generator for each of the I networks, from which its random numbers come.
-        layout: Widths, from the two coordinates to the channels of an image.
-        omega0: Factor in every sine.
-        output: The last layer is drawn like the others ("sine"), or it and its bias as torch
-            draws a linear layer ("linear"): uniform within ±1 / sqrt(fan-in). The latter is what
-            DWSNets does, and shows in the deviations of its published networks: 0.118 for the
-            last weights, 0.100 for the last bias, which "sine" starts at 0.008 and 0.
+        generators: Random number generator of each of the I networks.
+        layout: Layer widths, from the two coordinates to the channels of an image.
+        omega0: Frequency factor of the sines.
+        output: Initialisation of the last layer: "sine" like the others, or "linear" like
+            ``nn.Linear``, weights and biases uniform within ±1 / sqrt(fan-in). DWSNets has
+            "linear": in its published networks, the last weights and biases have standard
+            deviations of 0.118 and 0.100, while those of "sine" start at 0.008 and 0.
 
     Returns:
         Weights (I, out, in) and biases (I, out) of each layer.
@@ -92,10 +92,10 @@ def initialise(
 
 
 def layout_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int, ...]:
-    """Widths of networks of weights (I, out, in) and biases (I, out), from input to output.
+    """Return the layer widths of networks with weights (I, out, in) and biases (I, out).
 
     Raises:
-        ValueError: Where the tensors do not make networks, naming the layer.
+        ValueError: For tensors that do not form networks, naming the layer.
     """
     if not weights or len(weights) != len(biases):
         raise ValueError(
@@ -117,20 +117,20 @@ def layout_of(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[int,
 def stack_networks(
     networks: Sequence[nn.Module],
 ) -> tuple[list[Float[Tensor, "I _ _"]], list[Float[Tensor, "I _"]]]:
-    """Stack weights and biases of networks that are torch modules, for models and ``render``.
+    """Stack weights and biases of torch modules, for models and ``render``.
 
-    Whether they draw what these say depends on their formula: see the top of this module. A
-    network whose output has no 0.5 added is told to take 0.5 off its last bias.
+    ``render`` gives the images of the modules only if these compute the formula at the top of this
+    file. For a module without the offset of 0.5, subtract 0.5 from its last bias.
 
     Args:
         networks: I networks of one layout, with a weight and a bias for each layer, in order.
 
     Returns:
-        Weights (I, out, in) and biases (I, out) of each layer, detached copies.
+        Weights (I, out, in) and biases (I, out) of each layer, as detached copies.
 
     Raises:
-        ValueError: For networks of other parameters, with their number, and of several layouts.
-        TypeError: For what is no module, and for one of TorchScript.
+        ValueError: For networks with other parameters, and networks of different layouts.
+        TypeError: For anything but modules, and for TorchScript modules.
 
     Examples:
         >>> sirens = [nn.Sequential(nn.Linear(2, 32), nn.Linear(32, 1)) for _ in range(5)]
@@ -148,7 +148,7 @@ def stack_networks(
         if not axes or axes != [2, 1] * (len(axes) // 2):
             shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
             raise ValueError(
-                f"INR {i}: expected parameters (out, in) and (out,) by turns, found "
+                f"INR {i}: expected parameters (out, in) and (out,) in turn, found "
                 f"{shapes or 'none'}"
             )
         found.append([p.detach() for p in parameters.values()])
@@ -165,31 +165,30 @@ def evaluate(
     points: Float[Tensor, "2 Q"],
     omega0: float = OMEGA0,
 ) -> Float[Tensor, "I C Q"]:
-    """Evaluate networks at points, the same for all of them; differentiable.
+    """Evaluate networks at points that are the same for all; differentiable.
 
-    One network gives the same bits alone, in any company and at any place in it, for one
-    device, dtype and version of torch: networks are worked on in blocks of one size, from
-    memory of one alignment. Plain batched products do not promise that, and break it where the
-    number of points is not a multiple of 16.
+    The result for a network is bit-identical for any set of networks and any position in it, given
+    the same device, dtype and version of torch, because matrix products are of blocks of one size
+    and alignment. Plain batched products differ if the number of points is not a multiple of 16.
 
     Args:
         weights: Weights of each layer, (I, out, in).
         biases: Biases of each layer, (I, out).
-        points: Points (x, y), one a column, (2, Q).
-        omega0: Factor in every sine.
+        points: Points (x, y), (2, Q).
+        omega0: Frequency factor of the sines.
 
     Returns:
-        Values of the C outputs of each network at each point, (I, C, Q).
+        Outputs of each network at each point, (I, C, Q).
 
     Raises:
-        ValueError: For tensors that do not make networks on two coordinates.
+        ValueError: For tensors that do not form networks with two inputs.
     """
     layout = layout_of(weights, biases)
     if layout[0] != len(points):
         raise ValueError(f"INRs: expected {len(points)} inputs, found layout {layout}")
     count = points.shape[1]
     padded = F.pad(points.to(weights[0]), (0, -count % ALIGNMENT))
-    answers = [weights[0].new_zeros(0, layout[-1], count)]
+    outputs = [weights[0].new_zeros(0, layout[-1], count)]
     for start in range(0, len(weights[0]), BLOCK):
         stop = min(start + BLOCK, len(weights[0]))
         hidden = padded.expand(BLOCK, -1, -1)
@@ -199,8 +198,8 @@ def evaluate(
                 hidden = torch.baddbmm(b, w, hidden) + OFFSET
             else:
                 hidden = torch.baddbmm(b, w, hidden, beta=omega0, alpha=omega0).sin()
-        answers.append(hidden[: stop - start, :, :count])
-    return torch.cat(answers)
+        outputs.append(hidden[: stop - start, :, :count])
+    return torch.cat(outputs)
 
 
 def responses(
@@ -209,16 +208,16 @@ def responses(
     points: Float[Tensor, "C Q"],
     omega0: float = OMEGA0,
 ) -> list[Float[Tensor, "I _ Q"]]:
-    """What every neuron says at points; differentiable, of the points too.
+    """Compute the activations of all neurons at points; also differentiable in the points.
 
-    These are the points, then what each layer says: sines, and at the output the image's channels.
-    Without the blocks of ``evaluate``, and so the same only up to rounding.
+    Returns the points, (I, C, Q), then the activations of each layer, (I, out, Q). Without the
+    blocks of ``evaluate``, outputs are equal to its result only up to rounding.
     """
-    answers = [points.expand(len(weights[0]), -1, -1)]
+    layers = [points.expand(len(weights[0]), -1, -1)]
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        linear = torch.baddbmm(bias[..., None], weight, answers[-1])
-        answers.append(linear + OFFSET if i == len(weights) - 1 else (omega0 * linear).sin())
-    return answers
+        linear = torch.baddbmm(bias[..., None], weight, layers[-1])
+        layers.append(linear + OFFSET if i == len(weights) - 1 else (omega0 * linear).sin())
+    return layers
 
 
 def render(
@@ -227,20 +226,20 @@ def render(
     size: tuple[int, int] = (28, 28),
     omega0: float = OMEGA0,
 ) -> Float[Tensor, "I *C height width"]:
-    """Draw the images that networks hold: grey by one output, in C channels by C outputs.
+    """Render the images that networks represent.
 
     Args:
         weights: Weights of each layer, (I, out, in).
         biases: Biases of each layer, (I, out).
-        size: Height and width in pixels; any, as a network has no resolution.
-        omega0: Factor in every sine.
+        size: Height and width in pixels.
+        omega0: Frequency factor of the sines.
 
     Returns:
-        Images (I, height, width), or with several outputs (I, C, height, width), about 0 to 1, not
-        clipped.
+        Images (I, height, width), or (I, C, height, width) for several outputs, about from 0 to 1,
+        not clipped.
 
     Raises:
-        ValueError: For tensors that do not make networks on two coordinates.
+        ValueError: For tensors that do not form networks with two inputs.
     """
     points = coordinates(*size, dtype=weights[0].dtype)
     return evaluate(weights, biases, points, omega0).unflatten(2, size).squeeze(1)
@@ -252,22 +251,22 @@ def psnr(
     """Compute peak signal-to-noise ratios, for a peak of 1.
 
     Args:
-        pixels: What networks draw, (I, height, width) or (I, C, height, width).
-        images: What they should draw, likewise.
+        pixels: Rendered images, (I, height, width) or (I, C, height, width).
+        images: Original images, of the same shape.
 
     Returns:
-        -10 log10 of the mean squared error of each image, over pixels and channels, in dB, (I,).
+        -10 log10 of each image's mean squared error over pixels and channels, in dB, (I,).
     """
     return -10 * (pixels - images).square().mean(tuple(range(1, pixels.dim()))).log10()
 
 
 def _uniform(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
-    """Numbers from -1 to 1, drawn by each generator for itself."""
+    """Draw uniform numbers from -1 to 1 by each generator, (I, *shape)."""
     return 2 * torch.stack([torch.rand(shape, generator=g) for g in generators]) - 1
 
 
 def _block(part: Tensor) -> Tensor:
-    """A copy, filled up with zeros to a block."""
+    """Copy into a block, padded with zeros."""
     block = part.new_zeros(BLOCK, *part.shape[1:])
     block[: len(part)] = part
     return block

@@ -1,4 +1,4 @@
-"""Zoos of CNNs that others published, read as they are."""
+"""Readers of published zoos of CNNs, in their original formats."""
 
 from l2o_graph.datasets.cnn.published.small_zoo import read_small_zoo
 from l2o_graph.datasets.cnn.published.wild_park import read_wild_park

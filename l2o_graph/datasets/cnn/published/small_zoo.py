@@ -1,10 +1,10 @@
-"""The Small CNN Zoo (Unterthiner et al. 2020), in the folder of a dataset that it comes in.
+"""Reader of the Small CNN Zoo (Unterthiner et al. 2020), for the folder of one dataset.
 
-weights.npy      (n, 4970): all parameters of a network in a row
-layout.csv       varname, start_idx, end_idx and shape: where each lies in a row
-metrics.csv.gz   for each row test_accuracy, step, modeldir, config.activation and more
+weights.npy      (n, 4970): flattened parameters, one row per network
+layout.csv       varname, start_idx, end_idx and shape of each parameter in a row
+metrics.csv.gz   test_accuracy, step, modeldir, config.activation and more for each row
 
-What is known of them is what google-research/dnn_predict_accuracy and AllanYangZhou/nfn say.
+The formats are those in the code of google-research/dnn_predict_accuracy and AllanYangZhou/nfn.
 """
 
 import csv
@@ -24,16 +24,16 @@ from l2o_graph.datasets.cnn.files import CNNs, gathered, run_of
 from l2o_graph.storage.files import expecting
 from l2o_graph.storage.shards import check_split, named
 
-FINAL_STEP = 86  # epochs, at the end of training
-STRIDES = (2, 2, 2)  # the default of their train_network.py
+FINAL_STEP = 86  # number of epochs at the end of training
+STRIDES = (2, 2, 2)  # default of the authors' train_network.py
 
-ORDER_FILES = "*_split.csv"  # as NFN's cifar10_split.csv
+ORDER_FILES = "*_split.csv"  # such as NFN's cifar10_split.csv
 TEST_SHARE, TRAIN_SHARE = 0.5, 0.8
 
 METRICS = ("step", "test_accuracy", "config.activation")
 LAYOUT = ("varname", "start_idx", "end_idx", "shape")
-# By the number of axes of a parameter, its axes and that of the rows in torch's order, (out, in,
-# height, width): there they are (height, width, in, out), and (in, out) of the dense layer.
+# Permutations to torch's order of axes, by the number of axes of a parameter: (row, height, width,
+# in, out) to (row, out, in, height, width), and (row, in, out) to (row, out, in).
 AXES = {4: (0, 4, 3, 1, 2), 2: (0, 2, 1), 1: (0, 1)}
 
 
@@ -45,32 +45,32 @@ def read_small_zoo(
 ) -> CNNs:
     """Read networks of the Small CNN Zoo.
 
-    They are split as by NFN (Zhou et al. 2023): in a fixed random order the second half is for
-    the test; the first, shuffled anew, for training, and its last fifth for validation. Of
-    CIFAR-10 these are 12,000, 3,000 and 15,000 networks.
+    The splits are those of NFN (Zhou et al. 2023). In a fixed random order, the second half is the
+    test split. The first half is shuffled again; its last fifth is for validation, the rest for
+    training. For CIFAR-10 there are 12,000, 3,000 and 15,000 networks.
 
     Args:
-        folder: With weights.npy, layout.csv and metrics.csv, the tables perhaps packed by gzip.
+        folder: Folder with weights.npy, layout.csv and metrics.csv; the tables may be gzipped.
         split: "train", "val" or "test".
-        order: NFN's file with a row number a line, such as cifar10_split.csv; by default the only
-            one in the folder, else beside it, whose name ends in _split.csv. Without one, rows
-            are shuffled by Python's ``random.Random(0)``.
-        step: Epochs done. Splits of different steps are not of the same networks.
+        order: NFN's file with a row number per line, such as cifar10_split.csv; by default the
+            only file in the folder, or else in its parent, whose name ends in _split.csv. Without
+            such a file, rows are shuffled by Python's ``random.Random(0)``.
+        step: Number of epochs. Splits at different steps do not have the same networks.
 
     Returns:
-        The networks in their order, laid out as torch does; ``run`` is the row in the file.
-        Convolutions of these networks pad nothing, which an architecture does not tell: its
-        module answers otherwise near borders.
+        Networks in this order, with torch's layout of parameters; ``run`` is the row in the file.
+        The original convolutions have no padding, which ``CNNArchitecture`` cannot express, so
+        modules of the architecture differ near the borders of images.
 
     Raises:
         ValueError: For an unknown split, files or columns that are missing or damaged, and
-            networks that are not finite; each by name or number.
+            networks with weights that are not finite, naming them.
     """
     check_split(split)
     folder = Path(folder)
     table = _table(folder, "metrics.csv", METRICS)
     with expecting(f"small zoo '{folder}', metrics.csv: expected steps and accuracies"):
-        metrics = [(int(float(done)), float(right), name) for done, right, name in table]
+        metrics = [(int(float(at)), float(accuracy), name) for at, accuracy, name in table]
     rows = [i for i in _order(folder, order, len(metrics)) if metrics[i][0] == step]
     chosen = [rows[i] for i in _positions(len(rows), split)]
     if not chosen:
@@ -100,7 +100,7 @@ def read_small_zoo(
 
 
 def _table(folder: Path, name: str, columns: Sequence[str]) -> list[list[str]]:
-    """Rows of some columns of a CSV file, packed by gzip or not."""
+    """Read columns of a CSV file, gzipped or not, as rows."""
     path = folder / name
     what = f"small zoo '{folder}': expected {name} or {name}.gz with the columns {list(columns)}"
     with expecting(what, passing=()):
@@ -110,7 +110,7 @@ def _table(folder: Path, name: str, columns: Sequence[str]) -> list[list[str]]:
 
 
 def _order(folder: Path, given: str | Path | None, rows: int) -> list[int]:
-    """All rows in the order in which they are split."""
+    """Return the numbers of all rows in the order that is split."""
     candidates = [sorted(place.glob(ORDER_FILES)) for place in (folder, folder.parent)]
     files = [found[0] for found in candidates if len(found) == 1]
     if given is None and not files:
@@ -129,7 +129,7 @@ def _order(folder: Path, given: str | Path | None, rows: int) -> list[int]:
 
 
 def _positions(count: int, split: str) -> list[int]:
-    """Which of some ordered entries are of a split."""
+    """Return the positions of a split among ordered entries."""
     half = int(TEST_SHARE * count)
     if split == "test":
         return list(range(half, count))
@@ -140,12 +140,12 @@ def _positions(count: int, split: str) -> list[int]:
 
 
 def _rearranged(folder: Path, rows: Tensor) -> tuple[list[tuple[int, ...]], Tensor]:
-    """Shapes of all parameters in torch's order, and rows of them: of a layer the weight first."""
+    """Convert rows (n, P) to torch's layout, weight before bias; return shapes and rows."""
     parts: dict[str, Tensor] = {}
     table = _table(folder, "layout.csv", LAYOUT)
     with expecting(
-        f"small zoo '{folder}', layout.csv: expected of each layer a kernel and a bias, their "
-        f"places in rows of {rows.shape[1]}, and shapes"
+        f"small zoo '{folder}', layout.csv: expected a kernel and a bias of each layer, with "
+        f"positions in rows of {rows.shape[1]}, and shapes"
     ):
         for name, start, stop, shape in table:
             part = rows[:, int(start) : int(stop)].unflatten(1, tuple(literal_eval(shape)))
@@ -157,7 +157,7 @@ def _rearranged(folder: Path, rows: Tensor) -> tuple[list[tuple[int, ...]], Tens
 
 
 def _architecture(shapes: Sequence[tuple[int, ...]], activation: str) -> CNNArchitecture:
-    """The architecture of parameters in torch's order."""
+    """Derive the architecture from the shapes of parameters in torch's layout."""
     kernels = [shape for shape in shapes if len(shape) == 4]
     return CNNArchitecture(
         channels=(kernels[0][1], *(kernel[0] for kernel in kernels)),

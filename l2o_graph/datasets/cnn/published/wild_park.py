@@ -1,12 +1,13 @@
-"""The CNN Wild Park (Kofinas et al. 2024; Zenodo 12797219), as its archive unpacks.
+"""Reader of the CNN Wild Park (Kofinas et al. 2024; Zenodo 12797219), from its unpacked archive.
 
 cifar10_zooV2/{run}/checkpoint_{number}/checkpoint.pt   a network, its architecture and accuracy
-cnn_park_splits.json                                    which of them are in which split
+cnn_park_splits.json                                    checkpoints of each split
 
-What is known of them is what mkofinas/neural-graphs writes and reads: no file was at hand.
+The formats are those that mkofinas/neural-graphs writes and reads; the reader was not tested on
+files of the archive.
 
-A checkpoint is a pickle that holds its architecture as objects of omegaconf. Here nothing of a
-pickle is executed but what builds tensors; of all else no more than its contents is looked at.
+A checkpoint is a pickle with omegaconf objects for the architecture. Unpickling only runs code that
+builds tensors; all other objects are replaced by containers of their contents.
 """
 
 import pickle
@@ -35,27 +36,27 @@ TRUSTED = {
 def read_wild_park(
     folder: str | Path, split: str = "train", splits: str | Path | None = None
 ) -> CNNs:
-    """Read networks of the CNN Wild Park; some minutes for all of its 117,241.
+    """Read networks of the CNN Wild Park; all 117,241 take some minutes.
 
-    Of a checkpoint three entries are read: "model", the parameters in their order; "config", with
-    "channels", "kernel_size", "stride", "activation", "residual" and "n_classes"; and where there
-    is no JSON file, "last_result" and "iteration" for accuracy and step. A residual r stands for
-    what convolution r, counted from 0, gives, and -1 for none.
+    These entries of a checkpoint are read: "model", the parameters in order; "config", with
+    "channels", "kernel_size", "stride", "activation", "residual" and "n_classes"; and without a
+    JSON file, accuracy and step from "last_result" and "iteration". A residual r means the output
+    of convolution r, counted from 0, and -1 none.
 
     Args:
-        folder: Into which the archive was unpacked.
+        folder: Folder of the unpacked archive.
         split: "train", "val" or "test".
-        splits: The JSON file, of each split the lists "path", "score" and "step"; by default
-            cnn_park_splits.json, in the folder or beside it. Paths are relative to the folder,
-            with or without their first part. Where there is no such file, the runs in the order
-            of their names are split as those of ``l2o_graph.datasets.zoo``.
+        splits: JSON file with lists "path", "score" and "step" for each split; by default
+            cnn_park_splits.json in the folder or its parent. Paths are relative to the folder,
+            with or without their first part. Without such a file, runs in the order of their names
+            are split in the same way as by ``l2o_graph.datasets.zoo``.
 
     Returns:
-        The networks in the order of the JSON file, else by path. ``run`` counts the folders of
-        runs as they come.
+        Networks in the order of the JSON file, or else of their paths. ``run`` numbers the folders
+        of runs in order of appearance.
 
     Raises:
-        ValueError: For an unknown split, and files that are missing or damaged; each by name.
+        ValueError: For an unknown split, and files that are missing or damaged, naming them.
     """
     check_split(split)
     folder = Path(folder)
@@ -71,7 +72,7 @@ def read_wild_park(
 
 
 def _all(folder: Path, split: str) -> list[Path]:
-    """Checkpoints of all runs of a split, by path."""
+    """List the checkpoints of a split in the order of their paths."""
     paths = sorted(folder.glob("**/checkpoint.pt"))
     index = {run: i for i, run in enumerate(dict.fromkeys(p.parent.parent for p in paths))}
     chosen = [path for path in paths if split_of(index[path.parent.parent]) == split]
@@ -85,14 +86,14 @@ def _all(folder: Path, split: str) -> list[Path]:
 
 def _read(path: Path, number: int, score: float | None, step: int | None) -> Run:
     with expecting(f"CNN '{path}': expected a checkpoint", passing=()):
-        # Its own reader of pickles refuses what is not a tensor; ours makes nothing of it.
+        # weights_only=True would fail for omegaconf objects; this unpickler replaces them.
         content = torch.load(path, "cpu", weights_only=False, pickle_module=_PICKLE)
         config = _plain(content["config"])
         architecture = CNNArchitecture(
             channels=tuple(config["channels"]),
             kernels=tuple(config["kernel_size"]),
             activations=tuple("" if name == "none" else name for name in config["activation"]),
-            # What convolution r gives is layer r + 1 here.
+            # The output of convolution r is layer r + 1 here.
             skips=tuple(NO_SKIP if r < 0 else r + 1 for r in config["residual"]),
             strides=tuple(config["stride"]),
             classes=config["n_classes"],
@@ -111,11 +112,11 @@ def _read(path: Path, number: int, score: float | None, step: int | None) -> Run
     return run_of(number, architecture, {}, [(steps, accuracy, values)])
 
 
-# Pickles without their code --------------------------------------------------------------------
+# Unpickling without running code ---------------------------------------------------------------
 
 
 class _Opaque:
-    """Stands for an object of any class: what it was made of, and nothing that it can do."""
+    """Replacement for objects of other classes, with their attributes but without their methods."""
 
     def __init__(self, *arguments: Any, **options: Any):
         pass
@@ -125,10 +126,10 @@ class _Opaque:
             vars(self).update(state)
 
     def append(self, entry: Any) -> None:
-        """What a sequence holds is not asked for."""
+        """Ignore the entries of sequences."""
 
     def __setitem__(self, key: Any, entry: Any) -> None:
-        pass
+        """Ignore the entries of mappings."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -138,12 +139,12 @@ class _Unpickler(pickle.Unpickler):
         return _Opaque
 
 
-# What torch.load asks of a module of its choice.
+# The attributes of a pickle module that torch.load uses.
 _PICKLE: Any = SimpleNamespace(Unpickler=_Unpickler, __name__="pickle")
 
 
 def _plain(value: Any) -> Any:
-    """What is in omegaconf's nodes: _content of dicts and lists, _val of single values."""
+    """Unwrap omegaconf nodes: ``_content`` of dicts and lists, ``_val`` of values."""
     inner = getattr(value, "_content", getattr(value, "_val", value))
     if isinstance(inner, Mapping):
         return {key: _plain(each) for key, each in inner.items()}
