@@ -240,7 +240,7 @@ def shard(path, kind, **record):
 
 def test_shards_of_inrs_that_lack_what_they_should_have_are_named(tmp_path):
     path = shard(tmp_path / "train-00000.safetensors", "INRs")
-    with pytest.raises(ValueError, match=rf"INRs '{path}': expected a number among all shards"):
+    with pytest.raises(ValueError, match=rf"INRs '{path}': expected its index and the number of"):
         load_inrs(tmp_path, "train")
     shard(path, "INRs", shards=1, shard=0, omega0=30.0)
     with pytest.raises(
