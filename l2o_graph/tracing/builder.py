@@ -1,4 +1,4 @@
-"""Sets of neurons and what joins them, put together while a network computes."""
+"""Construction of a network's graph during tracing: sets of neurons, kernels and biases."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,141 +7,116 @@ from dataclasses import dataclass, replace
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons, Role
 from l2o_graph.tracing.labels import Axis, Factor, Label
 
-# A rearrangement that takes more grids than this is not followed.
+# Largest number of kernels that connect two sets; larger rearrangements are not followed.
 MOST_GRIDS = 4096
 
 
 @dataclass(slots=True)
 class NodeSet:
-    """A set of neurons so far."""
+    """Set of neurons under construction.
+
+    Attributes:
+        name: Name for display.
+        size: Number of neurons.
+        role: Role in the network.
+        fresh: Whether no activation was applied to the neurons and no operation has read them.
+        activation: Activation of the neurons, one of the ``ACTIVATIONS``.
+        is_ordered: Whether an operation that cannot be followed reads the neurons, and may depend
+            on their order.
+    """
 
     name: str
     size: int
     role: Role
-    fresh: bool = True  # nothing has read it yet, nor an activation changed it
+    fresh: bool = True
     activation: str = ""
-    lost: bool = False  # something that cannot be followed reads it, and may know its order
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A view of parameter number ``parameter``: its first scalar, shape, and strides in scalars.
-
-    ``fixed`` is whether fixed numbers, as those of a mask, tell the neurons on both sides apart.
-    """
-
-    parameter: int
-    start: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    fixed: bool = False
-
-    @property
-    def steps(self) -> tuple[tuple[int, int], ...]:
-        """Size and stride of each axis."""
-        return tuple(zip(self.shape, self.strides, strict=True))
-
-    @property
-    def dense(self) -> bool:
-        """Whether the scalars lie together, in the order of the axes."""
-        expected = 1
-        for size, stride in reversed(self.steps):
-            if size > 1 and stride != expected:
-                return False
-            expected *= size
-        return True
-
-    @property
-    def solid(self) -> bool:
-        """Whether it is dense but for axes along which its scalars repeat."""
-        kept = [(n, step) for n, step in self.steps if step]
-        shape, strides = tuple(n for n, _ in kept), tuple(step for _, step in kept)
-        return replace(self, shape=shape, strides=strides).dense
-
-    def broadcast(self, shape: Sequence[int], axis: int | None = None) -> "Weight | None":
-        """The same in a new shape, its scalars repeated; None where the shapes do not fit.
-
-        ``axis`` is which axis of it the only one of the weight is; None to align the last ones.
-        """
-        before = len(shape) - len(self.shape) if axis is None else axis
-        behind = len(shape) - len(self.shape) - before
-        if before < 0 or behind < 0:
-            return None
-        own = (*(1,) * before, *self.shape, *(1,) * behind)
-        steps = (*(0,) * before, *self.strides, *(0,) * behind)
-        if any(n not in (1, m) for n, m in zip(own, shape, strict=True)):
-            return None
-        strides = tuple(
-            0 if n == 1 < m else step for n, m, step in zip(own, shape, steps, strict=True)
-        )
-        return replace(self, shape=tuple(shape), strides=strides)
-
-    def transposed(self, i: int = 0, j: int = 1) -> "Weight":
-        """With two axes exchanged."""
-        order = list(range(len(self.shape)))
-        order[i], order[j] = j, i
-        shape, strides = (tuple(each[n] for n in order) for each in (self.shape, self.strides))
-        return replace(self, shape=shape, strides=strides)
+    is_ordered: bool = False
 
 
 class Builder:
-    """Collects neurons, kernels and biases, of parameters with these names and shapes."""
+    """Graph under construction.
+
+    Attributes:
+        names: Names of the parameters.
+        shapes: Shapes of the parameters.
+        sets: Sets of neurons.
+        kernels: Kernels, in the order of the computation.
+        biases: Biases, in the order of the computation.
+        placed: Parameters of kernels and biases, in the order of the computation.
+        recent_reads: Sets that were read since it was last cleared.
+        exposed: Parameters read by operations that cannot be followed: their neurons keep their
+            order.
+
+    Args:
+        names: Names of the parameters.
+        shapes: Shapes of the parameters.
+    """
 
     def __init__(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]):
         self.names, self.shapes = list(names), list(shapes)
         self.sets: list[NodeSet] = []
         self.kernels: list[Kernel] = []
         self.biases: list[Bias] = []
-        self.placed: list[int] = []  # the parameters of these, in the order of the computation
-        self.touched: set[int] = set()  # read since someone last looked
-        self.known: set[int] = set()  # parameters of which something else may know the order
-        self._meetings = 0
+        self.placed: list[int] = []
+        self.recent_reads: set[int] = set()
+        self.exposed: set[int] = set()
+        self._merges = 0
 
     # Neurons -----------------------------------------------------------------------------------
 
     def new_set(self, name: str, size: int, role: Role = "hidden") -> int:
-        """A set of neurons; returns its index."""
+        """Add a set of neurons; return its index."""
         self.sets.append(NodeSet(name, size, role))
         return len(self.sets) - 1
 
-    def new_meeting(self, kind: str, size: int) -> int:
-        """A set of neurons that others are joined to by the constant 1; returns its index."""
-        self._meetings += 1
-        return self.new_set(f"{kind} {self._meetings}", size)
+    def new_merge(self, kind: str, size: int) -> int:
+        """Add a set whose neurons other sets are connected to by constants; return its index."""
+        self._merges += 1
+        return self.new_set(f"{kind} {self._merges}", size)
 
-    def ordered(self, name: str, size: int) -> int:
-        """Neurons that are each themselves, as inputs are: pixels, positions, words."""
+    def new_inputs(self, name: str, size: int) -> int:
+        """Add a set of inputs, each distinguishable, such as pixels or tokens; return its index."""
         return self.new_set(name, size, "input")
 
-    def read(self, label: Label, axis: int, name: str) -> tuple[Label, int, int, int, Axis] | None:
-        """The neurons along an axis: (label, set, first, how many, data factors inside).
+    def read_axis(
+        self, label: Label, axis: int, name: str
+    ) -> tuple[Label, int, int, int, Axis] | None:
+        """Read the neurons along an axis as one contiguous range of a set.
 
-        Data alone becomes a set of inputs, and neurons in an order of their own a new set, either
-        of which the label that is returned knows. None where that cannot be done.
+        Data becomes a set of inputs, and neurons in another order are connected to a new set.
+
+        Args:
+            label: Label of a tensor.
+            axis: Axis that a layer reads.
+            name: Name of the layer.
+
+        Returns:
+            The label with such sets; the set; its first neuron; the number of neurons; and factors
+            of data inside of each neuron. None if the neurons are not of this form.
         """
         factors = label.axes[axis]
         if all(f.set is None for f in factors):
             size = math.prod(f.size for f in factors)
-            own = Factor(size, self.ordered(f"input of {name}", size), 1)
+            own = Factor(size, self.new_inputs(f"input of {name}", size), 1)
             label = label.with_axis(axis, (own,))
-        elif not _is_run(factors):
-            target = self.new_meeting("rearranged", math.prod(f.size for f in factors))
-            large = numbered([f.size for f in factors], target)
+        elif not _is_contiguous(factors):
+            target = self.new_merge("rearranged", math.prod(f.size for f in factors))
+            large = row_major([f.size for f in factors], target)
             if not self.copy(label, factors, large, 0, "rearranged"):
                 return None
-            label = label.with_axis(axis, (Factor(self.sets[target].size, target, 1),)).only()
+            label = label.with_axis(axis, (Factor(self.sets[target].size, target, 1),)).pruned()
         first, *inside = label.axes[axis]
         assert first.set is not None
         self.mark_read(first.set)
         return label, first.set, label.start.get(first.set, 0), first.size, tuple(inside)
 
     def mark_read(self, *sets: int) -> None:
-        """Note that sets are read."""
+        """Record that sets are read."""
         for s in sets:
             self.sets[s].fresh = False
-            self.touched.add(s)
+            self.recent_reads.add(s)
 
-    # What joins them ---------------------------------------------------------------------------
+    # Kernels and biases ---------------------------------------------------------------------------
 
     def add_kernel(self, kernel: Kernel) -> None:
         """Add a kernel."""
@@ -154,7 +129,7 @@ class Builder:
         self.placed.append(bias.parameter)
 
     def _held(self, new: Kernel | Bias) -> bool:
-        """Whether any of its scalars are held already."""
+        """Return whether another kernel or bias owns any of its scalars."""
         return any(
             k.parameter == new.parameter
             and k.start < new.start + new.size
@@ -167,12 +142,19 @@ class Builder:
         self, large: Sequence[Factor], small: Sequence[Factor], starts: tuple[int, int],
         large_reads: bool, kind: str, constant: int = 0,
     ) -> bool:  # fmt: skip
-        """Join two sets by a constant, entry by entry; returns whether it could be done.
+        """Connect two sets elementwise by edges of a constant.
 
-        ``large`` are factors that run through every neuron of one set, outermost first, ``small``
-        factors of the same sizes that run through the other, with a stride of 0 where it has one
-        neuron for all steps; ``starts`` the first neuron of each, ``constant`` which of the
-        ``CONSTANTS`` edges carry. They lead to the large set, or else, from it.
+        Args:
+            large: Factors that enumerate the neurons of the larger set, outermost first.
+            small: Factors of the same sizes for the smaller set, with stride 0 where several
+                neurons of the larger set share one of the smaller.
+            starts: First neuron of each.
+            large_reads: Whether edges lead to the larger set, not from it.
+            kind: Kind of operation.
+            constant: Index into the ``CONSTANTS``.
+
+        Returns:
+            Whether the number of kernels was small enough; otherwise, nothing was added.
         """
         grids = _grids(large, small, *starts)
         if grids is None:
@@ -196,17 +178,26 @@ class Builder:
     def copy(
         self, label: Label, factors: Sequence[Factor], large: Sequence[Factor], at: int, kind: str
     ) -> bool:  # fmt: skip
-        """Join what factors of a label run through to neurons of a set, one by one, where possible.
+        """Connect everything that factors of a label enumerate to the neurons of a set, one to one.
 
-        Where data lies outside of the neurons each of its places is one of its own. ``large`` are
-        factors of the same sizes that run through the set, from its neuron ``at`` on.
+        Varying data among the factors is connected as places, one input per step.
+
+        Args:
+            label: Label of the tensor.
+            factors: Factors of its axes.
+            large: Factors of the same sizes of the set.
+            at: First neuron of the set.
+            kind: Kind of operation.
+
+        Returns:
+            Whether all could be connected.
         """
-        for s in dict.fromkeys(f.set for f in factors if not f.alike):
+        for s in dict.fromkeys(f.set for f in factors if not f.is_expanded):
             if s is None:
-                sizes = [f.size for f in factors if f.set is None and not f.alike]
-                place = iter(numbered(sizes, self.ordered("places", math.prod(sizes))))
+                sizes = [f.size for f in factors if f.set is None and not f.is_expanded]
+                place = iter(row_major(sizes, self.new_inputs("places", math.prod(sizes))))
                 small = [
-                    next(place) if f.set is None and not f.alike else Factor(f.size)
+                    next(place) if f.set is None and not f.is_expanded else Factor(f.size)
                     for f in factors
                 ]
                 start = 0
@@ -219,29 +210,29 @@ class Builder:
             self.sets[s].fresh = True
         return True
 
-    def is_joined(self, source: int, target: int) -> bool:
-        """Whether a constant leads from a set to another."""
+    def is_connected(self, source: int, target: int) -> bool:
+        """Return whether a constant connects one set to another."""
         return any(
             k.source == source and k.target == target and k.parameter >= len(self.shapes)
             for k in self.kernels
         )
 
-    def lose(self, sets: Iterable[int | None]) -> None:
-        """Note that something that cannot be followed reads sets, and may know their order."""
+    def fix_order(self, sets: Iterable[int | None]) -> None:
+        """Record that an operation reads sets that may depend on the order of their neurons."""
         for s in sets:
             if s is not None:
-                self.sets[s].lost = True
+                self.sets[s].is_ordered = True
 
-    def fix(self, s: int) -> None:
-        """Join each neuron of a set to a place of its own: fixed numbers tell their order."""
+    def add_places(self, s: int) -> None:
+        """Connect each neuron of a set to a place node, as constants distinguish them."""
         size = self.sets[s].size
-        own = self.ordered("places", size)
+        own = self.new_inputs("places", size)
         self.add_kernel(Kernel(len(self.shapes), own, s, (size, 1, 1), kind="places"))
 
-    # One parameter in several places -----------------------------------------------------------
+    # Tied parameters -----------------------------------------------------------
 
     def _tie(self) -> None:
-        """Join the neurons of all uses of a parameter: they can only be permuted together."""
+        """Connect the neurons of all uses of a parameter, which can only be permuted together."""
         uses = [k for k in (*self.kernels, *self.biases) if k.parameter < len(self.shapes)]
         held: dict[int, list[Kernel | Bias]] = {}
         for one in uses:
@@ -250,20 +241,20 @@ class Builder:
         for one in uses:
             for first in held[one.parameter] if one.again else ():
                 if first.start < one.start + one.size and one.start < first.start + first.size:
-                    self._tie_two(first, one)
+                    self._tie_pair(first, one)
                     break
 
-    def _tie_two(self, first: Kernel | Bias, again: Kernel | Bias) -> None:
+    def _tie_pair(self, first: Kernel | Bias, again: Kernel | Bias) -> None:
         ours, theirs = _sides(first), _sides(again)
-        alike = (first.start, [n for *_, n in ours]) == (again.start, [n for *_, n in theirs])
-        if not alike:  # scalars that lie otherwise in each use: no permutation is known to fit
+        same_layout = (first.start, [n for *_, n in ours]) == (again.start, [n for *_, n in theirs])
+        if not same_layout:  # layouts differ: no common permutation is known
             for s, *_ in (*ours, *theirs):
                 if self.sets[s].role == "hidden":
                     self.sets[s].role = "output"
             return
         for (s, at, n), (t, there, _) in zip(ours, theirs, strict=True):
             ordered = self.sets[s].role != "hidden" and self.sets[t].role != "hidden"
-            if not ordered and not self._move_together(s, at, t, there, n):
+            if not ordered and not self._are_tied(s, at, t, there, n):
                 self.add_kernel(
                     Kernel(
                         len(self.shapes), s, t, (n, 1, 1), source_start=at, target_start=there,
@@ -271,8 +262,8 @@ class Builder:
                     )
                 )  # fmt: skip
 
-    def _move_together(self, s: int, at: int, t: int, there: int, n: int) -> bool:
-        """Whether edges from one neuron to one lead from a run of a set to a run of another."""
+    def _are_tied(self, s: int, at: int, t: int, there: int, n: int) -> bool:
+        """Return whether one-to-one edges connect n neurons of s from ``at`` to those of t."""
         links: dict[int, list[tuple[int, int, int, int]]] = {}
         for k in self.kernels:
             if k.grid[1:] == (1, 1):
@@ -290,22 +281,22 @@ class Builder:
                         waiting.append(found)
         return (t, there) in seen
 
-    # The end -----------------------------------------------------------------------------------
+    # Specification -----------------------------------------------------------------------------
 
     def spec(self, outputs: Sequence[int]) -> NetSpec:
-        """What was found, of a network that returns sets; without any, those that nothing reads."""
+        """Return the specification; without ``outputs``, sets that no kernel reads are outputs."""
         read = {k.source for k in self.kernels if k.source != k.target}
         last = set(outputs) or set(range(len(self.sets))) - read
-        for n in last | {n for n, found in enumerate(self.sets) if found.lost}:
+        for n in last | {n for n, found in enumerate(self.sets) if found.is_ordered}:
             if self.sets[n].role == "hidden":
                 self.sets[n].role = "output"
         self._tie()
         for use in (*self.kernels, *self.biases):
-            for s, *_ in _sides(use) if use.parameter in self.known else ():
+            for s, *_ in _sides(use) if use.parameter in self.exposed else ():
                 if self.sets[s].role == "hidden":
                     self.sets[s].role = "output"
         self._complete_tables()
-        kernels, biases, loose = self._answered()
+        kernels, biases, loose = self._owned()
         depths = self._depths()
         return NetSpec(
             names=tuple(self.names),
@@ -320,7 +311,7 @@ class Builder:
         )
 
     def _complete_tables(self) -> None:
-        """Give tables of which some rows were used all of their rows."""
+        """Extend kernels of tables to rows that were not used."""
         uses: dict[int, list[int | None]] = {}
         for i, k in enumerate(self.kernels):
             uses.setdefault(k.parameter, []).append(i if k.kind == "lookup" else None)
@@ -337,8 +328,8 @@ class Builder:
                 self.kernels[i] = replace(table, grid=(1, rows, width), start=0)
                 self.sets[table.source].size = rows
 
-    def _answered(self) -> tuple[list[Kernel], list[Bias], list[int]]:
-        """Kernels and biases, and the parameters that they do not hold as a whole."""
+    def _owned(self) -> tuple[list[Kernel], list[Bias], list[int]]:
+        """Return kernels, biases and loose parameters: those with scalars that no use owns."""
         held = [0] * len(self.shapes)
         for k in (*self.kernels, *self.biases):
             if not k.again and k.parameter < len(held):
@@ -349,9 +340,9 @@ class Builder:
         return kernels, biases, sorted(loose)
 
     def _depths(self) -> list[int]:
-        """Hidden layers from the inputs to each hidden set, the set itself not counted."""
+        """Return the number of hidden layers between the inputs and each hidden set."""
         depth = [-1 if found.role == "input" else 0 for found in self.sets]
-        # Kernels come in the order of the computation; those that lead back say nothing.
+        # Kernels are in the order of the computation; recurrent ones are ignored.
         for k in self.kernels:
             if k.source != k.target:
                 deeper = int(k.grid[0] < max(k.grid[0] * k.grid[1], k.grid[0] * k.grid[2]))
@@ -363,7 +354,7 @@ class Builder:
 
 
 def _sides(use: Kernel | Bias) -> list[tuple[int, int, int]]:
-    """What the rows and the columns of a kernel are, or the entries of a bias: (set, first, n)."""
+    """Return the neurons of rows and columns of a kernel, or of a bias: (set, first, number)."""
     if isinstance(use, Bias):
         return [(use.neurons, use.neurons_start, use.size)]
     groups, rows, columns = use.grid
@@ -372,8 +363,8 @@ def _sides(use: Kernel | Bias) -> list[tuple[int, int, int]]:
     return [(*of_rows, groups * rows), (*of_columns, groups * columns)]
 
 
-def _is_run(factors: Axis) -> bool:
-    """Neurons one after the other, and only data inside them."""
+def _is_contiguous(factors: Axis) -> bool:
+    """Return whether factors are adjacent neurons of a set, with only data inside of them."""
     first, *inside = factors
     return first.set is not None and first.stride == 1 and all(f.set is None for f in inside)
 
@@ -381,8 +372,8 @@ def _is_run(factors: Axis) -> bool:
 def _grids(
     large: Sequence[Factor], small: Sequence[Factor], large_start: int, small_start: int
 ) -> list[tuple[int, int, int, int]] | None:
-    """Grids (groups, rows, first of large, first of small) that join them step by step."""
-    runs: list[list[int]] = []  # [size, stride in large, stride in small], as few as possible
+    """Return grids (groups, rows, first of large, first of small) that connect them elementwise."""
+    runs: list[list[int]] = []  # (size, stride in large, stride in small), merged where possible
     for a, b in zip(large, small, strict=True):
         if a.size == 1:
             continue
@@ -414,7 +405,7 @@ def _grids(
     return answer
 
 
-def numbered(sizes: Sequence[int], set: int) -> list[Factor]:
-    """Factors of these sizes that run through all of a set, the last one fastest."""
+def row_major(sizes: Sequence[int], set: int) -> list[Factor]:
+    """Return factors of these sizes that enumerate a set, the last one fastest."""
     strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
     return [Factor(n, set, s) for n, s in zip(sizes, strides, strict=True)]

@@ -1,4 +1,4 @@
-"""What several calls of a network, or several processes, told of it -> one structure."""
+"""Merging of the structures that several calls or processes have traced."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,11 +9,10 @@ from l2o_graph.tracing.network import Reading
 
 
 def all_of(readings: Iterable[Reading]) -> Reading | None:
-    """One reading for all that were made of a network; None for none.
+    """Merge readings of one network; return None without any.
 
-    A reading that places all parameters of another, and more, takes its place; where each of two
-    places some that the other does not, the structures are joined at the kernels of both. What is
-    placed stays: later readings that place no more change nothing.
+    A reading that places a superset of the parameters replaces earlier ones, and a reading that
+    places a subset changes nothing. Otherwise, both structures are merged at common kernels.
     """
     known: Reading | None = None
     for reading in readings:
@@ -30,7 +29,7 @@ def all_of(readings: Iterable[Reading]) -> Reading | None:
 
 
 def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
-    """Two structures of the same parameters as one: what the same scalars join is the same."""
+    """Merge two structures: sets that the same scalars connect are the same."""
     builder, count = Builder(one.names, one.shapes), len(one.neurons)
     sets = [*one.neurons, *other.neurons]
     stands_for = list(range(len(sets)))
@@ -41,7 +40,7 @@ def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
         return s
 
     uses = {_scalars(use): use for use in reversed((*one.kernels, *one.biases)) if _held(one, use)}
-    apart: set[int] = set()  # sets that cannot be one, for all that the same scalars join them
+    apart: set[int] = set()  # sets with the same scalars that do not fit
     for use in (*other.kernels, *other.biases):
         mine = uses.get(_scalars(use)) if _held(other, use) else None
         for (s, at), (t, there) in zip(_ends(mine), _ends(use), strict=True) if mine else ():
@@ -62,7 +61,7 @@ def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
         if neurons.role != "hidden" and found.role != "input":
             found.role = neurons.role
     for s in apart:
-        builder.sets[place[of(s)]].lost = True
+        builder.sets[place[of(s)]].is_ordered = True
     seen: set[Kernel | Bias] = set()
     for spec, first in ((one, 0), (other, count)):
         for kernel in spec.kernels:
@@ -91,20 +90,20 @@ def _held(spec: NetSpec, use: Kernel | Bias) -> bool:
 
 
 def _scalars(use: Kernel | Bias) -> tuple:
-    """Which scalars a kernel or a bias holds, and how they lie."""
+    """Return the scalars of a kernel or a bias, and their layout."""
     if isinstance(use, Bias):
         return use.parameter, use.start, use.size
     return use.parameter, use.start, use.grid, use.positions, use.from_rows
 
 
 def _ends(use: Kernel | Bias) -> list[tuple[int, int]]:
-    """The sets that it joins or sits on, and the first neuron of each."""
+    """Return the sets of a kernel or a bias, and the first neuron of each."""
     if isinstance(use, Bias):
         return [(use.neurons, use.neurons_start)]
     return [(use.source, use.source_start), (use.target, use.target_start)]
 
 
 def _says_nothing(spec: NetSpec, kernel: Kernel) -> bool:
-    """Whether it joins each neuron to itself, as a residual stream that has become one set."""
+    """Return whether a constant connects each neuron to itself, after sets were merged."""
     same = (kernel.source, kernel.source_start) == (kernel.target, kernel.target_start)
     return same and spec.is_constant(kernel.parameter) and kernel.grid[1:] == (1, 1)

@@ -417,7 +417,7 @@ class Masked(nn.Module):
         return self.last((self.first(x) @ x.mT + self.mask).softmax(-1) @ x)
 
 
-@pytest.mark.filterwarnings("ignore:what the network does with 'mask'")
+@pytest.mark.filterwarnings("ignore:the use of 'mask'")
 @pytest.mark.parametrize("with_model", [False, True])
 def test_a_frozen_mask_does_no_harm(with_model, checkpoint):
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Neurons that meet without a parameter: in a sum, a product, a mean over some of them."""
+"""Operations on neurons without parameters: sums, products, partial reductions."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,17 +6,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from l2o_graph.tracing.builder import numbered
-from l2o_graph.tracing.known import Known
-from l2o_graph.tracing.labels import Axis, Factor, Label, alike, data, joined, refined
+from l2o_graph.tracing.builder import row_major
+from l2o_graph.tracing.labels import Axis, Factor, Label, coalesced, data, expanded, refined
+from l2o_graph.tracing.tensor_state import TensorState
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Neurons of one set on their way to a meeting, from neuron ``start`` on.
+    """Neurons of one set that are combined with others.
 
-    ``factors`` say how they run through the set, those without it being places where one neuron
-    serves; ``constant`` which of the ``CONSTANTS`` their edges carry.
+    Attributes:
+        set: Index of the set.
+        factors: Factors that enumerate its neurons, with those of other sets replaced by data.
+        start: First neuron.
+        constant: Index into the ``CONSTANTS``, for the edges.
     """
 
     set: int
@@ -25,16 +28,23 @@ class Operand:
     constant: int
 
 
-class Meetings(Known):
-    """Neurons of several sets, or of one, put together by edges of the constants."""
+class Merging(TensorState):
+    """State of tracing that connects sets by edges of constants."""
 
     def combine(
-        self, one: Label, other: Label, shape: Sequence[int], kind: str, alike: bool = True
+        self, one: Label, other: Label, shape: Sequence[int], kind: str, symmetric: bool = True
     ) -> Label | None:
-        """Entries of two tensors that come together, after broadcasting to a shape.
+        """Follow an elementwise operation of two tensors.
 
-        ``kind`` says what brings them together, ``alike`` whether it would be the same with the two
-        exchanged.
+        Args:
+            one: Label of the first tensor.
+            other: Label of the second tensor.
+            shape: Shape that both are broadcast to.
+            kind: Kind of operation.
+            symmetric: Whether the operands can be exchanged.
+
+        Returns:
+            The label of the result, or None if the operation cannot be followed.
         """
         places: list[tuple[int, Factor, Factor]] = []
         for axis, size in enumerate(shape):
@@ -43,10 +53,10 @@ class Meetings(Known):
             if both is None:
                 return None
             places += [(axis, x, y) for x, y in zip(*both, strict=True)]
-        if one.sets() or other.sets():  # what is data in one and neurons in the other has an order
-            places = [self._pinned(*place) for place in places]
+        if one.sets() or other.sets():  # data of one distinguishes neurons of the other
+            places = [self._with_places(*place) for place in places]
         answer = {
-            i: b if a.alike or (a.set is None and b.set is not None) else a
+            i: b if a.is_expanded or (a.set is None and b.set is not None) else a
             for i, (_, a, b) in enumerate(places)
         }
         start = {**other.start, **one.start}
@@ -55,7 +65,9 @@ class Meetings(Known):
             where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
             sides, others = (
                 [
-                    Operand(s, tuple(_of(factors[i], s) for i in where), label.start.get(s, 0), 0)
+                    Operand(
+                        s, tuple(_within(factors[i], s) for i in where), label.start.get(s, 0), 0
+                    )
                     for s in sets
                 ]
                 for factors, label, sets in (
@@ -63,57 +75,60 @@ class Meetings(Known):
                     ([b for _, _, b in places], other, theirs),
                 )
             )
-            if alike and len({*sides, *others}) == 1:
+            if symmetric and len({*sides, *others}) == 1:
                 continue
-            # Parts of one set are told apart: what was done to each on the way may differ.
-            sides += [replace(side, constant=int(not alike or side.set in ours)) for side in others]
+            # Parts of one set are distinguished: different operations may have changed them.
+            sides += [
+                replace(side, constant=int(not symmetric or side.set in ours)) for side in others
+            ]
             sizes = [places[i][1].size for i in where]
-            target = self._meeting_place(sides, sizes, kind)
+            target = self._merge_set(sides, sizes, kind)
             if target is None:
                 return None
-            for i, factor in zip(where, numbered(sizes, target), strict=True):
+            for i, factor in zip(where, row_major(sizes, target), strict=True):
                 answer[i] = factor
             start.pop(target, None)
         axes = [
-            joined([answer[i] for i, place in enumerate(places) if place[0] == axis])
+            coalesced([answer[i] for i, place in enumerate(places) if place[0] == axis])
             for axis in range(len(shape))
         ]
-        return Label(tuple(axes), start).only()
+        return Label(tuple(axes), start).pruned()
 
-    def _pinned(self, axis: int, a: Factor, b: Factor) -> tuple[int, Factor, Factor]:
-        if a.set is None and b.set is not None and not a.alike:
-            a = Factor(a.size, self.builder.ordered("places", a.size), 1)
-        elif b.set is None and a.set is not None and not b.alike:
-            b = Factor(b.size, self.builder.ordered("places", b.size), 1)
+    def _with_places(self, axis: int, a: Factor, b: Factor) -> tuple[int, Factor, Factor]:
+        """Turn varying data at the place of neurons into inputs."""
+        if a.set is None and b.set is not None and not a.is_expanded:
+            a = Factor(a.size, self.builder.new_inputs("places", a.size), 1)
+        elif b.set is None and a.set is not None and not b.is_expanded:
+            b = Factor(b.size, self.builder.new_inputs("places", b.size), 1)
         return axis, a, b
 
-    def _meeting_place(self, sides: list["Operand"], sizes: list[int], kind: str) -> int | None:
-        """A set with a neuron for each entry, joined to all sides."""
+    def _merge_set(self, sides: list["Operand"], sizes: list[int], kind: str) -> int | None:
+        """Return a set with a neuron for each entry, connected to all operands."""
         size, target = math.prod(sizes), None
-        if kind == "sum":  # neurons that nothing else has read yet can take the others in
+        if kind == "sum":  # a fresh set can take the others in
             for side in reversed(sides):
                 found = self.builder.sets[side.set]
                 whole = found.size == size and side.start == 0
-                whole = whole and list(side.factors) == numbered(sizes, side.set)
-                # Beside another part of the same set, taken in before, none could be told.
+                whole = whole and list(side.factors) == row_major(sizes, side.set)
+                # Not if it has taken in another part of the same set: both would look the same.
                 whole = whole and not any(
-                    self.builder.is_joined(each.set, side.set) for each in sides if each != side
+                    self.builder.is_connected(each.set, side.set) for each in sides if each != side
                 )
                 if found.fresh and found.role == "hidden" and whole:
                     target = side.set
                     break
         if target is None:
-            target = self.builder.new_meeting(kind, size)
+            target = self.builder.new_merge(kind, size)
         for side in sides:
             if side.set != target and not self.builder.connect(
-                numbered(sizes, target), side.factors, (0, side.start), True, kind, side.constant
+                row_major(sizes, target), side.factors, (0, side.start), True, kind, side.constant
             ):
                 return None
         self.builder.sets[target].fresh = True
         return target
 
     def reduce(self, label: Label, gone: Sequence[int], kind: str = "mean") -> Label | None:
-        """The same tensor after a sum over some axes, which keep a size of 1."""
+        """Follow a reduction over axes, which keep size 1; None if it cannot be followed."""
         lost = {axis % len(label.axes) for axis in gone}
         axes = [() if i in lost else axis for i, axis in enumerate(label.axes)]
         start = dict(label.start)
@@ -123,49 +138,51 @@ class Meetings(Known):
             if not kept:
                 self.builder.mark_read(s)
                 if math.prod(f.size for _, f in places) < self.builder.sets[s].size:
-                    self.builder.lose([s])  # the sum tells these neurons from the others
+                    self.builder.fix_order([s])  # the sum distinguishes them from the others
             if len(kept) == len(places) or not kept:
                 continue
-            target = self.builder.new_meeting(kind, math.prod(kept))
-            stays = iter(numbered(kept, target))
+            target = self.builder.new_merge(kind, math.prod(kept))
+            stays = iter(row_major(kept, target))
             small = [Factor(f.size) if i in lost else next(stays) for i, f in places]
             large = [f for _, f in places]
             if not self.builder.connect(large, small, (start.get(s, 0), 0), False, kind):
                 return None
             self.builder.sets[target].fresh = True
-            stays = iter(numbered(kept, target))
+            stays = iter(row_major(kept, target))
             axes = [tuple(next(stays) if f.set == s else f for f in axis) for axis in axes]
-        return Label(tuple(axes), start).only()
+        return Label(tuple(axes), start).pruned()
 
     def as_places(self, label: Label, axes: Sequence[int]) -> Label:
-        """The same tensor where the neurons along some axes are places of those along others.
+        """Turn neurons along some axes into positions of the neurons along the others.
 
-        As of a vector that becomes a map: what reads it knows each place, alike for all channels.
+        For example, a vector that is reshaped to a feature map (C, H, W) has C channels with a
+        known position for each entry. Without neurons along other axes, the order is fixed.
         """
         for s in label.sets():
             found = [(i, f) for i, axis in enumerate(label.axes) for f in axis if f.set == s]
             sizes = [f.size for i, f in found if i in axes]
             if not sizes:
                 continue
-            places = iter(numbered(sizes, self.builder.ordered("places", math.prod(sizes))))
+            places = iter(row_major(sizes, self.builder.new_inputs("places", math.prod(sizes))))
             small = [next(places) if i in axes else Factor(f.size) for i, f in found]
             large, start = [f for _, f in found], label.start.get(s, 0)
             if len(sizes) == len(found) or not self.builder.connect(
                 large, small, (start, 0), True, "places"
             ):
-                self.builder.lose([s])
+                self.builder.fix_order([s])
         reduced = self.reduce(label, axes, "map")
         if reduced is None:
-            self.builder.lose(label.sets())
+            self.builder.fix_order(label.sets())
             return data(label.shape)
         for i in axes:
             reduced = reduced.with_axis(i, (Factor(label.shape[i]),))
-        return reduced.only()
+        return reduced.pruned()
 
     def mixed(self, label: Label, axes: Sequence[int]) -> Label | None:
-        """The same tensor after each entry took in all of those along some axes, all alike.
+        """Follow an operation in which entries depend on a symmetric statistic along some axes.
 
-        As by a softmax or a norm: where they are not a whole set, what they share is a neuron.
+        Examples are a softmax and a norm. If the axes do not enumerate a whole set, the statistic
+        becomes a neuron.
         """
         along = {axis % len(label.axes) for axis in axes}
         apart = [
@@ -179,17 +196,17 @@ class Meetings(Known):
         sets_before = len(self.builder.sets)
         shared = self.reduce(label, sorted(along), "statistics")
         if shared is None or len(self.builder.sets) == sets_before:
-            self.builder.lose(apart)
+            self.builder.fix_order(apart)
             return label
         return self.combine(label, shared, label.shape, "sum")
 
     def contract(self, one: Label, other: Label) -> Label | None:
-        """A product of matrices, (..., i, k) and (..., k, j)."""
+        """Follow a matrix product, (..., i, k) (..., k, j) -> (..., i, j)."""
         left = Label((*one.axes, ()), one.start)
         right = Label((*other.axes[:-2], (), *other.axes[-2:]), other.start)
         batch = torch.broadcast_shapes(one.shape[:-2], other.shape[:-2])
         shape = (*batch, *one.shape[-2:], other.shape[-1])
-        met = self.combine(left, right, shape, "product", alike=False)
+        met = self.combine(left, right, shape, "product", symmetric=False)
         if met is None:
             return None
         summed = self.reduce(met, [-2], "sum")
@@ -198,22 +215,22 @@ class Meetings(Known):
         return Label((*summed.axes[:-2], summed.axes[-1]), summed.start)
 
 
-def _of(factor: Factor, s: int) -> Factor:
-    """A factor as a set sees it: without steps where it does not run through it."""
+def _within(factor: Factor, s: int) -> Factor:
+    """Return a factor as it is, or as data if it does not enumerate the set."""
     return factor if factor.set == s else Factor(factor.size)
 
 
 def _broadcast(label: Label, axis: int, size: int) -> Axis:
-    """An axis, counted from the last, of a label that is broadcast to a size there."""
+    """Return the factors of an axis, counted from the last, broadcast to a size."""
     if -axis > len(label.axes) or label.shape[axis] != size:
-        return (alike(size),)
-    return label.axes[axis] or (alike(size),)
+        return (expanded(size),)
+    return label.axes[axis] or (expanded(size),)
 
 
 def _components(
     places: Sequence[tuple[int, Factor, Factor]], shared: Iterable[int]
 ) -> list[tuple[set[int], set[int]]]:
-    """Sets of one tensor and of the other that share a place, or are one, directly or not."""
+    """Return connected components of the sets of two tensors that share a factor or are equal."""
     groups: list[tuple[set[int], set[int]]] = []
     pairs = [(a.set, b.set) for _, a, b in places if a.set is not None and b.set is not None]
     for a, b in (*pairs, *((s, s) for s in shared)):
