@@ -93,11 +93,7 @@ def packaged(folder: str = "") -> dict[str, Callable[[], bytes]]:
 def find(
     checkpoint: str | Path, known: Mapping[str, Callable[[], bytes]]
 ) -> tuple[bytes, str, str]:
-    """Read a checkpoint, given by path or by the name of a packaged one.
-
-    Args:
-        checkpoint: Name or path.
-        known: Functions that read the packaged checkpoints, by name.
+    """Read a checkpoint, given by path or by the name of a packaged one, as from ``packaged``.
 
     Returns:
         Its content, its name, and its name or path for error messages.
@@ -121,13 +117,10 @@ def find(
 def parse(
     content: bytes, origin: str, expected: str, what: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file.
+    """Return the tensors and the metadata of a safetensors file of the ``expected`` format.
 
-    Args:
-        content: Content of the file.
-        origin: Name or path of the file, for errors.
-        expected: Format that its metadata has to name.
-        what: Description of that format, for errors, such as "a controller".
+    In errors, ``origin`` is the name of the file, and ``what`` a description of the format, such as
+    "a controller".
 
     Raises:
         ValueError: For a damaged file or another format.

@@ -87,7 +87,7 @@ def save_model(
 def identity_of(name: str, version: int, model: nn.Module) -> str:
     """Return a name with a hash of a model's weights and configuration: "general@0123456789ab".
 
-    The file itself is not hashed, because safetensors does not fix the order of metadata.
+    The file itself is not hashed, because safetensors does not fix the order of its entries.
     """
     digest = hashlib.sha256(f"({version}, {model.config})".encode())
     for key, tensor in sorted(model.state_dict().items()):

@@ -1,11 +1,13 @@
 """Construction of a network's graph during tracing: sets of neurons, kernels and biases."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons, Role
-from l2o_graph.tracing.labels import Axis, Factor, Label
+from l2o_graph.tracing.labels import Axis, Factor, Label, require
 
 # Largest number of kernels that connect two sets; larger rearrangements are not followed.
 MOST_GRIDS = 4096
@@ -31,6 +33,24 @@ class NodeSet:
     fresh: bool = True
     activation: str = ""
     is_ordered: bool = False
+
+
+class NeuronRange(NamedTuple):
+    """Neurons that a layer reads along an axis: one contiguous range of a set.
+
+    Attributes:
+        label: Label of the tensor.
+        set: Index of the set.
+        start: First neuron.
+        size: Number of neurons.
+        inside: Factors of data inside of each neuron, such as the pixels of a flattened map.
+    """
+
+    label: Label
+    set: int
+    start: int
+    size: int
+    inside: Axis
 
 
 class Builder:
@@ -62,7 +82,7 @@ class Builder:
         self.exposed: set[int] = set()
         self._merges = 0
 
-    # Neurons -----------------------------------------------------------------------------------
+    # Neurons ------------------------------------------------------------------------------------
 
     def new_set(self, name: str, size: int, role: Role = "hidden") -> int:
         """Add a set of neurons; return its index."""
@@ -78,21 +98,10 @@ class Builder:
         """Add a set of inputs, each distinguishable, such as pixels or tokens; return its index."""
         return self.new_set(name, size, "input")
 
-    def read_axis(
-        self, label: Label, axis: int, name: str
-    ) -> tuple[Label, int, int, int, Axis] | None:
-        """Read the neurons along an axis as one contiguous range of a set.
+    def read_axis(self, label: Label, axis: int, name: str) -> NeuronRange:
+        """Read the neurons along an axis of a label in the layer ``name``.
 
         Data becomes a set of inputs, and neurons in another order are connected to a new set.
-
-        Args:
-            label: Label of a tensor.
-            axis: Axis that a layer reads.
-            name: Name of the layer.
-
-        Returns:
-            The label with such sets; the set; its first neuron; the number of neurons; and factors
-            of data inside of each neuron. None if the neurons are not of this form.
         """
         factors = label.axes[axis]
         if all(f.set is None for f in factors):
@@ -102,13 +111,13 @@ class Builder:
         elif not _is_contiguous(factors):
             target = self.new_merge("rearranged", math.prod(f.size for f in factors))
             large = row_major([f.size for f in factors], target)
-            if not self.copy(label, factors, large, 0, "rearranged"):
-                return None
+            self.copy(label, factors, large, 0, "rearranged")
             label = label.with_axis(axis, (Factor(self.sets[target].size, target, 1),)).pruned()
         first, *inside = label.axes[axis]
         assert first.set is not None
         self.mark_read(first.set)
-        return label, first.set, label.start.get(first.set, 0), first.size, tuple(inside)
+        start = label.start.get(first.set, 0)
+        return NeuronRange(label, first.set, start, first.size, tuple(inside))
 
     def mark_read(self, *sets: int) -> None:
         """Record that sets are read."""
@@ -116,81 +125,57 @@ class Builder:
             self.sets[s].fresh = False
             self.recent_reads.add(s)
 
-    # Kernels and biases ---------------------------------------------------------------------------
+    # Kernels and biases -------------------------------------------------------------------------
 
     def add_kernel(self, kernel: Kernel) -> None:
         """Add a kernel."""
-        self.kernels.append(replace(kernel, again=self._held(kernel)))
+        self.kernels.append(replace(kernel, again=self._is_owned(kernel)))
         self.placed.append(kernel.parameter)
 
     def add_bias(self, bias: Bias) -> None:
         """Add a bias."""
-        self.biases.append(replace(bias, again=self._held(bias)))
+        self.biases.append(replace(bias, again=self._is_owned(bias)))
         self.placed.append(bias.parameter)
 
-    def _held(self, new: Kernel | Bias) -> bool:
+    def _is_owned(self, new: Kernel | Bias) -> bool:
         """Return whether another kernel or bias owns any of its scalars."""
-        return any(
-            k.parameter == new.parameter
-            and k.start < new.start + new.size
-            and new.start < k.start + k.size
-            for k in (*self.kernels, *self.biases)
-            if not k.again
-        )
+        uses = (*self.kernels, *self.biases)
+        return any(_overlap(use, new) for use in uses if not use.again)
 
     def connect(
         self, large: Sequence[Factor], small: Sequence[Factor], starts: tuple[int, int],
         large_reads: bool, kind: str, constant: int = 0,
-    ) -> bool:  # fmt: skip
-        """Connect two sets elementwise by edges of a constant.
+    ) -> None:  # fmt: skip
+        """Connect two sets elementwise by edges of a constant, an index into the ``CONSTANTS``.
 
-        Args:
-            large: Factors that enumerate the neurons of the larger set, outermost first.
-            small: Factors of the same sizes for the smaller set, with stride 0 where several
-                neurons of the larger set share one of the smaller.
-            starts: First neuron of each.
-            large_reads: Whether edges lead to the larger set, not from it.
-            kind: Kind of operation.
-            constant: Index into the ``CONSTANTS``.
+        ``large`` are factors that enumerate the neurons of the larger set, outermost first, and
+        ``small`` factors of the same sizes for the smaller set, with stride 0 where neurons of the
+        larger set share one of the smaller. ``starts`` are the first neurons. Edges lead to the
+        larger set if ``large_reads``, else from it.
 
-        Returns:
-            Whether the number of kernels was small enough; otherwise, nothing was added.
+        Raises:
+            NotFollowed: If that takes more than ``MOST_GRIDS`` kernels.
         """
         grids = _grids(large, small, *starts)
-        if grids is None:
-            return False
-        of_large, of_small = large[0].set, next((f.set for f in small if f.set is not None), None)
-        if of_large is None or of_small is None:
-            return False
-        self.mark_read(of_small, of_large)
-        for groups, rows, large_start, small_start in grids:
-            source, target = (of_small, of_large) if large_reads else (of_large, of_small)
-            at = (small_start, large_start) if large_reads else (large_start, small_start)
-            index = len(self.shapes) + constant
+        sets = [next(f.set for f in each if f.set is not None) for each in (large, small)]
+        self.mark_read(*sets)
+        read, written = (1, 0) if large_reads else (0, 1)
+        for groups, rows, *firsts in grids:
             self.add_kernel(
                 Kernel(
-                    index, source, target, (groups, rows, 1), source_start=at[0],
-                    target_start=at[1], from_rows=not large_reads, kind=kind,
+                    len(self.shapes) + constant, sets[read], sets[written], (groups, rows, 1),
+                    source_start=firsts[read], target_start=firsts[written],
+                    from_rows=not large_reads, kind=kind,
                 )
             )  # fmt: skip
-        return True
 
     def copy(
         self, label: Label, factors: Sequence[Factor], large: Sequence[Factor], at: int, kind: str
-    ) -> bool:  # fmt: skip
-        """Connect everything that factors of a label enumerate to the neurons of a set, one to one.
+    ) -> None:
+        """Connect all that ``factors`` of a label enumerate to the neurons of a set, one to one.
 
-        Varying data among the factors is connected as places, one input per step.
-
-        Args:
-            label: Label of the tensor.
-            factors: Factors of its axes.
-            large: Factors of the same sizes of the set.
-            at: First neuron of the set.
-            kind: Kind of operation.
-
-        Returns:
-            Whether all could be connected.
+        ``large`` are factors of the same sizes of the set, from its neuron ``at`` on. Varying data
+        among the factors is connected as places, one input per step.
         """
         for s in dict.fromkeys(f.set for f in factors if not f.is_expanded):
             if s is None:
@@ -202,13 +187,11 @@ class Builder:
                 ]
                 start = 0
             else:
-                small = [f if f.set == s else Factor(f.size) for f in factors]
+                small = [f.within(s) for f in factors]
                 start = label.start.get(s, 0)
-            if not self.connect(large, small, (at, start), True, kind):
-                return False
+            self.connect(large, small, (at, start), True, kind)
         for s in {f.set for f in large if f.set is not None}:
             self.sets[s].fresh = True
-        return True
 
     def is_connected(self, source: int, target: int) -> bool:
         """Return whether a constant connects one set to another."""
@@ -229,28 +212,21 @@ class Builder:
         own = self.new_inputs("places", size)
         self.add_kernel(Kernel(len(self.shapes), own, s, (size, 1, 1), kind="places"))
 
-    # Tied parameters -----------------------------------------------------------
+    # Tied parameters ----------------------------------------------------------------------------
 
     def _tie(self) -> None:
         """Connect the neurons of all uses of a parameter, which can only be permuted together."""
         uses = [k for k in (*self.kernels, *self.biases) if k.parameter < len(self.shapes)]
-        held: dict[int, list[Kernel | Bias]] = {}
-        for one in uses:
-            if not one.again:
-                held.setdefault(one.parameter, []).append(one)
-        for one in uses:
-            for first in held[one.parameter] if one.again else ():
-                if first.start < one.start + one.size and one.start < first.start + first.size:
-                    self._tie_pair(first, one)
-                    break
+        for use in uses:
+            if use.again:
+                first = next(one for one in uses if not one.again and _overlap(one, use))
+                self._tie_pair(first, use)
 
     def _tie_pair(self, first: Kernel | Bias, again: Kernel | Bias) -> None:
-        ours, theirs = _sides(first), _sides(again)
+        ours, theirs = sides(first), sides(again)
         same_layout = (first.start, [n for *_, n in ours]) == (again.start, [n for *_, n in theirs])
         if not same_layout:  # layouts differ: no common permutation is known
-            for s, *_ in (*ours, *theirs):
-                if self.sets[s].role == "hidden":
-                    self.sets[s].role = "output"
+            self._set_outputs(s for s, *_ in (*ours, *theirs))
             return
         for (s, at, n), (t, there, _) in zip(ours, theirs, strict=True):
             ordered = self.sets[s].role != "hidden" and self.sets[t].role != "hidden"
@@ -281,20 +257,16 @@ class Builder:
                         waiting.append(found)
         return (t, there) in seen
 
-    # Specification -----------------------------------------------------------------------------
+    # Specification ------------------------------------------------------------------------------
 
     def spec(self, outputs: Sequence[int]) -> NetSpec:
         """Return the specification; without ``outputs``, sets that no kernel reads are outputs."""
         read = {k.source for k in self.kernels if k.source != k.target}
         last = set(outputs) or set(range(len(self.sets))) - read
-        for n in last | {n for n, found in enumerate(self.sets) if found.is_ordered}:
-            if self.sets[n].role == "hidden":
-                self.sets[n].role = "output"
+        self._set_outputs(last | {n for n, found in enumerate(self.sets) if found.is_ordered})
         self._tie()
-        for use in (*self.kernels, *self.biases):
-            for s, *_ in _sides(use) if use.parameter in self.exposed else ():
-                if self.sets[s].role == "hidden":
-                    self.sets[s].role = "output"
+        exposed = [u for u in (*self.kernels, *self.biases) if u.parameter in self.exposed]
+        self._set_outputs(s for use in exposed for s, *_ in sides(use))
         self._complete_tables()
         kernels, biases, loose = self._owned()
         depths = self._depths()
@@ -310,18 +282,19 @@ class Builder:
             loose=tuple(loose),
         )
 
+    def _set_outputs(self, sets: Iterable[int]) -> None:
+        """Turn hidden sets into outputs, whose neurons keep their order."""
+        for s in sets:
+            if self.sets[s].role == "hidden":
+                self.sets[s].role = "output"
+
     def _complete_tables(self) -> None:
         """Extend kernels of tables to rows that were not used."""
-        uses: dict[int, list[int | None]] = {}
-        for i, k in enumerate(self.kernels):
-            uses.setdefault(k.parameter, []).append(i if k.kind == "lookup" else None)
-        for b in self.biases:
-            uses.setdefault(b.parameter, []).append(None)
-        for parameter, (i, *others) in uses.items():
-            if i is None or others:
+        uses = Counter(use.parameter for use in (*self.kernels, *self.biases))
+        for i, table in enumerate(self.kernels):
+            if table.kind != "lookup" or uses[table.parameter] > 1:
                 continue
-            table, total = self.kernels[i], math.prod(self.shapes[parameter])
-            width = table.grid[2]
+            total, width = math.prod(self.shapes[table.parameter]), table.grid[2]
             rows = total // width
             whole = table.from_rows and not table.positions and rows * width == total
             if whole and table.grid[:2] != (1, rows) and table.start % width == 0:
@@ -345,15 +318,20 @@ class Builder:
         # Kernels are in the order of the computation; recurrent ones are ignored.
         for k in self.kernels:
             if k.source != k.target:
-                deeper = int(k.grid[0] < max(k.grid[0] * k.grid[1], k.grid[0] * k.grid[2]))
-                deeper = deeper if k.parameter < len(self.shapes) else 0
-                depth[k.target] = max(depth[k.target], depth[k.source] + deeper)
+                is_layer = max(k.grid[1:]) > 1 and k.parameter < len(self.shapes)
+                depth[k.target] = max(depth[k.target], depth[k.source] + int(is_layer))
         return [
             max(d, 0) if f.role == "hidden" else 0 for d, f in zip(depth, self.sets, strict=True)
         ]
 
 
-def _sides(use: Kernel | Bias) -> list[tuple[int, int, int]]:
+def _overlap(one: Kernel | Bias, other: Kernel | Bias) -> bool:
+    """Return whether two uses of parameters share scalars."""
+    apart = one.start + one.size <= other.start or other.start + other.size <= one.start
+    return one.parameter == other.parameter and not apart
+
+
+def sides(use: Kernel | Bias) -> list[tuple[int, int, int]]:
     """Return the neurons of rows and columns of a kernel, or of a bias: (set, first, number)."""
     if isinstance(use, Bias):
         return [(use.neurons, use.neurons_start, use.size)]
@@ -371,7 +349,7 @@ def _is_contiguous(factors: Axis) -> bool:
 
 def _grids(
     large: Sequence[Factor], small: Sequence[Factor], large_start: int, small_start: int
-) -> list[tuple[int, int, int, int]] | None:
+) -> list[tuple[int, int, int, int]]:
     """Return grids (groups, rows, first of large, first of small) that connect them elementwise."""
     runs: list[list[int]] = []  # (size, stride in large, stride in small), merged where possible
     for a, b in zip(large, small, strict=True):
@@ -392,16 +370,13 @@ def _grids(
     (size, of_large, of_small), *rest = runs
     inner_large = [Factor(n, 0, s) for n, s, _ in rest]
     inner_small = [Factor(n, 0, s) for n, _, s in rest]
-    if size > MOST_GRIDS:
-        return None
+    require(size <= MOST_GRIDS)
     answer: list[tuple[int, int, int, int]] = []
     for i in range(size):
-        part = _grids(
+        answer += _grids(
             inner_large, inner_small, large_start + i * of_large, small_start + i * of_small
         )
-        if part is None or len(answer) + len(part) > MOST_GRIDS:
-            return None
-        answer += part
+        require(len(answer) <= MOST_GRIDS)
     return answer
 
 

@@ -195,18 +195,14 @@ def _chain(
         if layer.bias is not None and shapes[layer.bias] == (sets[-1][1],):
             biases.append(Bias(layer.bias, len(sets) - 1, sets[-1][1]))
     placed = {kernel.parameter for kernel in kernels} | {bias.parameter for bias in biases}
-    neurons = tuple(
-        Neurons("input", size, "input", 0)
-        if s == 0
-        else Neurons("output", size, "output", 0)
-        if s == len(sets) - 1
-        else Neurons(name, size, "hidden", depth - 1)
-        for s, (name, size, depth) in enumerate(sets)
-    )
+    neurons = [Neurons(name, size, "hidden", depth - 1) for name, size, depth in sets]
+    if neurons:
+        neurons[-1] = Neurons("output", sets[-1][1], "output", 0)
+        neurons[0] = Neurons("input", sets[0][1], "input", 0)
     return NetSpec(
         names=tuple(names),
         shapes=tuple(shapes),
-        neurons=neurons,
+        neurons=tuple(neurons),
         kernels=tuple(kernels),
         biases=tuple(biases),
         loose=tuple(i for i in range(len(shapes)) if i not in placed),

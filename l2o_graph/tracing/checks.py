@@ -8,11 +8,7 @@ SHOWN = 40  # longest representation of a value that an error quotes, in charact
 
 
 def check_module(module: object, name: str) -> None:
-    """Check that an argument is a module that runs in Python.
-
-    Args:
-        module: Value of the argument.
-        name: Name of the argument, for errors.
+    """Check that the argument ``name`` is a module that runs in Python.
 
     Raises:
         TypeError: For anything but a module, and for a scripted or traced module.
@@ -27,11 +23,7 @@ def check_module(module: object, name: str) -> None:
 
 
 def check_parameter(parameter: object, name: str) -> None:
-    """Check that a parameter is a tensor with a shape.
-
-    Args:
-        parameter: Value of the parameter.
-        name: Name of the parameter, for errors.
+    """Check that the parameter ``name`` is a tensor with a shape.
 
     Raises:
         TypeError: For anything but a tensor.

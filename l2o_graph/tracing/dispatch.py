@@ -6,6 +6,7 @@ the neurons of its inputs keep their order, and its outputs are unlabelled.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from l2o_graph.layout.spec import ACTIVATIONS
 from l2o_graph.layout.tensors import is_sharded, is_wrapper
 from l2o_graph.tracing.elementwise import OF_WEIGHTS, follow_elementwise
-from l2o_graph.tracing.labels import Label, data, view_label
+from l2o_graph.tracing.labels import Label, NotFollowed, data, view_label
 from l2o_graph.tracing.operations import ALONG_AXES, OPERATIONS, dims_of
 from l2o_graph.tracing.trace import Trace
 from l2o_graph.tracing.weight import Weight
@@ -134,28 +135,32 @@ def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> 
             trace.mark_used(t)
             trace.builder.fix_order(trace.hidden_in(t))
     # Saved, because a rule may replay operations.
-    around, trace.builder.recent_reads = trace.builder.recent_reads, set()
+    outer_reads, trace.builder.recent_reads = trace.builder.recent_reads, set()
     # Whether the operator writes into its first argument.
     written = operator._schema.is_mutable and bool(args) and any(args[0] is t for t in outs)
-    known, blank = trace.label(outs[0]), written and trace.is_exchangeable(outs[0])
+    known, was_exchangeable = trace.label(outs[0]), written and trace.is_exchangeable(outs[0])
     try:
         _follow(trace, name, operator, args, kwargs, inputs, outs)
+    except NotFollowed:
+        trace.builder.fix_order(trace.sets_of(inputs))
+        for t in outs:
+            trace.set_label(t, None)
     except Exception:  # neither tracing nor the call is interrupted
         for t in outs:
             trace.forget(t)
         trace.builder.fix_order(before)
     if not any(map(trace.statistics.get, outs)):
-        here = {*trace.builder.placed[first:]} | trace.parameters_of(outs)
-        trace.builder.exposed |= read - here
+        placed = {*trace.builder.placed[first:]} | trace.parameters_of(outs)
+        trace.builder.exposed |= read - placed
     function = OTHER_NAMES.get(name, name)
     if function in ACTIVATIONS:
         trace.set_activation(trace.label(outs[0]), function)
     trace.builder.fix_order(before - trace.sets_of(outs) - trace.builder.recent_reads)
-    trace.builder.recent_reads |= around
+    trace.builder.recent_reads |= outer_reads
     if written and (trace.label(outs[0]).sets() or not trace.is_exchangeable(outs[0])):
         trace.mark_written(outs[0])
     if written:
-        _update_aliases(trace, outs[0], blank, trace.label(outs[0]) == known)
+        _update_aliases(trace, outs[0], was_exchangeable, trace.label(outs[0]) == known)
 
 
 def _repeated(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -183,74 +188,68 @@ def _follow(
     replaced = operator.overloadpacket.__name__ in IN_PLACE_VIEWS
     if operator.is_view or replaced or name in ("_unsafe_view", "as_strided", "detach"):
         return _follow_view(trace, operator, args, kwargs, outs)
-    one_by_one = torch.Tag.pointwise in operator.tags or name in ELEMENTWISE
+    elementwise = torch.Tag.pointwise in operator.tags or name in ELEMENTWISE
     if not labelled and not (name in OPERATIONS and name not in STATISTICS and weights):
-        told = [t for t in inputs if not trace.is_exchangeable(t)]
-        of_all = all(t.numel() == 1 for t in outs)  # full reductions
-        statistic = bool(told) and all(
+        varying = [t for t in inputs if not trace.is_exchangeable(t)]
+        is_full = all(t.numel() == 1 for t in outs)  # full reductions
+        statistic = bool(varying) and all(
             trace.statistics.get(t)
-            or (name in STATISTICS and trace.weights(t) and (of_all or trace.keeps_axes(t)))
-            for t in told
+            or (name in STATISTICS and trace.weights(t) and (is_full or trace.keeps_axes(t)))
+            for t in varying
         )
         for t in outs:
             if not any(t is x for x in inputs):
                 trace.forget(t)
-            picked = name in SELECTIONS and trace.is_exchangeable(inputs[0])
-            trace.set_exchangeable(t, picked or (one_by_one and not told and bool(inputs)))
-            trace.statistics.put(t, (statistic and (one_by_one or name in STATISTICS)) or None)
+            selected = name in SELECTIONS and trace.is_exchangeable(inputs[0])
+            trace.set_exchangeable(t, selected or (elementwise and not varying and bool(inputs)))
+            trace.statistics.put(t, (statistic and (elementwise or name in STATISTICS)) or None)
     of_weight = name in OF_WEIGHTS and not labelled and (not weights or weights[0] is inputs[0])
-    if (one_by_one and name not in OPERATIONS) or of_weight:
+    if (elementwise and name not in OPERATIONS) or of_weight:
         return follow_elementwise(trace, name, inputs, outs)
     if name in STATISTICS and not labelled:
         return None
     if name in OPERATIONS:
         if name in ALONG_AXES:
             args, kwargs = (args[0], _axes_of(operator, args, kwargs)), {}
-        label = OPERATIONS[name](trace, outs[0], *args, **kwargs)
-        if label is None:
-            trace.builder.fix_order(trace.sets_of(labelled))
-        trace.set_label(outs[0], label)
+        trace.set_label(outs[0], OPERATIONS[name](trace, outs[0], *args, **kwargs))
         return _label_indices(trace, name, args, outs) if name in WITH_INDICES else None
     if labelled and labelled[0] is inputs[0] and name.startswith(SPATIAL):
         return _follow_spatial(trace, name, inputs[0], outs)
-    trace.builder.fix_order(trace.sets_of(labelled))
-    for t in outs:
-        trace.set_label(t, None)
-    return None
+    raise NotFollowed
 
 
 def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: list) -> None:
     """Follow a view by computing it on tensors without data."""
     x = args[0]
-    label, made_of = trace.label(x), trace.weights(x)
+    label, weights = trace.label(x), trace.weights(x)
     if label.sets():
         name = operator.overloadpacket.__name__
         if trace.label(outs[0]) == label and outs[0].shape == x.shape:
             return  # an equal view, or other strides along axes of size 1
         unfit = ("view_as_real", "view_as_complex", "as_strided", "as_strided_")
         if name in unfit or outs[0].dtype != x.dtype:
-            trace.builder.fix_order(label.sets())
-            return
+            raise NotFollowed
         views = tree_leaves(operator(_meta_like(x), *args[1:], **kwargs))
         for out, view in zip(outs, views, strict=True):
-            found = view_label(label, view)
-            if found is None:
+            try:
+                trace.set_label(out, view_label(label, view))
+            except NotFollowed:
                 trace.builder.fix_order(label.sets())
-            trace.set_label(out, found)
-    elif made_of and not trace.weights(outs[0]):  # a view of a computed weight
+                trace.set_label(out, None)
+    elif weights and not trace.weights(outs[0]):  # a view of a computed weight
         for i, out in enumerate(outs):
             views = []
-            for w in made_of:
+            for w in weights:
                 try:
                     view = tree_leaves(operator(_stand_in(w), *args[1:], **kwargs))[i]
                 except RuntimeError:  # the parameter has no such view
                     break
                 at, shape, strides = view.storage_offset(), view.shape, view.stride()
                 views.append(replace(w, start=at, shape=tuple(shape), strides=tuple(strides)))
-            if len(views) < len(made_of):
+            if len(views) < len(weights):
                 views = [replace(w, masked=True) for w in views]
-                if not views and len(made_of) == len(outs) == 1:
-                    trace.fold(out, made_of[0])
+                if not views and len(weights) == len(outs) == 1:
+                    trace.fold(out, weights[0])
             trace.derived.put(out, views)
     else:
         for out in outs:
@@ -271,16 +270,11 @@ def _stand_in(weight: Weight) -> Tensor:
     return storage.as_strided(weight.shape, weight.strides, weight.start)
 
 
-def _update_aliases(trace: Trace, written: Tensor, blank: bool, same: bool) -> None:
-    """Update the labels of tensors that share the storage of a written tensor.
+def _update_aliases(trace: Trace, written: Tensor, was_exchangeable: bool, same: bool) -> None:
+    """Combine written neurons with those of other tensors in the same storage, as in a sum.
 
-    The neurons written are combined with those of the larger tensor as in a sum.
-
-    Args:
-        trace: Trace of the computation.
-        written: Tensor that was written.
-        blank: Whether its entries were exchangeable before.
-        same: Whether its label is the same as before.
+    ``was_exchangeable`` refers to the entries before the write; ``same`` tells whether the label of
+    the written tensor is the same as before.
     """
     label = trace.label(written)
     steps = {written.stride(i): i for i in range(written.dim()) if written.shape[i] > 1}
@@ -301,10 +295,11 @@ def _update_aliases(trace: Trace, written: Tensor, blank: bool, same: bool) -> N
         whole = None
         kept = {f.set for axis in axes for f in axis or () if f.set is not None}
         if None not in axes and kept == set(label.sets()):
-            one = data((1,) * len(shape)) if blank and not known.sets() else known
+            one = data((1,) * len(shape)) if was_exchangeable and not known.sets() else known
             other = Label(tuple(axes), label.start)
             found = [w for a, b, w in made if (a, b) == (one, other)]
-            whole = found[0] if found else trace.combine(one, other, shape, "sum")
+            with suppress(NotFollowed):
+                whole = found[0] if found else trace.combine(one, other, shape, "sum")
             made.append((one, other, whole))
         if whole is None:
             trace.builder.fix_order(known.sets())
@@ -321,7 +316,6 @@ def _follow_spatial(trace: Trace, name: str, x: Tensor, outs: list[Tensor]) -> N
     for out in outs:
         axes = (*stay, *data(out.shape[len(stay) :]).axes)
         trace.set_label(out, Label(axes, label.start).pruned())
-    return
 
 
 def _label_indices(trace: Trace, name: str, args: tuple, outs: list[Tensor]) -> None:
@@ -359,8 +353,8 @@ def replay(trace: Trace, function: Callable[..., Tensor], *tensors: Tensor | Non
             stand_in = _meta_like(t)
             if trace.label(t).sets():
                 trace.set_label(stand_in, trace.label(t))
-            elif made_of := trace.weights(t):
-                trace.derived.put(stand_in, made_of)
+            elif weights := trace.weights(t):
+                trace.derived.put(stand_in, weights)
         stand_ins.append(stand_in)
     with torch.no_grad(), TracingMode(trace):
         out = function(*stand_ins)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from l2o_graph.tracing.labels import Factor, Label, data
+from l2o_graph.tracing.labels import Factor, Label, broadcast, data
 from l2o_graph.tracing.trace import Trace
 from l2o_graph.tracing.weight import Weight
 
@@ -66,11 +66,8 @@ def _merge_with_input(
         return trace.add_parameter(data(out.shape).with_axis(axis, (Factor(size, own, 1),)), p)
     if free or len(wide) != 1 or len(inputs) != 1 or inputs[0].shape != out.shape:
         return None
-    name_of_layer = trace.layer_name(trace.weights(p))
-    read = trace.builder.read_axis(trace.label(inputs[0]), wide[0], name_of_layer)
-    if read is None:
-        return None
-    trace.set_label(inputs[0], read[0])
+    (x,), layer = inputs, trace.layer_name(trace.weights(p))
+    trace.set_label(x, trace.builder.read_axis(trace.label(x), wide[0], layer).label)
     return _combined(trace, name, inputs, [p], [], out)
 
 
@@ -83,18 +80,14 @@ def _broadcast(weight: Weight, name: str, out: Tensor) -> Weight | None:
 def _combined(
     trace: Trace, name: str, labelled: list[Tensor], parameters: list[Tensor],
     constants: list[Tensor], out: Tensor,
-) -> Label | None:  # fmt: skip
+) -> Label:  # fmt: skip
     """Combine labelled tensors, parameters and other data into the label of the output."""
     kind = "sum" if name in SUMS else "product"
     first, *others = labelled
-    alone = data((1,) * out.dim())
-    answer: Label | None = trace.combine(trace.label(first), alone, out.shape, kind)
+    answer = broadcast(trace.label(first), out.shape)
     for t in (*others, *constants):
-        if answer is not None:
-            answer = trace.combine(answer, trace.label(t), out.shape, kind)
+        answer = trace.combine(answer, trace.label(t), out.shape, kind)
     for p in parameters:
-        if answer is None:
-            break
         wide = [i - p.dim() for i, n in enumerate(p.shape) if n > 1]
         if kind == "sum":
             answer = trace.add_parameter(answer, p)
@@ -102,6 +95,4 @@ def _combined(
             answer = trace.scale(answer, wide[0], p, "scale")
         elif wide:
             answer = trace.add_parameter(answer, p, "product")
-    if answer is None:
-        trace.builder.fix_order(trace.sets_of(labelled))
     return answer

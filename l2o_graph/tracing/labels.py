@@ -13,6 +13,16 @@ from dataclasses import dataclass, field, replace
 import torch
 
 
+class NotFollowed(Exception):
+    """Error for an operation that cannot be followed: neurons that it reads keep their order."""
+
+
+def require(condition: bool) -> None:
+    """Raise NotFollowed unless a condition for following an operation holds."""
+    if not condition:
+        raise NotFollowed
+
+
 @dataclass(frozen=True, slots=True)
 class Factor:
     """Factor of an axis.
@@ -37,6 +47,10 @@ class Factor:
         """Split into an outer and an inner factor, the inner one of the given size."""
         outer = Factor(self.size // inner, self.set, self.stride * inner)
         return outer, Factor(inner, self.set, self.stride)
+
+    def within(self, s: int) -> "Factor":
+        """Return the factor if it enumerates a set, else one of data."""
+        return self if self.set == s else Factor(self.size)
 
 
 Axis = tuple[Factor, ...]
@@ -104,15 +118,14 @@ def coalesced(factors: Sequence[Factor]) -> Axis:
     return tuple(answer)
 
 
-def refined(one: Axis, other: Axis) -> tuple[Axis, Axis] | None:
-    """Split two axes of equal length into factors of equal sizes; None if their factors overlap."""
+def refined(one: Axis, other: Axis) -> tuple[Axis, Axis]:
+    """Split two axes of equal length into factors of equal sizes."""
     ours, theirs = list(one), list(other)
     answer: tuple[list[Factor], list[Factor]] = ([], [])
     while ours and theirs:
         a, b = ours.pop(), theirs.pop()  # innermost first
         inner = min(a.size, b.size)
-        if a.size % inner or b.size % inner:
-            return None
+        require(a.size % inner == b.size % inner == 0)
         if a.size > inner:
             outer, a = a.split(inner)
             ours.append(outer)
@@ -122,16 +135,15 @@ def refined(one: Axis, other: Axis) -> tuple[Axis, Axis] | None:
         answer[0].append(a)
         answer[1].append(b)
     rest = [*ours, *theirs]
-    if any(f.size > 1 for f in rest):
-        return None
+    require(all(f.size <= 1 for f in rest))
     for factor in rest[::-1]:  # factors of size 1
         answer[0].append(factor if ours else expanded(1))
         answer[1].append(expanded(1) if ours else factor)
     return tuple(answer[0][::-1]), tuple(answer[1][::-1])
 
 
-def view_label(label: Label, view: torch.Tensor) -> Label | None:
-    """Return the label of a view of a labelled tensor; None if the view cuts through factors.
+def view_label(label: Label, view: torch.Tensor) -> Label:
+    """Return the label of a view of a labelled tensor.
 
     Args:
         label: Label of the tensor.
@@ -140,12 +152,10 @@ def view_label(label: Label, view: torch.Tensor) -> Label | None:
     """
     factors = [f for axis in label.axes for f in axis]
     weights = [math.prod(f.size for f in factors[i + 1 :]) for i in range(len(factors))]
-    axes = []
-    for size, stride in zip(view.shape, view.stride(), strict=True):
-        axis = _view_axis(factors, weights, size, stride)
-        if axis is None:
-            return None
-        axes.append(coalesced(axis))
+    axes = [
+        coalesced(_view_axis(factors, weights, size, stride))
+        for size, stride in zip(view.shape, view.stride(), strict=True)
+    ]
     start, offset = dict(label.start), int(view.storage_offset())
     for factor, weight in zip(factors, weights, strict=True):
         digit, offset = divmod(offset, weight)
@@ -156,8 +166,8 @@ def view_label(label: Label, view: torch.Tensor) -> Label | None:
 
 def _view_axis(
     factors: Sequence[Factor], weights: Sequence[int], size: int, stride: int
-) -> list[Factor] | None:
-    """Return the factors along an axis of a view; None if it cuts through factors.
+) -> list[Factor]:
+    """Return the factors along an axis of a view.
 
     ``weights`` are the strides of the factors in the contiguous tensor.
     """
@@ -167,15 +177,23 @@ def _view_axis(
     while size > 1:
         i = next((i for i, w in enumerate(weights) if w <= stride and factors[i].size > 1), None)
         if i is None or stride % weights[i] or stride >= weights[i] * factors[i].size:
-            return None
+            raise NotFollowed
         step = stride // weights[i]
         whole = factors[i].size // step  # steps before the next outer factor
         steps = min(size, whole)
-        if size > steps and (size % steps or factors[i].size % step):
-            return None
+        require(size == steps or size % steps == factors[i].size % step == 0)
         answer.insert(0, Factor(steps, factors[i].set, factors[i].stride * step))
         size, stride = size // steps, stride * steps
     return answer
+
+
+def broadcast(label: Label, shape: Sequence[int]) -> Label:
+    """Return the label of a tensor that is expanded to a shape."""
+    axes: list[Axis] = []
+    for i, n in enumerate(shape, len(label.axes) - len(shape)):
+        has_axis = i >= 0 and label.shape[i] == n
+        axes.append(coalesced(label.axes[i] if has_axis else [expanded(n)]))
+    return Label(tuple(axes), label.start).pruned()
 
 
 def as_varying(label: Label, axes: Sequence[int]) -> Label:

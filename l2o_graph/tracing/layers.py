@@ -13,10 +13,12 @@ from l2o_graph.tracing.labels import (
     Axis,
     Factor,
     Label,
+    NotFollowed,
     as_varying,
     coalesced,
     data,
     refined,
+    require,
     sole_factor,
 )
 from l2o_graph.tracing.merging import Merging
@@ -32,7 +34,7 @@ class Layers(Merging):
     def dense(
         self, x: Tensor, axis: int, weight: Tensor, transposed: bool = False, groups: int = 1,
         kind: str = "dense",
-    ) -> Label | None:  # fmt: skip
+    ) -> Label:  # fmt: skip
         """Follow a layer that maps the neurons along an axis to new ones by a kernel.
 
         Args:
@@ -44,12 +46,13 @@ class Layers(Merging):
             kind: Kind of operation.
 
         Returns:
-            The label of the input with new neurons along the axis, or None if the layer cannot be
-            followed.
+            The label of the input with new neurons along the axis.
+
+        Raises:
+            NotFollowed: If the weight is not made of parameters, or their layout has no kernel.
         """
         weights = self.weights(weight)
-        if not weights:
-            return None
+        require(bool(weights))
         first, *others = weights
         shape = tuple(weight.shape)
         out = shape[1] * groups if transposed else shape[0]
@@ -57,13 +60,12 @@ class Layers(Merging):
             first, transposed = first.transposed(), not transposed
             others = [other.transposed() for other in others]
         name = self.layer_name(weights)
-        known = self.builder.read_axis(self.input_label(x, axis, name), axis, name)
-        if known is None or not first.dense or (known[4] and (transposed or groups > 1)):
-            return None
-        if sole_factor(known[0], axis) is None and not known[4]:
-            alone = groups == 1 and not others and not first.masked
-            return self._dense_in_parts(known[0], axis, first, transposed) if alone else None
-        label, source, start, count, inside = known
+        read = self.builder.read_axis(self.input_label(x, axis, name), axis, name)
+        label, source, start, count, inside = read
+        require(first.dense and not (inside and (transposed or groups > 1)))
+        if sole_factor(label, axis) is None and not inside:
+            require(groups == 1 and not others and not first.masked)
+            return self._dense_in_parts(label, axis, first, transposed)
         if not self.is_exchangeable(x):
             self.set_label(x, label)
         target = self.builder.new_set(name, out)
@@ -96,42 +98,37 @@ class Layers(Merging):
         if label.sets() or size == 1 or pieces is None or axis not in pieces:
             return label
         target, at = self.builder.new_merge("start", size), 0
-        for n, blank in pieces[axis]:
-            if not blank:
+        for n, exchangeable in pieces[axis]:
+            if not exchangeable:
                 own = Factor(n, self.builder.new_inputs(f"input of {name}", n), 1)
                 self.builder.connect([Factor(n, target, 1)], [own], (at, 0), True, "start")
             at += n
         return label.with_axis(axis, (Factor(size, target, 1),))
 
-    def dense_folded(self, x: Tensor, tensor: Tensor) -> Label | None:
+    def dense_folded(self, x: Tensor, tensor: Tensor) -> Label:
         """Follow a product with a folded parameter, [..., in, out].
 
         ``torch.einsum`` folds parameters: all heads or experts and their entries become one axis.
         """
         found = self.folded.get(tensor)
         if found is None or found[0].masked:
-            return None
+            raise NotFollowed
         weight, (*_, read, written) = found
         steps, name, label = weight.axes, self.layer_name([weight]), self.label(x)
         last = len(label.axes) - 1
-        both = refined(label.axes[last], tuple(Factor(steps[i][0]) for i in read))
-        if both is None or len(both[0]) != len(read):
-            return None
+        factors, _ = refined(label.axes[last], tuple(Factor(steps[i][0]) for i in read))
+        require(len(factors) == len(read))
         # In the order of the parameter, outermost first.
         order = sorted(range(len(read)), key=lambda i: -steps[read[i]][1])
         new = sorted(written, key=lambda i: -steps[i][1])
         *rows_outside, rows = _coalesced_axes([steps[read[i]] for i in order])
         *columns_outside, columns = _coalesced_axes([steps[i] for i in new])
         from_rows = columns.stride == 1 and rows.stride == columns.size
-        if not (from_rows or (rows.stride == 1 and columns.stride == rows.size)):
-            return None
-        if math.prod(f.size for f in (*rows_outside, *columns_outside)) > MOST_PARTS:
-            return None
-        stored = label.with_axis(last, coalesced([both[0][i] for i in order]))
-        known = self.builder.read_axis(stored, last, name)
-        if known is None or known[4] or sole_factor(known[0], last) is None:
-            return None
-        stored, source, start, _, _ = known
+        require(from_rows or (rows.stride == 1 and columns.stride == rows.size))
+        require(math.prod(f.size for f in (*rows_outside, *columns_outside)) <= MOST_PARTS)
+        stored = label.with_axis(last, coalesced([factors[i] for i in order]))
+        stored, source, start, _, inside = self.builder.read_axis(stored, last, name)
+        require(not inside and sole_factor(stored, last) is not None)
         if all(f.set is None for f in label.axes[last]):  # data, which became inputs
             there = row_major([steps[read[i]][0] for i in order], source)
             back = coalesced([there[order.index(i)] for i in range(len(order))])
@@ -175,17 +172,14 @@ class Layers(Merging):
             self.builder.add_places(kernel.source)
             self.builder.add_places(kernel.target)
 
-    def _dense_in_parts(
-        self, label: Label, axis: int, weight: Weight, transposed: bool
-    ) -> Label | None:
+    def _dense_in_parts(self, label: Label, axis: int, weight: Weight, transposed: bool) -> Label:
         """Follow a layer whose kernel is shared by parts of a set, such as heads."""
         axis %= len(label.axes)
         (inner,) = label.axes[axis]
         assert inner.set is not None
         outer = [f for i, a in enumerate(label.axes) for f in a if i != axis and f.set == inner.set]
         parts, name = math.prod(f.size for f in outer), self.layer_name([weight])
-        if parts > MOST_PARTS or inner.stride != 1:
-            return None
+        require(parts <= MOST_PARTS and inner.stride == 1)
         rows, columns = weight.shape[0], weight.shape[1]
         out = columns if transposed else rows
         target = self.builder.new_set(name, parts * out)
@@ -205,19 +199,15 @@ class Layers(Merging):
         ]
         return Label(tuple(axes), label.start).pruned()
 
-    def bias(self, label: Label | None, axis: int, tensor: Tensor | None) -> Label | None:
+    def bias(self, label: Label, axis: int, tensor: Tensor | None) -> Label:
         """Follow the addition of a vector, usually a parameter, to the neurons along an axis."""
-        if label is None or tensor is None:
-            return label
         if self.weights(tensor):
             return self.add_parameter(label, tensor, axis=axis)
-        if not self.is_exchangeable(tensor):
+        if tensor is not None and not self.is_exchangeable(tensor):
             self.builder.fix_order(f.set for f in label.axes[axis])
         return label
 
-    def scale(
-        self, label: Label, axis: int, tensor: Tensor | None, kind: str = "norm"
-    ) -> Label | None:
+    def scale(self, label: Label, axis: int, tensor: Tensor | None, kind: str = "norm") -> Label:
         """Follow the multiplication of the neurons along an axis by a vector, if there is one."""
         weights = self.weights(tensor)
         if not weights:
@@ -227,10 +217,8 @@ class Layers(Merging):
         neurons = any(f.set is not None for f in label.axes[axis])
         if (neurons and sole_factor(label, axis) is None) or not weights[0].dense:
             return self._multiply_as_sets(label, weights, axis)
-        known = self.builder.read_axis(label, axis, self.layer_name(weights))
-        if known is None:
-            return None
-        label, source, start, count, inside = known
+        read = self.builder.read_axis(label, axis, self.layer_name(weights))
+        label, source, start, count, inside = read
         if inside or math.prod(weights[0].shape) != count:
             return self._multiply_as_sets(label, weights, axis)
         target = self.builder.new_set(self.layer_name(weights), count)
@@ -247,21 +235,14 @@ class Layers(Merging):
         return label.with_axis(axis, (Factor(count, target, 1),)).pruned()
 
     def add_parameter(
-        self, label: Label | None, tensor: Tensor, kind: str = "sum", axis: int = -1
-    ) -> Label | None:
-        """Follow the elementwise combination of a labelled tensor with a parameter.
+        self, label: Label, tensor: Tensor | None, kind: str = "sum", axis: int = -1
+    ) -> Label:
+        """Follow an elementwise "sum" or "product" of a labelled tensor with a weight.
 
-        Neurons keep their order if the parameter distinguishes them and has no place in the graph.
-
-        Args:
-            label: Label of the tensor.
-            tensor: View of a parameter, or a weight computed from several.
-            kind: "sum" or "product".
-            axis: Axis of the label that the last axis of the parameter is aligned with.
+        The last axis of the weight is aligned with ``axis`` of the label. Neurons keep their order
+        if the weight distinguishes them and has no place in the graph.
         """
         for weight in self.weights(tensor):
-            if label is None:
-                break
             last = axis if axis < 0 else axis - len(label.axes)
             wide = [  # (axis of the label, counted from the last; size; stride)
                 (i + 1 - len(weight.shape) + last, n, stride)
@@ -324,16 +305,15 @@ class Layers(Merging):
         )  # fmt: skip
         return True
 
-    def _multiply_as_sets(self, label: Label, weights: Sequence[Weight], axis: int) -> Label | None:
+    def _multiply_as_sets(self, label: Label, weights: Sequence[Weight], axis: int) -> Label:
         """Follow factors along an axis as sets of their own."""
-        answer: Label | None = label
         for weight in weights:
-            answer = answer and self._merge_parameter(answer, weight, [axis], "product")
-        return answer
+            label = self._merge_parameter(label, weight, [axis], "product")
+        return label
 
     def _merge_parameter(
         self, label: Label, weight: Weight, axes: Sequence[int], kind: str
-    ) -> Label | None:
+    ) -> Label:
         """Combine a parameter as a set of its own, with a neuron for each scalar.
 
         For scalars that several neurons share, such as the scales of a norm that all heads share.
@@ -355,11 +335,10 @@ class Layers(Merging):
             mine[at] = (factor,)
         return self.combine(label, Label(tuple(mine)), label.shape, kind, symmetric=kind == "sum")
 
-    def lookup(self, index: Tensor, table: Tensor) -> Label | None:
+    def lookup(self, index: Tensor, table: Tensor) -> Label:
         """Follow a table lookup: a kernel whose sources are the rows, each a distinct input."""
         weights = self.weights(table)
-        if not weights or not weights[0].dense:
-            return None
+        require(bool(weights) and weights[0].dense)
         (first, *others), name = weights, self.layer_name(weights)
         rows, columns = first.shape
         source = self.builder.new_inputs(f"rows of {name}", rows)

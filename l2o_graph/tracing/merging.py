@@ -2,12 +2,19 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from l2o_graph.tracing.builder import row_major
-from l2o_graph.tracing.labels import Axis, Factor, Label, coalesced, data, expanded, refined
+from l2o_graph.tracing.labels import (
+    Factor,
+    Label,
+    broadcast,
+    coalesced,
+    expanded,
+    refined,
+)
 from l2o_graph.tracing.tensor_state import TensorState
 
 
@@ -33,102 +40,79 @@ class Merging(TensorState):
 
     def combine(
         self, one: Label, other: Label, shape: Sequence[int], kind: str, symmetric: bool = True
-    ) -> Label | None:
-        """Follow an elementwise operation of two tensors.
+    ) -> Label:
+        """Follow an elementwise operation of two tensors that are broadcast to a shape.
 
-        Args:
-            one: Label of the first tensor.
-            other: Label of the second tensor.
-            shape: Shape that both are broadcast to.
-            kind: Kind of operation.
-            symmetric: Whether the operands can be exchanged.
-
-        Returns:
-            The label of the result, or None if the operation cannot be followed.
+        ``kind`` is the kind of operation; if it is ``symmetric``, its operands can be exchanged.
         """
-        places: list[tuple[int, Factor, Factor]] = []
-        for axis, size in enumerate(shape):
-            a, b = (_broadcast(label, axis - len(shape), size) for label in (one, other))
-            both = refined(a, b)
-            if both is None:
-                return None
-            places += [(axis, x, y) for x, y in zip(*both, strict=True)]
+        axis_of: list[int] = []  # axis of each pair of factors
+        pairs: list[tuple[Factor, Factor]] = []
+        both = broadcast(one, shape).axes, broadcast(other, shape).axes
+        for axis, (a, b) in enumerate(zip(*both, strict=True)):
+            pairs += zip(*refined(a or (expanded(1),), b or (expanded(1),)), strict=True)
+            axis_of += [axis] * (len(pairs) - len(axis_of))
         if one.sets() or other.sets():  # data of one distinguishes neurons of the other
-            places = [self._with_places(*place) for place in places]
-        answer = {
-            i: b if a.is_expanded or (a.set is None and b.set is not None) else a
-            for i, (_, a, b) in enumerate(places)
-        }
+            pairs = [self._with_places(a, b) for a, b in pairs]
+        answer = [
+            b if a.is_expanded or (a.set is None and b.set is not None) else a for a, b in pairs
+        ]
         start = {**other.start, **one.start}
         shared = set(one.sets()) & set(other.sets())
-        for ours, theirs in _components(places, shared):
-            where = [i for i, (_, a, b) in enumerate(places) if a.set in ours or b.set in theirs]
-            sides, others = (
-                [
-                    Operand(
-                        s, tuple(_within(factors[i], s) for i in where), label.start.get(s, 0), 0
-                    )
-                    for s in sets
-                ]
-                for factors, label, sets in (
-                    ([a for _, a, _ in places], one, ours),
-                    ([b for _, _, b in places], other, theirs),
-                )
-            )
-            if symmetric and len({*sides, *others}) == 1:
+        for ours, theirs in _components(pairs, shared):
+            where = [i for i, (a, b) in enumerate(pairs) if a.set in ours or b.set in theirs]
+            operands = []
+            for side, (label, sets) in enumerate(((one, ours), (other, theirs))):
+                for s in sets:
+                    factors = tuple(pairs[i][side].within(s) for i in where)
+                    # Parts of a set are distinguished: different operations may have changed them.
+                    constant = int(side == 1 and (not symmetric or s in ours))
+                    operands.append(Operand(s, factors, label.start.get(s, 0), constant))
+            if symmetric and len({(o.set, o.factors, o.start) for o in operands}) == 1:
                 continue
-            # Parts of one set are distinguished: different operations may have changed them.
-            sides += [
-                replace(side, constant=int(not symmetric or side.set in ours)) for side in others
-            ]
-            sizes = [places[i][1].size for i in where]
-            target = self._merge_set(sides, sizes, kind)
-            if target is None:
-                return None
+            sizes = [pairs[i][0].size for i in where]
+            target = self._merge_set(operands, sizes, kind)
             for i, factor in zip(where, row_major(sizes, target), strict=True):
                 answer[i] = factor
             start.pop(target, None)
         axes = [
-            coalesced([answer[i] for i, place in enumerate(places) if place[0] == axis])
+            coalesced([factor for at, factor in zip(axis_of, answer, strict=True) if at == axis])
             for axis in range(len(shape))
         ]
         return Label(tuple(axes), start).pruned()
 
-    def _with_places(self, axis: int, a: Factor, b: Factor) -> tuple[int, Factor, Factor]:
+    def _with_places(self, a: Factor, b: Factor) -> tuple[Factor, Factor]:
         """Turn varying data at the place of neurons into inputs."""
         if a.set is None and b.set is not None and not a.is_expanded:
             a = Factor(a.size, self.builder.new_inputs("places", a.size), 1)
         elif b.set is None and a.set is not None and not b.is_expanded:
             b = Factor(b.size, self.builder.new_inputs("places", b.size), 1)
-        return axis, a, b
+        return a, b
 
-    def _merge_set(self, sides: list["Operand"], sizes: list[int], kind: str) -> int | None:
+    def _merge_set(self, operands: list[Operand], sizes: list[int], kind: str) -> int:
         """Return a set with a neuron for each entry, connected to all operands."""
         size, target = math.prod(sizes), None
         if kind == "sum":  # a fresh set can take the others in
-            for side in reversed(sides):
-                found = self.builder.sets[side.set]
-                whole = found.size == size and side.start == 0
-                whole = whole and list(side.factors) == row_major(sizes, side.set)
+            for one in reversed(operands):
+                found = self.builder.sets[one.set]
+                whole = found.size == size and one.start == 0
+                whole = whole and list(one.factors) == row_major(sizes, one.set)
                 # Not if it has taken in another part of the same set: both would look the same.
-                whole = whole and not any(
-                    self.builder.is_connected(each.set, side.set) for each in sides if each != side
-                )
+                others = [o.set for o in operands if o != one]
+                whole = whole and not any(self.builder.is_connected(s, one.set) for s in others)
                 if found.fresh and found.role == "hidden" and whole:
-                    target = side.set
+                    target = one.set
                     break
         if target is None:
             target = self.builder.new_merge(kind, size)
-        for side in sides:
-            if side.set != target and not self.builder.connect(
-                row_major(sizes, target), side.factors, (0, side.start), True, kind, side.constant
-            ):
-                return None
+        for one in operands:
+            if one.set != target:
+                large, starts = row_major(sizes, target), (0, one.start)
+                self.builder.connect(large, one.factors, starts, True, kind, one.constant)
         self.builder.sets[target].fresh = True
         return target
 
-    def reduce(self, label: Label, gone: Sequence[int], kind: str = "mean") -> Label | None:
-        """Follow a reduction over axes, which keep size 1; None if it cannot be followed."""
+    def reduce(self, label: Label, gone: Sequence[int], kind: str = "mean") -> Label:
+        """Follow a reduction over axes, which keep size 1."""
         lost = {axis % len(label.axes) for axis in gone}
         axes = [() if i in lost else axis for i, axis in enumerate(label.axes)]
         start = dict(label.start)
@@ -145,8 +129,7 @@ class Merging(TensorState):
             stays = iter(row_major(kept, target))
             small = [Factor(f.size) if i in lost else next(stays) for i, f in places]
             large = [f for _, f in places]
-            if not self.builder.connect(large, small, (start.get(s, 0), 0), False, kind):
-                return None
+            self.builder.connect(large, small, (start.get(s, 0), 0), False, kind)
             self.builder.sets[target].fresh = True
             stays = iter(row_major(kept, target))
             axes = [tuple(next(stays) if f.set == s else f for f in axis) for axis in axes]
@@ -166,19 +149,16 @@ class Merging(TensorState):
             places = iter(row_major(sizes, self.builder.new_inputs("places", math.prod(sizes))))
             small = [next(places) if i in axes else Factor(f.size) for i, f in found]
             large, start = [f for _, f in found], label.start.get(s, 0)
-            if len(sizes) == len(found) or not self.builder.connect(
-                large, small, (start, 0), True, "places"
-            ):
+            if len(sizes) == len(found):
                 self.builder.fix_order([s])
+            else:
+                self.builder.connect(large, small, (start, 0), True, "places")
         reduced = self.reduce(label, axes, "map")
-        if reduced is None:
-            self.builder.fix_order(label.sets())
-            return data(label.shape)
         for i in axes:
             reduced = reduced.with_axis(i, (Factor(label.shape[i]),))
         return reduced.pruned()
 
-    def mixed(self, label: Label, axes: Sequence[int]) -> Label | None:
+    def mixed(self, label: Label, axes: Sequence[int]) -> Label:
         """Follow an operation in which entries depend on a symmetric statistic along some axes.
 
         Examples are a softmax and a norm. If the axes do not enumerate a whole set, the statistic
@@ -195,45 +175,29 @@ class Merging(TensorState):
             return label
         sets_before = len(self.builder.sets)
         shared = self.reduce(label, sorted(along), "statistics")
-        if shared is None or len(self.builder.sets) == sets_before:
+        if len(self.builder.sets) == sets_before:
             self.builder.fix_order(apart)
             return label
         return self.combine(label, shared, label.shape, "sum")
 
-    def contract(self, one: Label, other: Label) -> Label | None:
+    def contract(self, one: Label, other: Label) -> Label:
         """Follow a matrix product, (..., i, k) (..., k, j) -> (..., i, j)."""
         left = Label((*one.axes, ()), one.start)
         right = Label((*other.axes[:-2], (), *other.axes[-2:]), other.start)
         batch = torch.broadcast_shapes(one.shape[:-2], other.shape[:-2])
         shape = (*batch, *one.shape[-2:], other.shape[-1])
         met = self.combine(left, right, shape, "product", symmetric=False)
-        if met is None:
-            return None
         summed = self.reduce(met, [-2], "sum")
-        if summed is None:
-            return None
         return Label((*summed.axes[:-2], summed.axes[-1]), summed.start)
 
 
-def _within(factor: Factor, s: int) -> Factor:
-    """Return a factor as it is, or as data if it does not enumerate the set."""
-    return factor if factor.set == s else Factor(factor.size)
-
-
-def _broadcast(label: Label, axis: int, size: int) -> Axis:
-    """Return the factors of an axis, counted from the last, broadcast to a size."""
-    if -axis > len(label.axes) or label.shape[axis] != size:
-        return (expanded(size),)
-    return label.axes[axis] or (expanded(size),)
-
-
 def _components(
-    places: Sequence[tuple[int, Factor, Factor]], shared: Iterable[int]
+    pairs: Sequence[tuple[Factor, Factor]], shared: Iterable[int]
 ) -> list[tuple[set[int], set[int]]]:
     """Return connected components of the sets of two tensors that share a factor or are equal."""
     groups: list[tuple[set[int], set[int]]] = []
-    pairs = [(a.set, b.set) for _, a, b in places if a.set is not None and b.set is not None]
-    for a, b in (*pairs, *((s, s) for s in shared)):
+    sets = [(a.set, b.set) for a, b in pairs if a.set is not None and b.set is not None]
+    for a, b in (*sets, *((s, s) for s in shared)):
         ours, theirs, apart = {a}, {b}, []
         for group in groups:
             if group[0] & ours or group[1] & theirs:

@@ -169,7 +169,7 @@ class Watch:
     def __init__(self, module: nn.Module):
         self.trace = Trace(list(module.named_parameters()))
         self._module = module
-        self._open: ExitStack | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> "Watch":
         with ExitStack() as stack:
@@ -181,9 +181,7 @@ class Watch:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        self._open.close()
 
     @property
     def is_blind(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from l2o_graph.tracing.labels import Factor, Label
+from l2o_graph.tracing.labels import Factor, Label, require
 from l2o_graph.tracing.operations import operation
 from l2o_graph.tracing.trace import Trace
 
@@ -28,11 +28,8 @@ def layer_norm(
 ):  # fmt: skip
     """Follow a layer norm or RMS norm: a scale and a shift per entry of the last axes."""
     label = trace.mixed(trace.label(x), range(-len(shape), 0))
-    if label is None:
-        return None
     if len(shape) > 1:
-        label = label if weight is None else trace.add_parameter(label, weight, "product")
-        return label if label is None or bias is None else trace.add_parameter(label, bias)
+        return trace.add_parameter(trace.add_parameter(label, weight, "product"), bias)
     label = trace.scale(label, -1, weight)
     return trace.bias(label, -1, bias if isinstance(bias, Tensor) else None)
 
@@ -44,17 +41,17 @@ def group_norm(
     """Follow a group norm, (N, C, *): a node for each group's statistics, scales and shifts."""
     groups, before = sizes[3], trace.label(x)
     label = trace.bias(trace.scale(before, 1, weight), 1, bias)
-    if label is None or len(before.axes[1]) != 1 or before.axes[1][0].set is None:
+    if len(before.axes[1]) != 1 or before.axes[1][0].set is None:
         return label
     if groups == 1:
-        return label if trace.mixed(before, [1]) is before else None
+        require(trace.mixed(before, [1]) is before)
+        return label
     (channels,) = before.axes[1]
     within = channels.size // groups
     group, channel = channels.split(within)
     grouped = Label(((group,), (channel,)), before.start)
     statistics = trace.reduce(grouped, [1], "statistics")
     after = label.axes[1][0].split(within)
-    met = statistics and trace.combine(
-        Label(((after[0],), (after[1],)), label.start), statistics, (groups, within), "sum"
-    )
-    return label.with_axis(1, (Factor(channels.size, met.sets()[0], 1),)).pruned() if met else None
+    channel_label = Label(((after[0],), (after[1],)), label.start)
+    met = trace.combine(channel_label, statistics, (groups, within), "sum")
+    return label.with_axis(1, (Factor(channels.size, met.sets()[0], 1),)).pruned()

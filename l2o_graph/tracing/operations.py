@@ -1,22 +1,23 @@
 """Registry of rules for operators, and functions that the rules share."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from l2o_graph.tracing.labels import Label
 
 Operation = Callable[..., Label | None]
+Rule = TypeVar("Rule", bound=Operation)
 OPERATIONS: dict[str, Operation] = {}
 ALONG_AXES: set[str] = set()
 
 
-def operation(*names: str, axes: bool = False) -> Callable[[Operation], Operation]:
+def operation(*names: str, axes: bool = False) -> Callable[[Rule], Rule]:
     """Register a function as the rule of operators: (trace, out, *args, **kwargs) -> label of out.
 
-    A rule returns None if the operation cannot be followed. The neurons of its inputs then keep
-    their order.
+    A rule returns None for an output without neurons, and raises NotFollowed if the operation
+    cannot be followed.
 
     Args:
         names: Names of the ATen operators.
@@ -24,7 +25,7 @@ def operation(*names: str, axes: bool = False) -> Callable[[Operation], Operatio
             arguments after the first.
     """
 
-    def add(rule: Operation) -> Operation:
+    def add(rule: Rule) -> Rule:
         OPERATIONS.update(dict.fromkeys(names, rule))
         if axes:
             ALONG_AXES.update(names)

@@ -10,19 +10,18 @@ from torch.func import functional_call
 from l2o_graph.layout.spec import Kernel
 from l2o_graph.tracing.builder import row_major
 from l2o_graph.tracing.dispatch import replay
-from l2o_graph.tracing.labels import Factor, Label, data
+from l2o_graph.tracing.labels import Factor, Label, data, require
 from l2o_graph.tracing.operations import is_data, operation
 from l2o_graph.tracing.trace import Trace
 
 
 @operation("mm", "bmm", "matmul", "_sparse_mm", "mv")
-def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label | None:
+def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label:
     """Follow a matrix product; either factor may be a parameter."""
     of_a, of_b = trace.is_weight(a), trace.is_weight(b)
     if trace.folded.get(b) and not of_a and (b.dim() == 2 or len(b) == 1):
         return trace.dense_folded(a, b)
-    if of_a and of_b:
-        return None
+    require(not (of_a and of_b) and (b.dim() > 1 or of_b or (of_a and b.numel() > 1)))
     if b.dim() == 1 and of_b:  # a vector, [in]: one output
         row = b[None]
         if not trace.weights(row):
@@ -30,25 +29,24 @@ def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label | None:
             trace.derived.put(
                 row, [replace(w, shape=(1, *w.shape), strides=(1, *w.strides)) for w in found]
             )
-        label = trace.dense(a, -1, row)
-        return label and label.drop_axes([a.dim() - 1]).pruned()
+        return trace.dense(a, -1, row).drop_axes([a.dim() - 1]).pruned()
     if b.dim() == 1:
-        return trace.dense(b, -1, a) if of_a and b.numel() > 1 else None
+        return trace.dense(b, -1, a)
     if of_b:
-        one = _one_of(trace, b)
-        if one.dim() == 2:
-            return trace.dense(a, -1, one, transposed=True)
-        return _experts(trace, a, b) if a.dim() == 3 else None
+        matrix = _shared_matrix(trace, b)
+        if matrix.dim() == 2:
+            return trace.dense(a, -1, matrix, transposed=True)
+        return _experts(trace, a, b)
     if of_a:
-        one = _one_of(trace, a)
-        if one.dim() == 2:
-            return trace.dense(b, -2, one)
-        label = _experts(trace, b.mT, a.mT) if b.dim() == 3 else None
-        return label and Label((label.axes[0], label.axes[2], label.axes[1]), label.start)
+        matrix = _shared_matrix(trace, a)
+        if matrix.dim() == 2:
+            return trace.dense(b, -2, matrix)
+        label = _experts(trace, b.mT, a.mT)
+        return Label((label.axes[0], label.axes[2], label.axes[1]), label.start)
     return trace.contract(trace.operand(a), trace.operand(b))
 
 
-def _one_of(trace: Trace, weights: Tensor) -> Tensor:
+def _shared_matrix(trace: Trace, weights: Tensor) -> Tensor:
     """Return the matrix that a batch of weights consists of if all are the same, else the batch."""
     if weights.dim() != 3 or (len(weights) > 1 and weights.stride(0) != 0):
         return weights
@@ -61,8 +59,9 @@ def _one_of(trace: Trace, weights: Tensor) -> Tensor:
     return one
 
 
-def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
+def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label:
     """Follow a batched product, (E, examples, in) with a parameter [E, in, out]: E experts."""
+    require(x.dim() == 3)
     label, (first, *_) = trace.label(x), trace.weights(weight)
     experts, rows, columns = weight.shape
     from_rows = first.dense
@@ -70,8 +69,7 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
         first = first.transposed(1, 2)
     outer, inner = label.axes[0], label.axes[2]
     alone = len(trace.weights(weight)) == 1 and not first.masked
-    if not first.dense or not alone or not is_data(label, [1]):
-        return None
+    require(first.dense and alone and is_data(label, [1]))
     name = trace.layer_name([first])
     if not label.sets():
         source = trace.builder.new_inputs(f"input of {name}", experts * rows)
@@ -82,15 +80,12 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
     ):  # all experts read all neurons
         source = trace.builder.new_merge("copy", experts * rows)
         of_outer, of_inner = row_major([experts, rows], source)
-        if not trace.builder.connect(
-            [of_outer, of_inner], [Factor(experts), *inner], (0, label.start.get(inner[0].set, 0)),
-            True, "copy",
-        ):  # fmt: skip
-            return None
+        starts = 0, label.start.get(inner[0].set, 0)
+        large, small = [of_outer, of_inner], [Factor(experts), *inner]
+        trace.builder.connect(large, small, starts, True, "copy")
     else:  # each expert reads its part of a set
         source = label.sets()[0]
-        if label.start or [*outer, *inner] != row_major([experts, rows], source):
-            return None
+        require(not label.start and [*outer, *inner] == row_major([experts, rows], source))
     trace.builder.mark_read(source)
     target = trace.builder.new_set(name, experts * columns)
     grid = (experts, rows, columns) if from_rows else (experts, columns, rows)
@@ -102,7 +97,7 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label | None:
 
 
 @operation("_cdist_forward", "_euclidean_dist")
-def distances(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *_: Any) -> Label | None:
+def distances(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *_: Any) -> Label:
     """Follow pairwise distances of rows: symmetries are those of a product with the rows of b."""
     return product(trace, out, a, b.mT)
 
@@ -111,9 +106,9 @@ def distances(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *_: Any) -> Label
 def product_and_sum(trace: Trace, out: Tensor, c: Tensor, a: Tensor, b: Tensor, **_: Any):
     """Follow a matrix product and a sum, usually with a bias."""
     label = product(trace, out, a, b)
-    if label is not None and trace.weights(c):
+    if trace.weights(c):
         return trace.add_parameter(label, c)
-    if label is None or trace.is_exchangeable(c):
+    if trace.is_exchangeable(c):
         return label
     return trace.combine(label, trace.label(c), out.shape, "sum")
 
@@ -127,27 +122,27 @@ def linear(trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | 
 @operation("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
 def convolution(
     trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
-) -> Label | None:
+) -> Label:
     """Follow a convolution, (N, C, *): a kernel of its channels."""
     transposed, groups = rest[3], rest[5]
     if not is_data(trace.label(x), range(2, x.dim())):
         trace.set_label(x, trace.as_places(trace.label(x), range(2, x.dim())))
     label = trace.dense(x, 1, weight, transposed, groups, "convolution")
     label = trace.bias(label, 1, bias)
-    return label and Label((*label.axes[:2], *data(out.shape[2:]).axes), label.start)
+    return Label((*label.axes[:2], *data(out.shape[2:]).axes), label.start)
 
 
 @operation("embedding")
-def embedding(trace: Trace, out: Tensor, table: Tensor, index: Tensor, *_: Any) -> Label | None:
+def embedding(trace: Trace, out: Tensor, table: Tensor, index: Tensor, *_: Any) -> Label:
     """Follow an embedding."""
     return trace.lookup(index, table)
 
 
 @operation("_embedding_bag", "_embedding_bag_forward_only")
-def bag(trace: Trace, out: Tensor, table: Tensor, index: Tensor, *_: Any) -> Label | None:
+def bag(trace: Trace, out: Tensor, table: Tensor, index: Tensor, *_: Any) -> Label:
     """Follow an embedding bag, which reduces rows of a table."""
     label = trace.lookup(index, table)
-    return label and Label((*data(out.shape[:1]).axes, label.axes[-1]))
+    return Label((*data(out.shape[:1]).axes, label.axes[-1]))
 
 
 @operation("_scaled_dot_product")
@@ -155,15 +150,14 @@ def attention(trace: Trace, out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: An
     """Follow softmax(Q K') V per head: products of queries and keys, summed, times values."""
     query, key, value = (trace.operand(t) for t in (q, k, v))
     key = Label((*key.axes[:-2], key.axes[-1], key.axes[-2]), key.start)
-    scores = trace.contract(query, key)
-    return None if scores is None else trace.contract(scores, value)
+    return trace.contract(trace.contract(query, key), value)
 
 
 @operation("_native_multi_head_attention")
 def heads(
     trace: Trace, out: Tensor, q: Tensor, k: Tensor, v: Tensor, size: int, number: int,
     *weights: Any, **__: Any,
-) -> Label | None:  # fmt: skip
+) -> Label:  # fmt: skip
     """Follow the fused operator of ``nn.MultiheadAttention`` in evaluation mode."""
     # The stubs of torch lack this method.
     is_own = all(q is t or q.is_same(t) for t in (k, v))  # pyright: ignore[reportAttributeAccessIssue]
@@ -183,7 +177,7 @@ def encoder_layer(
     trace: Trace, out: Tensor, x: Tensor, size: int, number: int, w: Tensor, b: Tensor,
     w_out: Tensor, b_out: Tensor, gelu: bool, norm_first: bool, eps: float, *tensors: Any,
     **__: Any,
-) -> Label | None:  # fmt: skip
+) -> Label:  # fmt: skip
     """Follow the fused operator of ``nn.TransformerEncoderLayer`` in evaluation mode."""
     norms, linears = tensors[:4], tensors[4:8]
     module = nn.TransformerEncoderLayer(

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from l2o_graph.layout.spec import Bias, Kernel
 from l2o_graph.tracing.builder import row_major
-from l2o_graph.tracing.labels import Factor, Label, data
+from l2o_graph.tracing.labels import Factor, Label, data, require
 from l2o_graph.tracing.network import register_layer
 from l2o_graph.tracing.trace import Trace
 
@@ -20,22 +20,15 @@ from l2o_graph.tracing.trace import Trace
 def add_gates(
     trace: Trace, x: Tensor | int, target: int, weight: Tensor, bias: Tensor | None, name: str
 ) -> None:
-    """Add the kernels and biases of all gates.
+    """Add the kernels of all gates, [gates * hidden, in], and their biases, [gates * hidden].
 
-    Args:
-        trace: Trace of the computation.
-        x: Input, which is read along its last axis, or a set.
-        target: Set of hidden neurons.
-        weight: Weights of all gates, [gates * hidden, in].
-        bias: Biases of all gates, [gates * hidden].
-        name: Name of the layer.
+    ``x`` is an input (*, in), or the index of a set.
     """
     size = trace.builder.sets[target].size
     if isinstance(x, Tensor):
-        known = trace.builder.read_axis(trace.label(x), x.dim() - 1, name)
-        if known is None or known[4]:
-            return
-        label, source, source_start, columns, _ = known
+        read = trace.builder.read_axis(trace.label(x), x.dim() - 1, name)
+        label, source, source_start, columns, inside = read
+        require(not inside)
         trace.set_label(x, label)
     else:
         source, source_start, columns = x, 0, trace.builder.sets[x].size
@@ -55,13 +48,9 @@ def add_gates(
 def set_initial_state(
     trace: Trace, target: int, states: Tensor | None, number: int | None = None
 ) -> None:
-    """Connect the initial state of recurrent neurons: a bias, other neurons, or places.
+    """Connect initial states, (*, hidden), to a set as a bias, as other neurons, or as places.
 
-    Args:
-        trace: Trace of the computation.
-        target: Set of hidden neurons.
-        states: Initial states, (*, hidden) or (layers, *, hidden); None for zeros.
-        number: Index of the layer, if the states have that axis.
+    ``number`` selects a layer of states (layers, *, hidden). None stands for zeros.
     """
     if states is None:
         return
@@ -78,11 +67,12 @@ def set_initial_state(
     if label.sets():
         first = label.start.get(label.sets()[0], 0)
         factors = [f for axis in label.axes for f in axis if f.set is not None]
-        alike = [Factor(size, label.sets()[0], 1)] == list(label.axes[-1]) == factors
+        is_same_range = [Factor(size, label.sets()[0], 1)] == list(label.axes[-1]) == factors
         if label.sets() == [target] and not first:
             return
         own = row_major([size], target)
-        if alike and trace.builder.connect(own, label.axes[-1], (0, first), True, "state"):
+        if is_same_range:
+            trace.builder.connect(own, label.axes[-1], (0, first), True, "state")
             return
         trace.builder.fix_order(label.sets())
     elif trace.is_exchangeable(states):
@@ -99,15 +89,11 @@ def label_states(trace: Trace, states: Tensor, s: int) -> None:
 @register_layer(nn.RNNBase)
 def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
     """Follow ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU``, also multi-layer and bidirectional."""
-    x = inputs[0].data if isinstance(inputs[0], PackedSequence) else inputs[0]
-    sequence, last = output
-    first = inputs[1] if len(inputs) > 1 else None
-    of_first = first if isinstance(first, tuple) else (first,)
-    of_last = last if isinstance(last, tuple) else (last,)
-    sequence = sequence.data if isinstance(sequence, PackedSequence) else sequence
+    x, sequence = (t.data if isinstance(t, PackedSequence) else t for t in (inputs[0], output[0]))
+    initial, final = _states(inputs[1:]), _states(output[1:])
     directions = 2 if module.bidirectional else 1
     projected = module.proj_size
-    shown = hidden = 0  # of the last layer
+    visible = hidden = 0  # sets of the last layer
     for layer in range(module.num_layers):
         written = []
         for direction in range(directions):
@@ -116,21 +102,21 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
             name = f"{trace.layer_name(trace.weights(own['weight_ih'])) or 'recurrent'}{suffix}"
             hidden = trace.builder.new_set(name, module.hidden_size)
             add_gates(trace, x, hidden, own["weight_ih"], own.get("bias_ih"), name)
-            shown = hidden
+            visible = hidden
             if projected:
-                shown = trace.builder.new_set(f"{name} projected", projected)
+                visible = trace.builder.new_set(f"{name} projected", projected)
                 (w, *_) = trace.weights(own["weight_hr"])
                 grid = (1, projected, module.hidden_size)
-                trace.builder.add_kernel(Kernel(w.parameter, hidden, shown, grid, (), w.start))
-            add_gates(trace, shown, hidden, own["weight_hh"], own.get("bias_hh"), name)
+                trace.builder.add_kernel(Kernel(w.parameter, hidden, visible, grid, (), w.start))
+            add_gates(trace, visible, hidden, own["weight_hh"], own.get("bias_hh"), name)
             number = layer * directions + direction
             # States of LSTMs are (hidden, cell), of others (hidden,).
-            for each, s in zip(of_first, (shown, hidden), strict=False):
+            for each, s in zip(initial, (visible, hidden), strict=False):
                 set_initial_state(trace, s, each, number)
-            for each, s in zip(of_last, (shown, hidden), strict=False):
+            for each, s in zip(final, (visible, hidden), strict=False):
                 label_states(trace, each[number], s)
-            trace.builder.sets[shown].fresh = True
-            written.append(shown)
+            trace.builder.sets[visible].fresh = True
+            written.append(visible)
         width = projected or module.hidden_size
         pieces = []
         for s in written:
@@ -142,7 +128,7 @@ def recurrent(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
             trace.set_label(x, trace.cat(pieces, -1, x))
     trace.set_label(sequence, trace.label(x))
     if module.num_layers * directions == 1:
-        for each, s in zip(of_last, (shown, hidden), strict=False):
+        for each, s in zip(final, (visible, hidden), strict=False):
             label_states(trace, each, s)
 
 
@@ -161,9 +147,14 @@ def cell(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
         add_gates(trace, known, known, module.weight_hh, module.bias_hh, name)
     elif trace.label(inputs[0]).sets():  # possibly others than in the first step
         add_gates(trace, inputs[0], known, module.weight_ih, None, "")
-    first = inputs[1] if len(inputs) > 1 else None
-    for state in first if isinstance(first, tuple) else (first,):
+    for state in _states(inputs[1:]):
         set_initial_state(trace, known, state)
     trace.builder.sets[known].fresh = True
-    for state in output if isinstance(output, tuple) else (output,):
+    for state in _states((output,)):
         label_states(trace, state, known)
+
+
+def _states(arguments: tuple) -> tuple:
+    """Return the states in an optional argument: (hidden, cell), (hidden,), or ()."""
+    states = arguments[0] if arguments else ()
+    return states if isinstance(states, tuple) else (states,)

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 def copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copy a module, except for objects in the memo, such as its parameters.
 
+    ``memo`` holds replacements of objects by id, as for ``copy.deepcopy``; copies are added to it.
     Objects that cannot be copied are shared.
-
-    Args:
-        module: Module to copy.
-        memo: Replacements of objects by id, as for ``copy.deepcopy``; copies are added to it.
     """
     parts = list(module.modules())
     for part in parts:  # create all before filling any: they may refer to one another
@@ -41,7 +38,7 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         answer = value.clone_state()
     elif type(value) in (list, tuple, set):
         answer = type(value)(copied(each, memo) for each in value)
-    elif isinstance(value, dict) and _is_plain(value):
+    elif isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
         answer = copy.copy(value)
         for key, each in value.items():
             answer[key] = copied(each, memo)
@@ -53,10 +50,6 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
     memo[id(value)] = answer
     memo.setdefault(id(memo), []).append(value)  # keep it alive, or its id could be reused
     return answer
-
-
-def _is_plain(value: dict) -> bool:
-    return type(value).__module__ in ("builtins", "collections")
 
 
 def _copied_tensor(t: Tensor) -> Tensor:

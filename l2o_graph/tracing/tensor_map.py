@@ -33,10 +33,9 @@ class TensorMap(Generic[T]):
     def put(self, tensor: Tensor, value: T | None) -> None:
         """Set the value of a tensor, or remove it with None; no effect without a storage."""
         key = storage_of(tensor)
-        if value is None:
-            return self.drop(tensor)
-        if key is None:
-            return None
+        if value is None or key is None:
+            self.drop(tensor)
+            return
         if key not in self._of:
             if len(self._of) >= self._due:
                 self._of = {k: v for k, v in self._of.items() if not v[0].expired()}
@@ -44,7 +43,6 @@ class TensorMap(Generic[T]):
             # The weak reference frees the data, but keeps the address from being reused.
             self._of[key] = StorageWeakRef(tensor.untyped_storage()), {}
         self._of[key][1][_geometry(tensor)] = value
-        return None
 
     def drop(self, tensor: Tensor) -> None:
         """Remove the value of a tensor, if any."""

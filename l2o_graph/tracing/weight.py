@@ -47,10 +47,8 @@ class Weight:
     def broadcast(self, shape: Sequence[int], axis: int | None = None) -> "Weight | None":
         """Return the weight expanded to a shape; None if the shapes are incompatible.
 
-        Args:
-            shape: Shape to expand to.
-            axis: Axis of the shape that the first axis of the weight is aligned with. None aligns
-                the last axes.
+        ``axis`` is the axis of the shape that the first axis of the weight is aligned with; None
+        aligns the last axes.
         """
         before = len(shape) - len(self.shape) if axis is None else axis
         behind = len(shape) - len(self.shape) - before
