@@ -327,8 +327,11 @@ class Builder:
 
 def _overlap(one: Kernel | Bias, other: Kernel | Bias) -> bool:
     """Return whether two uses of parameters share scalars."""
-    apart = one.start + one.size <= other.start or other.start + other.size <= one.start
-    return one.parameter == other.parameter and not apart
+    return (
+        one.parameter == other.parameter
+        and one.start < other.start + other.size
+        and other.start < one.start + one.size
+    )
 
 
 def sides(use: Kernel | Bias) -> list[tuple[int, int, int]]:

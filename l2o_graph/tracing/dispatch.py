@@ -116,7 +116,7 @@ class TracingMode(TorchDispatchMode):
 
 
 def follow(trace: Trace, operator: Any, args: tuple, kwargs: dict, out: Any) -> None:
-    """Apply the rule of an operator to a trace; errors of rules end the labels, not the call."""
+    """Follow an operator after its call; errors of rules remove labels, and stop nothing else."""
     outs = [t for t in tree_leaves(out) if isinstance(t, Tensor) and not is_wrapper(type(t))]
     given = tree_leaves((args, kwargs))
     if not outs or any(map(is_lazy, (*outs, *given))):

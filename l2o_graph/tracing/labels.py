@@ -30,8 +30,8 @@ class Factor:
     Attributes:
         size: Number of steps.
         set: Index of the set of neurons that it enumerates; None for data.
-        stride: Number of neurons per step; for data 0, or -1 if all steps hold the same values, as
-            along an axis from ``expand``.
+        stride: Number of neurons per step; for data 0, or negative if all steps hold the same
+            values, as along an axis from ``expand``.
     """
 
     size: int

@@ -93,13 +93,12 @@ class Merging(TensorState):
         size, target = math.prod(sizes), None
         if kind == "sum":  # a fresh set can take the others in
             for one in reversed(operands):
-                found = self.builder.sets[one.set]
-                whole = found.size == size and one.start == 0
-                whole = whole and list(one.factors) == row_major(sizes, one.set)
+                found, others = self.builder.sets[one.set], [o.set for o in operands if o != one]
+                is_whole = list(one.factors) == row_major(sizes, one.set) and one.start == 0
                 # Not if it has taken in another part of the same set: both would look the same.
-                others = [o.set for o in operands if o != one]
-                whole = whole and not any(self.builder.is_connected(s, one.set) for s in others)
-                if found.fresh and found.role == "hidden" and whole:
+                is_taken = any(self.builder.is_connected(s, one.set) for s in others)
+                is_free = found.fresh and found.role == "hidden" and not is_taken
+                if is_free and is_whole and found.size == size:
                     target = one.set
                     break
         if target is None:

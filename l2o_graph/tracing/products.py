@@ -21,7 +21,7 @@ def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label:
     of_a, of_b = trace.is_weight(a), trace.is_weight(b)
     if trace.folded.get(b) and not of_a and (b.dim() == 2 or len(b) == 1):
         return trace.dense_folded(a, b)
-    require(not (of_a and of_b) and (b.dim() > 1 or of_b or (of_a and b.numel() > 1)))
+    require(not (of_a and of_b))
     if b.dim() == 1 and of_b:  # a vector, [in]: one output
         row = b[None]
         if not trace.weights(row):
@@ -31,6 +31,7 @@ def product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Label:
             )
         return trace.dense(a, -1, row).drop_axes([a.dim() - 1]).pruned()
     if b.dim() == 1:
+        require(of_a and b.numel() > 1)
         return trace.dense(b, -1, a)
     if of_b:
         matrix = _shared_matrix(trace, b)
