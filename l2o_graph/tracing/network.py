@@ -175,8 +175,8 @@ class Watch:
         with ExitStack() as stack:
             if "torch._dynamo" in sys.modules:  # operations in compiled code are not visible
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            following = stack.enter_context(TracingMode(self.trace, _slots_of(self._module)))
-            stack.enter_context(_layer_hooks(self._module, following))
+            mode = stack.enter_context(TracingMode(self.trace, _slots_of(self._module)))
+            stack.enter_context(_layer_hooks(self._module, mode))
             self._open = stack.pop_all()
         return self
 
@@ -214,21 +214,21 @@ def _slots_of(module: nn.Module) -> list[Slot]:
 
 
 @contextmanager
-def _layer_hooks(network: nn.Module, following: TracingMode) -> Iterator[None]:
+def _layer_hooks(network: nn.Module, mode: TracingMode) -> Iterator[None]:
     """Install hooks that apply rules of layers and pause tracing inside of them."""
 
     def before(module: nn.Module, _: tuple) -> None:
-        following.inside += 1
+        mode.inside += 1
 
     # After an error, torch omits the keyword arguments, and the output is None.
     def after(module: nn.Module, args: tuple, *rest: Any) -> None:
         rule, output = _rule_of(module), rest[-1]
         try:
-            if following.inside == 1 and output is not None and rule is not None:
+            if mode.inside == 1 and output is not None and rule is not None:
                 inputs = inspect.signature(module.forward).bind(*args, **rest[0]).args
-                _follow_layer(following.trace, rule, module, inputs, output)
+                _follow_layer(mode.trace, rule, module, inputs, output)
         finally:
-            following.inside -= 1
+            mode.inside -= 1
 
     with ExitStack() as stack:
         for module in network.modules():
