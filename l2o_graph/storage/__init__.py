@@ -1,1 +1,1 @@
-"""Files and folders: whole or not at all, one writer at a time, checked when read."""
+"""Files and folders: atomic writes, one writer per folder, and checks on reading."""

@@ -1,4 +1,4 @@
-"""Models as files: safetensors with a header, whole or not at all, found by name or path."""
+"""Checkpoint files: atomic writes, lookup by name or path, and safetensors with a header."""
 
 import json
 import os
@@ -13,24 +13,25 @@ from safetensors.torch import load
 from torch import Tensor
 
 SUFFIX = ".safetensors"
-# Headers are some kilobytes; one of hundreds of megabytes would be read for seconds.
+# In bytes. Headers take some kilobytes; a damaged length field could ask for gigabytes.
 LONGEST_HEADER = 10_000_000
-LONGEST_REASON = 300
-# What write_atomically calls a file until it is whole.
+LONGEST_REASON = 300  # in characters, of a cause that an error quotes
+# Name of a file that write_atomically has not completed.
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
 
 
 @contextmanager
 def expecting(what: str, passing: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
-    """Name the file, and what it was expected to hold, where its content is something else.
+    """Turn errors inside the block into a ValueError that names the file and its expected content.
 
     Args:
-        what: As "'runs/one/state.safetensors': expected the state of a run".
-        passing: Errors that leave the block as they are; by default those of a file that is not
-            there, which name it themselves.
+        what: Start of the message, such as "'runs/one/state.safetensors': expected the state of a
+            run".
+        passing: Types of errors that pass unchanged; by default those of a missing file, whose
+            message names it already.
 
     Raises:
-        ValueError: For whatever else goes wrong inside of the block.
+        ValueError: For any other error inside the block.
     """
     try:
         yield
@@ -42,9 +43,9 @@ def expecting(what: str, passing: tuple[type[Exception], ...] = (OSError,)) -> I
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the file, then rename: a reader never sees half of it.
+    """Write a temporary file in the same folder, then rename it: readers never see a partial file.
 
-    What a process that was killed had half written of it is removed.
+    Partial copies that a killed process left behind are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_partial(path.parent, path.name)
@@ -60,7 +61,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def clear_partial(folder: Path, name: str | None = None) -> None:
-    """Remove what processes that have ended had half written in a folder, of one file or of any."""
+    """Remove partial files of processes that have ended: of the file ``name``, or of any."""
     for path in folder.iterdir():
         match = PARTIAL.fullmatch(path.name)
         if match and name in (None, match["name"]) and not _is_running(int(match["process"])):
@@ -68,22 +69,22 @@ def clear_partial(folder: Path, name: str | None = None) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Whether another process of this number runs; taken for granted where that is not told."""
+    """Return whether another process has this ID; assumed where the system does not tell."""
     if process == os.getpid():
         return False
-    if os.name != "posix":  # where os.kill would end it
+    if os.name != "posix":  # os.kill would end the process there
         return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it belongs to another user
         return True
     return True
 
 
 def packaged(folder: str = "") -> dict[str, Callable[[], bytes]]:
-    """Readers of the files in a folder of the zoo, by name."""
+    """Return functions that read the packaged checkpoints of a folder of ``zoo``, by name."""
     place = resources.files("l2o_graph.zoo") / folder
     files = place.iterdir() if place.is_dir() else ()
     return {f.name.removesuffix(SUFFIX): f.read_bytes for f in files if f.name.endswith(SUFFIX)}
@@ -92,14 +93,14 @@ def packaged(folder: str = "") -> dict[str, Callable[[], bytes]]:
 def find(
     checkpoint: str | Path, known: Mapping[str, Callable[[], bytes]]
 ) -> tuple[bytes, str, str]:
-    """Read a file, given by the name of a known one or by path.
+    """Read a checkpoint, given by path or by the name of a packaged one, as from ``packaged``.
 
     Returns:
-        Its content, its name, and where errors are to say that it lies.
+        Its content, its name, and its name or path for error messages.
 
     Raises:
         ValueError: For an unknown name.
-        FileNotFoundError: For a path to nothing.
+        FileNotFoundError: For a path without a file.
     """
     name, path = str(checkpoint), Path(checkpoint)
     if name in known:
@@ -116,10 +117,13 @@ def find(
 def parse(
     content: bytes, origin: str, expected: str, what: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a file of the ``expected`` format, which is that of ``what``.
+    """Return the tensors and the metadata of a safetensors file of the ``expected`` format.
+
+    In errors, ``origin`` is the name of the file, and ``what`` a description of the format, such as
+    "a controller".
 
     Raises:
-        ValueError: For a damaged file and another format.
+        ValueError: For a damaged file or another format.
     """
     metadata = header(content, origin)
     with expecting(f"checkpoint '{origin}': expected a whole safetensors file"):
@@ -133,18 +137,22 @@ def parse(
 
 
 def header(content: bytes, origin: str) -> dict[str, str]:
-    """Metadata of a file, read without its tensors; a ValueError for a damaged one."""
+    """Return the metadata of a safetensors file without reading its tensors.
+
+    Raises:
+        ValueError: For a damaged file.
+    """
     # A safetensors file starts with the length of its JSON header, 8 bytes, little-endian.
     length = int.from_bytes(content[:8], "little")
     with expecting(f"checkpoint '{origin}': expected a whole safetensors file"):
         if not 2 <= length <= min(len(content) - 8, LONGEST_HEADER):
-            raise ValueError(f"{len(content)} bytes whose header is to have {length}")
+            raise ValueError(f"{len(content)} bytes with a header of {length}")
         found = json.loads(content[8 : 8 + length])
         return dict(found.get("__metadata__") or {})
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder, and see that files can be made in it; an OSError where they cannot."""
+    """Create a folder if it does not exist; raise an OSError if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

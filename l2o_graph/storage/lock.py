@@ -1,4 +1,4 @@
-"""A folder that one run at a time writes to."""
+"""Exclusive lock of a folder that a run writes to."""
 
 import errno
 import hashlib
@@ -24,21 +24,21 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
-# What file systems answer that know no locks.
+# Errors of file systems that do not support locks.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-LONGEST_COMMAND = 200
+LONGEST_COMMAND = 200  # in characters, of a command line that an error quotes
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if it is not there, while a run writes to it.
+    """Lock a folder while a run writes to it; the folder is created if it does not exist.
 
-    The lock is the operating system's: it ends with the process, however that ends, and nothing
-    has to be cleared away after a kill. What killed runs had half written is removed.
+    The operating system releases the lock when the process ends, even if it is killed. Partial
+    files of killed runs are removed.
 
     Raises:
-        BlockingIOError: Where another run holds it, saying which.
-        OSError: Where it cannot be written to.
+        BlockingIOError: If another run holds the lock; the message names it.
+        OSError: If the folder is not writable.
     """
     check_writable(folder)
     path, file = _locked(folder)
@@ -49,14 +49,15 @@ def held(folder: Path) -> Iterator[None]:
         clear_partial(folder)
         yield
     finally:
-        # Removed while it is still locked: who has opened it meanwhile finds another one there.
+        # Removed before the lock is released: a process that opened this file in between notices
+        # that the path no longer refers to it.
         with suppress(OSError):
             path.unlink()
         file.close()
 
 
 def _locked(folder: Path) -> tuple[Path, IO[str]]:
-    """The lock of a folder, in it or, on a file system that knows none, among temporary files."""
+    """Open and lock the lock file of a folder, or one in the temporary folder as a fallback."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     places = folder / LOCK, Path(tempfile.gettempdir()) / f"l2o_graph-{name}{LOCK}"
     for path in places:
@@ -80,25 +81,25 @@ def _locked(folder: Path) -> tuple[Path, IO[str]]:
                 if error.errno not in NO_LOCKS or path == places[-1]:
                     raise
                 break
-            file.close()  # its holder has ended and removed it in between
-    raise AssertionError("the last place has answered or raised")
+            file.close()  # its holder removed it in between
+    raise AssertionError("the last place was locked or raised")
 
 
 def _lock(file: IO[str]) -> None:
-    """Take the lock of an open file; BlockingIOError where another has it."""
+    """Lock an open file; raise a BlockingIOError if another process holds its lock."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
-    file.seek(1 << 30)  # far behind the text, which Windows would not let others read
+    file.seek(1 << 30)  # behind the text: Windows makes locked bytes unreadable
     try:
-        # A type checker on another system knows neither name.
+        # Type checkers on other systems know neither name.
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     except PermissionError as error:
         raise BlockingIOError(str(error)) from error
 
 
 def _this_process() -> str:
-    """Who holds a lock, for the error that others get."""
+    """Describe this process, as the holder of a lock, for errors in others."""
     command = textwrap.shorten(shlex.join(sys.orig_argv), LONGEST_COMMAND, placeholder="...")
     since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"

@@ -1,4 +1,4 @@
-"""Models from files that say in their header what they are made of, and how they came about."""
+"""Model checkpoints: weights with a configuration and a provenance in the header."""
 
 import hashlib
 import json
@@ -22,18 +22,25 @@ def model_of(
     what: str,
     make: Callable[[dict[str, Any]], M],
 ) -> tuple[M, dict[str, Any]]:
-    """Make the model of a file, frozen, in float32 on the CPU; and its provenance.
+    """Build the model of a checkpoint: frozen, in float32, on the CPU.
 
-    ``make`` gives a model, with a ``config``, from the "config" that the header of the file holds
-    as JSON. Errors say where it lies and what it is, as "a RuleConfig".
+    Args:
+        tensors: State dict of the model.
+        metadata: Metadata, with "config" and "provenance" as JSON.
+        origin: Name or path of the checkpoint, for errors.
+        what: Description of the configuration, for errors, such as "a RuleConfig".
+        make: Function that builds the model, which has a ``config``, from its configuration.
+
+    Returns:
+        The model and its provenance.
 
     Raises:
-        ValueError: For a header without both, a configuration that makes no model, and tensors of
-            another model.
+        ValueError: For missing metadata, an invalid configuration, tensors of another model, or
+            weights that are not finite.
     """
     with expecting(f"checkpoint '{origin}': expected {what} and a provenance in its header"):
         record, provenance = (json.loads(metadata[key]) for key in ("config", "provenance"))
-        # Weights come from the file: drawing them would disturb the user's random numbers.
+        # No initialisation: it would advance the user's random generators.
         with torch.device("meta"):
             model = make(record)
     try:
@@ -54,14 +61,19 @@ def save_model(
     provenance: Mapping[str, Any],
     **more: str,
 ) -> None:
-    """Store the weights of a model as float32; the file appears whole or not at all.
+    """Save the weights of a model in float32, atomically: on failure, an earlier file remains.
 
-    Its header names the format, ``kind``, and what else is given. What was there before stays if
-    anything fails.
+    Args:
+        path: Path of the checkpoint.
+        model: Model to save.
+        kind: Format, as the metadata names it.
+        config: Configuration that the model can be built from.
+        provenance: Record of how the model was made.
+        **more: Further metadata.
 
     Raises:
         ValueError: For weights that are not finite.
-        OSError: For a place that cannot be written to.
+        OSError: If the path is not writable.
     """
     tensors = {
         name: t.detach().to("cpu", torch.float32).contiguous()
@@ -73,9 +85,9 @@ def save_model(
 
 
 def identity_of(name: str, version: int, model: nn.Module) -> str:
-    """A name, and the start of a SHA-256 of what a model computes, as "general@0123456789ab".
+    """Return a name with a hash of a model's weights and configuration: "general@0123456789ab".
 
-    Not of its file: safetensors writes the same tensors in any order.
+    The file itself is not hashed, because safetensors does not fix the order of its entries.
     """
     digest = hashlib.sha256(f"({version}, {model.config})".encode())
     for key, tensor in sorted(model.state_dict().items()):
@@ -84,7 +96,7 @@ def identity_of(name: str, version: int, model: nn.Module) -> str:
 
 
 def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Refuse weights that are not finite, by name."""
+    """Raise a ValueError that names the tensors that are not finite, if there are any."""
     bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
     if bad:
         raise ValueError(f"checkpoint '{origin}': expected finite weights, found others in {bad}")

@@ -1,6 +1,6 @@
-"""Sets of networks as sharded safetensors: each file whole or not at all, and checked when read.
+"""Datasets of networks as shards in safetensors files: written atomically, checked on reading.
 
-A ``kind`` is "INRs" or "CNNs", as headers and errors call what is in a set.
+``kind`` is "INRs" or "CNNs": the kind of network in a dataset, for headers and errors.
 """
 
 import json
@@ -16,37 +16,37 @@ from l2o_graph.storage.files import expecting, write_atomically
 
 SPLITS = ("train", "val", "test")
 VERSION = 1
-NAMED = 10  # of many faults, an error names this many
+NAMED = 10  # largest number of faults that an error lists
 
 T = TypeVar("T")
 
 
 def check_split(split: str) -> None:
-    """Refuse what is not one of ``SPLITS``, by a ValueError."""
+    """Raise a ValueError for a split that is not one of ``SPLITS``."""
     if split not in SPLITS:
         raise ValueError(f"unknown split '{split}', expected one of {list(SPLITS)}")
 
 
 def shard_name(split: str, number: int) -> str:
-    """File of a shard, counted from 0."""
+    """Return the file name of a shard, counted from 0."""
     return f"{split}-{number:05d}.safetensors"
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], kind: str
 ) -> None:
-    """Write a shard, with a record of how it came about; the same content gives the same bytes."""
+    """Write a shard with a record of its provenance; equal content gives equal bytes."""
     content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
-    # One entry: safetensors would write several in any order.
+    # A single entry, because safetensors does not fix the order of several.
     header = {"record": json.dumps({"format": f"l2o_graph {kind}", "version": VERSION, **record})}
     write_atomically(path, save(content, header))
 
 
 def read_record(path: Path, kind: str) -> dict[str, Any]:
-    """The record of a shard, whose tensors are there in full but not read.
+    """Return the record of a shard, without reading its tensors.
 
     Raises:
-        ValueError: For a file that is damaged or something else.
+        ValueError: For a damaged file or another format.
     """
     with expecting(f"{kind} '{path}': expected a whole safetensors file"):
         with safe_open(path, framework="pt") as file:
@@ -57,12 +57,12 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
             f"{kind} '{path}': expected format 'l2o_graph {kind}', version {VERSION}, in its "
             f"header, found {record.get('format')!r}, {record.get('version')!r}"
         )
-    with expecting(f"{kind} '{path}': expected a number among all shards in its header"):
+    with expecting(f"{kind} '{path}': expected its index and the number of shards in its header"):
         return record | {key: int(record[key]) for key in ("shard", "shards")}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a shard; a ValueError for a file that is damaged."""
+    """Return all tensors of a shard; raise a ValueError for a damaged file."""
     with expecting(f"'{path}': expected a whole safetensors file"):
         return load_file(path)
 
@@ -70,16 +70,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_set(
     folder: Path, split: str, kind: str, read: Callable[[Path], tuple[dict[str, Any], T]]
 ) -> tuple[dict[str, Any], list[T], list[str]]:
-    """The shards of a split that can be read.
+    """Read all readable shards of a split.
 
-    ``read`` gives the record, with "shard" and "shards", and the content of one.
+    Args:
+        folder: Folder of the dataset.
+        split: Name of the split.
+        kind: Kind of network.
+        read: Function that returns the record of a shard, with "shard" and "shards", and its
+            content.
 
     Returns:
-        The record of the first, empty where there is none; what each holds, in order; and, in
-        words, which are missing or damaged.
+        The record of the first shard, {} if there are none; the contents, in the order of the
+        shards; and a description of each shard that is missing or damaged.
 
     Raises:
-        ValueError: For shards of another set than the rest.
+        ValueError: For a shard of another dataset.
     """
     found, faults = {}, []
     for path in sorted(folder.glob(f"{split}-*.safetensors")):
@@ -103,7 +108,7 @@ def read_set(
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Where two records differ, in words; the version of torch may."""
+    """Describe the differences of two records, except for the version of torch."""
     return ", ".join(
         f"{key} is {found.get(key)}, not {expected[key]}"
         for key in expected
@@ -112,6 +117,6 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def named(faults: Sequence[str]) -> str:
-    """The first of many."""
+    """List the first ``NAMED`` faults and the number of the others."""
     more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     return ", ".join(faults[:NAMED]) + more

@@ -1,7 +1,7 @@
-"""Bare parameters, or a module that nobody ran -> NetSpec, by order, shape and name.
+"""Structure of a chain of layers, inferred from order, shapes and names of its parameters.
 
-What can be told without a computation is a chain: every layer reads what the one before it wrote.
-Residual additions, branches, transposed and grouped kernels take ``tracing``.
+Each layer is assumed to read the output of the one before. Residual connections, branches,
+transposed and grouped convolutions require tracing.
 """
 
 import itertools
@@ -15,15 +15,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
 from l2o_graph.tracing.checks import check_parameter
 
-# Modules whose weight is [out, in, *positions], and those with a factor for each neuron; every
-# other module's parameters are loose.
+# Modules whose weight is [out, in, *positions], and those with a scale for each neuron. Parameters
+# of other modules are loose.
 KERNEL_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Indices of parameters that belong together: a kernel or a norm, and perhaps a bias."""
+    """Layer as indices of its parameters: the weight of a kernel or norm, and a bias, if any."""
 
     weight: int
     bias: int | None
@@ -31,17 +31,17 @@ class Layer:
 
 
 def spec_of_module(module: nn.Module) -> NetSpec:
-    """Read a network whose layers are registered in computing order.
+    """Infer the structure of a network whose layers are registered in the order of computation.
 
     Args:
-        module: An MLP or a CNN, with norms, with global pooling or flattening before its linear
-            layers.
+        module: MLP or CNN, possibly with norms, and with global pooling or flattening before its
+            linear layers.
 
     Returns:
-        The specification, parameters in the order of ``module.parameters()``.
+        The specification, with parameters in the order of ``module.parameters()``.
 
     Raises:
-        ValueError: For a lazy module that was not called yet.
+        ValueError: For a lazy module before its first call.
     """
     named = list(module.named_parameters())
     for name, p in named:
@@ -59,28 +59,27 @@ def spec_of_module(module: nn.Module) -> NetSpec:
 
 
 def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None = None) -> NetSpec:
-    """Read a network from its bare parameters, by their order and shapes.
+    """Infer the structure of a network from the order and shapes of its parameters.
 
-    A tensor with two or more axes is a kernel [out, in, *positions]. Of the vectors of the length
-    of its output that follow it, an odd one out comes first and is its bias, and each pair is a
-    norm's. With names, parameters that share a prefix belong together: a kernel with its bias
-    wherever it stands, or the factors of a norm, its "weight", with its bias.
+    A tensor with two or more axes is a kernel, [out, in, *positions]. Vectors of length ``out``
+    after it are pairs of scales and shifts of norms; if their number is odd, the first is a bias.
+    With names, parameters with the same prefix form a layer: a kernel with its bias, at any
+    position, or the "weight" of a norm with its bias.
 
-    Parameters that are stacks of one length, with biases [members, out] behind kernels [members,
-    out, in, *positions], are networks side by side, as ``torch.func.stack_module_state`` makes
-    them.
+    Parameters stacked along a first axis, with biases [members, out] after kernels [members, out,
+    in, *positions], are an ensemble of independent networks, as from
+    ``torch.func.stack_module_state``.
 
     Args:
         parameters: Tensors in the order in which the network uses them.
-        names: Their names, as ``named_parameters()`` gives them.
+        names: Their names, as from ``named_parameters()``.
 
     Returns:
-        The specification, parameters in the order given.
+        The specification, with parameters in the given order.
 
     Raises:
-        ValueError: When there are no parameters, and for one of a lazy module that was not called
-            yet.
-        TypeError: For what is no tensor.
+        ValueError: Without parameters, and for one of a lazy module before its first call.
+        TypeError: For anything but tensors.
     """
     parameters = list(parameters)
     for i, p in enumerate(parameters):
@@ -97,7 +96,7 @@ def spec_of_parameters(parameters: Iterable[Tensor], names: Sequence[str] | None
 
 
 def _members(shapes: Sequence[tuple[int, ...]]) -> int:
-    """How many networks of one architecture parameters are stacks of; 1 where they are none."""
+    """Return the number of stacked networks, or 1 if parameters are not stacked."""
     if min(map(len, shapes)) < 2 or len({shape[0] for shape in shapes}) > 1:
         return 1
     behind = itertools.pairwise(shapes)
@@ -106,7 +105,7 @@ def _members(shapes: Sequence[tuple[int, ...]]) -> int:
 
 
 def _side_by_side(spec: NetSpec, members: int) -> NetSpec:
-    """Networks of one architecture, whose parameters are stacked along a first axis."""
+    """Return the specification of stacked networks, given that of one of them."""
     return NetSpec(
         names=spec.names,
         shapes=tuple((members, *shape) for shape in spec.shapes),
@@ -122,6 +121,7 @@ def _side_by_side(spec: NetSpec, members: int) -> NetSpec:
 
 
 def _by_order(shapes: Sequence[tuple[int, ...]]) -> list[Layer]:
+    """Group parameters into layers by order and shapes."""
     layers, i = [], 0
     while i < len(shapes):
         if len(shapes[i]) < 2:
@@ -138,6 +138,7 @@ def _by_order(shapes: Sequence[tuple[int, ...]]) -> list[Layer]:
 
 
 def _by_name(shapes: Sequence[tuple[int, ...]], names: Sequence[str]) -> list[Layer]:
+    """Group parameters into layers by prefixes of their names."""
     together: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         together.setdefault(_prefix(name), []).append(i)
@@ -163,13 +164,13 @@ def _prefix(name: str) -> str:
 def _chain(
     names: Sequence[str], shapes: Sequence[tuple[int, ...]], layers: Sequence[Layer]
 ) -> NetSpec:
-    """Join layers end to end: each reads the neurons that the one before it wrote.
+    """Return the specification of a chain of layers.
 
-    A kernel that does not fit the neurons before it starts a set of its own, of unknown origin
-    and therefore hidden. That may grant the network a symmetry it lacks, never deny it one. A
-    norm that does not fit is left out.
+    A kernel that does not fit the output of the previous layer reads a new hidden set of unknown
+    origin. This may add a symmetry that the network lacks, but never removes one. A norm that does
+    not fit is omitted.
     """
-    sets: list[tuple[str, int, int]] = []  # name, size, kernels before it
+    sets: list[tuple[str, int, int]] = []  # name, size, number of kernels before it
     kernels: list[Kernel] = []
     biases: list[Bias] = []
     for layer in layers:
@@ -181,7 +182,7 @@ def _chain(
             sets.append((name, *sets[last][1:]))
             kernels.append(Kernel(i, last, last + 1, (shape[0], 1, 1), kind="norm"))
         else:
-            if 0 in shape:  # nothing to join
+            if 0 in shape:  # no edges
                 continue
             positions = _positions(shape, sets[last][1] if sets else None, kernels)
             if positions is None:
@@ -194,18 +195,14 @@ def _chain(
         if layer.bias is not None and shapes[layer.bias] == (sets[-1][1],):
             biases.append(Bias(layer.bias, len(sets) - 1, sets[-1][1]))
     placed = {kernel.parameter for kernel in kernels} | {bias.parameter for bias in biases}
-    neurons = tuple(
-        Neurons("input", size, "input", 0)
-        if s == 0
-        else Neurons("output", size, "output", 0)
-        if s == len(sets) - 1
-        else Neurons(name, size, "hidden", depth - 1)
-        for s, (name, size, depth) in enumerate(sets)
-    )
+    neurons = [Neurons(name, size, "hidden", depth - 1) for name, size, depth in sets]
+    if neurons:
+        neurons[-1] = Neurons("output", sets[-1][1], "output", 0)
+        neurons[0] = Neurons("input", sets[0][1], "input", 0)
     return NetSpec(
         names=tuple(names),
         shapes=tuple(shapes),
-        neurons=neurons,
+        neurons=tuple(neurons),
         kernels=tuple(kernels),
         biases=tuple(biases),
         loose=tuple(i for i in range(len(shapes)) if i not in placed),
@@ -215,11 +212,11 @@ def _chain(
 def _positions(
     shape: tuple[int, ...], size: int | None, kernels: Sequence[Kernel]
 ) -> tuple[int, ...] | None:
-    """Positions of a kernel that reads a set of this size, or None where it does not fit it."""
+    """Return the positions of a kernel that reads a set of ``size``; None if it does not fit."""
     if shape[1] == size:
         return shape[2:]
-    # A linear layer behind a flattened feature map: torch flattens channel first, so each
-    # channel's pixels lie together, and [out, C * pixels] is [out, C, pixels] without a copy.
+    # Linear layer after a flattened feature map: the pixels of a channel are adjacent, so that
+    # [out, C * pixels] is a view of [out, C, pixels].
     before = [kernel for kernel in kernels if kernel.kind != "norm"]
     after_convolution = bool(before) and len(before[-1].positions) > 0
     if size and after_convolution and len(shape) == 2 and shape[1] % size == 0:

@@ -1,44 +1,44 @@
-"""What a module and its parameters have to be."""
+"""Validation of modules and parameters."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-SHOWN = 40  # an error shows a thing of another kind in full up to so many characters
+SHOWN = 40  # longest representation of a value that an error quotes, in characters
 
 
 def check_module(module: object, name: str) -> None:
-    """Refuse what is no network whose computation Python can follow; ``name`` is the argument's.
+    """Check that the argument ``name`` is a module that runs in Python.
 
     Raises:
-        TypeError: For what is no module, and for one that is scripted or traced.
+        TypeError: For anything but a module, and for a scripted or traced module.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{name}: expected a module, found {shown(module)}")
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
-            f"{name}: expected a module that Python computes, found one of TorchScript "
-            f"({type(module).__name__}); give the module that it was made from"
+            f"{name}: expected a module that runs in Python, found one of TorchScript "
+            f"({type(module).__name__}); pass the module that it was made from"
         )
 
 
 def check_parameter(parameter: object, name: str) -> None:
-    """Refuse what has no shape; ``name`` is the parameter's, for the error.
+    """Check that the parameter ``name`` is a tensor with a shape.
 
     Raises:
-        TypeError: For what is no tensor.
-        ValueError: For a parameter of a lazy module that was not called yet.
+        TypeError: For anything but a tensor.
+        ValueError: For a parameter of a lazy module before its first call.
     """
     if not isinstance(parameter, Tensor):
         raise TypeError(f"{name}: expected a tensor, found {shown(parameter)}")
     if is_lazy(parameter):
         raise ValueError(
             f"{name}: expected a tensor with a shape, found one of a lazy module, which has none "
-            "before the network's first batch; call the network once before"
+            "before its first call; call the network once with a batch"
         )
 
 
 def shown(value: object) -> str:
-    """What errors show of a thing of another kind than was expected."""
+    """Describe a value of an unexpected type for an error: its type and short representation."""
     text = repr(value)
     return type(value).__name__ + (f" {text}" if len(text) <= SHOWN else "")

@@ -1,19 +1,18 @@
-"""What several calls of a network, or several processes, told of it -> one structure."""
+"""Merging of the structures that several calls or processes have traced."""
 
 from collections.abc import Iterable
 from dataclasses import replace
 
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec
-from l2o_graph.tracing.builder import Builder, NodeSet
+from l2o_graph.tracing.builder import Builder, NodeSet, sides
 from l2o_graph.tracing.network import Reading
 
 
 def all_of(readings: Iterable[Reading]) -> Reading | None:
-    """One reading for all that were made of a network; None for none.
+    """Merge readings of one network; return None without any.
 
-    A reading that places all parameters of another, and more, takes its place; where each of two
-    places some that the other does not, the structures are joined at the kernels of both. What is
-    placed stays: later readings that place no more change nothing.
+    A reading that places a superset of the parameters replaces earlier ones, and a reading that
+    places a subset changes nothing. Otherwise, both structures are merged at common kernels.
     """
     known: Reading | None = None
     for reading in readings:
@@ -24,87 +23,78 @@ def all_of(readings: Iterable[Reading]) -> Reading | None:
         elif reading.placed <= known.placed:
             known = replace(known, used=known.used | reading.used)
         else:
-            spec = _joined(known.spec, reading.spec)
+            spec = _merged(known.spec, reading.spec)
             known = Reading(spec, known.used | reading.used)
     return known
 
 
-def _joined(one: NetSpec, other: NetSpec) -> NetSpec:
-    """Two structures of the same parameters as one: what the same scalars join is the same."""
+def _merged(one: NetSpec, other: NetSpec) -> NetSpec:
+    """Merge two structures: sets that the same scalars connect are the same."""
     builder, count = Builder(one.names, one.shapes), len(one.neurons)
     sets = [*one.neurons, *other.neurons]
-    stands_for = list(range(len(sets)))
+    parent = list(range(len(sets)))
 
-    def of(s: int) -> int:
-        while stands_for[s] != s:
-            s = stands_for[s]
+    def find(s: int) -> int:
+        while parent[s] != s:
+            s = parent[s]
         return s
 
-    uses = {_scalars(use): use for use in reversed((*one.kernels, *one.biases)) if _held(one, use)}
-    apart: set[int] = set()  # sets that cannot be one, for all that the same scalars join them
+    uses = {_scalars(use): use for use in reversed((*one.kernels, *one.biases)) if _owns(one, use)}
+    unfit: set[int] = set()  # sets with the same scalars that do not fit
     for use in (*other.kernels, *other.biases):
-        mine = uses.get(_scalars(use)) if _held(other, use) else None
-        for (s, at), (t, there) in zip(_ends(mine), _ends(use), strict=True) if mine else ():
-            a, b = of(s), of(t + count)
+        mine = uses.get(_scalars(use)) if _owns(other, use) else None
+        for (s, at, _), (t, there, _) in zip(sides(mine), sides(use), strict=True) if mine else ():
+            a, b = find(s), find(t + count)
             if at != there or sets[a].size != sets[b].size:
-                apart |= {a, b}
+                unfit |= {a, b}
             else:
-                stands_for[max(a, b)] = min(a, b)
+                parent[max(a, b)] = min(a, b)
 
-    place: dict[int, int] = {}
-    for s in range(len(sets)):
-        if of(s) == s:
-            place[s] = len(builder.sets)
-            builder.sets.append(NodeSet(sets[s].name, sets[s].size, sets[s].role))
+    roots = [s for s in range(len(sets)) if find(s) == s]
+    place = {s: i for i, s in enumerate(roots)}
+    index = [place[find(s)] for s in range(len(sets))]  # of each set in the merged structure
+    builder.sets = [NodeSet(sets[s].name, sets[s].size, sets[s].role) for s in roots]
     for s, neurons in enumerate(sets):
-        found = builder.sets[place[of(s)]]
+        found = builder.sets[index[s]]
         found.activation = found.activation or neurons.activation
         if neurons.role != "hidden" and found.role != "input":
             found.role = neurons.role
-    for s in apart:
-        builder.sets[place[of(s)]].lost = True
+    builder.fix_order(index[s] for s in unfit)
     seen: set[Kernel | Bias] = set()
     for spec, first in ((one, 0), (other, count)):
         for kernel in spec.kernels:
             new = replace(
-                kernel, source=place[of(kernel.source + first)],
-                target=place[of(kernel.target + first)], again=False,
+                kernel, source=index[kernel.source + first],
+                target=index[kernel.target + first], again=False,
             )  # fmt: skip
-            if new not in seen and not _says_nothing(spec, new):
+            if new not in seen and not _is_self_loop(spec, new):
                 builder.add_kernel(new)
             seen.add(new)
         for bias in spec.biases:
-            on = replace(bias, neurons=place[of(bias.neurons + first)], again=False)
+            on = replace(bias, neurons=index[bias.neurons + first], again=False)
             if on not in seen:
                 builder.add_bias(on)
             seen.add(on)
     outputs = [
-        place[of(s)]
+        index[s]
         for s, neurons in enumerate(sets)
-        if neurons.role == "output" and builder.sets[place[of(s)]].role == "output"
+        if neurons.role == builder.sets[index[s]].role == "output"
     ]
     return builder.spec(outputs)
 
 
-def _held(spec: NetSpec, use: Kernel | Bias) -> bool:
+def _owns(spec: NetSpec, use: Kernel | Bias) -> bool:
     return not use.again and not spec.is_constant(use.parameter)
 
 
 def _scalars(use: Kernel | Bias) -> tuple:
-    """Which scalars a kernel or a bias holds, and how they lie."""
+    """Return the scalars of a kernel or a bias, and their layout."""
     if isinstance(use, Bias):
         return use.parameter, use.start, use.size
     return use.parameter, use.start, use.grid, use.positions, use.from_rows
 
 
-def _ends(use: Kernel | Bias) -> list[tuple[int, int]]:
-    """The sets that it joins or sits on, and the first neuron of each."""
-    if isinstance(use, Bias):
-        return [(use.neurons, use.neurons_start)]
-    return [(use.source, use.source_start), (use.target, use.target_start)]
-
-
-def _says_nothing(spec: NetSpec, kernel: Kernel) -> bool:
-    """Whether it joins each neuron to itself, as a residual stream that has become one set."""
+def _is_self_loop(spec: NetSpec, kernel: Kernel) -> bool:
+    """Return whether a constant connects each neuron to itself, after sets were merged."""
     same = (kernel.source, kernel.source_start) == (kernel.target, kernel.target_start)
     return same and spec.is_constant(kernel.parameter) and kernel.grid[1:] == (1, 1)

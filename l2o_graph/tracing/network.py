@@ -1,4 +1,4 @@
-"""Calls of a module -> NetSpec: what is computed is watched, on the tensors themselves."""
+"""Tracing of a module's calls: NetSpec of its computation, observed on the actual tensors."""
 
 import inspect
 import math
@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import is_sharded
-from l2o_graph.tracing.following import Following, Slot
-from l2o_graph.tracing.replica import as_they_were, copied, copied_module
+from l2o_graph.tracing.dispatch import Slot, TracingMode
+from l2o_graph.tracing.replica import copied, copied_module, preserved_generators
 from l2o_graph.tracing.trace import Trace
 
 LayerRule = Callable[[Trace, Any, tuple, Any], None]
@@ -29,18 +29,18 @@ NO_DATA = (type(None), bool, int, float, str)
 
 
 def register_layer(kind: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
-    """Say what a kind of module does to neurons, in place of the operations inside it.
+    """Register a rule for a type of module, which replaces tracing of the operations inside it.
 
-    Decorates a rule, which is called as ``rule(trace, module, inputs, output)`` after each call of
-    such a module, or of a subclass. It joins neurons with the methods of ``trace`` (``dense``,
-    ``bias``, ``scale``) and labels the output with ``trace.set_label``; parameters that it leaves
-    out are updated from their own features.
+    Decorates a function ``rule(trace, module, inputs, output)``, which is called after each call of
+    such a module, or of a subclass. It connects neurons with the methods ``dense``, ``bias`` and
+    ``scale`` of ``trace`` and labels the output with ``trace.set_label``. Parameters that it omits
+    are updated without the graph.
 
     Args:
-        kind: The module's type. A rule of before is replaced.
+        kind: Type of the module. An earlier rule for it is replaced.
 
     Returns:
-        What decorates the rule, which stays as it is.
+        A decorator that registers the rule and returns it unchanged.
     """
 
     def add(rule: LayerRule) -> LayerRule:
@@ -52,26 +52,31 @@ def register_layer(kind: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What calls of a network told: its structure, and which parameters any operation read."""
+    """Result of tracing calls of a network.
+
+    Attributes:
+        spec: Structure of the network.
+        used: Parameters that an operation has read.
+    """
 
     spec: NetSpec
     used: frozenset[int]
 
-    @cached_property  # every step asks
+    @cached_property  # read at every step
     def is_complete(self) -> bool:
-        """Whether all parameters that have any scalars were read."""
+        """Whether all parameters were used, except for empty ones."""
         return len(self.used) == sum(math.prod(shape) > 0 for shape in self.spec.shapes)
 
     @property
     def placed(self) -> frozenset[int]:
-        """The parameters that were read and have a place in the graph."""
+        """Parameters that were used and have a place in the graph."""
         return self.used - set(self.spec.loose)
 
     @property
     def unknown(self) -> list[str]:
-        """Names of the parameters that were read in a way that is not known."""
+        """Names of the parameters that were used in an unknown way."""
         spec = self.spec
-        # A single number has no place in any graph, and what was not used needs none.
+        # Single numbers never have a place in the graph.
         return [
             spec.names[i] for i in spec.loose if math.prod(spec.shapes[i]) > 1 and i in self.used
         ]
@@ -80,21 +85,21 @@ class Reading:
 def spec_of_computation(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
 ) -> NetSpec:
-    """Follow a network through one batch.
+    """Determine the structure of a network by tracing its computation for a batch.
 
-    The network is run on copies of its buffers, its objects and the batch, and all random
-    generators are put back: nothing of it remains.
+    A copy of the network with its parameters processes a copy of the batch, and the states of all
+    random generators are restored: there are no side effects.
 
     Args:
-        module: The network.
-        args: A batch, as the module's call takes it.
-        kwargs: Named arguments of that call.
+        module: Network.
+        args: Positional arguments of its call: a batch.
+        kwargs: Keyword arguments of its call.
 
     Returns:
-        The specification, parameters in the order of ``module.parameters()``.
+        The specification, with parameters in the order of ``module.parameters()``.
 
     Raises:
-        Exception: Whatever the network itself raises for that batch.
+        Exception: Any error of the network itself for this batch.
     """
     reading = read(module, args, kwargs)
     if reading.unknown:
@@ -103,31 +108,31 @@ def spec_of_computation(
 
 
 def unknown_message(names: Sequence[str]) -> str:
-    """Say of which parameters it is not known what the network does with them."""
+    """Return the warning about parameters that are used in an unknown way."""
     first = ", ".join(f"'{name}'" for name in names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f"what the network does with {first}{more} is not known: outside the graph, and "
-        "updated from their own features (see l2o_graph.register_layer)"
+        f"the use of {first}{more} could not be traced: these parameters are outside the graph "
+        "and updated without it (see l2o_graph.register_layer)"
     )
 
 
 def read(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
 ) -> Reading:
-    """Run a copy of a network on copies of a batch, and tell what was seen."""
+    """Trace a copy of a network on a copy of a batch."""
     module = unwrapped(module)
     memo: dict[int, Any] = {id(p): p for p in module.parameters()}
     copy = copied_module(module, memo)
     own_args, own_kwargs = copied((tuple(args), dict(kwargs or {})), memo)
     devices = [p.device for p in module.parameters()]
     with (
-        as_they_were(devices),
+        preserved_generators(devices),
         _without_fast_path(),
         torch.enable_grad(),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # the network says it again when it is called
+        warnings.simplefilter("ignore")  # the network repeats them when it is called
         watch = Watch(copy, (own_args, own_kwargs))
         with watch:
             output = copy(*own_args, **own_kwargs)
@@ -136,7 +141,7 @@ def read(
 
 @contextmanager
 def _without_fast_path() -> Iterator[None]:
-    """Have encoders in evaluation compute as in training, for padding without nested tensors."""
+    """Disable fused encoder layers, which use nested tensors for padding, in evaluation mode."""
     was = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -146,7 +151,7 @@ def _without_fast_path() -> Iterator[None]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside a compiled module, DataParallel or DistributedDataParallel."""
+    """Return the network inside of torch.compile, DataParallel and DistributedDataParallel."""
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
@@ -157,47 +162,45 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 class Watch:
-    """Follows whatever is computed while it is entered, on the tensors themselves.
+    """Context manager that traces all operations inside of it.
 
     Args:
-        module: The network.
-        inputs: Inputs of the call. Without any, parameters that meet no data, like the factors of
-            a matrix or the pixels of an image, are tables.
+        module: Network.
+        inputs: Inputs of the call. Without any, parameters that meet no data, such as the factors
+            of a matrix, are tables.
     """
 
     def __init__(self, module: nn.Module, inputs: Any):
         self.trace = Trace(list(module.named_parameters()))
         self._module = module
-        self._has_inputs = any(not isinstance(x, NO_DATA) for x in tree_leaves(_plain(inputs)))
-        self._open: ExitStack | None = None
+        self._has_inputs = any(not isinstance(x, NO_DATA) for x in tree_leaves(_opened(inputs)))
+        self._open = ExitStack()
 
     def __enter__(self) -> "Watch":
         with ExitStack() as stack:
-            if "torch._dynamo" in sys.modules:  # what is compiled cannot be seen inside
+            if "torch._dynamo" in sys.modules:  # operations in compiled code are not visible
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            following = stack.enter_context(Following(self.trace, _slots_of(self._module)))
-            stack.enter_context(_layers_of(self._module, following))
+            mode = stack.enter_context(TracingMode(self.trace, _slots_of(self._module)))
+            stack.enter_context(_layer_hooks(self._module, mode))
             self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        self._open.close()
 
     @property
     def is_blind(self) -> bool:
-        """Whether the network computed with sharded tensors, between which ways are not seen."""
+        """Whether there were operations on sharded tensors, which cannot be traced."""
         return self.trace.is_blind
 
     @property
     def has_nested(self) -> bool:
-        """Whether it computed with nested tensors, as an encoder in evaluation does for padding."""
+        """Whether there were nested tensors, as in fused encoder layers with padding."""
         return self.trace.has_nested
 
     def reading(self, output: Any) -> Reading:
-        """What was seen, of a network that gave this answer."""
-        outputs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
+        """Return the result, given the output of the network."""
+        outputs = [t for t in tree_leaves(_opened(output)) if isinstance(t, Tensor)]
         known = [s for t in outputs for s in self.trace.label(t).sets()]
         known += [s for t in outputs for s in self.trace.hidden_in(t)]
         if not self._has_inputs:
@@ -207,7 +210,7 @@ class Watch:
 
 
 def _slots_of(module: nn.Module) -> list[Slot]:
-    """Where in a network parameters are that a call makes whole, or gives a shape, once each."""
+    """Return the slots of sharded and lazy parameters, which a call materializes, once each."""
     index = {id(p): i for i, p in enumerate(module.parameters()) if is_sharded(p) or is_lazy(p)}
     return [
         (index.pop(id(p)), part, name, p)
@@ -218,21 +221,21 @@ def _slots_of(module: nn.Module) -> list[Slot]:
 
 
 @contextmanager
-def _layers_of(network: nn.Module, following: Following) -> Iterator[None]:
-    """Rules of layers in the place of what happens inside them."""
+def _layer_hooks(network: nn.Module, mode: TracingMode) -> Iterator[None]:
+    """Install hooks that apply rules of layers and pause tracing inside of them."""
 
     def before(module: nn.Module, _: tuple) -> None:
-        following.inside += 1
+        mode.inside += 1
 
-    # Behind an error torch leaves out the named arguments, and there is no output.
+    # After an error, torch omits the keyword arguments, and the output is None.
     def after(module: nn.Module, args: tuple, *rest: Any) -> None:
         rule, output = _rule_of(module), rest[-1]
         try:
-            if following.inside == 1 and output is not None and rule is not None:
+            if mode.inside == 1 and output is not None and rule is not None:
                 inputs = inspect.signature(module.forward).bind(*args, **rest[0]).args
-                _follow_layer(following.trace, rule, module, inputs, output)
+                _follow_layer(mode.trace, rule, module, inputs, output)
         finally:
-            following.inside -= 1
+            mode.inside -= 1
 
     with ExitStack() as stack:
         for module in network.modules():
@@ -249,35 +252,35 @@ def _layers_of(network: nn.Module, following: Following) -> Iterator[None]:
 def _follow_layer(
     trace: Trace, rule: LayerRule, module: nn.Module, inputs: tuple, output: Any
 ) -> None:
-    """Apply the rule of a layer; what it says nothing of is not known."""
-    outs = [t for t in tree_leaves(_plain(output)) if isinstance(t, Tensor)]
-    read = [t for t in tree_leaves(_plain(inputs)) if isinstance(t, Tensor)]
+    """Apply the rule of a layer; tensors that it does not label stay unlabelled."""
+    outs = [t for t in tree_leaves(_opened(output)) if isinstance(t, Tensor)]
+    read = [t for t in tree_leaves(_opened(inputs)) if isinstance(t, Tensor)]
     before = trace.sets_of(read)
-    for t in outs:  # what the operations inside said of it
+    for t in outs:  # labels from operations inside of the layer
         if not any(t is x for x in read):
             trace.forget(t)
     for p in module.parameters():
-        trace.use(p)
-    trace.builder.touched.clear()
+        trace.mark_used(p)
+    trace.builder.recent_reads.clear()
     try:
         rule(trace, module, inputs, output)
-    except Exception:  # as in operations: neither the reading nor the call ends here
-        trace.builder.lose(before)
-    trace.builder.lose(before - trace.sets_of(outs) - trace.builder.touched)
+    except Exception:  # as for operators: tracing and the call continue
+        trace.builder.fix_order(before)
+    trace.builder.fix_order(before - trace.sets_of(outs) - trace.builder.recent_reads)
 
 
 def _rule_of(module: nn.Module) -> LayerRule | None:
     return next((LAYERS[kind] for kind in type(module).__mro__ if kind in LAYERS), None)
 
 
-def _plain(output: Any) -> Any:
-    """Open dictionaries and wrapper tensors, which tree_leaves would not open, as lists."""
+def _opened(output: Any) -> Any:
+    """Convert mappings and wrapper tensors, which ``tree_leaves`` does not open, to lists."""
     if isinstance(output, Tensor):
         if is_sharded(output) or not is_traceable_wrapper_subclass(output):
             return output
-        return [_plain(getattr(output, name)) for name in output.__tensor_flatten__()[0]]
+        return [_opened(getattr(output, name)) for name in output.__tensor_flatten__()[0]]
     if isinstance(output, Mapping):
-        return [_plain(value) for value in output.values()]
+        return [_opened(value) for value in output.values()]
     if isinstance(output, list | tuple):
-        return [_plain(value) for value in output]
+        return [_opened(value) for value in output]
     return output

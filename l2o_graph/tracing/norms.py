@@ -1,10 +1,10 @@
-"""What normalisations do to neurons."""
+"""Rules of normalization operators."""
 
 from typing import Any
 
 from torch import Tensor
 
-from l2o_graph.tracing.labels import Factor, Label
+from l2o_graph.tracing.labels import Factor, Label, require
 from l2o_graph.tracing.operations import operation
 from l2o_graph.tracing.trace import Trace
 
@@ -17,7 +17,7 @@ from l2o_graph.tracing.trace import Trace
 def batch_norm(
     trace: Trace, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any
 ):
-    """A scale and a shift for each channel."""
+    """Follow a batch norm: a scale and a shift per channel, (N, C, *)."""
     return trace.bias(trace.scale(trace.label(x), 1, weight), 1, bias)
 
 
@@ -26,13 +26,10 @@ def layer_norm(
     trace: Trace, out: Tensor, x: Tensor, shape: Any, weight: Tensor | None = None,
     bias: Any = None, *_: Any,
 ):  # fmt: skip
-    """A scale and a shift for each entry of the last axis."""
+    """Follow a layer norm or RMS norm: a scale and a shift per entry of the last axes."""
     label = trace.mixed(trace.label(x), range(-len(shape), 0))
-    if label is None:
-        return None
     if len(shape) > 1:
-        label = label if weight is None else trace.added(label, weight, "product")
-        return label if label is None or bias is None else trace.added(label, bias)
+        return trace.add_parameter(trace.add_parameter(label, weight, "product"), bias)
     label = trace.scale(label, -1, weight)
     return trace.bias(label, -1, bias if isinstance(bias, Tensor) else None)
 
@@ -41,20 +38,20 @@ def layer_norm(
 def group_norm(
     trace: Trace, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *sizes: Any
 ):
-    """A scale and a shift for each channel, behind statistics that a group of channels shares."""
+    """Follow a group norm, (N, C, *): a node for each group's statistics, scales and shifts."""
     groups, before = sizes[3], trace.label(x)
     label = trace.bias(trace.scale(before, 1, weight), 1, bias)
-    if label is None or len(before.axes[1]) != 1 or before.axes[1][0].set is None:
+    if len(before.axes[1]) != 1 or before.axes[1][0].set is None:
         return label
     if groups == 1:
-        return label if trace.mixed(before, [1]) is before else None
+        require(trace.mixed(before, [1]) is before)
+        return label
     (channels,) = before.axes[1]
     within = channels.size // groups
-    group, channel = channels.cut(within)
+    group, channel = channels.split(within)
     grouped = Label(((group,), (channel,)), before.start)
     statistics = trace.reduce(grouped, [1], "statistics")
-    after = label.axes[1][0].cut(within)
-    met = statistics and trace.combine(
-        Label(((after[0],), (after[1],)), label.start), statistics, (groups, within), "sum"
-    )
-    return label.with_axis(1, (Factor(channels.size, met.sets()[0], 1),)).only() if met else None
+    after = label.axes[1][0].split(within)
+    channel_label = Label(((after[0],), (after[1],)), label.start)
+    met = trace.combine(channel_label, statistics, (groups, within), "sum")
+    return label.with_axis(1, (Factor(channels.size, met.sets()[0], 1),)).pruned()

@@ -1,29 +1,31 @@
-"""Rules of torch's own operations: how one is told, and what rules share."""
+"""Registry of rules for operators, and functions that the rules share."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from l2o_graph.tracing.labels import Label
 
 Operation = Callable[..., Label | None]
+Rule = TypeVar("Rule", bound=Operation)
 OPERATIONS: dict[str, Operation] = {}
 ALONG_AXES: set[str] = set()
 
 
-def operation(*names: str, axes: bool = False) -> Callable[[Operation], Operation]:
-    """Make a function the rule of operators: (trace, out, *args, **kwargs) -> label of out.
+def operation(*names: str, axes: bool = False) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of operators: (trace, out, *args, **kwargs) -> label of out.
 
-    The answer is None where it cannot be followed: the neurons of all inputs then keep their order.
+    A rule returns None for an output without neurons, and raises NotFollowed if the operation
+    cannot be followed.
 
     Args:
-        names: Names of the operators.
-        axes: Whether the rule is told, in place of all arguments behind the first tensor, which
-            axes the operator works along.
+        names: Names of the ATen operators.
+        axes: Whether the rule is called with the axes that the operator works along instead of the
+            arguments after the first.
     """
 
-    def add(rule: Operation) -> Operation:
+    def add(rule: Rule) -> Rule:
         OPERATIONS.update(dict.fromkeys(names, rule))
         if axes:
             ALONG_AXES.update(names)
@@ -33,12 +35,12 @@ def operation(*names: str, axes: bool = False) -> Callable[[Operation], Operatio
 
 
 def dims_of(x: Tensor, dims: Any) -> list[int]:
-    """Axes as operators name them, by number or in a list; all of them for none."""
+    """Return the axes that ``dim`` of an operator selects; None or [] selects all."""
     if dims is None or (isinstance(dims, list | tuple) and not dims):
         return list(range(x.dim()))
     return [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)] if x.dim() else []
 
 
-def only_data(label: Label, axes: Iterable[int]) -> bool:
-    """Whether no neurons run along some axes."""
+def is_data(label: Label, axes: Iterable[int]) -> bool:
+    """Return whether some axes are free of neurons."""
     return all(f.set is None for axis in axes for f in label.axes[axis])

@@ -1,4 +1,4 @@
-"""A copy of a module that can be run for its structure, and generators that are put back."""
+"""Copies of modules to run for tracing, and restoration of random generators."""
 
 import copy
 import random
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 
 def copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copy a module with all that it holds but what a memo has, such as its parameters.
+    """Copy a module, except for objects in the memo, such as its parameters.
 
-    Whatever cannot be copied is shared. The memo has objects by the id of what they take the place
-    of, as for ``copy.deepcopy``; copies are added to it.
+    ``memo`` holds replacements of objects by id, as for ``copy.deepcopy``; copies are added to it.
+    Objects that cannot be copied are shared.
     """
     parts = list(module.modules())
-    for part in parts:  # all of them before any is filled: they hold one another
+    for part in parts:  # create all before filling any: they may refer to one another
         memo[id(part)] = part.__class__.__new__(part.__class__)
     for part in parts:
         for key, value in part.__dict__.items():
@@ -28,7 +28,7 @@ def copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Copy what a module holds, or a batch; what cannot be copied is shared."""
+    """Copy an attribute of a module, or a batch; objects that cannot be copied are shared."""
     if id(value) in memo:
         return memo[id(value)]
     answer = value
@@ -38,34 +38,30 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         answer = value.clone_state()
     elif type(value) in (list, tuple, set):
         answer = type(value)(copied(each, memo) for each in value)
-    elif isinstance(value, dict) and _is_plain(value):
+    elif isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
         answer = copy.copy(value)
         for key, each in value.items():
             answer[key] = copied(each, memo)
     else:
         try:
             answer = copy.deepcopy(value, memo)
-        except Exception:  # locks, open files, tensors with a history deep inside
+        except Exception:  # locks, open files, nested tensors with a history
             answer = _copied_object(value, memo)
     memo[id(value)] = answer
-    memo.setdefault(id(memo), []).append(value)  # or its id would be another object's
+    memo.setdefault(id(memo), []).append(value)  # keep it alive, or its id could be reused
     return answer
-
-
-def _is_plain(value: dict) -> bool:
-    return type(value).__module__ in ("builtins", "collections")
 
 
 def _copied_tensor(t: Tensor) -> Tensor:
     try:
         answer = t.detach().clone()
-    except (NotImplementedError, RuntimeError):  # sparse ones, and those without numbers
+    except (NotImplementedError, RuntimeError):  # sparse tensors, and those without data
         return t
     return answer.requires_grad_(t.requires_grad)
 
 
 def _copied_object(value: Any, memo: dict[int, Any]) -> Any:
-    """An object of plain attributes, each copied by itself."""
+    """Copy an object attribute by attribute."""
     try:
         answer = copy.copy(value)
     except Exception:
@@ -78,8 +74,8 @@ def _copied_object(value: Any, memo: dict[int, Any]) -> Any:
 
 
 @contextmanager
-def as_they_were(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Put back the random generators of torch, Python and NumPy in the end."""
+def preserved_generators(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Restore the random generators of torch, Python and NumPy on exit."""
     cuda = {device for device in devices if device.type == "cuda"}
     numpy = sys.modules.get("numpy")
     of_python, of_numpy = random.getstate(), numpy and numpy.random.get_state()

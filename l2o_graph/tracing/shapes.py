@@ -1,20 +1,20 @@
-"""What reductions do to neurons, and whatever takes them to other shapes and places."""
+"""Rules of reductions, indexing, concatenation and rearrangement."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2o_graph.tracing.builder import numbered
-from l2o_graph.tracing.following import replayed
-from l2o_graph.tracing.labels import Factor, Label, data
-from l2o_graph.tracing.operations import dims_of, only_data, operation
+from l2o_graph.tracing.builder import row_major
+from l2o_graph.tracing.dispatch import replay
+from l2o_graph.tracing.labels import Factor, Label, NotFollowed, broadcast, data, require
+from l2o_graph.tracing.operations import dims_of, is_data, operation
 from l2o_graph.tracing.trace import Trace
 
 
 @operation("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax", axes=True)
-def softmax(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None:
-    """Each entry beside all of those along an axis."""
+def softmax(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label:
+    """Follow a softmax along an axis."""
     return trace.mixed(trace.label(x), axes)
 
 
@@ -23,51 +23,48 @@ def softmax(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | No
     "norm", "linalg_vector_norm", "count_nonzero", "nansum", "nanmean", "aminmax", "median",
     "nanmedian", "var_mean", "std_mean", "argmax", "argmin", axes=True,
 )  # fmt: skip
-def reduction(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None:
-    """One number for all entries along some axes."""
+def reduction(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label:
+    """Follow a reduction along axes."""
     label = trace.reduce(trace.label(x), axes)
-    return label if label is None or out.dim() == x.dim() else label.without(axes)
+    return label if out.dim() == x.dim() else label.drop_axes(axes)
 
 
 @operation(
     "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "topk", "kthvalue",
     "mode", "flip", "roll", axes=True,
 )  # fmt: skip
-def along(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label | None:
-    """Entries in another order, some of them, or running sums, along axes of data."""
+def along(trace: Trace, out: Tensor, x: Tensor, axes: list[int]) -> Label:
+    """Follow a scan, sort, selection or permutation along axes of data."""
     label = trace.label(x)
-    if not only_data(label, axes):
-        return None
+    require(is_data(label, axes))
     if out.dim() < x.dim():
-        return label.without(axes)
+        return label.drop_axes(axes)
     for i in axes:
         label = label.with_axis(i, data((out.shape[i],)).axes[0])
     return label
 
 
 @operation("index_select")
-def index_select(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> Label | None:
-    """Entries picked along one axis, alike for all places along the others."""
+def index_select(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> Label:
+    """Follow the selection of entries along one axis; rows of a parameter are a table lookup."""
     if trace.is_weight(x) and x.dim() == 2 and dim == 0:
         return trace.lookup(index, x)
     return along(trace, out, x, dims_of(x, dim))
 
 
 @operation("gather")
-def gather(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) -> Label | None:
-    """Entries picked along one axis, for each place along the others."""
+def gather(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) -> Label:
+    """Follow the selection of entries along one axis, separately for each entry of the others."""
     label = trace.label(x)
     (dim,) = dims_of(x, dim)
     for i, axis in enumerate(label.axes):
-        if i == dim or only_data(label, [i]):
+        if i == dim or is_data(label, [i]):
             continue
-        picked_alike = index.stride(i) == 0 or trace.label(index).axes[i] == axis
-        if index.shape[i] != x.shape[i] or not picked_alike:
-            return None
-    if not only_data(label, [dim]):
-        return None
+        same_index = index.stride(i) == 0 or trace.label(index).axes[i] == axis
+        require(index.shape[i] == x.shape[i] and same_index)
+    require(is_data(label, [dim]))
     axes = (
-        data((n,)).axes[0] if only_data(label, [i]) else label.axes[i]
+        data((n,)).axes[0] if is_data(label, [i]) else label.axes[i]
         for i, n in enumerate(out.shape)
     )
     return Label(tuple(axes), label.start)
@@ -76,35 +73,31 @@ def gather(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: A
 @operation("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
 def scatter(
     trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, new: Any, *_: Any, **__: Any
-) -> Label | None:
-    """Entries brought to other places along one axis of data."""
+) -> Label:
+    """Follow writes of entries to other places along one axis of data."""
     if not isinstance(new, Tensor) or new.dim() != x.dim():
-        return None
+        raise NotFollowed
     (dim,) = dims_of(x, dim)
     labels = [trace.operand(x), trace.operand(new)]
     others = [i for i in range(x.dim()) if i != dim]
-    alike = index.dim() < 2 or all(
-        index.stride(i) == 0 or only_data(labels[1], [i]) for i in others
-    )
-    if not alike or any(x.shape[i] != new.shape[i] for i in others):
-        return None
-    if not all(only_data(label, [dim]) for label in labels):
-        return None
+    axes_of_data = (index.stride(i) == 0 or is_data(labels[1], [i]) for i in others)
+    require(index.dim() < 2 or all(axes_of_data))
+    require(all(x.shape[i] == new.shape[i] for i in others))
+    require(all(is_data(label, [dim]) for label in labels))
     one, other = (label.with_axis(dim, ()) for label in labels)
     shape = [1 if i == dim else n for i, n in enumerate(out.shape)]
-    met = trace.combine(one, other, shape, "sum")
-    return met and met.with_axis(dim, data((out.shape[dim],)).axes[0])
+    return trace.combine(one, other, shape, "sum").with_axis(dim, data(out.shape).axes[dim])
 
 
 @operation("cat")
 def cat(trace: Trace, out: Tensor, tensors: list[Tensor], dim: int = 0) -> Label | None:
-    """Side by side."""
+    """Follow a concatenation."""
     return trace.cat(tensors, dim, out)
 
 
 @operation("stack")
 def stack(trace: Trace, out: Tensor, tensors: list[Tensor], dim: int = 0) -> Label | None:
-    """Side by side along a new axis."""
+    """Follow a stack as a concatenation along a new axis."""
     dim %= out.dim()
     pieces = []
     for t in tensors:
@@ -116,8 +109,8 @@ def stack(trace: Trace, out: Tensor, tensors: list[Tensor], dim: int = 0) -> Lab
 
 
 @operation("constant_pad_nd")
-def pad(trace: Trace, out: Tensor, x: Tensor, widths: list[int], *_: Any) -> Label | None:
-    """Neurons of value zero before and behind those along an axis."""
+def pad(trace: Trace, out: Tensor, x: Tensor, widths: list[int], *_: Any) -> Label:
+    """Follow padding; along neurons, it adds neurons before and after them."""
     label = trace.label(x)
     axes = list(label.axes)
     for axis in range(x.dim()):
@@ -131,21 +124,20 @@ def pad(trace: Trace, out: Tensor, x: Tensor, widths: list[int], *_: Any) -> Lab
         (source,) = {f.set for f in factors}
         others = [f.set for i, a in enumerate(label.axes) if i != axis for f in a]
         if source is None or source in others or before < 0 or size < x.shape[axis]:
-            return None
-        target = trace.builder.new_meeting("padding", size)
-        large = numbered([f.size for f in factors], target)
+            raise NotFollowed
+        target = trace.builder.new_merge("padding", size)
+        large = row_major([f.size for f in factors], target)
         starts = (before, label.start.get(source, 0))
-        if not trace.builder.connect(large, factors, starts, True, "padding"):
-            return None
+        trace.builder.connect(large, factors, starts, True, "padding")
         axes[axis] = (Factor(size, target, 1),)
-    return Label(tuple(axes), label.start).only()
+    return Label(tuple(axes), label.start).pruned()
 
 
 @operation("index", "index_put")
 def index(
     trace: Trace, out: Tensor, x: Tensor, indices: list[Tensor | None], new: Any = None, *_: Any
-) -> Label | None:
-    """Entries picked, or written, along some axes by tensors of indices."""
+) -> Label:
+    """Follow reads and writes at index tensors along some axes."""
     label, at, picked = trace.label(x), 0, {}
     for each in indices:
         masked = each.dim() if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
@@ -155,8 +147,7 @@ def index(
     one = indices[0] if list(picked) == [0] else None
     if new is None and one is not None and trace.is_weight(x) and x.dim() == 2:
         return trace.lookup(one, x)
-    if not only_data(label, picked):
-        return None
+    require(is_data(label, picked))
     first = min(picked, default=0)
     behind = [i for i in range(x.dim()) if i >= first and i not in picked]
     together = list(picked) == list(range(first, first + len(picked)))
@@ -167,94 +158,85 @@ def index(
         answer = _put(trace, out, label, trace.operand(new), before, behind)
         if not trace.is_weight(new):
             return answer
-        # A parameter that is written over neurons is added to them, as it is known where.
-        return trace.added(answer, new) if behind == list(range(x.dim()))[-new.dim() :] else None
+        require(behind == list(range(x.dim()))[-new.dim() :])
+        # Writing a parameter over neurons has the symmetries of adding it.
+        return trace.add_parameter(answer, new)
     count = out.dim() - len(kept)
     middle = data(out.shape[len(before) : len(before) + count]).axes
-    return Label((*kept[: len(before)], *middle, *kept[len(before) :]), label.start).only()
+    return Label((*kept[: len(before)], *middle, *kept[len(before) :]), label.start).pruned()
 
 
 def _put(
     trace: Trace, out: Tensor, label: Label, new: Label, before: list[int], behind: list[int]
-) -> Label | None:
-    """Neurons written into a tensor: along axes that all of them have they are the tensor's own."""
-    if (before and new.sets()) or len(new.axes) < len(behind):
-        return None
-    if new.sets() and not only_data(new, range(len(new.axes) - len(behind))):
-        return None
+) -> Label:
+    """Combine written neurons with those of the tensor along shared axes."""
     rest = len(new.axes) - len(behind)
+    require(rest >= 0 and (not new.sets() or (not before and is_data(new, range(rest)))))
     inner = Label(tuple(new.axes[rest:]), new.start)
     shape = [out.shape[i] for i in behind]
-    if inner.sets() and list(inner.shape) != shape:
-        return None
-    mine = Label(tuple(label.axes[i] for i in behind), label.start).only()
-    if not mine.sets():  # what is written over has no order that would matter
+    require(not inner.sets() or list(inner.shape) == shape)
+    mine = Label(tuple(label.axes[i] for i in behind), label.start).pruned()
+    if not mine.sets():  # overwritten data does not distinguish neurons
         mine = data((1,) * len(behind))
     met = trace.combine(mine, inner, shape, "sum") if behind else mine
-    if met is None:
-        return None
     axes = list(label.axes)
     for i, axis in zip(behind, met.axes, strict=True):
         axes[i] = axis
-    return Label(tuple(axes), {**label.start, **met.start}).only()
+    return Label(tuple(axes), {**label.start, **met.start}).pruned()
 
 
 @operation("copy")
 def copy(trace: Trace, out: Tensor, x: Tensor, new: Tensor, *_: Any) -> Label | None:
-    """Written over as a whole."""
+    """Follow ``x.copy_(new)``."""
     if trace.is_weight(new):
-        if trace.label(x).sets():  # written over neurons
-            return trace.added(trace.label(x), new)
+        if trace.label(x).sets():  # overwrites neurons
+            return trace.add_parameter(trace.label(x), new)
         trace.derived.put(out, trace.weights(new))
         return None
-    trace.builder.touched.update(trace.label(x).sets())  # written over, not read
-    return trace.combine(trace.label(new), data((1,) * out.dim()), out.shape, "sum")
+    trace.builder.recent_reads.update(trace.label(x).sets())  # overwritten, not read
+    return broadcast(trace.label(new), out.shape)
 
 
 @operation("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(trace: Trace, out: Tensor, x: Tensor, groups: int) -> Label | None:
-    """Channels of all groups by turns."""
-    return replayed(trace, lambda t: t.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2), x)
+def channel_shuffle(trace: Trace, out: Tensor, x: Tensor, groups: int) -> Label:
+    """Follow a channel shuffle."""
+    return replay(trace, lambda t: t.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2), x)
 
 
 @operation("pixel_unshuffle")
-def pixel_unshuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | None:
-    """The pixels of each square are channels, those of a channel together."""
+def pixel_unshuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label:
+    """Follow a pixel unshuffle: the pixels of each square become adjacent channels."""
 
     def squares(t: Tensor) -> Tensor:
         t = t.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))
         return t.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
 
-    return replayed(trace, squares, x)
+    return replay(trace, squares, x)
 
 
 @operation("pixel_shuffle")
-def pixel_shuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label | None:
-    """The channels that lie together are the pixels of each square of one channel."""
+def pixel_shuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> Label:
+    """Follow a pixel shuffle: adjacent channels become the pixels of squares of a channel."""
     label, builder = trace.label(x), trace.builder
     (*_, channels), square = label.axes[:-2], factor**2
-    if not only_data(label, [-2, -1]) or len(channels) != 1 or channels[0].size < square:
-        return None
-    # Each of a square has its own place in it.
-    own, target = builder.ordered("places", square), builder.new_meeting("square", x.shape[-3])
-    large = numbered([x.shape[-3] // square, square], target)
-    if not builder.copy(label, channels[0].cut(square), large, 0, "square"):
-        return None
-    if not builder.connect(
-        large, [Factor(large[0].size), Factor(square, own, 1)], (0, 0), True, "square"
-    ):
-        return None
+    require(is_data(label, [-2, -1]) and len(channels) == 1 and channels[0].size >= square)
+    # Positions within a square are distinguishable.
+    own, target = builder.new_inputs("places", square), builder.new_merge("square", x.shape[-3])
+    large = row_major([x.shape[-3] // square, square], target)
+    builder.copy(label, channels[0].split(square), large, 0, "square")
+    small = [Factor(large[0].size), Factor(square, own, 1)]
+    builder.connect(large, small, (0, 0), True, "square")
     met = trace.reduce(Label(tuple((f,) for f in large)), [1], "square")
     rest = data(out.shape[-2:]).axes
-    return met and Label((*label.axes[:-3], met.axes[0], *rest), label.start | met.start).only()
+    return Label((*label.axes[:-3], met.axes[0], *rest), label.start | met.start).pruned()
 
 
 @operation("glu")
-def glu(trace: Trace, out: Tensor, x: Tensor, dim: int = -1) -> Label | None:
-    """The first half along an axis, times a function of the second."""
+def glu(trace: Trace, out: Tensor, x: Tensor, dim: int = -1) -> Label:
+    """Follow a gated linear unit."""
 
     def gated(t: Tensor) -> Tensor:
         value, gate = t.chunk(2, dim)
         return value * gate.sigmoid()
 
-    return replayed(trace, gated, x)
+    return replay(trace, gated, x)

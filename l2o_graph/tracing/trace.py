@@ -1,10 +1,9 @@
-"""A network's computation, followed operation by operation.
+"""Trace of a network's computation: its graph, built operation by operation.
 
-Neurons are what the entries along an axis of a tensor stand for. A parameter that maps one axis to
-another joins their neurons; wherever neurons meet otherwise, in a sum, a product, a concatenation
-or a mean over some of them, new neurons are joined to them by edges of the constant 1. Nothing
-more is needed for residual additions, gates, attention and its heads: their symmetries are those
-of the graph.
+Entries along an axis of a tensor are neurons. A parameter that maps one axis to another connects
+their neurons. In a sum, a product, a concatenation or a partial mean, new neurons are connected to
+the operands by edges of a constant. This covers residual additions, gates and multi-head attention:
+their symmetries are the automorphisms of the graph.
 """
 
 import itertools
@@ -13,144 +12,125 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from l2o_graph.tracing.builder import numbered
-from l2o_graph.tracing.labels import (
-    Axis,
-    Factor,
-    Label,
-    alike,
-    data,
-    joined,
-    refined,
-)
+from l2o_graph.tracing.builder import row_major
+from l2o_graph.tracing.labels import Axis, Factor, Label, broadcast, coalesced, expanded, refined
 from l2o_graph.tracing.layers import Layers
 
 
 class Trace(Layers):
-    """What is known of every tensor so far, and what a rule for a layer may say of its output."""
+    """Trace of a computation, with the operations that rules for layers are made of."""
 
     def cat(self, tensors: Sequence[Tensor], axis: int, out: Tensor) -> Label | None:
-        """Tensors one after the other along an axis."""
+        """Follow a concatenation along an axis; return None for data, which needs no label."""
         axis %= out.dim()
         tensors = [t for t in tensors if t.dim() == out.dim() and t.numel()]
         labels = [self.label(t) for t in tensors]
         if not any(label.sets() for label in labels):
-            pieces = [(t.shape[axis], self.is_even(t)) for t in tensors]
-            self.pieces.put(out, {axis: pieces} if any(even for _, even in pieces) else None)
+            pieces = [(t.shape[axis], self.is_exchangeable(t)) for t in tensors]
+            put = any(exchangeable for _, exchangeable in pieces)
+            self.pieces.put(out, {axis: pieces} if put else None)
             return None
-        among = _in_common(labels, axis)
-        if among is None:
-            return None
+        aligned = _align(labels, axis)
         along = any(f.set is not None for label in labels for f in label.axes[axis])
-        taken = _taken(labels, among, axis)
+        shared = _concatenated_factors(labels, aligned, axis)
         target = None
         if along:
-            target = self._side_by_side(tensors, labels, among, taken, axis, out.shape[axis])
-            if target is None:
-                return None
-        # Along the other axes the tensors have to be of one kind, and are brought together.
+            target = self._concatenate(tensors, labels, aligned, shared, axis, out.shape[axis])
+        # Neurons along other axes are combined as in a sum.
         rest = []
-        for t, label, axes in zip(tensors, labels, among, strict=True):
+        for t, label, axes in zip(tensors, labels, aligned, strict=True):
             kept = [
-                tuple(alike(f.size) if (i, j) in taken else f for j, f in enumerate(factors))
+                tuple(expanded(f.size) if (i, j) in shared else f for j, f in enumerate(factors))
                 for i, factors in enumerate(axes)
             ]
             one = Label(tuple(kept), label.start) if label.sets() else self.operand(t)
-            rest.append(one.with_axis(axis, ()).only())
+            rest.append(one.with_axis(axis, ()).pruned())
         shape = [1 if i == axis else n for i, n in enumerate(out.shape)]
         first = next((i for i, label in enumerate(rest) if label.sets()), 0)
-        answer: Label | None = self.combine(rest[first], data((1,) * out.dim()), shape, "sum")
+        answer = broadcast(rest[first], shape)
         for label in (*rest[:first], *rest[first + 1 :]):
-            answer = answer and self.combine(answer, label, shape, "sum")
-        for t in tensors:
-            if answer is not None and target is None and self.is_weight(t):
-                answer = self.added(answer, t)
-        if answer is None or target is None:
-            return answer and answer.with_axis(axis, (Factor(out.shape[axis]),))
-        *outer, own = numbered([*(among[0][i][j].size for i, j in taken), out.shape[axis]], target)
-        for (i, j), factor in zip(taken, outer, strict=True):
-            both = refined(answer.axes[i] or (alike(1),), among[0][i])
-            if both is None:
-                return None
-            factors = (*both[0][:j], factor, *both[0][j + 1 :])
-            answer = Label((*answer.axes[:i], factors, *answer.axes[i + 1 :]), answer.start)
-        axes = [(own,) if i == axis else joined(a) for i, a in enumerate(answer.axes)]
-        return Label(tuple(axes), answer.start).only()
+            answer = self.combine(answer, label, shape, "sum")
+        if target is None:
+            for t in tensors:
+                if self.is_weight(t):
+                    answer = self.add_parameter(answer, t)
+            return answer.with_axis(axis, (Factor(out.shape[axis]),))
+        *outer, own = row_major(
+            [*(aligned[0][i][j].size for i, j in shared), out.shape[axis]], target
+        )
+        for (i, j), factor in zip(shared, outer, strict=True):
+            factors, _ = refined(answer.axes[i] or (expanded(1),), aligned[0][i])
+            answer = answer.with_axis(i, (*factors[:j], factor, *factors[j + 1 :]))
+        axes = [(own,) if i == axis else coalesced(a) for i, a in enumerate(answer.axes)]
+        return Label(tuple(axes), answer.start).pruned()
 
-    def _side_by_side(
+    def _concatenate(
         self, tensors: Sequence[Tensor], labels: Sequence[Label],
-        among: Sequence[Sequence[Axis]], taken: Sequence[tuple[int, int]], axis: int, size: int,
-    ) -> int | None:  # fmt: skip
-        """A set of neurons for tensors one after the other along an axis, of ``size`` in the end.
+        aligned: Sequence[Sequence[Axis]], shared: Sequence[tuple[int, int]], axis: int, size: int,
+    ) -> int:  # fmt: skip
+        """Connect concatenated neurons to a new set, of ``size`` along the axis, and return it.
 
-        ``among`` are the other axes of each, in factors of the same sizes, and ``taken`` says which
-        of those (axis, number) the set runs through as well. None where it cannot be.
+        ``aligned`` has the other axes of each tensor in factors of equal sizes, and ``shared`` the
+        factors (axis, number) of those that enumerate neurons of the new set, too.
         """
-        outer = [among[0][i][j].size for i, j in taken]
-        target = self.builder.new_meeting("concatenation", math.prod(outer) * size)
-        numbers = numbered([*outer, size], target)[:-1]
-        # Pieces that are pixels of the same neurons are told apart by their places.
+        outer = [aligned[0][i][j].size for i, j in shared]
+        target = self.builder.new_merge("concatenation", math.prod(outer) * size)
+        numbers = row_major([*outer, size], target)[:-1]
+        # Pieces with the same neurons are distinguished by an input for each piece.
         sets = [
-            {f.set for f in (*label.axes[axis], *(axes[i][j] for i, j in taken))} - {None}
-            for label, axes in zip(labels, among, strict=True)
+            {f.set for f in (*label.axes[axis], *(axes[i][j] for i, j in shared))} - {None}
+            for label, axes in zip(labels, aligned, strict=True)
         ]
-        told = any(a & b for a, b in itertools.combinations(sets, 2))
-        places = self.builder.ordered("pieces", len(tensors)) if told else None
+        is_shared = any(a & b for a, b in itertools.combinations(sets, 2))
+        places = self.builder.new_inputs("pieces", len(tensors)) if is_shared else None
         at = 0
-        for n, (label, axes, t) in enumerate(zip(labels, among, tensors, strict=True)):
+        for n, (label, axes, t) in enumerate(zip(labels, aligned, tensors, strict=True)):
             width = t.shape[axis]
-            factors = [*(axes[i][j] for i, j in taken), *(label.axes[axis] or (alike(width),))]
+            factors = [*(axes[i][j] for i, j in shared), *(label.axes[axis] or (expanded(width),))]
             if not label.sets():
-                no_order = self.is_even(t) or self.weights(t)
-                factors = [*(alike(m) if no_order else Factor(m) for m in outer), Factor(width)]
-            inner = numbered([f.size for f in factors[len(outer) :]], target)
+                no_order = self.is_exchangeable(t) or self.weights(t)
+                factors = [*(expanded(m) if no_order else Factor(m) for m in outer), Factor(width)]
+            inner = row_major([f.size for f in factors[len(outer) :]], target)
             large = [*numbers, *inner]
-            if not self.builder.copy(label, factors, large, at, "concatenation"):
-                return None
-            there = [Factor(f.size, places) for f in large]
-            if told and not self.builder.connect(large, there, (at, n), True, "pieces"):
-                return None
+            self.builder.copy(label, factors, large, at, "concatenation")
+            if places is not None:
+                there = [Factor(f.size, places) for f in large]
+                self.builder.connect(large, there, (at, n), True, "pieces")
             at += width
         self.builder.sets[target].fresh = True
         return target
 
-    def activated(self, label: Label, activation: str) -> None:
-        """Say what nonlinearity neurons have."""
+    def set_activation(self, label: Label, activation: str) -> None:
+        """Record the activation of neurons."""
         for s in label.sets():
             found = self.builder.sets[s]
             found.activation = found.activation or activation
             found.fresh = False
 
 
-def _in_common(labels: Sequence[Label], axis: int) -> list[list[Axis]] | None:
-    """All axes of labels but one, in factors of the same sizes; None where their cuts cross."""
+def _align(labels: Sequence[Label], axis: int) -> list[list[Axis]]:
+    """Split all axes but one into factors of equal sizes; that one becomes ()."""
     answer: list[list[Axis]] = [[()] * len(label.axes) for label in labels]
-    for i in range(len(labels[0].axes)):
-        own = [label.axes[i] or (alike(1),) for label in labels]
+    for i in {*range(len(labels[0].axes))} - {axis}:
+        own = [label.axes[i] or (expanded(1),) for label in labels]
         common = own[0]
-        for other in own[1:] if i != axis else ():
-            both = refined(common, other)
-            if both is None:
-                return None
-            common = both[0]
+        for other in own[1:]:
+            common, _ = refined(common, other)
         for each, factors in zip(answer, own, strict=True):
-            both = refined(factors, common) if i != axis else ((), ())
-            if both is None:
-                return None
-            each[i] = both[0]
+            each[i], _ = refined(factors, common)
     return answer
 
 
-def _taken(
-    labels: Sequence[Label], among: Sequence[Sequence[Axis]], axis: int
+def _concatenated_factors(
+    labels: Sequence[Label], aligned: Sequence[Sequence[Axis]], axis: int
 ) -> list[tuple[int, int]]:
-    """The factors (axis, number) of sets that run along an axis of any label, directly or not."""
+    """Return the factors (axis, number) of sets along ``axis``, or connected to such a set."""
     sets = {f.set for label in labels for f in label.axes[axis]} - {None}
-    places = [(i, j) for i, factors in enumerate(among[0]) for j in range(len(factors))]
+    places = [(i, j) for i, factors in enumerate(aligned[0]) for j in range(len(factors))]
     known: list[tuple[int, int]] = []
     while True:
-        found = [(i, j) for i, j in places if any(each[i][j].set in sets for each in among)]
+        found = [(i, j) for i, j in places if any(each[i][j].set in sets for each in aligned)]
         if len(found) == len(known):
             return found
         known = found
-        sets |= {each[i][j].set for each in among for i, j in found} - {None}
+        sets |= {each[i][j].set for each in aligned for i, j in found} - {None}

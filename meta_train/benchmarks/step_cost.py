@@ -43,7 +43,6 @@ WARM_UP = 64
 SHORTEST = 0.05  # seconds that consecutive steps take at least
 
 
-
 class FlatMuon:
     """torch's Muon with kernels viewed as matrices, and AdamW for the other parameters."""
 

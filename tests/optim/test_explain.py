@@ -99,7 +99,7 @@ def check_table(text: str, count: int) -> list[list[str]]:
     return [[row[a:b].strip() for a, b in zip(starts, ends, strict=True)] for row in rows]
 
 
-@pytest.mark.filterwarnings("ignore:what the network does with 'pair")
+@pytest.mark.filterwarnings("ignore:the use of 'pair")
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_layer_is_accounted_for_and_trained(name):
     torch.manual_seed(0)

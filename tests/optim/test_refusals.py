@@ -384,7 +384,7 @@ def test_a_hostile_file_is_refused_at_once(name, tmp_path):
         NGOptimizer(mlp().parameters(), checkpoint=path)
     assert len(str(caught.value)) < 5000
     if name == "hundreds of megabytes":  # by its length, without a look at it
-        assert "150000010 bytes whose header is to have 150000002" in str(caught.value)
+        assert "150000010 bytes with a header of 150000002" in str(caught.value)
 
 
 def test_a_checkpoint_of_the_old_rule_says_what_to_do(tmp_path):
@@ -417,7 +417,7 @@ class Masked(nn.Module):
         return self.last((self.first(x) @ x.mT + self.mask).softmax(-1) @ x)
 
 
-@pytest.mark.filterwarnings("ignore:what the network does with 'mask'")
+@pytest.mark.filterwarnings("ignore:the use of 'mask'")
 @pytest.mark.parametrize("with_model", [False, True])
 def test_a_frozen_mask_does_no_harm(with_model, checkpoint):
     torch.manual_seed(0)

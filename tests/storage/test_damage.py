@@ -1,4 +1,4 @@
-"""Logs, records and states that are damaged end in a sentence that names the file."""
+"""Damaged logs, records and states raise errors that name the file."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from meta_train.run import read_state, write_state
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of a controller's trainer, and where no data lies."""
+    """A finished run of the controller's trainer, next to an empty data folder."""
     folder = tmp_path_factory.mktemp("run")
     train(TINY, folder / "data", folder / "run")
     return folder
@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of it, to be damaged."""
+    """A copy of the finished run, to be damaged."""
     shutil.copytree(finished / "run", tmp_path / "run")
     return tmp_path / "run"
 
@@ -81,7 +81,7 @@ def test_a_last_line_that_was_cut_off_is_logged_again(run, cut):
 
 
 def changed(run, tensors=lambda found: found, **entries):
-    """A state with other entries in its record, or other tensors."""
+    """Change entries of the record of a state, or its tensors."""
     state = run / "state.safetensors"
     record, found = read_state(state)
     write_state(state, {**record, **entries}, tensors(dict(found)))
@@ -184,7 +184,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line, capsys):
 def test_what_is_whole_is_read_as_it_was_written():
     record = parsed(Record, STRANGER, "record")
     assert record.merits == {3: 0.5} and record.run == Run(**STRANGER["run"])
-    assert record.run.device == "cpu"  # of which lines of before say nothing
+    assert record.run.device == "cpu"  # which earlier records lack
     again = json.loads(json.dumps(dataclasses.asdict(record)))
     assert again["run"].items() >= STRANGER["run"].items()
     assert {**again, "run": STRANGER["run"]} == STRANGER
@@ -240,7 +240,7 @@ def shard(path, kind, **record):
 
 def test_shards_of_inrs_that_lack_what_they_should_have_are_named(tmp_path):
     path = shard(tmp_path / "train-00000.safetensors", "INRs")
-    with pytest.raises(ValueError, match=rf"INRs '{path}': expected a number among all shards"):
+    with pytest.raises(ValueError, match=rf"INRs '{path}': expected its index and the number of"):
         load_inrs(tmp_path, "train")
     shard(path, "INRs", shards=1, shard=0, omega0=30.0)
     with pytest.raises(

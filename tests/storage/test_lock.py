@@ -1,4 +1,4 @@
-"""A folder is for one run at a time; what a killed one leaves stands in nobody's way."""
+"""One run per folder; leftovers of killed runs do not block later ones."""
 
 import contextlib
 import errno
@@ -35,7 +35,7 @@ with held(Path(sys.argv[1])):
 
 @contextlib.contextmanager
 def another_process(folder):
-    """A process that holds a folder until the end of the block."""
+    """Run a process that holds a folder until the end of the block."""
     pipe, env = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True) as process:
@@ -144,7 +144,7 @@ def test_what_is_finished_is_reported_beside_a_running_command(tmp_path, capsys)
 
 
 def test_a_killed_run_is_resumed_and_a_running_one_is_not(tmp_path):
-    data = tmp_path / "data"  # where nothing lies: images are those of the packaged sample
+    data = tmp_path / "data"  # empty: images are those of the packaged sample
     train(TINY, data, tmp_path / "run")
     with another_process(tmp_path / "run") as process:
         with pytest.raises(BlockingIOError, match=f"process {process.pid} "):
@@ -154,7 +154,7 @@ def test_a_killed_run_is_resumed_and_a_running_one_is_not(tmp_path):
         assert train(TINY, data, tmp_path / "run", resume=True).finished
 
 
-# What is half written ---------------------------------------------------------------------------
+# Partial files ---------------------------------------------------------------------------------
 
 WRITE = """
 import os, signal, sys

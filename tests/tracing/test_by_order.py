@@ -18,7 +18,7 @@ def by_names(network: nn.Module) -> NetSpec:
 
 
 def joins(spec: NetSpec) -> tuple:
-    """What a specification says but for names."""
+    """Return a specification without its names."""
     sets = [(n.size, n.role, n.depth) for n in spec.neurons]
     return spec.shapes, sets, spec.kernels, spec.biases, spec.loose
 
@@ -98,7 +98,7 @@ def test_a_flattened_map_is_a_kernel_with_a_position_for_each_pixel(read):
 
 @pytest.mark.parametrize("read", READERS)
 def test_a_kernel_that_does_not_fit_starts_a_hidden_set(read):
-    # Something outside the parameters, here a concatenation, made 7 of 5 neurons.
+    # An operation without parameters, such as a concatenation, turned 5 neurons into 7.
     spec = read(nn.ModuleDict({"a": nn.Linear(4, 5), "b": nn.Linear(7, 2)}))
     assert [(n.size, n.role) for n in spec.neurons] == [
         (4, "input"),
@@ -146,13 +146,13 @@ def test_a_single_number_is_loose(read):
     network = nn.Linear(3, 2)
     network.temperature = nn.Parameter(torch.tensor(1.0))
     spec = read(network)
-    # A module's own parameters come in the order in which they were registered.
+    # A module's own parameters are in the order of registration.
     assert (spec.shapes[2], spec.loose, spec.num_parameters) == ((), (2,), 9)
 
 
 def test_without_names_an_odd_run_of_vectors_starts_with_the_bias():
     kernel, vector = torch.zeros(4, 3), torch.zeros(4)
-    biases = {1: (0,), 2: (1,), 3: (0, 2), 4: (1, 3), 5: (0, 2, 4)}  # the others are factors
+    biases = {1: (0,), 2: (1,), 3: (0, 2), 4: (1, 3), 5: (0, 2, 4)}  # the others are scales
     for length, expected in biases.items():
         spec = spec_of_parameters([kernel, *[vector] * length])
         assert tuple(b.parameter - 1 for b in spec.biases) == expected

@@ -1,4 +1,4 @@
-"""Operation by operation: what the graph lets neurons do, the network lets them do."""
+"""Symmetries of the graph are symmetries of the network, operation by operation."""
 
 import importlib.util
 import warnings
@@ -30,7 +30,7 @@ WIDTH, TOKENS = 6, 4
 
 
 class Between(nn.Module):
-    """Two layers over tokens, and an operation between them: (batch, tokens, width) to the same."""
+    """Two layers with an operation between them: (batch, tokens, width) to the same shape."""
 
     def __init__(self, operation, width: int = WIDTH, **parameters: Tensor):
         super().__init__()
@@ -136,7 +136,7 @@ def changed(part: Any):
 FIXED = torch.linspace(0.5, 2, WIDTH, dtype=torch.float64)
 ORDER = torch.tensor([2, 0, 1, 5, 4, 3])
 
-# What keeps all neurons of the layer before it exchangeable.
+# Operations that keep all neurons of the previous layer interchangeable.
 FREE = {
     "flip of tokens": lambda net, h: h.flip(1),
     "roll of tokens": lambda net, h: h.roll(1, 1),
@@ -216,7 +216,7 @@ FREE = {
     ),
     "checkpointed": lambda net, h: checkpoint(torch.sin, h, use_reentrant=False),
 }
-# What ties them, or some of them, to an order.
+# Operations that distinguish at least some of them.
 BOUND = {
     "flip": lambda net, h: h.flip(-1),
     "roll": lambda net, h: h.roll(2, -1),
@@ -334,13 +334,13 @@ def made(operation) -> tuple[nn.Module, Tensor]:
 
 
 def spec_and_gap(net: nn.Module, args: Any, seed: int) -> tuple[NetSpec, float]:
-    """The graph, and how much a random symmetry of it changes what the network says.
+    """Return the graph, and how much a random symmetry of it changes the network's output.
 
-    The change is relative to the largest number that it says, or absolute where that is below 1.
+    The change is relative to the largest output, or absolute if that is below 1.
     """
     args, named = ((), args) if isinstance(args, dict) else ((args,), {})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what has no place
+        warnings.simplefilter("ignore")  # about loose parameters
         spec = spec_of_computation(net, args, named)
     before = [p.detach().clone() for p in net.parameters()]
     after = moved(spec, before, random_symmetry(spec, seed))
@@ -355,7 +355,7 @@ def spec_and_gap(net: nn.Module, args: Any, seed: int) -> tuple[NetSpec, float]:
 
 
 def numbers(output: Any) -> list[Tensor]:
-    """All tensors of floating point numbers in what a network says."""
+    """Return all floating-point tensors of an output."""
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, list | tuple):
@@ -364,7 +364,7 @@ def numbers(output: Any) -> list[Tensor]:
 
 
 def classes(spec: NetSpec, name: str) -> int:
-    """Into how many classes the neurons of a set fall that the graph cannot tell apart."""
+    """Return the number of classes of interchangeable neurons in a set."""
     coloured = Coloured(spec)
     coloured.refine()
     ends = np.cumsum([neurons.size for neurons in spec.neurons])
@@ -373,7 +373,7 @@ def classes(spec: NetSpec, name: str) -> int:
 
 
 def symmetric(case, draws: int) -> NetSpec:
-    """The structure of a case, after random automorphisms of it have left the network as it is."""
+    """Return the structure of a case; check that random automorphisms keep the output."""
     net, x = made(case)
     for seed in range(draws):
         spec, gap = spec_and_gap(net, x, seed)
@@ -389,12 +389,12 @@ def test_neurons_stay_free(name):
 
 @pytest.mark.parametrize("name", BOUND)
 def test_neurons_are_bound(name):
-    """Only where the network lets them go: each of these could be read as if it were none."""
+    """Symmetries of the graph keep the output, although the operation depends on an order."""
     symmetric(BOUND[name], draws=4)
 
 
 def test_half_a_symmetry_shows():
-    """A negative control: neurons that move without those that read them change the network."""
+    """Negative control: permuting neurons without their readers changes the output."""
     net, x = made(FREE["einsum"])
     expected = net(x)
     with torch.no_grad():
@@ -426,7 +426,7 @@ HUBS = {
 @pytest.mark.parametrize(
     "hub, name", [(hub, name) for hub, (names, *_) in HUBS.items() for name in names]
 )
-# Both say of their own options that they will be called otherwise one day.
+# Both libraries warn about deprecated options of their own.
 @pytest.mark.filterwarnings("ignore")
 def test_symmetries_of_stock_networks(hub, name):
     if importlib.util.find_spec(hub) is None:
@@ -439,5 +439,5 @@ def test_symmetries_of_stock_networks(hub, name):
     spec, gap = spec_and_gap(net, batch, 0)
     left = [spec.names[i] for i in spec.loose if spec.shapes[i] and max(spec.shapes[i]) > 1]
     assert not [n for n in left if not any(part in n for part in loose.get(name, ()))]
-    # Some of them normalise in float32, whatever they are in.
+    # Some networks normalize in float32 in any precision.
     assert gap < 1e-6

@@ -1,4 +1,4 @@
-"""Networks nobody thought of, followed: what the graph allows is a symmetry, half of it is not."""
+"""Random networks: symmetries of the graph are the network's own, and half of one is not."""
 
 import copy
 
@@ -23,7 +23,7 @@ ACTIVATIONS = (torch.tanh, F.gelu, torch.sigmoid)
 
 
 class Block(nn.Module):
-    """(batch, tokens, width) to (batch, tokens, another width), in one of several ways."""
+    """Block of one of several kinds: (batch, tokens, width) to (batch, tokens, other width)."""
 
     def __init__(self, kind: str, width: int, to: int, groups: int, act: int, residual: bool):
         super().__init__()
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 blocks = st.tuples(
     st.sampled_from(KINDS),
-    st.integers(3, 5),  # width behind it; of two entries a norm leaves signs alone
+    st.integers(3, 5),  # width of the output; a norm of two entries keeps only signs
     st.integers(1, 3),  # heads, or groups
     st.integers(0, len(ACTIVATIONS) - 1),
     st.booleans(),
@@ -97,7 +97,7 @@ blocks = st.tuples(
 
 
 def network(first: int, plan: list[tuple], seed: int) -> nn.Sequential:
-    """In float64, with nothing at 0 or 1."""
+    """Return a network in float64, without zeros and ones as parameters."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = [nn.Linear(INPUTS, first)]
     for kind, to, groups, act, residual in plan:
@@ -116,7 +116,7 @@ def output(net: nn.Module, parameters: list[Tensor], x: Tensor) -> Tensor:
 
 
 def stepped(net: nn.Module, parameters: list[Tensor], x: Tensor, y: Tensor) -> list[Tensor]:
-    """Parameters after some steps from given ones."""
+    """Return the parameters after some steps."""
     net = copy.deepcopy(net)
     for p, value in zip(net.parameters(), parameters, strict=True):
         p.data.copy_(value)
@@ -146,7 +146,7 @@ def test_symmetries_of_a_random_network(first, plan, seed):
     for a, b in zip(there, here, strict=True):
         assert (a - b).abs().max() <= 1e-6 * b.abs().max()
 
-    # Neurons whose rows move and whose readers do not: no symmetry, so this must show.
+    # Rows of neurons are permuted, but not their readers: not a symmetry.
     half = [before[0].roll(1, 0), before[1].roll(1, 0), *before[2:]]
     assert (output(net, half, x) - expected).abs().max() > 1e-6
     stepped_half = stepped(net, half, x, y)

@@ -1,4 +1,4 @@
-"""Any network as a graph: nothing is missed, and its symmetries are the network's own."""
+"""Graphs of networks: every parameter has a place, and symmetries are the network's own."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from l2o_graph.tracing import spec_of_computation
 
 
 def prepared(case: Case, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network in float64 without zeros or ones among its parameters, and its batch."""
+    """Return a network in float64, without zeros and ones as parameters, and its batch."""
     torch.manual_seed(seed)
     net, (x, y) = case.make().double(), case.batch()
     for p in net.parameters():
@@ -82,7 +82,7 @@ def test_an_activation_is_told(name):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_symmetry_of_the_graph_is_one_of_the_network(name, seed):
-    """No edge is missing: whatever permutation the graph allows leaves the function as it is."""
+    """No edge is missing: every permutation that the graph allows leaves the function unchanged."""
     net, x, _ = prepared(NETWORKS[name])
     spec = spec_of_computation(net, (x,))
     symmetry = random_symmetry(spec, seed)
@@ -95,7 +95,7 @@ def test_a_symmetry_of_the_graph_is_one_of_the_network(name, seed):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_neurons_that_can_be_exchanged_are_known_to_be(name):
-    """No edge is too many: channels, streams, heads and what is in them, gates."""
+    """No edge is redundant: channels, residual streams, heads and their entries, gates."""
     case = NETWORKS[name]
     net, x, _ = prepared(case)
     spec = spec_of_computation(net, (x,))
@@ -111,7 +111,7 @@ def test_neurons_that_can_be_exchanged_are_known_to_be(name):
 
 
 def trained(net: nn.Module, case: Case, x: Tensor, y: Tensor, steps: int = 5):
-    """Losses of some steps, and the parameters behind them."""
+    """Return the losses of some steps, and the parameters after them."""
     optimizer = NGOptimizer(net.parameters(), checkpoint=tame_controller(), model=net)
     losses = []
     for _ in range(steps + 1):
@@ -161,7 +161,7 @@ def test_five_steps_lower_the_loss(name):
 
 
 class Twice(nn.Module):
-    """A layer, a norm and a weight that are each used under two names."""
+    """Network with a layer, a norm and a weight that are each used under two names."""
 
     def __init__(self):
         super().__init__()
@@ -196,7 +196,7 @@ def test_channels_last_kernels_are_kernels(name):
 
 
 class States(nn.Module):
-    """Recurrent layers that begin where others ended, or where another layer says."""
+    """Recurrent layers whose initial state is another layer's output or a parameter."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -228,7 +228,7 @@ class States(nn.Module):
 def moved_without_effect(
     net: nn.Module, x: Tensor, spec: NetSpec
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Parameters as they are and under a symmetry of the graph, which leaves the answer."""
+    """Return parameters before and after a symmetry of the graph, which keeps the output."""
     before = values(net)
     after = moved(spec, before, random_symmetry(spec, 0))
     torch.testing.assert_close(output(net, after, x), output(net, before, x), rtol=0, atol=1e-9)
@@ -252,7 +252,7 @@ def test_states_of_recurrent_layers(kind):
 
 
 class ByHand(nn.Module):
-    """Recurrent networks whose states begin at zero, beside inputs; cells after layers."""
+    """Hand-written recurrent networks with zero initial states, concatenated with inputs."""
 
     def __init__(self, kind: str):
         super().__init__()
