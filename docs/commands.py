@@ -103,49 +103,6 @@ COMMANDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
 )
 
-# Descriptions of options whose help text is missing or unclear on its own.
-WORDS = {
-    "anytime": "also evaluate runs that stop after 1/8, 1/4 and 1/2 of the steps",
-    "augment": "augment networks in training",
-    "batch": "number of images or networks in a mini-batch",
-    "checkpoints": "number of checkpoints to keep of each run",
-    "count": "number of training images, with other splits in proportion; or of training, "
-    "validation and test images",
-    "draws": "number of draws of each family",
-    "evaluate_every": "number of steps between evaluations; 0: only at the end",
-    "hold_out": "trait of networks that are only for testing, such as `depth=5`",
-    "inrs": "folder of the networks",
-    "jobs": "number of parallel runs, with one thread each",
-    "only": "rows with these words in their label",
-    "resume": "continue the run in `--out`",
-    "rounds": "number of rounds for the largest network; small ones get more",
-    "runs": "number of networks to train",
-    "seeds": "number of seeds",
-    "shard": "number of networks, or runs, in a file",
-    "size": "side of the images in pixels; 0: half of the original side",
-    "test_images": "number of images for accuracies; 0: all",
-    "threads": "number of CPU threads; chosen by torch if not given",
-    "views": "number of networks for each training image",
-    "zoo": "folder of the networks",
-    "checkpoint": "a learned optimizer: a name or a file",
-    "dataset": "images that the networks are trained on",
-    "data_root": "folder of datasets; by default `$L2O_GRAPH_DATA`, or `data`",
-    "device": "device of torch",
-    "families": "families to compare on",
-    "grid": "learning rates to try instead of the optimizer's own",
-    "kind": "networks of mixed architectures, or of one",
-    "model": "model to train",
-    "loss": "squared error of the accuracy, or its cross-entropy",
-    "optimizers": "optimizers to compare",
-    "out": "folder for results",
-    "recipe": "recipe for fitting networks",
-    "seed": "seed of everything that is drawn",
-    "source": "images that networks are fitted to",
-    "steps": "number of training steps",
-    "table": "table to train",
-    "task": "task, see above",
-    "tasks": "tasks to train",
-}
 SEE = re.compile(r"see (\w+)")
 
 
@@ -194,8 +151,6 @@ def row(action: argparse.Action, configurations: SimpleNamespace) -> str:
         text = fields_of(configurations, see[1]).get(action.dest, "")
         if not text:
             raise RuntimeError(f"{see[1]}: expected a line on '{action.dest}', found none")
-    if action.dest in WORDS and (not see or text.startswith("Of ")):
-        text = WORDS[action.dest]
     text = text.strip().rstrip(".")
     text = text[0].upper() + text[1:]
     if action.choices and action.dest != "task":

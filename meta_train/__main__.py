@@ -135,9 +135,9 @@ def train_on_inrs(arguments: list[str] | None) -> Result:
     """Train a model that reads implicit neural representations."""
     text = "Train a model that reads implicit neural representations."
     parser = _parser(text, get_args(INRModel))
-    parser.add_argument("--inrs", help="their folder [runs/inr-DATASET]")
+    parser.add_argument("--inrs", help="folder of the INRs [runs/inr-DATASET]")
     sizes = _options(parser, INRModelConfig, *OF_READERS, *OF_INR_MODELS)
-    text = "data augmentation of networks, see INRTrainingConfig [the recipe's own]"
+    text = "data augmentation of networks [the recipe's own]"
     parser.add_argument("--augment", choices=("none", *AMOUNTS), help=text)
     options = [*_options(parser, INRTrainingConfig), "augment"]
     given = _parsed(parser, arguments)
@@ -152,9 +152,11 @@ def train_on_cnns(arguments: list[str] | None) -> Result:
     """Train a model that predicts the accuracy of CNNs."""
     parser = _parser("Train a model that predicts the accuracy of CNNs.", get_args(CNNModel))
     parser.add_argument("--zoo", help="folder of the networks [runs/zoo-KIND]")
-    parser.add_argument("--loss", choices=get_args(Loss), help="[the recipe's own]")
+    parser.add_argument("--loss", choices=get_args(Loss), help="loss [the recipe's own]")
     sizes = _options(parser, CNNModelConfig, *OF_READERS, *OF_CNN_MODELS)
-    parser.add_argument("--hold-out", metavar="TRAIT=VALUE", help="for example depth=5")
+    parser.add_argument(
+        "--hold-out", metavar="TRAIT=VALUE", help="trait of networks only for testing, as depth=5"
+    )
     options = [*_options(parser, CNNTrainingConfig), "loss", "hold_out"]
     options += _options(parser, CNNTrainingConfig, "augment")
     given = _parsed(parser, arguments)
@@ -174,14 +176,16 @@ def _parser(
         description=f"{description} Which options there are depends on --task and --preset.",
     )
     tasks = sorted({*TASKS, *CONTROLLER_TASKS, *INR_TASKS, *CNN_TASKS})
-    parser.add_argument("--task", default="fmnist_cnn", choices=tasks, help="[fmnist_cnn]")
-    parser.add_argument("--model", default=default, choices=models, help=f"[{default}]")
+    parser.add_argument("--task", default="fmnist_cnn", choices=tasks, help="task [fmnist_cnn]")
+    parser.add_argument(
+        "--model", default=default, choices=models, help=f"model to train [{default}]"
+    )
     text = "recipe for all options that are not given [default: the numbers in brackets]"
     parser.add_argument("--preset", default="default", choices=("default", "paper"), help=text)
     parser.add_argument("--out", type=Path, help="folder of the run [runs/TASK-MODEL-...]")
     parser.add_argument("--data-root", help=f"folder of datasets [${DATA_VARIABLE} or data]")
     if device:
-        parser.add_argument("--device", default="cpu", help="[cpu]")
+        parser.add_argument("--device", default="cpu", help="device of torch [cpu]")
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     return parser
