@@ -190,19 +190,7 @@ def _follow(
         return _follow_view(trace, operator, args, kwargs, outs)
     elementwise = torch.Tag.pointwise in operator.tags or name in ELEMENTWISE
     if not labelled and not (name in OPERATIONS and name not in STATISTICS and weights):
-        varying = [t for t in inputs if not trace.is_exchangeable(t)]
-        is_full = all(t.numel() == 1 for t in outs)  # full reductions
-        statistic = bool(varying) and all(
-            trace.statistics.get(t)
-            or (name in STATISTICS and trace.weights(t) and (is_full or trace.keeps_axes(t)))
-            for t in varying
-        )
-        for t in outs:
-            if not any(t is x for x in inputs):
-                trace.forget(t)
-            selected = name in SELECTIONS and trace.is_exchangeable(inputs[0])
-            trace.set_exchangeable(t, selected or (elementwise and not varying and bool(inputs)))
-            trace.statistics.put(t, (statistic and (elementwise or name in STATISTICS)) or None)
+        _follow_data(trace, name, elementwise, inputs, outs)
     of_weight = name in OF_WEIGHTS and not labelled and (not weights or weights[0] is inputs[0])
     if (elementwise and name not in OPERATIONS) or of_weight:
         return follow_elementwise(trace, name, inputs, outs)
@@ -216,6 +204,23 @@ def _follow(
     if labelled and labelled[0] is inputs[0] and name.startswith(SPATIAL):
         return _follow_spatial(trace, name, inputs[0], outs)
     raise NotFollowed
+
+
+def _follow_data(trace: Trace, name: str, elementwise: bool, inputs: list, outs: list) -> None:
+    """Record whether outputs without neurons are exchangeable or statistics of parameters."""
+    varying = [t for t in inputs if not trace.is_exchangeable(t)]
+    is_full = all(t.numel() == 1 for t in outs)  # full reductions
+    statistic = bool(varying) and all(
+        trace.statistics.get(t)
+        or (name in STATISTICS and trace.weights(t) and (is_full or trace.keeps_axes(t)))
+        for t in varying
+    )
+    for t in outs:
+        if not any(t is x for x in inputs):
+            trace.forget(t)
+        selected = name in SELECTIONS and trace.is_exchangeable(inputs[0])
+        trace.set_exchangeable(t, selected or (elementwise and not varying and bool(inputs)))
+        trace.statistics.put(t, (statistic and (elementwise or name in STATISTICS)) or None)
 
 
 def _follow_view(trace: Trace, operator: Any, args: tuple, kwargs: dict, outs: list) -> None:

@@ -28,10 +28,11 @@ def layer_norm(
 ):  # fmt: skip
     """Follow a layer norm or RMS norm: a scale and a shift per entry of the last axes."""
     label = trace.mixed(trace.label(x), range(-len(shape), 0))
+    bias = bias if isinstance(bias, Tensor) else None  # RMS norms have eps here
     if len(shape) > 1:
         return trace.add_parameter(trace.add_parameter(label, weight, "product"), bias)
     label = trace.scale(label, -1, weight)
-    return trace.bias(label, -1, bias if isinstance(bias, Tensor) else None)
+    return trace.bias(label, -1, bias)
 
 
 @operation("native_group_norm", "group_norm")

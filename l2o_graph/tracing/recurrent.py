@@ -142,9 +142,9 @@ def cell(trace: Trace, module: Any, inputs: tuple, output: Any) -> None:
     if known is None:
         name = trace.layer_name(trace.weights(module.weight_ih)) or "cell"
         known = trace.builder.new_set(name, module.hidden_size)
-        trace.cell_sets[module] = known
         add_gates(trace, inputs[0], known, module.weight_ih, module.bias_ih, name)
         add_gates(trace, known, known, module.weight_hh, module.bias_hh, name)
+        trace.cell_sets[module] = known
     elif trace.label(inputs[0]).sets():  # possibly others than in the first step
         add_gates(trace, inputs[0], known, module.weight_ih, None, "")
     for state in _states(inputs[1:]):

@@ -149,11 +149,9 @@ def index(
         return trace.lookup(one, x)
     require(is_data(label, picked))
     first = min(picked, default=0)
-    behind = [i for i in range(x.dim()) if i >= first and i not in picked]
-    together = list(picked) == list(range(first, first + len(picked)))
-    before = list(range(first)) if together else []
-    behind = behind if together else [i for i in range(x.dim()) if i not in picked]
-    kept = (*(label.axes[i] for i in before), *(label.axes[i] for i in behind))
+    is_adjacent = list(picked) == list(range(first, first + len(picked)))
+    before = list(range(first)) if is_adjacent else []  # else new axes come first
+    behind = [i for i in range(len(before), x.dim()) if i not in picked]
     if isinstance(new, Tensor):
         answer = _put(trace, out, label, trace.operand(new), before, behind)
         if not trace.is_weight(new):
@@ -161,9 +159,9 @@ def index(
         require(behind == list(range(x.dim()))[-new.dim() :])
         # Writing a parameter over neurons has the symmetries of adding it.
         return trace.add_parameter(answer, new)
-    count = out.dim() - len(kept)
-    middle = data(out.shape[len(before) : len(before) + count]).axes
-    return Label((*kept[: len(before)], *middle, *kept[len(before) :]), label.start).pruned()
+    middle = data(out.shape[len(before) : out.dim() - len(behind)]).axes
+    axes = (*label.axes[: len(before)], *middle, *(label.axes[i] for i in behind))
+    return Label(axes, label.start).pruned()
 
 
 def _put(

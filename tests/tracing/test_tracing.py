@@ -284,6 +284,27 @@ def test_recurrence_by_hand(kind):
     assert not torch.equal(before[0], after[0])  # the columns of the head
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRUCell])
+def test_channels_of_a_flattened_map_keep_their_order_before_a_recurrent_layer(kind):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.maps, self.head = nn.Conv1d(2, 4, 3), nn.Linear(5, 2)
+            self.recurrent = kind(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            states = self.recurrent(self.maps(x).tanh().flatten(1))
+            return self.head(states[0] if isinstance(states, tuple) else states)
+
+    torch.manual_seed(0)
+    net, x = Net().double(), torch.randn(6, 2, 5).double()
+    with pytest.warns(UserWarning, match="the use of 'recurrent.weight_ih"):
+        spec = spec_of_computation(net, (x,))
+    before = values(net)
+    after = moved(spec, before, random_symmetry(spec, 0))
+    torch.testing.assert_close(output(net, after, x), output(net, before, x), rtol=0, atol=1e-9)
+
+
 def test_a_table_of_which_some_rows_are_used_has_its_place():
     class Net(nn.Module):
         def __init__(self):
