@@ -48,7 +48,7 @@ CONTROLLERS: dict[str, tuple[Reader, Grain]] = {
 # Fields of configurations that are options: for all weight-space models, for INRs and for CNNs.
 OF_READERS = ("hidden", "dropout", "fourier", "reverse", "probes")
 OF_INR_MODELS = ("answers", "generated", "canonical", "positions")
-OF_CNN_MODELS = ("responses", "scaled", "activations")
+OF_CNN_MODELS = ("logits", "responses", "scaled", "activations")
 # Options whose defaults depend on the model.
 OF_RECIPE = {(CNNTrainingConfig, "lr"), (CNNTrainingConfig, "batch")}
 

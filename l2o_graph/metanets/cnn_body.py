@@ -74,8 +74,8 @@ class GraphBody(nn.Module):
             )
         layouts = ArchitectureTables([layout_of(spec, self.room)], self.room)
         batch = self.batch(layouts, torch.zeros(1, dtype=torch.long))
-        shares = None if self.answers is None else self.answers.of_module(module)
-        return self.read(batch, [values], shares)
+        outputs = None if self.answers is None else self.answers.of_module(module)
+        return self.read(batch, [values], outputs)
 
     def batch(self, layouts: ArchitectureTables, which: Int64[Tensor, " I"]) -> Batch:
         """Assemble networks to one graph."""
@@ -85,12 +85,12 @@ class GraphBody(nn.Module):
         self,
         batch: Batch,
         values: Sequence[Float[Tensor, " _"]],
-        shares: Float[Tensor, "I answers"] | None = None,
+        outputs: Float[Tensor, "I answers"] | None = None,
         of_nodes: Float[Tensor, "N responses"] | None = None,
     ) -> Float[Tensor, " I"]:
         """Predict the logits for an assembled batch, from each network's parameters.
 
-        With probes, ``shares`` are the class probabilities for generated images; if responses are
+        With probes, ``outputs`` are those for generated images; if responses are
         read, ``of_nodes`` are those of all nodes.
         """
         like = self.nodes.table
@@ -105,7 +105,7 @@ class GraphBody(nn.Module):
             states, _ = self.backbone(batch.directed, nodes, [edges])
         # Outputs that a network does not have get zeros, the last row.
         absent = states.new_zeros(1, states.shape[1])
-        read = None if self.reader is None else self.reader(shares)
+        read = None if self.reader is None else self.reader(outputs)
         return self.head(torch.cat([states, absent])[batch.outputs], read).squeeze(1)
 
 

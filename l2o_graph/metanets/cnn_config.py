@@ -41,6 +41,8 @@ class CNNModelConfig(ReaderConfig):
             number of layers of a network. The ordered pass ignores it.
         probes: Number of learned images at which networks are evaluated. ProbeGen reads only the
             outputs, a graph model reads them beside weights; 0 for none.
+        logits: Whether outputs for these images are read as logits, centred and bounded, instead of
+            as class probabilities.
         responses: Whether hidden nodes of a graph model get their responses to these images.
         side: Height and width of these images in pixels.
         dropout: Dropout rate of channels.
@@ -68,6 +70,7 @@ class CNNModelConfig(ReaderConfig):
     hidden: int = 64
     layers: int = 4
     probes: int = 0
+    logits: bool = False
     responses: bool = False
     side: int = 16
     dropout: float = 0.2
@@ -104,7 +107,7 @@ class CNNModelConfig(ReaderConfig):
         self.check_options(
             fourier=(0, ON_GRAPHS), scaled=(False, ON_GRAPHS),
             reverse=(False, GRAPH_MODELS), activations=(True, ON_GRAPHS),
-            responses=(False, ON_GRAPHS), probes=(0, ("probegen", *ON_GRAPHS)),
+            logits=(False, ("probegen", *ON_GRAPHS)), responses=(False, ON_GRAPHS), probes=(0, ("probegen", *ON_GRAPHS)),
         )  # fmt: skip
         if (self.model == "probegen" or self.responses) and not self.probes:
             what = "responses" if self.responses else "'probegen'"
@@ -159,7 +162,9 @@ SIZES: dict[tuple[str, Zoo], dict[str, Any]] = {
         "fourier": 1.0, "hidden": 128, "heads": 8, "attention": 2, "edge_hidden": 1,
     },
     ("probegen", "park"): {"hidden": 256, "layers": 6, "probes": 128, "dropout": 0.0},
-    ("probegen", "small"): {"hidden": 256, "layers": 6, "probes": 128, "dropout": 0.0},
+    ("probegen", "small"): {
+        "hidden": 256, "layers": 6, "probes": 128, "logits": True, "dropout": 0.0,
+    },
     ("stat_nn", "park"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
     ("stat_nn", "small"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
     ("nfn", "small"): {"hidden": 16, "layers": 3, "dropout": 0.1, "architecture": ARCHITECTURE},

@@ -24,6 +24,7 @@ WIDTH = 32  # channels of the generator
 SMALLEST = 4  # its first maps have a side of at most this, or an odd one
 TINY = 1e-6  # under a root, whose slope at 0 is infinite
 BRIGHTEST = 2.0  # about the range of normalised images
+LOGIT_UNIT = 3.0  # logits are bounded by a tanh of this unit
 
 
 class GeneratedImages(nn.Module):
@@ -51,13 +52,14 @@ class Answers(nn.Module):
     def __init__(self, config: CNNModelConfig):
         super().__init__()
         self.ends = config.inputs, config.classes
+        self.reads_logits = config.logits
         self.images = GeneratedImages(config.inputs, config.side, config.probes)
 
     def forward(self, networks: CNNs, hidden: bool = False) -> tuple[Tensor, Tensor | None]:
         """Evaluate networks on the generated images.
 
         Returns:
-            Class probabilities, (I, M * classes), and with ``hidden`` the responses of all
+            Outputs as read, (I, M * classes), and with ``hidden`` the responses of all
             neurons, one network after another, (N, 2 * M), 0 for inputs and outputs.
 
         Raises:
@@ -69,14 +71,14 @@ class Answers(nn.Module):
             self._check(architecture)
             own = (networks.which == which).nonzero().flatten()
             maps, logits = responses_of(architecture, stacked(networks, own, images), images)
-            shares = logits.softmax(-1).flatten(1)
-            of_nodes = summed_up(maps, *self.ends) if hidden else shares
-            found |= zip(own.tolist(), zip(shares, of_nodes, strict=True), strict=True)
-        shares, of_nodes = zip(*(found[i] for i in range(len(networks))), strict=True)
-        return torch.stack(shares), torch.cat(of_nodes) if hidden else None
+            outputs = self._as_read(logits).flatten(1)
+            of_nodes = summed_up(maps, *self.ends) if hidden else outputs
+            found |= zip(own.tolist(), zip(outputs, of_nodes, strict=True), strict=True)
+        outputs, of_nodes = zip(*(found[i] for i in range(len(networks))), strict=True)
+        return torch.stack(outputs), torch.cat(of_nodes) if hidden else None
 
     def of_module(self, module: nn.Module) -> Float[Tensor, "1 answers"]:
-        """Compute the class probabilities of any network that maps images to logits.
+        """Evaluate any network that maps images to logits.
 
         Raises:
             ValueError: For a network that fails on the images, or returns something else.
@@ -92,7 +94,13 @@ class Answers(nn.Module):
         if not isinstance(logits, Tensor) or logits.shape != (count, self.ends[1]):
             answer = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"{expected}, found one that maps {count} of them to {answer}")
-        return logits.to(images).softmax(-1).flatten()[None]
+        return self._as_read(logits.to(images)).flatten()[None]
+
+    def _as_read(self, logits: Float[Tensor, "*B classes"]) -> Float[Tensor, "*B classes"]:
+        """Convert logits to class probabilities, or to centred logits within -1 and 1."""
+        if self.reads_logits:
+            return ((logits - logits.mean(-1, keepdim=True)) / LOGIT_UNIT).tanh()
+        return logits.softmax(-1)
 
     def _check(self, architecture: CNNArchitecture) -> None:
         if (architecture.channels[0], architecture.classes) != self.ends:
@@ -103,7 +111,7 @@ class Answers(nn.Module):
 
 
 class CNNProbeBody(nn.Module):
-    """ProbeGen: an MLP on the class probabilities of networks for generated images."""
+    """ProbeGen: an MLP on the outputs of networks for generated images."""
 
     def __init__(self, config: CNNModelConfig):
         super().__init__()
@@ -117,8 +125,8 @@ class CNNProbeBody(nn.Module):
         Raises:
             ValueError: For networks with other numbers of channels or classes.
         """
-        shares, _ = self.answers(networks)
-        return self.net(shares).squeeze(1)
+        outputs, _ = self.answers(networks)
+        return self.net(outputs).squeeze(1)
 
     def read_one(
         self, spec: NetSpec, values: Float[Tensor, " P"], module: nn.Module

@@ -99,7 +99,8 @@ def default_recipe(
     scaled = model in ON_GRAPHS and not sizes.get("fourier")
     changes = {"dropout": 0.0, "fourier": 0.0, "scaled": scaled, **sizes}
     reads = cnn_config(model, _kind(task), **changes)
-    own: dict[str, dict[str, Any]] = {"ng_t": {"lr": 3e-3, "batch": 8}, "probegen": {"lr": 3e-4}}
+    of_probegen = {"lr": 3e-4 if task == "cnn_park" else 1e-3}
+    own: dict[str, dict[str, Any]] = {"ng_t": {"lr": 3e-3, "batch": 8}, "probegen": of_probegen}
     return CNNTrainingConfig(task=task, model=reads, **own.get(model, {}))
 
 

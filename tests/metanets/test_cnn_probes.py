@@ -47,12 +47,15 @@ def test_networks_side_by_side_answer_as_each_module(architecture):
         torch.testing.assert_close(answers, module(images), rtol=1e-9, atol=1e-9)
 
 
-def test_the_predictor_is_an_mlp_on_shares_of_classes():
-    model = made()
+@pytest.mark.parametrize("logits", [False, True])
+def test_the_predictor_is_an_mlp_on_outputs(logits):
+    model = made(logits=logits)
     modules, cnns = networks(PLAIN, SKIPS)
     images = model.body.answers.images()
     for module, found in zip(modules, model.logits(cnns), strict=True):
-        x = module(images).softmax(1).flatten()
+        x = module(images)
+        x = ((x - x.mean(1, keepdim=True)) / 3).tanh() if logits else x.softmax(1)
+        x = x.flatten()
         for layer in model.body.net:
             x = layer(x)
         torch.testing.assert_close(found, x[0], rtol=1e-9, atol=1e-9)
