@@ -107,7 +107,8 @@ class CNNModelConfig(ReaderConfig):
         self.check_options(
             fourier=(0, ON_GRAPHS), scaled=(False, ON_GRAPHS),
             reverse=(False, GRAPH_MODELS), activations=(True, ON_GRAPHS),
-            logits=(False, ("probegen", *ON_GRAPHS)), responses=(False, ON_GRAPHS), probes=(0, ("probegen", *ON_GRAPHS)),
+            responses=(False, ON_GRAPHS), probes=(0, ("probegen", *ON_GRAPHS)),
+            logits=(False, ("probegen", *ON_GRAPHS)),
         )  # fmt: skip
         if (self.model == "probegen" or self.responses) and not self.probes:
             what = "responses" if self.responses else "'probegen'"
