@@ -173,7 +173,7 @@ class Watch:
     def __init__(self, module: nn.Module, inputs: Any):
         self.trace = Trace(list(module.named_parameters()))
         self._module = module
-        self._has_inputs = any(not isinstance(x, NO_DATA) for x in tree_leaves(_opened(inputs)))
+        self._has_inputs = any(not isinstance(x, NO_DATA) for x in tree_leaves(inputs))
         self._open = ExitStack()
 
     def __enter__(self) -> "Watch":
