@@ -224,7 +224,7 @@ def test_recipes():
     assert (ours.augment, ours.cooldown, ours.model.hidden) == (False, 0.5, 16)
     assert (ours.model.dropout, ours.model.fourier, ours.model.scaled) == (0.0, 0.0, True)
     assert (ours.lr, ours.batch, default_recipe().lr, default_recipe().batch) == (3e-3, 8, 1e-3, 16)
-    assert default_recipe(model="probegen").lr == 3e-4
+    assert default_recipe(model="probegen").model.logits
     assert not default_recipe(model="stat_nn").model.scaled
     assert not default_recipe(fourier=1.0).model.scaled
     assert (paper.augment, paper.cooldown, paper.warmup, paper.clip) == (True, 0.0, 0, 10.0)
