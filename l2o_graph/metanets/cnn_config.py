@@ -155,7 +155,6 @@ def register_cnn_model(name: str) -> Callable[[Build], Build]:
 
 # Kofinas et al. 2024, section 4.2, and for what it does not state the scripts of
 # mkofinas/neural-graphs; StatNN is that of Unterthiner et al. 2020 there. NFN's sizes are ours.
-PROBEGEN = {"hidden": 256, "layers": 6, "probes": 128, "logits": True, "dropout": 0.0}
 SIZES: dict[tuple[str, Zoo], dict[str, Any]] = {
     ("ng_gnn", "park"): {"fourier": 3.0},
     ("ng_gnn", "small"): {"fourier": 3.0, "hidden": 256, "linear_as_conv": False},
@@ -163,8 +162,10 @@ SIZES: dict[tuple[str, Zoo], dict[str, Any]] = {
     ("ng_t", "small"): {
         "fourier": 1.0, "hidden": 128, "heads": 8, "attention": 2, "edge_hidden": 1,
     },
-    ("probegen", "park"): PROBEGEN,
-    ("probegen", "small"): PROBEGEN,
+    ("probegen", "park"): {"hidden": 256, "layers": 6, "probes": 128, "dropout": 0.0},
+    ("probegen", "small"): {
+        "hidden": 256, "layers": 6, "probes": 128, "logits": True, "dropout": 0.0,
+    },
     ("stat_nn", "park"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
     ("stat_nn", "small"): {"hidden": 1000, "layers": 6, "dropout": 0.0},
     ("nfn", "small"): {"hidden": 16, "layers": 3, "dropout": 0.1, "architecture": ARCHITECTURE},

@@ -90,7 +90,8 @@ def default_recipe(
 
     Small batches, no dropout or augmentation, decay of the learning rate to 0, and for graph
     models weights times the root of their fan-in instead of Fourier features. NG-T has smaller
-    batches and a larger learning rate. ``sizes`` override fields of the model's configuration.
+    batches and a larger learning rate; ProbeGen has a smaller one on the park, as published.
+    ``sizes`` override fields of the model's configuration.
 
     Raises:
         ValueError: For an unknown task, and values out of range.
@@ -98,8 +99,9 @@ def default_recipe(
     scaled = model in ON_GRAPHS and not sizes.get("fourier")
     changes = {"dropout": 0.0, "fourier": 0.0, "scaled": scaled, **sizes}
     reads = cnn_config(model, _kind(task), **changes)
-    own: dict[str, Any] = {"lr": 3e-3, "batch": 8} if model == "ng_t" else {}
-    return CNNTrainingConfig(task=task, model=reads, **own)
+    of_probegen = {"lr": 3e-4 if task == "cnn_park" else 1e-3}
+    own: dict[str, dict[str, Any]] = {"ng_t": {"lr": 3e-3, "batch": 8}, "probegen": of_probegen}
+    return CNNTrainingConfig(task=task, model=reads, **own.get(model, {}))
 
 
 def paper_recipe(task: str = "cnn_park", model: str = "ng_gnn", **sizes: Any) -> CNNTrainingConfig:

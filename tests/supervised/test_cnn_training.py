@@ -224,7 +224,11 @@ def test_recipes():
     assert (ours.augment, ours.cooldown, ours.model.hidden) == (False, 0.5, 16)
     assert (ours.model.dropout, ours.model.fourier, ours.model.scaled) == (0.0, 0.0, True)
     assert (ours.lr, ours.batch, default_recipe().lr, default_recipe().batch) == (3e-3, 8, 1e-3, 16)
-    assert default_recipe(model="probegen").model.logits
+    of_probes = [default_recipe(task, "probegen") for task in ("cnn_park", "cnn_small")]
+    assert [(recipe.lr, recipe.model.logits) for recipe in of_probes] == [
+        (3e-4, False),
+        (1e-3, True),
+    ]
     assert not default_recipe(model="stat_nn").model.scaled
     assert not default_recipe(fourier=1.0).model.scaled
     assert (paper.augment, paper.cooldown, paper.warmup, paper.clip) == (True, 0.0, 0, 10.0)
