@@ -37,9 +37,9 @@ from meta_train.benchmarks.nets import GROWING, NETS, TIMED
 from meta_train.benchmarks.report import table
 
 STEPS = 11  # number of consecutive steps, one more than between updates of the eigenbasis
-# Number of steps that are not measured. In the first, state is created, and until this one
-# NGOptimizer recomputes powers more often than in the rest of a run.
-WARM_UP = 64
+# Number of steps that are not measured. In the first, state is created, and until the last of
+# its own NGOptimizer recomputes powers more often than in the rest of a run.
+WARM_UP, WARM_UP_OF_NG = 2, 64
 SHORTEST = 0.05  # seconds that consecutive steps take at least
 
 
@@ -151,7 +151,7 @@ def _measured(
     for model in (*copies.values(), plain):  # NGOptimizer traces its copy in a forward pass
         one_pass(model)
     for optimizer in optimizers:
-        steps(optimizer, WARM_UP)
+        steps(optimizer, WARM_UP_OF_NG if optimizer == NG else WARM_UP)
     passes: list[float] = []
     rows: dict[str, list[list[float]]] = {optimizer: [] for optimizer in optimizers}
     for _ in tqdm(range(rounds * net.repeats), name, unit="round"):
