@@ -206,11 +206,17 @@ class Builder:
             rows, *rest = self.shapes[i] or (1,)
             columns = math.prod(rest)
             if i not in self.placed and rest and rows * columns:
-                source = self.new_inputs(f"rows of {self.names[i]}", rows)
-                target = self.new_set(self.names[i], columns)
-                self.add_kernel(
-                    Kernel(i, source, target, (1, rows, columns), from_rows=True, kind="lookup")
-                )
+                self.add_table(i, self.names[i], rows, columns)
+
+    def add_table(
+        self, parameter: int, name: str, rows: int, columns: int, start: int = 0
+    ) -> Kernel:
+        """Add a table: a kernel from its rows, each a distinct input, to a new set; return it."""
+        source, target = self.new_inputs(f"rows of {name}", rows), self.new_set(name, columns)
+        grid = (1, rows, columns)
+        kernel = Kernel(parameter, source, target, grid, (), start, from_rows=True, kind="lookup")
+        self.add_kernel(kernel)
+        return kernel
 
     def fix_order(self, sets: Iterable[int | None]) -> None:
         """Record that an operation reads sets that may depend on the order of their neurons."""

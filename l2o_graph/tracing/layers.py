@@ -341,18 +341,12 @@ class Layers(Merging):
         require(bool(weights) and weights[0].dense)
         (first, *others), name = weights, self.layer_name(weights)
         rows, columns = first.shape
-        source = self.builder.new_inputs(f"rows of {name}", rows)
-        target = self.builder.new_set(name, columns)
-        kernel = Kernel(
-            first.parameter, source, target, (1, rows, columns), (), first.start, from_rows=True,
-            kind="lookup",
-        )  # fmt: skip
-        self.builder.add_kernel(kernel)
+        kernel = self.builder.add_table(first.parameter, name, rows, columns, first.start)
         for other in others:
             self._add_component(kernel, first, other)
         if first.masked:
-            self.builder.add_places(target)
-        return Label((*data(index.shape).axes, (Factor(columns, target, 1),)))
+            self.builder.add_places(kernel.target)
+        return Label((*data(index.shape).axes, (Factor(columns, kernel.target, 1),)))
 
 
 def _coalesced_axes(steps: Sequence[tuple[int, int]]) -> Axis:

@@ -76,9 +76,8 @@ def _experts(trace: Trace, x: Tensor, weight: Tensor) -> Label:
         source = trace.builder.new_inputs(f"input of {name}", experts * rows)
         own = row_major([experts, rows], source)
         trace.set_label(x, Label(((own[0],), label.axes[1], (own[1],))))
-    elif (
-        all(f.set is None for f in outer) and inner[0].set is not None
-    ):  # all experts read all neurons
+    elif inner[0].set is not None and all(f.set is None for f in outer):
+        # All experts read all neurons.
         source = trace.builder.new_merge("copy", experts * rows)
         of_outer, of_inner = row_major([experts, rows], source)
         starts = 0, label.start.get(inner[0].set, 0)
