@@ -1,5 +1,6 @@
 """INRClassifier and INREditor: models that map INRs to logits or to changed INRs; their files."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 
 from l2o_graph.datasets.inr.canonical import canonical
 from l2o_graph.datasets.inr.files import named
-from l2o_graph.datasets.inr.siren import layout_of, render, responses
+from l2o_graph.datasets.inr.siren import coordinates, layout_of, render, responses
 from l2o_graph.metanets.baselines.inr import BASELINES, BaselineBody
 from l2o_graph.metanets.config import GRAPH_MODELS
 from l2o_graph.metanets.inr_body import GraphBody
 from l2o_graph.metanets.inr_config import REGISTERED, INRModelConfig, Task
 from l2o_graph.metanets.inr_ordered import OrderedBody
-from l2o_graph.metanets.probes import GeneratedProbes, ProbeBody
+from l2o_graph.metanets.probes import DrawnBody, GeneratedProbes, ProbeBody
 from l2o_graph.metanets.statistics import Normalisation, Statistics
 from l2o_graph.storage.files import find, packaged, parse
 from l2o_graph.storage.models import model_of, save_model
@@ -39,6 +40,7 @@ BODIES: dict[str, Callable[[INRModelConfig], nn.Module]] = {
     **dict.fromkeys(GRAPH_MODELS, GraphBody),
     "ordered": OrderedBody,
     "probegen": ProbeBody,
+    "drawn": DrawnBody,
     **dict.fromkeys(BASELINES, BaselineBody),
 }
 
@@ -48,6 +50,7 @@ class INRModel(nn.Module):
 
     task: Task
     provenance: dict[str, Any]
+    probes: Tensor | None
 
     def __init__(self, config: INRModelConfig, statistics: Statistics | None = None):
         super().__init__()
@@ -65,10 +68,13 @@ class INRModel(nn.Module):
             )
         self.config, self.provenance = config, {}
         self.statistics = None if statistics is None else Normalisation(statistics)
-        self.probes, self.generator = None, None
+        self.generator = None
+        side = math.isqrt(config.probes)
+        grid = coordinates(side, side) if config.model == "drawn" else None
+        self.register_buffer("probes", grid)
         if config.generated:
             self.generator = GeneratedProbes(config.layout[0], config.probes)
-        elif config.probes:
+        elif config.probes and grid is None:
             self.probes = nn.Parameter(torch.rand(config.layout[0], config.probes) * 2 - 1)
         self.body = (BODIES | REGISTERED)[config.model](config)
 

@@ -1,5 +1,6 @@
 """INRModelConfig: the configuration of a model of INRs, with the paper's sizes."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar, get_args
@@ -20,11 +21,12 @@ from l2o_graph.ranges import (
 from l2o_graph.registry import registering
 
 Model = Literal[
-    "ng_gnn", "ng_t", "ordered", "probegen", "mlp", "set_nn", "dwsnet", "nfn", "stat_nn"
+    "ng_gnn", "ng_t", "ordered", "probegen", "drawn", "mlp", "set_nn", "dwsnet", "nfn", "stat_nn"
 ]
 Task = Literal["classify", "edit"]
 
-PROBED = (*ON_GRAPHS, "probegen")
+OF_OUTPUTS = ("probegen", "drawn")  # models that read no weights
+PROBED = (*ON_GRAPHS, *OF_OUTPUTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,11 @@ class INRModelConfig(ReaderConfig):
         omega0: Factor in every sine of the networks, which only probes evaluate.
         hidden: Number of channels of nodes, or the width of a baseline. NG-GNN's edges and head
             have as many, NG-T's edges half, its attention and its head twice as many.
-        layers: Number of layers of NG-GNN, NG-T, ProbeGen's MLP or a baseline. The ordered pass has
-            as many as the networks.
+        layers: Number of layers of NG-GNN, NG-T, ProbeGen's MLP or a baseline, or of stages of the
+            CNN of "drawn". The ordered pass has as many as the networks.
         classes: Number of classes, and of logits.
-        probes: Number of learned inputs at which every network is evaluated; 0 for none.
+        probes: Number of learned inputs at which every network is evaluated; 0 for none. For
+            "drawn", number of pixels of a square image.
         generated: Whether probes come from a deep linear generator (ProbeGen) instead of being
             learned one by one.
         canonical: Whether networks are first converted to canonical form, see ``canonical``.
@@ -93,7 +96,7 @@ class INRModelConfig(ReaderConfig):
                 positions=(True, GRAPH_MODELS), fourier=(0, ON_GRAPHS),
                 probes=(0, PROBED), answers=(1, ON_GRAPHS),
             )  # fmt: skip
-        if self.task == "edit" and self.model in ("stat_nn", "probegen"):
+        if self.task == "edit" and self.model in ("stat_nn", *OF_OUTPUTS):
             raise ValueError(
                 f"model: '{self.model}' does not read single parameters and cannot edit them"
             )
@@ -101,6 +104,8 @@ class INRModelConfig(ReaderConfig):
             raise ValueError(f"answers: expected 1 to classify, found {self.answers}")
         if self.model == "probegen" and not self.probes:
             raise ValueError("probes: expected at least 1 for model 'probegen', found 0")
+        if self.model == "drawn":
+            self._check_image()
         if self.generated and not self.probes:
             raise ValueError("generated: expected at least 1 probe to generate, found 0")
         if self.model == "ng_t" and (2 * self.hidden) % self.heads:
@@ -108,6 +113,17 @@ class INRModelConfig(ReaderConfig):
                 f"heads: expected a divisor of {2 * self.hidden} channels of attention, found "
                 f"{self.heads}"
             )
+
+    def _check_image(self) -> None:
+        side = math.isqrt(self.probes)
+        if side**2 != self.probes or side < 2**self.layers or self.layout[0] != 2:
+            raise ValueError(
+                f"probes: expected the pixels of a square image of side {2**self.layers} or more, "
+                f"and networks of 2 inputs, for model 'drawn'; found {self.probes} probes and "
+                f"layout {self.layout}"
+            )
+        if self.generated:
+            raise ValueError("generated: expected fixed probes for model 'drawn'")
 
     def to_json(self) -> dict[str, Any]:
         """Convert to a JSON object."""
@@ -156,6 +172,7 @@ SIZES: dict[tuple[str, Task], dict[str, Any]] = {
     ("ordered", "classify"): {"fourier": 0.25, "canonical": True},
     ("ordered", "edit"): {"fourier": 0.25, "canonical": True},
     ("probegen", "classify"): {"hidden": 256, "layers": 6, "probes": 128, "generated": True},
+    ("drawn", "classify"): {"hidden": 32, "layers": 2, "probes": 784, "dropout": 0.2},
     ("mlp", "classify"): {"hidden": 256, "layers": 3},
     ("mlp", "edit"): {"hidden": 256, "layers": 3},
     ("stat_nn", "classify"): {"hidden": 1000, "layers": 2},

@@ -1,10 +1,11 @@
-"""Probes, learned inputs at which networks are evaluated, and a model that reads only the outputs.
+"""Probes, inputs at which networks are evaluated, and models that read only the outputs.
 
 ProbeGen (Kahana et al., ICLR 2025, arXiv 2410.10811): outputs at learned inputs show what a network
 computes, whatever its weights are. Inputs that are learned independently overfit; those from a deep
-linear generator share structure.
+linear generator share structure. Inputs on a grid draw the image that an INR represents.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -48,6 +49,37 @@ class ProbeBody(nn.Module):
     ) -> Float[Tensor, "I classes"]:
         """Compute logits: see ``l2o_graph.metanets.inr.BODIES``."""
         return self.net(probe_outputs(responses))
+
+
+class DrawnBody(nn.Module):
+    """CNN on the images that networks represent; weights are not read.
+
+    This is a reference for models that read weights: it can use everything that a picture shows.
+    Each stage has two 3 x 3 convolutions and halves the image. Channels double from stage to stage.
+    """
+
+    def __init__(self, config: INRModelConfig):
+        super().__init__()
+        self.side = math.isqrt(config.probes)
+        stages: list[nn.Module] = []
+        read, written = config.layout[-1], config.hidden
+        for _ in range(config.layers):
+            stages += [nn.Conv2d(read, written, 3, padding=1), nn.ReLU()]
+            stages += [nn.Conv2d(written, written, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            read, written = written, 2 * written
+        features = read * (self.side >> config.layers) ** 2
+        self.net = nn.Sequential(
+            *stages, nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(features, config.classes)
+        )
+
+    def forward(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        responses: Sequence[Float[Tensor, "I _ M"]],
+    ) -> Float[Tensor, "I classes"]:
+        """Compute logits: see ``l2o_graph.metanets.inr.BODIES``."""
+        return self.net(3 * (responses[-1] - OFFSET).unflatten(-1, (self.side, self.side)))
 
 
 def probe_outputs(responses: Sequence[Float[Tensor, "I _ M"]]) -> Float[Tensor, "I answers"]:

@@ -171,6 +171,7 @@ BEYOND = (
     Row("Ordered, 128 generated probes, canonical", "ordered --probes 128 --generated"),
     Row("ProbeGen, 128 probes", "probegen"),
     Row("ProbeGen, 128 free probes", "probegen --no-generated"),
+    Row("Drawn image, CNN", "drawn --hidden 16"),
 )
 
 

@@ -33,7 +33,7 @@ from l2o_graph.inr import (
     statistics_of,
 )
 from l2o_graph.metanets.inr import MODELS
-from l2o_graph.metanets.inr_config import Task
+from l2o_graph.metanets.inr_config import OF_OUTPUTS, Task
 from l2o_graph.ranges import check_choices
 from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.shards import SPLITS
@@ -100,16 +100,16 @@ def default_recipe(
 ) -> INRTrainingConfig:
     """Return the best recipe for minutes of training on about ten thousand INRs; see docs/inr.md.
 
-    The ordered pass and ProbeGen have batches of 32 augmented networks (16 without augmentation
-    for editing) and decay of the learning rate to 0. Other models have small batches, no dropout
-    or augmentation, and no Fourier features. ``sizes`` override fields of the model's
+    The ordered pass and models that read outputs have batches of 32 augmented networks (16 without
+    augmentation for editing) and decay of the learning rate to 0. Other models have small batches,
+    no dropout or augmentation, and no Fourier features. ``sizes`` override fields of the model's
     configuration.
 
     Raises:
         ValueError: For an unknown task, and values out of range.
     """
     recipe: dict[str, Any] = {}
-    if model not in ("ordered", "probegen"):
+    if model not in ("ordered", *OF_OUTPUTS):
         sizes = {"dropout": 0.0, "fourier": 0.0, **sizes}
     elif _kind(task) == "edit":
         recipe = {"epochs": 3, "batch": 16, "cooldown": 1.0, "lr": 2e-3, "clip": 1.0}

@@ -1,4 +1,4 @@
-"""The ordered pass, ProbeGen and several answers: slow twins, symmetry, refusals."""
+"""The ordered pass, models of outputs and several answers: slow twins, symmetry, refusals."""
 
 import math
 
@@ -109,10 +109,27 @@ def test_probegen_is_an_mlp_on_what_networks_answer_at_generated_points():
     assert len([m for m in model.body.net if isinstance(m, nn.Linear)]) == 3
 
 
+def test_drawn_is_a_cnn_on_the_images_of_the_networks():
+    model = made("drawn", probes=36, layers=1, dropout=0.0)
+    weights, biases = inrs()
+    for n, found in enumerate(model(weights, biases)):
+        image = torch.zeros(2, 6, 6, dtype=torch.float64)
+        for row, y in enumerate(torch.linspace(-1, 1, 6).double()):
+            for column, x in enumerate(torch.linspace(-1, 1, 6).double()):
+                network = [w[n] for w in weights], [b[n] for b in biases]
+                said = answers_at(torch.stack([x, y])[:, None], *network)[-1]
+                image[:, row, column] = 3 * (said[:, 0] - 0.5)
+        first, second, last = (m for m in model.body.net if hasattr(m, "weight"))
+        x = first(image[None]).relu()
+        x = second(x).relu().unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+        torch.testing.assert_close(found, last(x.flatten()), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "changes"),
     [("ordered", {}), ("ordered", {"probes": 3}), ("ordered", {"probes": 3, "generated": True}),
-     ("probegen", {"probes": 4, "layers": 2}), ("ng_gnn", {"canonical": True, "layers": 2})],
+     ("probegen", {"probes": 4, "layers": 2}), ("drawn", {"probes": 16}),
+     ("ng_gnn", {"canonical": True, "layers": 2})],
 )  # fmt: skip
 @pytest.mark.parametrize("layout", [LAYOUT, (2, 6, 5, 3)])
 def test_logits_stay_when_hidden_neurons_change_places(model, layout, changes):
@@ -180,8 +197,9 @@ def test_an_editor_in_canonical_form_begins_at_the_same_images():
 
 @pytest.mark.parametrize(
     ("model", "task", "changes", "count"),
-    [("ordered", "classify", {}, 127_050), ("probegen", "classify", {}, 303_980)],
-)
+    [("ordered", "classify", {}, 127_050), ("probegen", "classify", {}, 303_980),
+     ("drawn", "classify", {}, 96_362)],
+)  # fmt: skip
 def test_sizes(model, task, changes, count):
     made = INRClassifier(inr_config(model, task, **changes), Statistics.neutral(3))
     assert sum(p.numel() for p in made.parameters()) == count
@@ -189,8 +207,9 @@ def test_sizes(model, task, changes, count):
 
 @pytest.mark.parametrize(
     ("model", "changes"),
-    [("ordered", {"probes": 3, "generated": True}), ("probegen", {"probes": 4})],
-)
+    [("ordered", {"probes": 3, "generated": True}), ("probegen", {"probes": 4}),
+     ("drawn", {"probes": 25})],
+)  # fmt: skip
 def test_a_stored_model_says_the_same(model, changes, tmp_path):
     config = inr_config(model, hidden=6, layout=LAYOUT, classes=3, **changes)
     weights, biases = ([t.float() for t in part] for part in inrs())
@@ -212,6 +231,11 @@ def test_a_stored_model_says_the_same(model, changes, tmp_path):
         ("ordered", "classify", {"answers": 2}, "answers: expected 1 to classify, found 2"),
         ("mlp", "edit", {"answers": 2}, "answers: expected model 'ng_gnn' or 'ng_t' or 'ordered'"),
         ("probegen", "edit", {"probes": 4}, "'probegen' does not read single parameters"),
+        ("drawn", "edit", {"probes": 16}, "'drawn' does not read single parameters"),
+        ("drawn", "classify", {"probes": 50}, "probes: expected the pixels of a square image"),
+        ("drawn", "classify", {"probes": 9}, "probes: expected .* side 4 or more"),
+        ("drawn", "classify", {"layout": (3, 4, 1)}, "networks of 2 inputs"),
+        ("drawn", "classify", {"generated": True}, "generated: expected fixed probes"),
         ("ordered", "classify", {"reverse": True}, "reverse: expected model 'ng_gnn' or 'ng_t'"),
     ],
 )
