@@ -66,8 +66,8 @@ class EvolutionConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     initial: str = ""
     seed: int = 0
-    outer_steps: int = 600
-    pairs: int = 48
+    outer_steps: int = 480
+    pairs: int = 64
     deviation: float = 0.03
     span: int = 100
     shortest: int = 300
@@ -78,7 +78,7 @@ class EvolutionConfig:
     warmup: int = 20
     average: int = 100
     kept: float = 0.5
-    evaluate_every: int = 600
+    evaluate_every: int = 480
     evaluate_steps: int = 300
     evaluate_pairs: int = 2
     save_every: int = 25

@@ -33,9 +33,9 @@ MOST_CHANGE = 0.2
 # Factor of the sum of signals. Changes add up, so a small error of a weight would make lengths
 # e times too long, and perturbed weights would all but rule out long steps.
 CHANGE_UNIT = 0.2
-# Limits of the logarithm of a length over its unit. Long steps are at most twice the unit: units
-# follow the weights, so steps that are too long amplify themselves.
-SHORTEST, LONGEST = -9.0, 0.7
+# Limits of the logarithm of a length over its unit. Long steps are at most 1.4 times the unit:
+# units follow the weights, so steps that are too long amplify themselves.
+SHORTEST, LONGEST = -9.0, 0.35
 # Time constant, in steps, with which lengths return to their units.
 FORGOTTEN_AFTER = 100
 

@@ -121,7 +121,7 @@ def image_cnn(dice: Dice, pictures: Pictures) -> Plan:
     return convolutional(dice, pictures, HALF, channels, 0.4, strides)
 
 
-@register_family("full_cnn", share=1 / 12)
+@register_family("full_cnn", share=1 / 16)
 def full_cnn(dice: Dice, pictures: Pictures) -> Plan:
     """CNNs with two to four convolutions of 8 to 32 channels on whole images."""
     width = 2 * dice.integer(4, 8)

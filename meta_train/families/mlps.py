@@ -12,7 +12,7 @@ from meta_train.families.dice import Dice
 from meta_train.families.examples import Batch, Examples, FixedSet, Stream, noisy_labels, rows
 from meta_train.families.images import HALF, Pictures
 from meta_train.families.networks import ACTIVATIONS, MLP, SCHEMES, gains, initial
-from meta_train.families.registry import register_family
+from meta_train.families.registry import LARGE, register_family
 
 BATCHES = (8, 16, 32, 64, 128)
 NUM_HELD_OUT = 256  # number of held-out examples
@@ -56,7 +56,7 @@ def autoencoder(dice: Dice, pictures: Pictures) -> Plan:
     return Plan(module, start, Stream(dice, make), criterion)
 
 
-@register_family("wide", share=1 / 6)
+@register_family("wide", share=LARGE)
 def wide(dice: Dice, pictures: Pictures) -> Plan:
     """Classifiers or autoencoders with 196 inputs and up to 72 neurons per layer."""
     reproduces = dice.chance(0.3)
