@@ -114,7 +114,7 @@ class Twin:
             root = self.square.sqrt()
             direction = mixed / (root + rms(root))
         change = 0.2 * math.tanh(0.2 * a[0])
-        self.log_length = max(-9.0, min(0.7, (1 - 1 / 100) * self.log_length + change))
+        self.log_length = max(-9.0, min(0.35, (1 - 1 / 100) * self.log_length + change))
         falling = 1 / (1 + t / 300) if self.horizon is None else 1 - t / self.horizon
         schedule = (t + 1) / (t + 10) * falling
         growth = max(1.0, min(20.0, growth))
