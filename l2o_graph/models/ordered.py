@@ -41,8 +41,8 @@ class OrderedStep(nn.Module):
         ``own`` are the features u_j of the reading neurons, such as biases and responses.
         """
         factors = self.read(edges)
-        messages = torch.einsum("noih,nih->noh", factors, self.say(sources))
-        messages = messages / math.sqrt(edges.shape[2])
+        # As a product with a sum: einsum would permute the largest tensor, at 40 % of the time.
+        messages = (factors * self.say(sources)[:, None]).sum(2) / math.sqrt(edges.shape[2])
         states = self.cell(messages.flatten(0, 1), own.flatten(0, 1))
         return self.norm(states).view_as(own)
 
