@@ -15,7 +15,13 @@ from l2o_graph.layout.blocks import topology_of
 from l2o_graph.layout.spec import CONSTANTS, Bias, Kernel, NetSpec
 from l2o_graph.tracing import spec_of_computation
 from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
-from l2o_graph.tracing.checks import check_module, check_parameter, shown
+from l2o_graph.tracing.checks import (
+    check_module,
+    check_parameter,
+    named_parameters,
+    parameters_of,
+    shown,
+)
 
 if TYPE_CHECKING:  # a slow import, and only the exchange needs it
     import torch_geometric.data
@@ -139,8 +145,8 @@ def neural_graph(
     """
     if isinstance(network, nn.Module):
         check_module(network, "network")
-        parameters, spec = list(network.parameters()), None
-        for name, p in network.named_parameters():
+        parameters, spec = parameters_of(network), None
+        for name, p in named_parameters(network):
             check_parameter(p, f"parameter '{name}'")
         if parameters:
             spec = spec_of_module(network) if inputs is None else _followed(network, inputs)

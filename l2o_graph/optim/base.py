@@ -22,7 +22,7 @@ from l2o_graph.optim.examples import Examples
 from l2o_graph.optim.sharded import Sharing, here, replaced, sharing_of
 from l2o_graph.optim.structure import Structure, asked_of
 from l2o_graph.optim.warn import warn
-from l2o_graph.tracing.checks import check_module
+from l2o_graph.tracing.checks import check_module, parameters_of
 
 # Norms above this count as an overflow; float32 has to hold their squares.
 LONGEST_GRADIENT = 1e17
@@ -123,7 +123,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _check_parameters(self, parameters: Iterable[Tensor]) -> None:
         """Raise for parameters that cannot be trained; they may change after construction."""
         model = self._structure.model
-        known = None if model is None else set(model.parameters())
+        known = None if model is None else set(parameters_of(model))
         if known is not None and not (self._structure.is_given or known.issuperset(parameters)):
             self._structure.drop()
             known = None

@@ -14,6 +14,7 @@ from l2o_graph.optim.examples import Examples
 from l2o_graph.optim.warn import warn
 from l2o_graph.optim.watching import Watching, of_all_ranks
 from l2o_graph.tracing.by_order import spec_of_module, spec_of_parameters
+from l2o_graph.tracing.checks import parameters_of
 
 if TYPE_CHECKING:  # imported later, only with a model
     from l2o_graph.tracing.network import Reading
@@ -63,7 +64,7 @@ class Structure:
         The list is empty if a parameter of the model has a gradient and is not trained, which is a
         mistake of the user.
         """
-        known = set() if self.model is None else {*self.model.parameters()}
+        known = set() if self.model is None else {*parameters_of(self.model)}
         if not known or any(p.grad is not None and p not in trained for p in known):
             return []
         return [p for p in trained if p not in known]
@@ -92,7 +93,7 @@ class Structure:
         """Watch the next calls of a model whose parameters have changed."""
         if self.model is None or self.traced is None:
             return
-        parameters = [*self.model.parameters()]
+        parameters = parameters_of(self.model)
         if any(map(is_lazy, parameters)) or self.traced.shapes != shapes_of(parameters):
             self._known = None
             self._agreed = False
@@ -206,7 +207,7 @@ class Structure:
         assert self.model is not None
         used = frozenset() if self._known is None else self._known.used
         return {
-            i for i, p in enumerate(self.model.parameters()) if i not in used and p in gradient_of
+            i for i, p in enumerate(parameters_of(self.model)) if i not in used and p in gradient_of
         }
 
     def _warn_of_unknown(self) -> None:
@@ -228,7 +229,7 @@ class Structure:
         """
         if self._group is None:
             self._learn(self._news)
-        parameters = trained if self.model is None else [*self.model.parameters()]
+        parameters = trained if self.model is None else parameters_of(self.model)
         # Parameters without a shape yet are refused by the functions that read them.
         if self.spec is None or self.spec.shapes != shapes_of(parameters):
             if self.model is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from l2o_graph.layout.spec import Bias, Kernel, NetSpec, Neurons
-from l2o_graph.tracing.checks import check_parameter
+from l2o_graph.tracing.checks import check_parameter, named_parameters
 
 # Modules whose weight is [out, in, *positions], and those with a scale for each neuron. Parameters
 # of other modules are loose.
@@ -43,7 +43,7 @@ def spec_of_module(module: nn.Module) -> NetSpec:
     Raises:
         ValueError: For a lazy module before its first call.
     """
-    named = list(module.named_parameters())
+    named = named_parameters(module)
     for name, p in named:
         check_parameter(p, f"parameter '{name}'")
     index = {id(p): i for i, (_, p) in enumerate(named)}

@@ -22,6 +22,16 @@ def check_module(module: object, name: str) -> None:
         )
 
 
+def named_parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """List all parameters, though a module may override its methods to list only some."""
+    return [*nn.Module.named_parameters(module)]
+
+
+def parameters_of(module: nn.Module) -> list[Tensor]:
+    """List all parameters, as ``named_parameters`` does."""
+    return [p for _, p in named_parameters(module)]
+
+
 def check_parameter(parameter: object, name: str) -> None:
     """Check that the parameter ``name`` is a tensor with a shape.
 

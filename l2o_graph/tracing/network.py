@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from l2o_graph.layout.spec import NetSpec
 from l2o_graph.layout.tensors import is_sharded
+from l2o_graph.tracing.checks import named_parameters, parameters_of
 from l2o_graph.tracing.dispatch import Slot, TracingMode
 from l2o_graph.tracing.replica import copied, copied_module, preserved_generators
 from l2o_graph.tracing.trace import Trace
@@ -122,10 +123,10 @@ def read(
 ) -> Reading:
     """Trace a copy of a network on a copy of a batch."""
     module = unwrapped(module)
-    memo: dict[int, Any] = {id(p): p for p in module.parameters()}
+    memo: dict[int, Any] = {id(p): p for p in parameters_of(module)}
     copy = copied_module(module, memo)
     own_args, own_kwargs = copied((tuple(args), dict(kwargs or {})), memo)
-    devices = [p.device for p in module.parameters()]
+    devices = [p.device for p in parameters_of(module)]
     with (
         preserved_generators(devices),
         _without_fast_path(),
@@ -171,7 +172,7 @@ class Watch:
     """
 
     def __init__(self, module: nn.Module, inputs: Any):
-        self.trace = Trace(list(module.named_parameters()))
+        self.trace = Trace(named_parameters(module))
         self._module = module
         self._has_inputs = any(not isinstance(x, NO_DATA) for x in tree_leaves(inputs))
         self._open = ExitStack()
@@ -211,7 +212,7 @@ class Watch:
 
 def _slots_of(module: nn.Module) -> list[Slot]:
     """Return the slots of sharded and lazy parameters, which a call materializes, once each."""
-    index = {id(p): i for i, p in enumerate(module.parameters()) if is_sharded(p) or is_lazy(p)}
+    index = {id(p): i for i, p in enumerate(parameters_of(module)) if is_sharded(p) or is_lazy(p)}
     return [
         (index.pop(id(p)), part, name, p)
         for part in module.modules()
@@ -259,7 +260,7 @@ def _follow_layer(
     for t in outs:  # labels from operations inside of the layer
         if not any(t is x for x in read):
             trace.forget(t)
-    for p in module.parameters():
+    for p in parameters_of(module):
         trace.mark_used(p)
     trace.builder.recent_reads.clear()
     try:

@@ -289,6 +289,21 @@ def test_a_changed_model_is_read_again(checkpoint):
 # Negative controls: what is no symmetry must move the updates. ----------------------------------
 
 
+def test_a_model_that_lists_only_some_of_its_parameters_is_read_as_a_whole(checkpoint):
+    class Listing(Skip):
+        def parameters(self, recurse: bool = True):
+            yield from (p for p in super().parameters(recurse) if p.requires_grad)
+
+    whole, part = Skip(), Listing()
+    part.load_state_dict(whole.state_dict())
+    x = torch.randn(3, 4)
+    for net in (whole, part):
+        net.last.requires_grad_(False)
+        step(NGOptimizer([*net.parameters()], model=net, checkpoint=checkpoint), net, x)
+    assert equal(whole.state_dict().values(), part.state_dict().values())
+    assert neural_graph(part, x).spec == neural_graph(whole, x).spec
+
+
 def exchanged(spec: NetSpec, tensors: list[Tensor], name: str, order: list[int]) -> list[Tensor]:
     """Tensors with the neurons of one set in another order, and whatever touches them, but
     nothing else."""
