@@ -32,7 +32,8 @@ ELEMENTWISE = {
     "_prelu_kernel", "_to_copy", "alias_copy", "bernoulli", "celu", "clamp_max", "clamp_min",
     "clone", "dropout", "elu", "elu_backward", "fake_quantize_per_channel_affine_cachemask",
     "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
-    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "floor_divide",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+    "_fake_quantize_learnable_per_tensor_affine", "_fused_moving_avg_obs_fq_helper", "floor_divide",
     "hardsigmoid", "hardswish", "hardswish_backward", "hardtanh", "ldexp", "leaky_relu",
     "leaky_relu_backward", "lift_fresh_copy", "log_sigmoid_backward", "log_sigmoid_forward",
     "native_dropout", "native_dropout_backward", "relu6", "rrelu_with_noise", "rsub", "selu",
@@ -183,6 +184,8 @@ def _follow(
             trace.set_label(t, data(t.shape))  # others may be written into it
             trace.set_exchangeable(t, not seeded)
         return None
+    if name == "_fused_moving_avg_obs_fq_helper":  # the others are what it has seen of the first
+        inputs = inputs[:1]
     labelled = [t for t in inputs if trace.label(t).sets()]
     weights = [t for t in inputs if trace.weights(t)]
     replaced = operator.overloadpacket.__name__ in IN_PLACE_VIEWS

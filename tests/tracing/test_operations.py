@@ -43,6 +43,14 @@ class Between(nn.Module):
         return self.head(self.operation(self, self.inner(x).tanh()))
 
 
+def observed(weight: Tensor) -> Tensor:
+    """Quantise as quantisation-aware training does: by one operator, which observes the range."""
+    on, nothing = torch.ones(1, dtype=torch.long), torch.tensor(torch.inf)
+    return torch.fused_moving_avg_obs_fake_quant(
+        weight, on, on, nothing, -nothing, torch.ones(1), on - 1, 0.01, -128, 127, -1
+    )
+
+
 def written(net: nn.Module, h: Tensor) -> Tensor:
     out = h.new_zeros(len(h), TOKENS, WIDTH)
     for t in range(TOKENS):
@@ -214,6 +222,7 @@ FREE = {
         h,
         torch.fake_quantize_per_tensor_affine(net.p.float(), 0.1, 0, -128, 127).double(),
     ),
+    "weights quantised as observed": lambda net, h: F.linear(h, observed(net.p.float()).double()),
     "checkpointed": lambda net, h: checkpoint(torch.sin, h, use_reentrant=False),
 }
 # Operations that distinguish at least some of them.
