@@ -95,4 +95,6 @@ def _combined(
             answer = trace.scale(answer, wide[0], p, "scale")
         elif wide:
             answer = trace.add_parameter(answer, p, "product")
+        else:
+            trace.numbers |= trace.parameters_of([p])
     return answer

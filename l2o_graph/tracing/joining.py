@@ -18,13 +18,13 @@ def all_of(readings: Iterable[Reading]) -> Reading | None:
     for reading in readings:
         if known is None or known.spec.shapes != reading.spec.shapes:
             known = reading
-        elif reading.placed > known.placed:
-            known = replace(reading, used=known.used | reading.used)
-        elif reading.placed <= known.placed:
-            known = replace(known, used=known.used | reading.used)
-        else:
+            continue
+        spec = known.spec
+        if reading.placed > known.placed:
+            spec = reading.spec
+        elif not reading.placed <= known.placed:
             spec = _merged(known.spec, reading.spec)
-            known = Reading(spec, known.used | reading.used)
+        known = Reading(spec, known.used | reading.used, known.numbers | reading.numbers)
     return known
 
 

@@ -58,10 +58,12 @@ class Reading:
     Attributes:
         spec: Structure of the network.
         used: Parameters that an operation has read.
+        numbers: Those of which single numbers are factors, as in a weighted sum of layers.
     """
 
     spec: NetSpec
     used: frozenset[int]
+    numbers: frozenset[int] = frozenset()
 
     @cached_property  # read at every step
     def is_complete(self) -> bool:
@@ -78,9 +80,8 @@ class Reading:
         """Names of the parameters that were used in an unknown way."""
         spec = self.spec
         # Single numbers never have a place in the graph.
-        return [
-            spec.names[i] for i in spec.loose if math.prod(spec.shapes[i]) > 1 and i in self.used
-        ]
+        unknown = self.used & {*spec.loose} - self.numbers
+        return [spec.names[i] for i in sorted(unknown) if math.prod(spec.shapes[i]) > 1]
 
 
 def spec_of_computation(
@@ -207,7 +208,7 @@ class Watch:
         if not self._has_inputs:
             self.trace.builder.add_tables(sorted(self.trace.used))
         spec = self.trace.builder.spec(known)
-        return Reading(spec, frozenset(self.trace.used))
+        return Reading(spec, frozenset(self.trace.used), frozenset(self.trace.numbers))
 
 
 def _slots_of(module: nn.Module) -> list[Slot]:

@@ -31,6 +31,7 @@ class TensorState:
         statistics: Tensors that are reductions of parameters, invariant to their permutations.
         reveals: Sets whose order a tensor's values reveal, such as an argmax over neurons.
         used: Parameters that an operation has read.
+        numbers: Those of which single numbers are factors of neurons.
         cell_sets: Set of the hidden neurons of each recurrent cell.
         is_blind: Whether an operation had sharded tensors, which cannot be traced.
         has_nested: Whether an operation had nested tensors.
@@ -58,6 +59,7 @@ class TensorState:
         self.statistics: TensorMap[bool] = TensorMap()
         self.reveals: TensorMap[set[int]] = TensorMap()
         self.used: set[int] = set()
+        self.numbers: set[int] = set()
         self.cell_sets: dict[nn.Module, int] = {}
         self.is_blind = self.has_nested = False
 

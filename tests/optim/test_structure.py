@@ -253,6 +253,22 @@ def test_parameters_of_a_model_without_inputs_are_tables(checkpoint, recwarn):
     assert places["left"] == ("lookup", (1, 20, 3)) and places["right"] == ("lookup", (1, 15, 3))
 
 
+@pytest.mark.parametrize("weights", [lambda p: p, lambda p: p.softmax(0)], ids=["raw", "softmax"])
+def test_weights_of_layers_in_a_sum_are_nothing_unknown(weights, checkpoint, recwarn):
+    class Mixed(Skip):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = weights(self.mix)
+            return self.last(a * self.a(x) + b * self.b(x))
+
+    net = Mixed()
+    step(NGOptimizer(net.parameters(), model=net, checkpoint=checkpoint), net, torch.randn(3, 4))
+    assert not recwarn.list
+
+
 def test_a_product_of_parameters_that_meets_an_input_is_no_table():
     with pytest.warns(UserWarning, match="the use of 'left', 'right' could not be traced"):
         spec = spec_of_computation(Factors(), (torch.randn(4, 20),))
