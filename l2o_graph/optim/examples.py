@@ -172,6 +172,9 @@ def _tensors(inputs: Any) -> Iterator[Tensor]:
     elif isinstance(inputs, list | tuple):
         for one in inputs:
             yield from _tensors(one)
+    elif hasattr(inputs, "__dict__") and not isinstance(inputs, Tensor | torch.nn.Module | type):
+        inside = vars(inputs).values()  # a batch as an object
+        yield from _tensors([x for x in inside if isinstance(x, Tensor | Mapping)])
 
 
 def _numbers(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +110,13 @@ def test_pairs_are_examples_where_their_halves_come_again():
     named = [{"users": u, "and": {"films": f}, "mask": None} for u, f in pairs]
     assert torch.equal(seen(named).marks, seen(pairs).marks)
     assert not torch.equal(seen([u for u, _ in pairs]).marks, seen(pairs).marks)
+
+
+def test_rows_inside_of_an_object_are_counted_as_those_outside():
+    torch.manual_seed(0)
+    batches = picked(torch.randn(200, 10), 50, 40)
+    inside = seen([([], {"batch": SimpleNamespace(name="b", x=x)}) for x in batches])
+    assert inside.few() == seen(batches).few() > 0.1
 
 
 def test_ever_new_examples_and_one_small_batch_are_not_few():
