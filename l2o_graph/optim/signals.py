@@ -38,6 +38,9 @@ OLDEST = 4000.0
 LONG_PART = 0.25
 # Units of lengths grow with weights up to this many times the first unit.
 MOST_GROWTH = 20.0
+# Kernels that start below this fraction of the median kernel, each relative to torch's own
+# initialisation, count as small: the smaller, the more as if they started at 0.
+SMALL = 1 / 4
 
 
 # Sums over the scalars of each row, (6, N, R), or of each matrix, (6, N, T): squares of the fast
@@ -169,6 +172,28 @@ def log_unit(weight: Tensor, constants: "Constants") -> Tensor:
     relative = log_rms + constants.log_relative_unit
     known = some & constants.is_relative
     return torch.where(known, relative, network + constants.log_absolute_unit)
+
+
+def first_log_unit(weight: Tensor, constants: Constants) -> Tensor:
+    """Compute the logarithm of the unit of each matrix's lengths at its first step, (N, T).
+
+    A last layer that starts near 0, as for policies and boxes, has to become as large as others,
+    and steps in units of its weights would take too long. Its unit is that of a layer that starts
+    at 0, times 1 - 3 s, where s is its size relative to the median kernel. At s = 1 / 4 this is s.
+
+    Args:
+        weight: (N, T) sums of squares of the weights.
+        constants: Constants of the network.
+    """
+    rms = (weight / constants.scalars_of_tensor).sqrt()
+    sizes = torch.where(constants.is_matrix & (rms > 0), rms, math.nan)
+    sizes = sizes / constants.log_torch_rms.exp()
+    # The larger of two in the middle: a network of two layers may have a small last one.
+    median = -(-sizes).nanmedian(-1, keepdim=True).values
+    share = sizes / median
+    is_small = share < SMALL
+    unit = log_unit(weight.masked_fill(is_small, 0), constants)
+    return unit + torch.where(is_small, 1 - share * (1 / SMALL - 1), 1.0).log()
 
 
 def log_growth(weight: Tensor, history: History, constants: Constants) -> Tensor:

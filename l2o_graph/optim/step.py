@@ -26,8 +26,8 @@ from l2o_graph.optim.signals import (
     TINY,
     WEIGHT_SUM,
     corrections,
+    first_log_unit,
     log_growth,
-    log_unit,
     observe,
     pooled,
     remaining,
@@ -331,7 +331,7 @@ def _begin(learned: Learned, memory: Memory, weight: Tensor) -> None:
     history.rows[LOG_LENGTH] = torch.where(
         is_new[constants.tensor_of_row], first, history.rows[LOG_LENGTH]
     )
-    unit = log_unit(weight, constants)
+    unit = first_log_unit(weight, constants)
     history.tensors[FIRST_LOG_UNIT] = torch.where(is_new, unit, history.tensors[FIRST_LOG_UNIT])
 
 

@@ -7,6 +7,7 @@ import torch
 from support.optimizers import READERS
 from torch import Tensor, nn
 
+from l2o_graph import NGOptimizer
 from l2o_graph.optim import step
 from l2o_graph.optim.blocks import KINDS, MATRICES, blocks_of
 from l2o_graph.optim.controller import ControllerConfig, Learned, weights_from
@@ -20,6 +21,7 @@ from l2o_graph.optim.signals import (
     OLDEST,
     corrections,
     cosine,
+    first_log_unit,
     log_growth,
     observe,
     remaining,
@@ -120,11 +122,59 @@ def test_of_weights_in_other_units_lengths_are_in_these_units(reader, factor):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_every_kernel_may_have_units_of_its_own(reader):
-    factors, expected = [1e-2, 50.0], Run(without_biases, reader)
+def test_kernels_may_have_somewhat_other_units_than_each_other(reader):
+    factors, expected = [0.6, 1.8], Run(without_biases, reader)
     inverse = [1 / factor for factor in factors]
     found = Run(without_biases, reader, weight=factors, gradient=inverse)
     close(found, expected, factors)
+
+
+def first_units(sizes: list[float], scale: float = 1.0) -> Tensor:
+    """First unit of each layer of a chain, over that of torch's initialisation."""
+    net = nn.Sequential(*[nn.Linear(8, 8, bias=False) for _ in sizes]).double()
+    spec = spec_of_module(net)
+    constants = arrange(spec, blocks_of(spec), 1, like=torch.zeros(()).double()).constants
+    rms = scale * torch.tensor(sizes, dtype=torch.float64) / math.sqrt(3 * 8)
+    found = first_log_unit((64 * rms.square())[None], constants)[0].exp()
+    return found / (0.025 / math.sqrt(8) * scale)
+
+
+def test_kernels_of_like_size_have_units_of_their_own_weights():
+    sizes = [1.0, 0.26, 3.0, 1.0]
+    torch.testing.assert_close(first_units(sizes), torch.tensor(sizes).double())
+    # Most kernels of a SIREN are small, and the first is not.
+    torch.testing.assert_close(first_units([8.0, 1, 1, 1]), torch.tensor([8.0, 1, 1, 1]).double())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
+def test_a_far_smaller_kernel_starts_as_if_it_were_zero(scale):
+    units = [first_units([1.0, 1.0, size], scale)[-1].item() for size in (0, 1e-9, 0.01, 0.1)]
+    assert units == pytest.approx([1, 1, 0.97, 0.7])
+    others = first_units([1.0, 1.0, 0.01], scale)[:2]
+    torch.testing.assert_close(others, torch.ones(2).double())
+    before, after = (first_units([1.0, 1.0, size], scale)[-1] for size in (0.2499, 0.2501))
+    assert before == pytest.approx(after.item(), rel=2e-3), "no jump"
+    of_two = first_units([1.0, 0.01], scale)
+    assert of_two.tolist() == pytest.approx([1, 0.97])
+
+
+def test_a_last_layer_that_starts_near_zero_learns_as_one_that_starts_at_zero():
+    def loss_at_the_end(std: float) -> float:
+        torch.manual_seed(0)
+        x = torch.randn(512, 16)
+        y = (x[:, :8] * x[:, 8:]).sum(1, keepdim=True)
+        net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 1))
+        nn.init.normal_(net[2].weight, std=std)
+        opt = NGOptimizer(net.parameters(), model=net)
+        for i in range(120):
+            rows = slice(64 * (i % 8), 64 * (i % 8) + 64)
+            loss = (net(x[rows]) - y[rows]).square().mean()
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        return (net(x) - y).square().mean().item()
+
+    assert loss_at_the_end(1e-4) < 1.2 * loss_at_the_end(0.0)
 
 
 def test_units_of_a_single_neuron_are_seen():
