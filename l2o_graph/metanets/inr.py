@@ -1,6 +1,5 @@
 """INRClassifier and INREditor: models that map INRs to logits or to changed INRs; their files."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,8 +68,7 @@ class INRModel(nn.Module):
         self.config, self.provenance = config, {}
         self.statistics = None if statistics is None else Normalisation(statistics)
         self.generator = None
-        side = math.isqrt(config.probes)
-        grid = coordinates(side, side) if config.model == "drawn" else None
+        grid = coordinates(config.side, config.side) if config.model == "drawn" else None
         self.register_buffer("probes", grid)
         if config.generated:
             self.generator = GeneratedProbes(config.layout[0], config.probes)

@@ -114,8 +114,13 @@ class INRModelConfig(ReaderConfig):
                 f"{self.heads}"
             )
 
+    @property
+    def side(self) -> int:
+        """Side of the square image that "drawn" reads."""
+        return math.isqrt(self.probes)
+
     def _check_image(self) -> None:
-        side = math.isqrt(self.probes)
+        side = self.side
         if side**2 != self.probes or side < 2**self.layers or self.layout[0] != 2:
             raise ValueError(
                 f"probes: expected the pixels of a square image of side {2**self.layers} or more, "

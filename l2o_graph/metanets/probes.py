@@ -5,7 +5,6 @@ computes, whatever its weights are. Inputs that are learned independently overfi
 linear generator share structure. Inputs on a grid draw the image that an INR represents.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -32,14 +31,10 @@ class GeneratedProbes(nn.Module):
         return self.maps(self.codes).T
 
 
-class ProbeBody(nn.Module):
-    """ProbeGen: an MLP on the networks' outputs at the probes; weights are not read."""
+class OutputBody(nn.Module):
+    """Base of models that read only the outputs at the probes, by a network ``net``."""
 
-    def __init__(self, config: INRModelConfig):
-        super().__init__()
-        hidden = [config.hidden] * (config.layers - 1)
-        answers = config.layout[-1] * config.probes
-        self.net = mlp([answers, *hidden, config.classes], config.dropout)
+    net: nn.Module
 
     def forward(
         self,
@@ -51,7 +46,17 @@ class ProbeBody(nn.Module):
         return self.net(probe_outputs(responses))
 
 
-class DrawnBody(nn.Module):
+class ProbeBody(OutputBody):
+    """ProbeGen: an MLP on the networks' outputs at the probes; weights are not read."""
+
+    def __init__(self, config: INRModelConfig):
+        super().__init__()
+        hidden = [config.hidden] * (config.layers - 1)
+        answers = config.layout[-1] * config.probes
+        self.net = mlp([answers, *hidden, config.classes], config.dropout)
+
+
+class DrawnBody(OutputBody):
     """CNN on the images that networks represent; weights are not read.
 
     This is a reference for models that read weights: it can use everything that a picture shows.
@@ -60,26 +65,14 @@ class DrawnBody(nn.Module):
 
     def __init__(self, config: INRModelConfig):
         super().__init__()
-        self.side = math.isqrt(config.probes)
-        stages: list[nn.Module] = []
-        read, written = config.layout[-1], config.hidden
+        read, written, side = config.layout[-1], config.hidden, config.side
+        stages: list[nn.Module] = [nn.Unflatten(1, (read, side, side))]
         for _ in range(config.layers):
             stages += [nn.Conv2d(read, written, 3, padding=1), nn.ReLU()]
             stages += [nn.Conv2d(written, written, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-            read, written = written, 2 * written
-        features = read * (self.side >> config.layers) ** 2
-        self.net = nn.Sequential(
-            *stages, nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(features, config.classes)
-        )
-
-    def forward(
-        self,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor],
-        responses: Sequence[Float[Tensor, "I _ M"]],
-    ) -> Float[Tensor, "I classes"]:
-        """Compute logits: see ``l2o_graph.metanets.inr.BODIES``."""
-        return self.net(3 * (responses[-1] - OFFSET).unflatten(-1, (self.side, self.side)))
+            read, written, side = written, 2 * written, side // 2
+        last = nn.Linear(read * side**2, config.classes)
+        self.net = nn.Sequential(*stages, nn.Flatten(), nn.Dropout(config.dropout), last)
 
 
 def probe_outputs(responses: Sequence[Float[Tensor, "I _ M"]]) -> Float[Tensor, "I answers"]:
