@@ -71,6 +71,7 @@ class Course:
         length = self.draw.length
         steps = min(steps, length - self.age)
         networks = 2 * self.problems.pairs
+        parameters = sum(map(math.prod, self.problems.shapes))  # of one network
         horizon = torch.full((networks,), float(length)) if self.draw.told else None
         scale = self.problems.scale.repeat_interleave(2, 0)
         losses, evaluations = [], []
@@ -78,7 +79,7 @@ class Course:
             loss, gradients = self._gradients(step)
             losses.append(loss)
             with torch.no_grad():
-                few = self.problems.plan.examples.few(step)
+                few = self.problems.plan.examples.few(step, parameters)
                 updates, _ = advance(learned, self.memory, gradients, self.parameters, horizon, few)
                 follow(self.parameters, self.offsets, updates, step)
             if (step + 1) % EVALUATE_EVERY == 0:

@@ -26,6 +26,8 @@ LOOKED_AFTER = 1 / 16
 NUMBERS_OF_INDEX = 8
 # Fewer than about this many are meant to be memorised, like the single batch of a trial run.
 BY_HEART = 64
+# Of more examples than this many for each of its parameters a network memorises hardly any.
+PER_PARAMETER = 8
 # Size of the hash table that counts distinct rows.
 MARKS = 2**14
 # Only about this many numbers of longer rows are hashed, evenly spaced.
@@ -44,6 +46,7 @@ class Examples:
 
     def __init__(self):
         self.rows = self.numbers = 0  # rows so far, and numbers in each of them
+        self.parameters = math.inf  # scalars that are trained, once they are known
         self.marks: Tensor | None = None  # (K,) 1 where a row has left its mark
         self.is_over = False  # whether counting has stopped
         self._looked = 0  # rows when the table was last evaluated
@@ -76,7 +79,8 @@ class Examples:
         self.numbers = sum(map(numbers_of, rows))
         if self.rows >= self._looked * (1 + LOOKED_AFTER) or self._few is None:
             different = self._different()
-            self._looked, self._few = self.rows, fewness(different, self.rows, self.numbers)
+            self._looked = self.rows
+            self._few = fewness(different, self.rows, self.numbers, self.parameters)
             self.is_over = bool(different > CLEARLY_MANY * many(self.numbers))
 
     def few(self) -> Tensor | None:
@@ -104,8 +108,9 @@ class Examples:
 
     def state(self) -> dict[str, Any]:
         """Return the count as numbers and a tensor, to save it."""
-        kept = {"rows": self.rows, "numbers": self.numbers, "is_over": self.is_over}
-        return kept | {"looked": self._looked, "few": self._few, "marks": self.marks}
+        names = ("rows", "numbers", "parameters", "is_over", "marks")
+        kept = {name: getattr(self, name) for name in names}
+        return kept | {"looked": self._looked, "few": self._few}
 
     @staticmethod
     def of(state: Any) -> "Examples":
@@ -119,6 +124,7 @@ class Examples:
             return new
         try:
             new.rows, new.numbers = int(state["rows"]), int(state["numbers"])
+            new.parameters = float(state.get("parameters", math.inf))
             new.is_over, new._looked = bool(state["is_over"]), int(state["looked"])
             if state["marks"] is not None:
                 new.marks = state["marks"].to(torch.uint8, copy=True).reshape(MARKS)
@@ -145,20 +151,23 @@ def many(numbers: int) -> float:
     return MANY_PER_NUMBER * min(numbers, MOST_NUMBERS) * min(numbers / OF_COORDINATES, 1.0)
 
 
-def fewness(different: Tensor, rows: int, numbers: int) -> Tensor:
+def fewness(different: Tensor, rows: int, numbers: int, parameters: float) -> Tensor:
     """Compute the degree ε to which examples are few, from 0 to 1.
 
-    It is the cube of the fraction of repeated rows, reduced if the distinct ones are many, or so
-    few that they are meant to be memorised.
+    It is the cube of the fraction of repeated rows, reduced if the distinct ones are many, too many
+    for the network to memorise, or so few that they are meant to be memorised.
 
     Args:
         different: Number of distinct rows, at least 1.
         rows: Number of rows.
         numbers: Numbers in a row.
+        parameters: Number of scalars that are trained; infinity if not known.
     """
     # Cubed, as what was seen two or three times is not overfitted yet.
     again = (1 - different / rows).clamp(min=0) ** 3
-    return again / (1 + different / many(numbers)) / (1 + (BY_HEART / different) ** 2)
+    for_network = 1 + (different / (PER_PARAMETER * parameters)) ** 2
+    by_heart = 1 + (BY_HEART / different) ** 2
+    return again / (1 + different / many(numbers)) / for_network / by_heart
 
 
 def _tensors(inputs: Any) -> Iterator[Tensor]:

@@ -154,6 +154,7 @@ class NGOptimizer(LearnedOptimizer):
             )
             for members in places.values()
         ]
+        self._examples.parameters = float(sum(p.numel() for p in active))
         anew = sum(one.anew for one in self._arrangements)
         if anew:
             warn(

@@ -28,7 +28,7 @@ class Stream:
         """Return the batch of a step, which is deterministic."""
         return self._make(self._dice.other("step", step))
 
-    def few(self, step: int) -> None:
+    def few(self, step: int, parameters: int) -> None:
         """Return None, see ``FixedSet.few``: all examples are new."""
 
 
@@ -60,11 +60,14 @@ class FixedSet:
         x, y = self._examples
         return rows(x, index), rows(y, index)
 
-    def few(self, step: int) -> Tensor:
-        """Compute the degree to which examples are few, (): see ``optim.examples.fewness``."""
+    def few(self, step: int, parameters: int) -> Tensor:
+        """Compute the degree to which examples are few for a network of so many parameters, ().
+
+        See ``optim.examples.fewness``.
+        """
         seen = (step + 1) * self._size
         different = torch.tensor(float(min(seen, self._count)))
-        return fewness(different, seen, numbers_of(self._examples[0][0]))
+        return fewness(different, seen, numbers_of(self._examples[0][0]), float(parameters))
 
 
 Examples = Stream | FixedSet

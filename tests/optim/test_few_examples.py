@@ -32,10 +32,10 @@ def seen(batches: list) -> Examples:
     return examples
 
 
-def few_of(different: int, rows: int, numbers: int) -> float:
+def few_of(different: int, rows: int, numbers: int, parameters: float = math.inf) -> float:
     """By the formula, from exact counts."""
     many = 30 * numbers**2 if numbers < 10 else 300 * min(numbers, 32)
-    again = (1 - different / rows) ** 3
+    again = (1 - different / rows) ** 3 / (1 + (different / (8 * parameters)) ** 2)
     return again / (1 + different / many) / (1 + (BY_HEART / different) ** 2)
 
 
@@ -123,6 +123,24 @@ def test_ever_new_examples_and_one_small_batch_are_not_few():
     assert seen([torch.randn(32, 10) for _ in range(90)]).few().item() < 0.02
     assert seen([torch.eye(4)] * 500).few().item() < 0.01
     assert seen(picked(torch.randn(300, 10), 32, 400)).few().item() > 0.7
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_network_of_few_parameters_memorises_little(frozen, checkpoint):
+    """Parameters count that are trained."""
+    torch.manual_seed(0)
+    x, few = torch.randn(500, 10), []
+    for width in (2, 200):
+        net = nn.Sequential(nn.Linear(10, width), nn.Tanh(), nn.Linear(width, 1))
+        net[0].requires_grad_(not frozen)
+        optimizer = NGOptimizer(net.parameters(), checkpoint=checkpoint, model=net)
+        for batch in picked(x, 100, 60):
+            net(batch).square().mean().backward()
+            optimizer.step()
+        parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        few.append(optimizer._examples.few().item())
+        assert few[-1] == pytest.approx(few_of(500, 6000, 10, parameters), rel=0.06)
+    assert few[0] < 0.3 * few[1]
 
 
 def test_counting_ends_where_examples_are_many(checkpoint):
