@@ -1,10 +1,16 @@
 """What several test files share."""
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
 
 pytest.register_assert_rewrite("support")
+
+from support.checks import only_where_shapes_are  # noqa: E402
+
+# Before anything is imported that is checked; where it comes too late, checks are but slower.
+jaxtyping.jaxtyped = only_where_shapes_are(jaxtyping.jaxtyped)
 
 from support.ranks import Ranks  # noqa: E402  whose assertions then tell what they found
 
