@@ -7,10 +7,10 @@ from hypothesis import settings
 
 pytest.register_assert_rewrite("support")
 
-from support.checks import only_where_shapes_are  # noqa: E402
+from support.checks import at_less_cost  # noqa: E402
 
 # Before anything is imported that is checked; where it comes too late, checks are but slower.
-jaxtyping.jaxtyped = only_where_shapes_are(jaxtyping.jaxtyped)
+jaxtyping.jaxtyped = at_less_cost(jaxtyping.jaxtyped)
 
 from support.ranks import Ranks  # noqa: E402  whose assertions then tell what they found
 
