@@ -1,5 +1,6 @@
 """Checks of types, at their full price only where shapes are written."""
 
+import builtins
 import dataclasses
 import functools
 import inspect
@@ -26,7 +27,7 @@ def unless_disabled(checked: Callable, function: Callable) -> Callable:
         return (function if config.jaxtyping_disable else checked)(*args, **kwargs)
 
     # Under the name of jaxtyping, whose frames are none of the user's to a warning.
-    under = {"__name__": jaxtyping.__name__}
+    under = {"__name__": jaxtyping.__name__, "__builtins__": builtins}
     either = types.FunctionType(either.__code__, under, closure=either.__closure__)
     return functools.wraps(function)(either)
 
