@@ -90,7 +90,7 @@ def test_layer_equals_the_loop_over_pairs(name, together, most_pairs, options):
 @pytest.mark.parametrize("name", ["cnn", "tangled"])
 def test_model_equals_the_loop_over_pairs(name, together, most_pairs, options):
     topology = topology_of(SPECS[name])
-    model = noisy(NGT(HIDDEN, layers=3, heads=2, **options, most_pairs=most_pairs))
+    model = noisy(NGT(HIDDEN, layers=2, heads=2, **options, most_pairs=most_pairs))
     nodes, edges = first_states(topology)
     route = route_of(topology, together)
     last_nodes, states = model(route, nodes, parts_of(route, edges))
