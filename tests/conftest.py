@@ -1,10 +1,16 @@
 """What several test files share."""
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
 
 pytest.register_assert_rewrite("support")
+
+from support.checks import at_less_cost  # noqa: E402
+
+# Before anything is imported that is checked; where it comes too late, checks are but slower.
+jaxtyping.jaxtyped = at_less_cost(jaxtyping.jaxtyped)
 
 from support.ranks import Ranks  # noqa: E402  whose assertions then tell what they found
 

@@ -213,8 +213,10 @@ CHANGES = {
 @pytest.mark.parametrize("changes", CHANGES)
 @EVERY_MODEL
 def test_answers_equal_the_loop_over_neurons_and_edges(name, changes, task):
-    model = made(name, task, **CHANGES[changes])
-    weights, biases = inrs(2)
+    # Two layers, of which the second is the last, and few neurons, in layers of several sizes.
+    layout = (2, 2, 3, 2)
+    model = made(name, task, layout=layout, layers=2, **CHANGES[changes])
+    weights, biases = inrs(2, layout)
     found = flat(model(weights, biases))
     networks = zip(zip(*weights, strict=True), zip(*biases, strict=True), strict=True)
     expected = torch.stack([slow_answer(model, w, b) for w, b in networks])

@@ -29,12 +29,13 @@ from l2o_graph.tracing.by_order import spec_of_parameters
 
 @pytest.fixture(scope="module", params=["none", "messages", "sequence"])
 def checkpoint(request, tmp_path_factory):
+    """Of three rules, for all that depends on what a step computes."""
     return controller_file(tmp_path_factory.mktemp("zoo"), reader=request.param)
 
 
 @pytest.fixture(scope="module")
 def graph_checkpoint(tmp_path_factory):
-    """Of a rule that reads the whole network."""
+    """Of a rule that reads the whole network; for what is done around a step, one is enough."""
     return controller_file(tmp_path_factory.mktemp("graph"))
 
 
@@ -196,11 +197,11 @@ def test_a_vanishing_rate_moves_nothing(checkpoint):
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_rate_may_be_a_tensor(shape, dtype, checkpoint):
+def test_a_rate_may_be_a_tensor(shape, dtype, graph_checkpoint):
     by_float, by_tensor = mlp(), mlp()
     rate = torch.full(shape, 0.3, dtype=dtype)
-    run(NGOptimizer(by_float.parameters(), 0.3, 0.1, checkpoint=checkpoint), range(2))
-    run(NGOptimizer(by_tensor.parameters(), rate, 0.1, checkpoint=checkpoint), range(2))
+    run(NGOptimizer(by_float.parameters(), 0.3, 0.1, checkpoint=graph_checkpoint), range(2))
+    run(NGOptimizer(by_tensor.parameters(), rate, 0.1, checkpoint=graph_checkpoint), range(2))
     assert equal(by_float.parameters(), by_tensor.parameters())
 
 
@@ -224,9 +225,9 @@ def test_maximize_is_descent_on_the_negated_loss(checkpoint):
 # The calling conventions -----------------------------------------------------------------------
 
 
-def test_closure_runs_once_with_gradients_on_and_its_loss_comes_back(checkpoint):
+def test_closure_runs_once_with_gradients_on_and_its_loss_comes_back(graph_checkpoint):
     model, calls = mlp(), []
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint)
     before = copies(model.parameters())
 
     def closure():
@@ -244,8 +245,8 @@ def test_closure_runs_once_with_gradients_on_and_its_loss_comes_back(checkpoint)
     assert optimizer.step(lambda: 0.5) == 0.5
 
 
-def test_hooks_fire_once(checkpoint):
-    optimizer = NGOptimizer(mlp().parameters(), checkpoint=checkpoint)
+def test_hooks_fire_once(graph_checkpoint):
+    optimizer = NGOptimizer(mlp().parameters(), checkpoint=graph_checkpoint)
     order = []
     optimizer.register_step_pre_hook(lambda *_: order.append("before"))
     optimizer.register_step_post_hook(lambda *_: order.append("after"))
@@ -253,9 +254,9 @@ def test_hooks_fire_once(checkpoint):
     assert order == ["before", "after"]
 
 
-def test_zero_grad(checkpoint):
+def test_zero_grad(graph_checkpoint):
     model = mlp()
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint)
     give_gradients(model.parameters(), 0)
     optimizer.zero_grad(set_to_none=False)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -263,8 +264,8 @@ def test_zero_grad(checkpoint):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_repr_shows_options_and_no_network(checkpoint):
-    text = repr(NGOptimizer(mlp().parameters(), lr=0.5, checkpoint=checkpoint))
+def test_repr_shows_options_and_no_network(graph_checkpoint):
+    text = repr(NGOptimizer(mlp().parameters(), lr=0.5, checkpoint=graph_checkpoint))
     assert "NGOptimizer" in text and "lr: 0.5" in text and "checkpoint: random0@" in text
     assert "Linear" not in text and "tensor" not in text
 
@@ -283,17 +284,17 @@ def test_accumulated_and_clipped_gradients_are_the_ones_used(checkpoint):
     assert equal(model.parameters(), twin.parameters())
 
 
-def test_grad_scaler(checkpoint):
+def test_grad_scaler(graph_checkpoint):
     """A scale by a power of two is exact, so the scaler must not be seen in the result."""
     model, twin = mlp(), mlp()
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint)
     scaler.scale(model(x).square().sum()).backward()
     scaler.step(optimizer)
     scaler.update()
     twin(x).square().sum().backward()
-    NGOptimizer(twin.parameters(), checkpoint=checkpoint).step()
+    NGOptimizer(twin.parameters(), checkpoint=graph_checkpoint).step()
     assert equal(model.parameters(), twin.parameters())
 
     before, state = copies(model.parameters()), copies(state_tensors(optimizer))
@@ -310,12 +311,12 @@ def bf16() -> torch.autocast:
 
 
 @pytest.mark.parametrize("with_closure", [False, True])
-def test_bf16_autocast_reaches_the_model_and_not_the_step(with_closure, checkpoint):
+def test_bf16_autocast_reaches_the_model_and_not_the_step(with_closure, graph_checkpoint):
     """Whether it is around the model alone, as it should be, or around the step as well."""
     results = []
     for around_model, around_all in ((bf16, nullcontext), (nullcontext, bf16)):
         model, outputs = mlp(), []
-        optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+        optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint)
 
         def closure(around=around_model, model=model, optimizer=optimizer, outputs=outputs):
             optimizer.zero_grad()
@@ -398,14 +399,14 @@ def test_names_tell_a_norm_from_a_bias(graph_checkpoint):
     assert not equal(named.parameters(), bare.parameters())
 
 
-def test_a_parameter_named_twice_is_one_parameter(checkpoint):
+def test_a_parameter_named_twice_is_one_parameter(graph_checkpoint):
     listed, twice = mlp(), mlp()
     names = list(twice.named_parameters())
     with pytest.warns(UserWarning, match="duplicate parameters"):
-        optimizer = NGOptimizer([*names, names[0]], checkpoint=checkpoint)
+        optimizer = NGOptimizer([*names, names[0]], checkpoint=graph_checkpoint)
     give_gradients(twice.parameters(), 0)
     optimizer.step()
-    run(NGOptimizer(listed.named_parameters(), checkpoint=checkpoint), range(1))
+    run(NGOptimizer(listed.named_parameters(), checkpoint=graph_checkpoint), range(1))
     assert equal(listed.parameters(), twice.parameters())
 
 
@@ -532,13 +533,13 @@ def test_any_shapes_can_be_trained(shapes, checkpoint):
 
 
 @pytest.mark.parametrize("empty", [(0,), (0, 5), (5, 0), (3, 0, 2)], ids=str)
-def test_empty_parameters_are_allowed(empty, checkpoint):
+def test_empty_parameters_are_allowed(empty, graph_checkpoint):
     alone, beside = mlp(), mlp()
-    run(NGOptimizer(alone.parameters(), checkpoint=checkpoint), range(2))
+    run(NGOptimizer(alone.parameters(), checkpoint=graph_checkpoint), range(2))
     parameters = [*beside.parameters(), nn.Parameter(torch.zeros(empty))]
-    run(NGOptimizer(parameters, checkpoint=checkpoint), range(2))
+    run(NGOptimizer(parameters, checkpoint=graph_checkpoint), range(2))
     assert equal(alone.parameters(), beside.parameters())
-    only = NGOptimizer([nn.Parameter(torch.zeros(empty))], checkpoint=checkpoint)
+    only = NGOptimizer([nn.Parameter(torch.zeros(empty))], checkpoint=graph_checkpoint)
     run(only, range(2))
     assert not only.state
 
@@ -551,7 +552,7 @@ def test_raw_tensors_can_be_trained(checkpoint):
     assert equal(raw, model.parameters())
 
 
-def test_memory_layout_does_not_matter(checkpoint):
+def test_memory_layout_does_not_matter(graph_checkpoint):
     def kernels():
         generator = torch.Generator().manual_seed(0)
         shapes = [(4, 3, 3, 3), (6, 4, 2, 2), (5, 6)]
@@ -570,7 +571,7 @@ def test_memory_layout_does_not_matter(checkpoint):
     layouts = [p.stride() for p in scattered]
     for parameters in (contiguous, scattered):
         run(
-            NGOptimizer(parameters, 1.0, 0.1, checkpoint=checkpoint),
+            NGOptimizer(parameters, 1.0, 0.1, checkpoint=graph_checkpoint),
             [0, 1],
         )
     assert equal(contiguous, scattered)
@@ -636,11 +637,11 @@ def test_types_may_be_mixed(checkpoint):
 
 @pytest.mark.parametrize("with_model", [False, True])
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_a_layer_may_change_its_width(with_model, steps_before, checkpoint):
+def test_a_layer_may_change_its_width(with_model, steps_before, graph_checkpoint):
     """A parameter of a new shape starts anew; with no steps before, so does everything."""
     model, wider = mlp(), nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     told = {"model": model} if with_model else {}
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint, **told)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint, **told)
     run(optimizer, range(steps_before))
     for p, q in zip(model.parameters(), wider.parameters(), strict=True):
         p.grad, p.data = None, q.data.clone()
@@ -648,15 +649,15 @@ def test_a_layer_may_change_its_width(with_model, steps_before, checkpoint):
     steps = [int(state["step"]) for state in optimizer.state.values()]
     assert steps == [2, 2, 2, 2 + steps_before]
     told = {"model": wider} if with_model else {}
-    run(NGOptimizer(wider.parameters(), checkpoint=checkpoint, **told), range(2))
+    run(NGOptimizer(wider.parameters(), checkpoint=graph_checkpoint, **told), range(2))
     assert equal(model.parameters(), wider.parameters()) == (steps_before == 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_step_that_is_not_finite_changes_nothing(dtype, checkpoint):
+def test_a_step_that_is_not_finite_changes_nothing(dtype, graph_checkpoint):
     for bad in (torch.inf, -torch.inf, torch.nan, 1e25):
         model, twin = mlp(dtype=dtype), mlp(dtype=dtype)
-        optimizer = NGOptimizer(model.parameters(), weight_decay=0.1, checkpoint=checkpoint)
+        optimizer = NGOptimizer(model.parameters(), weight_decay=0.1, checkpoint=graph_checkpoint)
         run(optimizer, range(2))
         before, state = copies(model.parameters()), copies(state_tensors(optimizer))
         give_gradients(model.parameters(), 5)
@@ -665,7 +666,7 @@ def test_a_step_that_is_not_finite_changes_nothing(dtype, checkpoint):
             optimizer.step()
         assert equal(model.parameters(), before) and equal(state_tensors(optimizer), state)
         run(optimizer, [2])
-        run(NGOptimizer(twin.parameters(), weight_decay=0.1, checkpoint=checkpoint), range(3))
+        run(NGOptimizer(twin.parameters(), weight_decay=0.1, checkpoint=graph_checkpoint), range(3))
         assert equal(model.parameters(), twin.parameters())
 
 
@@ -703,15 +704,15 @@ CONVERSIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)
-def test_a_model_may_be_converted_between_two_steps(name, checkpoint):
+def test_a_model_may_be_converted_between_two_steps(name, graph_checkpoint):
     """As if an optimizer of the converted model had loaded the state."""
     model, twin = cnn(), cnn()
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint)
     run(optimizer, range(2))
     twin.load_state_dict(model.state_dict())
     for converted in (model, twin):
         CONVERSIONS[name](converted)
-    then = NGOptimizer(twin.parameters(), checkpoint=checkpoint)
+    then = NGOptimizer(twin.parameters(), checkpoint=graph_checkpoint)
     then.load_state_dict(optimizer.state_dict())
     before = copies(model.parameters())
     for o in (optimizer, then):
@@ -727,13 +728,15 @@ def test_a_model_may_be_converted_between_two_steps(name, checkpoint):
 
 @pytest.mark.parametrize("with_model", [False, True])
 @pytest.mark.parametrize("steps_before", [False, True])
-def test_layers_that_learn_their_width_at_the_first_batch(steps_before, with_model, checkpoint):
+def test_layers_that_learn_their_width_at_the_first_batch(
+    steps_before, with_model, graph_checkpoint
+):
     """Lazy layers have no shapes when they are handed over, and keep their identity."""
     lazy = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(3))
     plain = mlp()
     optimizer, other = (
         NGOptimizer(
-            net.parameters() if with_model else list(net.parameters()), checkpoint=checkpoint
+            net.parameters() if with_model else list(net.parameters()), checkpoint=graph_checkpoint
         )
         for net in (lazy, plain)
     )
@@ -747,12 +750,12 @@ def test_layers_that_learn_their_width_at_the_first_batch(steps_before, with_mod
     assert equal(lazy.parameters(), plain.parameters())
 
 
-def test_memory_given_anew_after_the_model_was_handed_over(checkpoint):
+def test_memory_given_anew_after_the_model_was_handed_over(graph_checkpoint):
     model, plain = mlp(), mlp()
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint)
     model.to_empty(device="cpu").load_state_dict(plain.state_dict())
     run(optimizer, range(2))
-    run(NGOptimizer(plain.parameters(), checkpoint=checkpoint), range(2))
+    run(NGOptimizer(plain.parameters(), checkpoint=graph_checkpoint), range(2))
     assert equal(model.parameters(), plain.parameters())
 
 
@@ -766,14 +769,14 @@ def _swapped_in_place():
 
 
 @pytest.mark.usefixtures("_swapped_in_place")
-def test_parameters_on_meta_may_be_materialised_in_place(checkpoint):
+def test_parameters_on_meta_may_be_materialised_in_place(graph_checkpoint):
     plain = mlp()
     with torch.device("meta"):
         model = mlp()
-    optimizer = NGOptimizer(model.parameters(), checkpoint=checkpoint)
+    optimizer = NGOptimizer(model.parameters(), checkpoint=graph_checkpoint)
     model.to_empty(device="cpu").load_state_dict(plain.state_dict())
     run(optimizer, range(2))
-    run(NGOptimizer(plain.parameters(), checkpoint=checkpoint), range(2))
+    run(NGOptimizer(plain.parameters(), checkpoint=graph_checkpoint), range(2))
     assert equal(model.parameters(), plain.parameters())
 
 

@@ -1,5 +1,6 @@
 """Two processes on gloo: replicas that stay equal, checkpoints of both, and refusals."""
 
+import functools
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
 )
 
-STEPS = 20
+STEPS = 12
 
 
 @pytest.fixture(scope="module", params=["messages", "attention"])
@@ -65,6 +66,7 @@ def outcome(model: nn.Module, optimizer: NGOptimizer) -> list[Tensor]:
     return copies([*model.parameters(), *state_tensors(optimizer)])
 
 
+@functools.cache
 def alone(checkpoint: Path, parts: int = 1) -> list[Tensor]:
     """One process that sees the batches of both: what two replicas should come to.
 

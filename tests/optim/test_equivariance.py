@@ -31,7 +31,7 @@ RULES = {
 
 def trained(network: nn.Sequential, checkpoint, inputs: Tensor, labels: Tensor) -> list[Tensor]:
     optimizer = NGOptimizer(network.parameters(), lr=0.5, checkpoint=checkpoint)
-    for _ in range(5):
+    for _ in range(4):
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(inputs), labels).backward()
         drop_rounding(network.parameters())
@@ -71,8 +71,9 @@ def test_so_are_those_of_the_rule_of_the_paper(model, drawn):
     assert error_of_updates(RULES[model], network, orders) < 1e-5
 
 
+# Fewer networks than above: what is new here, around the updates, is the same for every reader.
 @pytest.mark.parametrize("reader", READERS)
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(permutations())
 def test_training_a_permuted_network_is_the_permuted_training(reader, drawn):
     network, shape, orders = drawn

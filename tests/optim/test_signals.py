@@ -1,5 +1,6 @@
 """What a controller sees: against a twin of one row at a time, and free of all scales."""
 
+import functools
 import math
 
 import pytest
@@ -94,6 +95,9 @@ class Run:
         return [t.clone() for t in gathered(self.memory, [t.reshape(1, -1) for t in tensors])]
 
 
+run_of = functools.cache(Run)  # which is looked at, and goes no further
+
+
 def close(found: Run, expected: Run, factors: list[float]) -> None:
     for a, b in zip(found.signals, expected.signals, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
@@ -108,7 +112,7 @@ def close(found: Run, expected: Run, factors: list[float]) -> None:
 @pytest.mark.parametrize("factor", [1e-8, 1e-3, 1e5])
 @pytest.mark.parametrize("reader", READERS)
 def test_of_a_loss_in_other_units_nothing_changes(reader, factor):
-    expected = Run(reader=reader)
+    expected = run_of(reader=reader)
     close(Run(reader=reader, gradient=factor), expected, [1.0] * len(expected.start))
 
 
@@ -116,14 +120,14 @@ def test_of_a_loss_in_other_units_nothing_changes(reader, factor):
 @pytest.mark.parametrize("reader", READERS)
 def test_of_weights_in_other_units_lengths_are_in_these_units(reader, factor):
     """With w = w' / a and so a gradient of g / a."""
-    expected = Run(reader=reader)
+    expected = run_of(reader=reader)
     found = Run(reader=reader, weight=factor, gradient=1 / factor)
     close(found, expected, [factor] * len(expected.start))
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_kernels_may_have_somewhat_other_units_than_each_other(reader):
-    factors, expected = [0.6, 1.8], Run(without_biases, reader)
+    factors, expected = [0.6, 1.8], run_of(without_biases, reader)
     inverse = [1 / factor for factor in factors]
     found = Run(without_biases, reader, weight=factors, gradient=inverse)
     close(found, expected, factors)
@@ -179,7 +183,7 @@ def test_a_last_layer_that_starts_near_zero_learns_as_one_that_starts_at_zero():
 
 def test_units_of_a_single_neuron_are_seen():
     one = torch.tensor([10.0, 1.0, 1.0, 1.0, 1.0])[:, None]
-    expected, found = Run(without_biases), Run(without_biases, weight=[one, 1.0])
+    expected, found = run_of(without_biases), Run(without_biases, weight=[one, 1.0])
     assert (found.signals[-1] - expected.signals[-1]).abs().max() > 0.01
 
 

@@ -122,10 +122,13 @@ def updates(rule: Rule, network, parameters, gradients) -> list[list[Tensor]]:
     return answer
 
 
-def error_of_updates(rule: Rule, network: nn.Sequential, orders: Orders) -> float:
-    """How far the updates of the permuted network are from the permuted updates."""
+def error_of_updates(rule: Rule, network: nn.Sequential, orders: Orders, steps: int = 4) -> float:
+    """How far the updates of the permuted network are from the permuted updates.
+
+    In four steps a controller also makes one with roots that it has kept, the third.
+    """
     parameters = [p.detach() for p in network.parameters()]
-    gradients = [random_like(parameters, seed) for seed in range(5)]
+    gradients = [random_like(parameters, seed) for seed in range(steps)]
     for each in gradients:
         each[0][0, 0] = 0  # a parameter without a gradient
     moved = [permuted(network, tensors, orders) for tensors in (parameters, *gradients)]
