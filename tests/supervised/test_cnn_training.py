@@ -60,7 +60,7 @@ def trainer_of(config, zoo) -> CNNTrainer:
 
 def test_a_checkpoint_says_how_far_off_it_was_on_runs_it_chose_by(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr("meta_train.supervised.cnn.LEVELS", (0.4, 0.9))
-    result = train_cnn_model(TINY, zoo, tmp_path / "run")
+    result = train_cnn_model(dataclasses.replace(TINY, epochs=1), zoo, tmp_path / "run")
     model = GeneralizationPredictor.from_checkpoint(result.checkpoint)
     val, test = load_cnns(zoo, "val"), load_cnns(zoo, "test")
     train = load_cnns(zoo, "train").accuracy

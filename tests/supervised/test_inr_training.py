@@ -103,13 +103,13 @@ def test_a_run_leaves_a_log_and_the_best_model(inrs, whole):
 def test_minutes_set_the_number_of_steps_by_the_time_of_the_first(inrs, tmp_path, monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: 0.05 * next(ticks))  # 0.05 s a step
-    config = dataclasses.replace(TINY, minutes=0.01)
+    config = dataclasses.replace(TINY, minutes=0.005)
     result = train_inr_model(config, inrs, tmp_path / "run")
-    assert (result.steps, result.finished) == (12, True)
-    assert [r["step"] for r in records(result.log) if "loss" in r] == list(range(1, 13))
+    assert (result.steps, result.finished) == (6, True)
+    assert [r["step"] for r in records(result.log) if "loss" in r] == list(range(1, 7))
     monkeypatch.setattr(time, "perf_counter", lambda: 0.5 * next(ticks))
     again = train_inr_model(config, inrs, tmp_path / "run", resume=True)
-    assert (again.steps, again.finished) == (12, True), "the plan is part of the state"
+    assert (again.steps, again.finished) == (6, True), "the plan is part of the state"
 
 
 def test_training_learns_the_networks_it_sees(inrs):
