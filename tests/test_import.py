@@ -18,7 +18,7 @@ def fresh(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_it_loads_what_the_optimizer_needs():
+def test_it_loads_what_the_optimizer_needs_and_a_star_all_names():
     fresh(f"""
 import sys
 import l2o_graph
@@ -29,11 +29,6 @@ optimizer = l2o_graph.NGOptimizer(net.parameters(), model=net)
 net(torch.ones(1, 2)).sum().backward()
 optimizer.step()
 assert not [name for name in {HEAVY} if name in sys.modules]
-""")
-
-
-def test_a_star_has_all_names():
-    fresh(f"""
 from l2o_graph import *
 assert not set({l2o_graph.__all__}) - globals().keys()
 """)

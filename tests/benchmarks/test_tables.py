@@ -1,6 +1,9 @@
 """Tables of models that read networks: what they hold is what the runs came to."""
 
+import contextlib
+import io
 import json
+import shutil
 import signal
 
 import pytest
@@ -16,21 +19,30 @@ from meta_train.run import read_state, write_state
 def inrs(tmp_path_factory):
     """24 images to train on, 8 and 8 to judge by."""
     out = tmp_path_factory.mktemp("inrs")
-    given = ["--source", "fmnist_sample", "--jobs", "1", "--steps", "60", "--batch", "8"]
+    given = ["--source", "fmnist_sample", "--jobs", "1", "--steps", "20", "--batch", "8"]
     assert fit_inrs([*given, "--count", "24", "8", "8", "--out", str(out)]) == 0
     return out
 
 
-def asked(out, inrs, *more):
+def asked(out, inrs, *more, seeds=2):
     given = ["mnist_inr", "--only", "MLP", "NG-GNN, 4", "--hidden", "8", "--out", str(out)]
-    return [*given, "--seeds", "2", "--", "--inrs", str(inrs), "--epochs", "1", *more]
+    given += ["--seeds", str(seeds), "--", "--inrs", str(inrs), "--epochs", "1", "--batch", "8"]
+    return [*given, *more]
 
 
-def test_a_table_holds_what_its_runs_came_to_and_is_not_made_twice(inrs, tmp_path, capsys):
-    assert main(asked(tmp_path, inrs, "--batch", "8")) == 0
-    first = capsys.readouterr().out
-    assert (tmp_path / "mnist_inr-some.md").read_text() in first
-    folders = [tmp_path / "mnist_inr" / f"ng_gnn-probes-4-{seed}" for seed in (0, 1)]
+@pytest.fixture(scope="module")
+def made(inrs, tmp_path_factory):
+    """A folder with a finished table, which tests read alone, and what was printed."""
+    out, printed = tmp_path_factory.mktemp("tables"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(asked(out, inrs)) == 0
+    return out, printed.getvalue()
+
+
+def test_a_table_holds_what_its_runs_came_to_and_is_not_made_twice(inrs, made):
+    out, first = made
+    assert (out / "mnist_inr-some.md").read_text() in first
+    folders = [out / "mnist_inr" / f"ng_gnn-probes-4-{seed}" for seed in (0, 1)]
     found = [provenance(folder / "checkpoint.safetensors") for folder in folders]
     mean = 100 * sum(each["test_accuracy"] for each in found) / 2
     (row,) = [line for line in first.splitlines() if line.startswith("| NG-GNN, 4 probes")]
@@ -39,17 +51,16 @@ def test_a_table_holds_what_its_runs_came_to_and_is_not_made_twice(inrs, tmp_pat
     assert float(cells[2].split(" ± ")[0]) == pytest.approx(mean, abs=0.005)
     assert (cells[3], cells[5]) == ("2", "91.8 ± 0.5")
 
-    states = sorted(tmp_path.rglob("state.safetensors"))
+    states = sorted(out.rglob("state.safetensors"))
     before = [path.stat().st_mtime_ns for path in states]
     assert len(before) == 4
-    assert main(asked(tmp_path, inrs, "--batch", "8")) == 0
+    assert main(asked(out, inrs)) == 0
     assert [path.stat().st_mtime_ns for path in states] == before
 
 
-def test_the_width_is_that_of_graph_models_alone(inrs, tmp_path):
-    assert main(asked(tmp_path, inrs, "--batch", "8")) == 0
+def test_the_width_is_that_of_graph_models_alone(made):
     widths = {
-        name: json.loads((tmp_path / "mnist_inr" / name / "config.json").read_text())
+        name: json.loads((made[0] / "mnist_inr" / name / "config.json").read_text())
         for name in ("mlp-0", "ng_gnn-probes-4-0")
     }
     assert widths["mlp-0"]["model"]["hidden"] == 256
@@ -66,8 +77,8 @@ def test_rows_that_do_not_end_are_left_out_and_say_where_to_look(inrs, tmp_path,
     assert "unrecognized arguments: --no-such-option" in place.read_text()
 
 
-def test_an_error_of_any_kind_ends_one_row_alone(inrs, tmp_path, capsys):
-    assert main(asked(tmp_path, inrs)) == 0
+def test_an_error_of_any_kind_ends_one_row_alone(inrs, made, tmp_path):
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
     whole = (tmp_path / "mnist_inr-some.md").read_text()
     state = tmp_path / "mnist_inr" / "mlp-1" / "state.safetensors"
     write_state(state, read_state(state)[0], {})  # a run without its weights
@@ -92,7 +103,7 @@ sys.exit(main())
 
 
 def test_an_interrupt_ends_the_table_and_the_same_command_goes_on(inrs, tmp_path):
-    options = asked(tmp_path, inrs, "--batch", "8")
+    options = asked(tmp_path, inrs, seeds=1)
     assert stopped(HELD, options, signal.SIGINT)[0] == 130
     assert [path.name for path in (tmp_path / "mnist_inr").iterdir()] == ["mlp-0"]
     assert main(options) == 0

@@ -193,7 +193,7 @@ if __name__ == "__main__":
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
-    options = ["--kind", "small", "--runs", "12", "--steps", "80"]
+    options = ["--kind", "small", "--runs", "12", "--steps", "20"]
     run(tmp_path / "whole", *options)
     broken = tmp_path / "broken"
     given = ["--dataset", "fmnist_sample", "--batch", "8", "--checkpoints", "2", "--test-images",

@@ -21,10 +21,16 @@ from meta_train.controller_training import ControllerTrainer, EvolutionConfig, s
 from meta_train.course import MOST_LOSS, Course
 
 
-@pytest.fixture
-def data(tmp_path):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
     """Where nothing lies, so that images are those of the packaged sample."""
-    return tmp_path / "data"
+    return tmp_path_factory.mktemp("data") / "nothing"
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nobody stopped; tests read it alone."""
+    return train(TINY, data, tmp_path_factory.mktemp("runs") / "whole")
 
 
 def records(log):
@@ -43,14 +49,13 @@ def with_(config: EvolutionConfig, **changes) -> EvolutionConfig:
 # A run ------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path, data):
-    result = train(TINY, data, tmp_path / "run")
-    assert result.finished and result.checkpoint is not None
-    stored = load_checkpoint(result.checkpoint)
+def test_a_run_leaves_a_checkpoint_that_trains_networks(data, whole):
+    assert whole.finished and whole.checkpoint is not None
+    stored = load_checkpoint(whole.checkpoint)
     assert stored.controller.config == TINY.controller
     assert stored.provenance["config"]["pairs"] == 2
     assert stored.provenance["outer_steps"] == TINY.outer_steps
-    state = load_file(result.state)
+    state = load_file(whole.state)
     start_of_all = trainer_of(TINY, data).weights
     halfway = (start_of_all + state["average"]) / 2
     torch.testing.assert_close(stored.controller.vector(), halfway)
@@ -59,10 +64,10 @@ def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path, data):
     module = torch.nn.Linear(3, 2)
     before = module.weight.detach().clone()
     module(torch.ones(1, 3)).sum().backward()
-    NGOptimizer(module.parameters(), checkpoint=result.checkpoint).step()
+    NGOptimizer(module.parameters(), checkpoint=whole.checkpoint).step()
     assert not torch.equal(before, module.weight)
 
-    lines = records(result.log)
+    lines = records(whole.log)
     steps = [line for line in lines if "loss" in line]
     assert [line["outer_step"] for line in steps] == list(range(1, 9))
     assert [line["family"] for line in steps] == list(FAMILIES) * 4
@@ -76,8 +81,9 @@ def test_a_run_leaves_a_checkpoint_that_trains_networks(tmp_path, data):
         assert line["score"] == pytest.approx(mean)
 
 
-def test_killed_it_resumes_to_the_same_weights(tmp_path, data):
-    check_resumes(train, ControllerTrainer, "support.meta_training", data, tmp_path, records)
+def test_killed_it_resumes_to_the_same_weights(tmp_path, data, whole):
+    module = "support.meta_training"
+    check_resumes(train, ControllerTrainer, module, data, tmp_path, records, whole)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(data):
@@ -88,8 +94,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(data):
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_ctrl_c_ends_it_after_the_step_it_is_in_with_the_state_saved(tmp_path, data, monkeypatch):
-    whole, advance = train(TINY, data, tmp_path / "whole"), ControllerTrainer.advance
+def test_ctrl_c_ends_it_after_the_step_it_is_in_with_the_state_saved(
+    tmp_path, data, whole, monkeypatch
+):
+    advance = ControllerTrainer.advance
 
     def interrupted(trainer):
         if trainer.step == 2:

@@ -16,6 +16,8 @@ from meta_train.families.images import Pictures
 PAIRS = 3
 JUDGED = ("few_examples", "fine_tune")  # by held-out examples, at least in some draws
 SEEDS = (0, 1)
+# Families whose steps take the longest. Twenty lower their losses by a fifth or more.
+DEAR = ("full_cnn", "image_cnn", "language", "patches", "restore")
 
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
 
@@ -131,9 +133,10 @@ def test_adam_lowers_the_loss(family):
         r / u.repeat_interleave(3).view_as(r) for r, u in zip(of_row, problems.units.T, strict=True)
     ]
     optimizer, end = torch.optim.Adam(parameters, 1.0, eps=0.0), []
-    for step in range(60):
+    steps = 20 if family in DEAR else 60
+    for step in range(steps):
         loss = problems.loss(parameters, problems.batch(step))
-        if step >= 50:
+        if step >= steps - 10:
             end.append(loss.detach())
         optimizer.zero_grad()
         loss.sum().backward()

@@ -28,8 +28,10 @@ from meta_train.run import Result, read_state, write_state
 from meta_train.tasks import get_task
 from meta_train.trainer import ESTIMATORS, MetaTrainer, meta_train
 
+# A network of 434 parameters on batches of 16: what is tested does not depend on its size.
+SMALL = "fmnist_sample:width=4,depth=2,batch=16"
 TINY = MetaConfig(
-    task="fmnist_sample", rule=RuleConfig(hidden=8, layers=2, inner=4),
+    task=SMALL, rule=RuleConfig(hidden=8, layers=2, inner=4),
     outer_steps=5, unroll=4, evaluate_every=2, evaluate_steps=3, evaluate_seeds=1, save_every=2,
 )  # fmt: skip
 
@@ -76,7 +78,7 @@ def test_without_outer_steps_the_checkpoint_is_the_untrained_rule(tmp_path):
 
 @pytest.mark.parametrize("model", get_args(Model))
 def test_every_model_is_meta_trained(model, tmp_path):
-    config = paper_recipe("fmnist_sample", model)
+    config = paper_recipe(SMALL, model)
     rule = dataclasses.replace(config.rule, hidden=8, layers=1, inner=4)
     config = dataclasses.replace(
         config, rule=rule, outer_steps=1, unroll=4, evaluate_steps=2, evaluate_seeds=1
@@ -101,11 +103,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 
 OPTIONS = [
     "--preset", "paper", "--task", "fmnist_sample", "--model", "ff", "--threads", "1", "--unroll",
-    "4", "--evaluate-every", "100", "--evaluate-steps", "2", "--evaluate-seeds", "1",
-    "--save-every", "1", "--outer-steps", "30",
+    "2", "--evaluate-every", "100", "--evaluate-steps", "2", "--evaluate-seeds", "1",
+    "--save-every", "1", "--outer-steps", "5",
 ]  # fmt: skip
-COMMAND = [sys.executable, "-W", "ignore", "-m", "meta_train", *OPTIONS]
-# The same, which waits for a signal before its fourth step.
+# The command, which waits for a signal before its fourth step.
 HELD = """
 import sys
 from support import hold
@@ -124,15 +125,16 @@ def outer_step(state):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nobody stopped."""
+    """A run of the command, in a process of its own, that nobody stopped."""
     out, env = tmp_path_factory.mktemp("runs") / "whole", {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*COMMAND, "--out", out], check=True, env=env, capture_output=True)
+    command = [sys.executable, "-W", "ignore", "-m", "meta_train", *OPTIONS, "--out", out]
+    subprocess.run(command, check=True, env=env, capture_output=True)
     return out
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, number, whole):
-    env, broken = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "broken"
+    broken = tmp_path / "broken"
     status, out = stopped(HELD, [*OPTIONS, "--out", broken], number)
     reached = outer_step(broken / "state.safetensors")
     if number == signal.SIGINT:  # the step that it was in is done
@@ -141,8 +143,7 @@ def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, numbe
     else:
         assert (status, reached) == (-signal.SIGKILL, 3)
 
-    resumed = [*COMMAND, "--out", broken, "--resume"]
-    subprocess.run(resumed, check=True, env=env, capture_output=True)
+    assert main([*OPTIONS, "--out", str(broken), "--resume"]) == 0
     expected, found = (load_file(run / "state.safetensors") for run in (whole, broken))
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
@@ -195,7 +196,7 @@ def test_the_rate_falls_to_zero_as_a_cosine():
 
 def test_the_papers_recipe_runs(tmp_path):
     config = dataclasses.replace(
-        paper_recipe("fmnist_sample"), outer_steps=1, unroll=2, evaluate_steps=1, evaluate_seeds=1
+        paper_recipe(SMALL), outer_steps=1, unroll=2, evaluate_steps=1, evaluate_seeds=1
     )
     result = meta_train(config, tmp_path / "run")
     assert result.checkpoint is not None

@@ -18,7 +18,7 @@ SMALL = RuleConfig(hidden=8, layers=2, inner=4)
 
 @pytest.fixture
 def problem():
-    task = get_task("fmnist_sample")
+    task = get_task("fmnist_sample:width=4,batch=16")
     task.load(None)
     return task.problem(3, torch.device("cpu"))
 

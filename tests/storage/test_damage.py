@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save
-from support.meta_training import TINY, train
+from support.meta_training import TINY, little, train
 
 from l2o_graph.datasets.cnn.files import load_cnns
 from l2o_graph.inr import load_inrs
@@ -18,12 +18,16 @@ from meta_train.benchmarks.records import FILE, Record, Run
 from meta_train.parsing import parsed
 from meta_train.run import read_state, write_state
 
+# Three steps leave a course of each family, and an evaluation at each end.
+with little():
+    SHORT = dataclasses.replace(TINY, outer_steps=3)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run of the controller's trainer, next to an empty data folder."""
     folder = tmp_path_factory.mktemp("run")
-    train(TINY, folder / "data", folder / "run")
+    train(SHORT, folder / "data", folder / "run")
     return folder
 
 
@@ -35,7 +39,7 @@ def run(finished, tmp_path):
 
 
 def resume(run):
-    return train(TINY, run.parent / "data", run, resume=True)
+    return train(SHORT, run.parent / "data", run, resume=True)
 
 
 # Logs -------------------------------------------------------------------------------------------

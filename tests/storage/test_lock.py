@@ -1,15 +1,17 @@
 """One run per folder; leftovers of killed runs do not block later ones."""
 
 import contextlib
+import dataclasses
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.meta_training import TINY, train
+from support.meta_training import TINY, little, train
 
 from l2o_graph.datasets.cnn.generate import main as train_zoo
 from l2o_graph.datasets.inr.generate import main as fit_inrs
@@ -21,33 +23,60 @@ from meta_train.benchmarks.optimizers import main as benchmark
 from meta_train.benchmarks.tables import main as tables
 
 ROOT = Path(__file__).parents[2]
+# Holds one folder after another, each until the next line of its input.
 HOLD = """
 import sys
 from pathlib import Path
-from l2o_graph.storage.files import write_atomically
 from l2o_graph.storage.lock import held
 
-with held(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.readline()
+while folder := sys.stdin.readline().rstrip():
+    with held(Path(folder)):
+        print("held", flush=True)
+        sys.stdin.readline()
+    print("left", flush=True)
 """
 
 
-@contextlib.contextmanager
-def another_process(folder):
-    """Run a process that holds a folder until the end of the block."""
-    pipe, env = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        yield process
-        if process.poll() is None:
-            process.communicate("\n")
+class Other:
+    """A process beside this one. It is started once, as that takes seconds, and again if killed."""
+
+    def __init__(self):
+        self.process = None
+
+    @contextlib.contextmanager
+    def holds(self, folder):
+        """Let it hold a folder until the end of the block."""
+        if self.process is None or self.process.poll() is not None:
+            self.end()
+            pipe, env = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-c", HOLD]
+            self.process = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True)
+        assert self._answer(folder) == "held\n"
+        try:
+            yield self.process
+        finally:
+            if self.process.poll() is None:
+                assert self._answer("") == "left\n"
+
+    def _answer(self, line):
+        print(line, file=self.process.stdin, flush=True)
+        return self.process.stdout.readline()
+
+    def end(self):
+        if self.process is not None:
+            self.process.communicate()
 
 
-def test_the_second_is_told_who_holds_the_folder(tmp_path):
+@pytest.fixture(scope="module")
+def other():
+    other = Other()
+    yield other
+    other.end()
+
+
+def test_the_second_is_told_who_holds_the_folder(tmp_path, other):
     folder = tmp_path / "run"
-    with another_process(folder) as process:
+    with other.holds(folder) as process:
         match = rf"^folder '.*run' is in use by process {process.pid} on .* since .*; wait for it"
         with pytest.raises(BlockingIOError, match=match), held(folder):
             pass
@@ -66,8 +95,8 @@ def test_one_process_does_not_hold_a_folder_twice(tmp_path):
         pass
 
 
-def test_a_lock_does_not_outlive_a_killed_process(tmp_path):
-    with another_process(tmp_path) as process:
+def test_a_lock_does_not_outlive_a_killed_process(tmp_path, other):
+    with other.holds(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert (tmp_path / LOCK).exists()
@@ -116,9 +145,9 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_that_writes_a_folder_refuses_one_in_use(name, tmp_path, capsys):
+def test_every_command_that_writes_a_folder_refuses_one_in_use(name, tmp_path, capsys, other):
     command, options = COMMANDS[name]
-    with another_process(tmp_path) as process:
+    with other.holds(tmp_path) as process:
         status = command([*options, "--out", str(tmp_path)])
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     assert status == 2
@@ -127,31 +156,33 @@ def test_every_command_that_writes_a_folder_refuses_one_in_use(name, tmp_path, c
     assert "Traceback" not in error
 
 
-def test_a_table_refuses_a_folder_in_use(tmp_path, capsys):
-    with another_process(tmp_path / "mnist_inr") as process:
+def test_a_table_refuses_a_folder_in_use(tmp_path, capsys, other):
+    with other.holds(tmp_path / "mnist_inr") as process:
         assert tables(["mnist_inr", "--out", str(tmp_path)]) == 2
     assert f"in use by process {process.pid} on " in capsys.readouterr().err
 
 
-def test_what_is_finished_is_reported_beside_a_running_command(tmp_path, capsys):
+def test_what_is_finished_is_reported_beside_a_running_command(tmp_path, capsys, other):
     given = ["--tasks", "flow", "--optimizers", "adamw-default", "--data-root", "sample"]
     given += ["--steps", "8", "--out", str(tmp_path)]
     assert benchmark(given) == 0
-    with another_process(tmp_path):
+    with other.holds(tmp_path):
         assert benchmark(given) == 2
         assert benchmark([*given, "--finished"]) == 0
     assert f"wrote {tmp_path / 'results.md'}" in capsys.readouterr().out
 
 
-def test_a_killed_run_is_resumed_and_a_running_one_is_not(tmp_path):
+def test_a_killed_run_is_resumed_and_a_running_one_is_not(tmp_path, other):
     data = tmp_path / "data"  # empty: images are those of the packaged sample
-    train(TINY, data, tmp_path / "run")
-    with another_process(tmp_path / "run") as process:
+    with little():
+        short = dataclasses.replace(TINY, outer_steps=1)
+    train(short, data, tmp_path / "run")
+    with other.holds(tmp_path / "run") as process:
         with pytest.raises(BlockingIOError, match=f"process {process.pid} "):
-            train(TINY, data, tmp_path / "run", resume=True)
+            train(short, data, tmp_path / "run", resume=True)
         process.kill()
         process.wait()
-        assert train(TINY, data, tmp_path / "run", resume=True).finished
+        assert train(short, data, tmp_path / "run", resume=True).finished
 
 
 # Partial files ---------------------------------------------------------------------------------
@@ -166,38 +197,43 @@ write_atomically(Path(sys.argv[1]), b"half")
 """
 
 
-def killed_while_it_wrote(path):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+@pytest.fixture(scope="module")
+def killed_while_it_wrote(tmp_path_factory):
+    """A folder in which a process was killed while it wrote a file, and that file's name."""
+    folder = tmp_path_factory.mktemp("killed")
+    path, env = folder / "state.safetensors", {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", WRITE, str(path)], env=env, check=False)
     assert done.returncode == -signal.SIGKILL
-    (left,) = [other for other in path.parent.iterdir() if other.name.endswith(".partial")]
-    assert not path.exists()
-    return left
+    (left,) = folder.iterdir()
+    assert left.suffix == ".partial"
+    return folder, path.name
 
 
-def test_what_a_killed_process_had_half_written_goes_with_the_next_writing(tmp_path):
-    path = tmp_path / "state.safetensors"
-    killed_while_it_wrote(path)
+def test_what_a_killed_process_had_half_written_goes_with_the_next_writing(
+    tmp_path, killed_while_it_wrote
+):
+    folder, name = killed_while_it_wrote
+    path = shutil.copytree(folder, tmp_path / "run") / name
     write_atomically(path, b"whole")
-    assert [other.name for other in tmp_path.iterdir()] == [path.name]
+    assert [one.name for one in path.parent.iterdir()] == [name]
     assert path.read_bytes() == b"whole"
 
 
-def test_it_goes_with_the_next_run_in_the_folder(tmp_path):
-    killed_while_it_wrote(tmp_path / "train-00000.safetensors")
-    with held(tmp_path):
-        assert [other.name for other in tmp_path.iterdir()] == [LOCK]
+def test_it_goes_with_the_next_run_in_the_folder(tmp_path, killed_while_it_wrote):
+    run = shutil.copytree(killed_while_it_wrote[0], tmp_path / "run")
+    with held(run):
+        assert [path.name for path in run.iterdir()] == [LOCK]
 
 
-def test_what_others_are_writing_stays(tmp_path):
+def test_what_others_are_writing_stays(tmp_path, other):
     path = tmp_path / "state.safetensors"
-    with another_process(tmp_path / "elsewhere") as process:
-        other = tmp_path / f".{path.name}.{process.pid}.partial"
-        other.write_bytes(b"at work")
+    with other.holds(tmp_path / "elsewhere") as process:
+        half = tmp_path / f".{path.name}.{process.pid}.partial"
+        half.write_bytes(b"at work")
         another_file = tmp_path / ".log.1.partial.txt"
         another_file.write_text("somebody's own")
         with held(tmp_path):
             write_atomically(path, b"whole")
         assert sorted(tmp_path.iterdir()) == sorted(
-            [other, another_file, path, tmp_path / "elsewhere"]
+            [half, another_file, path, tmp_path / "elsewhere"]
         )

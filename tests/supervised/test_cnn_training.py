@@ -43,6 +43,12 @@ def zoo(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def whole(zoo, tmp_path_factory):
+    """A run that nobody stopped; tests read it alone."""
+    return train_cnn_model(TINY, zoo, tmp_path_factory.mktemp("runs") / "whole")
+
+
 def records(log):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
@@ -54,7 +60,7 @@ def trainer_of(config, zoo) -> CNNTrainer:
 
 def test_a_checkpoint_says_how_far_off_it_was_on_runs_it_chose_by(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr("meta_train.supervised.cnn.LEVELS", (0.4, 0.9))
-    result = train_cnn_model(TINY, zoo, tmp_path / "run")
+    result = train_cnn_model(dataclasses.replace(TINY, epochs=1), zoo, tmp_path / "run")
     model = GeneralizationPredictor.from_checkpoint(result.checkpoint)
     val, test = load_cnns(zoo, "val"), load_cnns(zoo, "test")
     train = load_cnns(zoo, "train").accuracy
@@ -71,23 +77,22 @@ def test_a_checkpoint_says_how_far_off_it_was_on_runs_it_chose_by(zoo, tmp_path,
     assert "val_cover_40" not in model.provenance
 
 
-def test_a_run_leaves_a_log_the_best_model_and_what_it_predicts(zoo, tmp_path):
-    result = train_cnn_model(TINY, zoo, tmp_path / "run")
-    log = records(result.log)
+def test_a_run_leaves_a_log_the_best_model_and_what_it_predicts(zoo, whole):
+    log = records(whole.log)
     (*points, last) = (r for r in log if "val_tau" in r)
     assert not any("test_tau" in p for p in points), "the test split is read once, at the end"
     steps = [r["step"] for r in log if "loss" in r]
-    assert result.finished and steps == list(range(1, result.steps + 1))
-    assert [p["step"] for p in points] == [0, *range(3, result.steps, 3), result.steps]
+    assert whole.finished and steps == list(range(1, whole.steps + 1))
+    assert [p["step"] for p in points] == [0, *range(3, whole.steps, 3), whole.steps]
 
-    model = GeneralizationPredictor.from_checkpoint(result.checkpoint)
+    model = GeneralizationPredictor.from_checkpoint(whole.checkpoint)
     first_best = max(points, key=lambda p: (p["val_tau"], -p["step"]))
     assert model.provenance["step"] == first_best["step"]
     assert model.provenance["seen"]["classes"] == [10, 10]
     test = load_cnns(zoo, "test")
     predicted = model(test)
     assert kendall(predicted, test.accuracy) == pytest.approx(last["test_tau"])
-    lines = records(tmp_path / "run" / "predictions.jsonl")
+    lines = records(whole.state.with_name("predictions.jsonl"))
     assert [line["run"] for line in lines] == test.run.tolist()
     assert [line["step"] for line in lines] == test.step.tolist()
     assert [line["accuracy"] for line in lines] == test.accuracy.tolist()
@@ -195,20 +200,19 @@ def test_chosen_networks_come_in_their_order():
     assert some.run.tolist() == [3, 1] and torch.equal(some.values[0], networks.values[3])
 
 
-def test_a_killed_run_comes_to_the_same_weights(zoo, tmp_path):
-    check_resumes(train_cnn_model, CNNTrainer, __name__, zoo, tmp_path, records)
+def test_a_killed_run_comes_to_the_same_weights(zoo, tmp_path, whole):
+    check_resumes(train_cnn_model, CNNTrainer, __name__, zoo, tmp_path, records, whole)
 
 
-def test_requests_that_cannot_be_met(zoo, tmp_path, capsys, monkeypatch):
+def test_requests_that_cannot_be_met(zoo, tmp_path, whole, capsys, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # which is quicker to refuse
     with pytest.raises(ValueError, match=r"loss: expected 'mse' or 'bce', found 'mae'"):
         dataclasses.replace(TINY, loss="mae")
     with pytest.raises(ValueError, match="piece: expected at least 1, found 0"):
         dataclasses.replace(TINY, piece=0)
-    train_cnn_model(dataclasses.replace(TINY, epochs=1), zoo, tmp_path / "run")
     with pytest.raises(ValueError, match=r"another configuration: .*batch is 8, not 4"):
-        other = dataclasses.replace(TINY, epochs=1, batch=4)
-        train_cnn_model(other, zoo, tmp_path / "run", resume=True)
+        other = dataclasses.replace(TINY, batch=4)
+        train_cnn_model(other, zoo, whole.state.parent, resume=True)
     assert main(["--task", "cnn_park", "--zoo", str(tmp_path / "nothing")]) == 2
     assert "expected networks of split 'train'" in capsys.readouterr().err
     assert main(["--task", "cnn_park", "--model", "nfn", "--zoo", str(zoo)]) == 2

@@ -48,7 +48,7 @@ def stopped(code, arguments, number=signal.SIGKILL):
     return process.returncode, "".join(said)
 
 
-def check_resumes(train, trainer, module, data, folder, records):
+def check_resumes(train, trainer, module, data, folder, records, whole=None):
     """A training run, killed after its first saved state, goes on to the same weights and log.
 
     Args:
@@ -58,6 +58,7 @@ def check_resumes(train, trainer, module, data, folder, records):
         data: Folder of the networks.
         folder: Empty.
         records: Path of a log -> its records.
+        whole: Result of the same run that nobody stopped, where there is one already.
     """
     config = sys.modules[module].TINY
     # Where not every state is saved, a step is in the log that is in none.
@@ -69,7 +70,7 @@ def check_resumes(train, trainer, module, data, folder, records):
         f"hold.before(trainer, 'advance', {before});"
         "train(TINY, sys.argv[1], Path(sys.argv[2]))"
     )
-    whole, broken = train(config, data, folder / "whole"), folder / "broken"
+    broken, whole = folder / "broken", whole or train(config, data, folder / "whole")
     status, _ = stopped(code, [data, broken])
     assert status == -signal.SIGKILL
     with pytest.raises(FileExistsError, match="holds a run already"):
