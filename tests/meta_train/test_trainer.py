@@ -106,7 +106,8 @@ OPTIONS = [
     "2", "--evaluate-every", "100", "--evaluate-steps", "2", "--evaluate-seeds", "1",
     "--save-every", "1", "--outer-steps", "5",
 ]  # fmt: skip
-# The command, which waits for a signal before its fourth step.
+COMMAND = [sys.executable, "-W", "ignore", "-m", "meta_train", *OPTIONS]
+# The same, which waits for a signal before its fourth step.
 HELD = """
 import sys
 from support import hold
@@ -125,16 +126,15 @@ def outer_step(state):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of the command, in a process of its own, that nobody stopped."""
+    """A run that nobody stopped."""
     out, env = tmp_path_factory.mktemp("runs") / "whole", {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "meta_train", *OPTIONS, "--out", out]
-    subprocess.run(command, check=True, env=env, capture_output=True)
+    subprocess.run([*COMMAND, "--out", out], check=True, env=env, capture_output=True)
     return out
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, number, whole):
-    broken = tmp_path / "broken"
+    env, broken = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "broken"
     status, out = stopped(HELD, [*OPTIONS, "--out", broken], number)
     reached = outer_step(broken / "state.safetensors")
     if number == signal.SIGINT:  # the step that it was in is done
@@ -143,7 +143,8 @@ def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights(tmp_path, numbe
     else:
         assert (status, reached) == (-signal.SIGKILL, 3)
 
-    assert main([*OPTIONS, "--out", str(broken), "--resume"]) == 0
+    resumed = [*COMMAND, "--out", broken, "--resume"]
+    subprocess.run(resumed, check=True, env=env, capture_output=True)
     expected, found = (load_file(run / "state.safetensors") for run in (whole, broken))
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
