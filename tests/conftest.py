@@ -7,7 +7,7 @@ from hypothesis import settings
 
 pytest.register_assert_rewrite("support")
 
-from support.checks import at_less_cost  # noqa: E402
+from support.checks import at_less_cost  # noqa: E402  as nothing of it may come before that line
 
 # Before anything is imported that is checked; where it comes too late, checks are but slower.
 jaxtyping.jaxtyped = at_less_cost(jaxtyping.jaxtyped)
